@@ -1,0 +1,175 @@
+"""Where an array lives, and the linear algebra that SciPy, CuPy and the array API spell differently.
+
+The only module that imports CuPy, and it does so on first need: importing the package never touches the GPU.
+"""
+
+import warnings
+from functools import cache
+
+import numpy as np
+import scipy.linalg
+from array_api_compat import array_namespace, device, is_cupy_array, is_jax_array, is_numpy_array
+
+
+@cache
+def cupy_or_none():
+    """The CuPy module if it is installed and sees a GPU, else None. Probed once a process.
+
+    CuPy may be installed on a machine without a GPU, where it imports but computes nothing.
+
+    Examples
+    --------
+    >>> cupy_or_none() is cupy_or_none()
+    True
+    """
+    try:
+        import cupy
+    except ImportError:
+        return None
+    return cupy if cupy.cuda.is_available() else None
+
+
+def to_solver_array(a):
+    """Give an array to the library that solves on its device, without a copy where there is a way.
+
+    ==============================  ===========================================================
+    input                           output
+    ==============================  ===========================================================
+    NumPy, CuPy, array API objects  the same object
+    JAX on a GPU, CuPy usable       CuPy, same memory (DLPack)
+    JAX on a GPU, no CuPy           NumPy, copied to the host; warns once a process
+    JAX on the CPU                  NumPy, same memory (read-only)
+    lists and anything else         NumPy, by ``numpy.asarray``
+    ==============================  ===========================================================
+
+    JAX reserves most of a GPU when it starts, which starves CuPy in the same process. Set
+    ``XLA_PYTHON_CLIENT_PREALLOCATE=false`` before importing JAX when both are to share one.
+
+    Parameters
+    ----------
+    a : array
+        Any shape, any dtype.
+
+    Returns
+    -------
+    array
+        Shares memory with `a` wherever the table says so: treat it as read-only.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> type(to_solver_array(jnp.ones(2)))
+    <class 'numpy.ndarray'>
+    """
+    if is_jax_array(a):
+        return _from_jax(a)
+    if is_numpy_array(a) or is_cupy_array(a) or hasattr(a, "__array_namespace__"):
+        return a
+    return np.asarray(a)
+
+
+def _from_jax(a):
+    if not _on_gpu(a):
+        return np.asarray(a)
+    cupy = cupy_or_none()
+    if cupy is not None:
+        return cupy.from_dlpack(a)
+    _warn_of_host_copy()
+    return np.asarray(a)
+
+
+def _on_gpu(a):
+    return any(d.platform == "gpu" for d in a.devices())
+
+
+@cache
+def _warn_of_host_copy():
+    warnings.warn(
+        "JAX arrays on the GPU are copied to the host (8 n^2 bytes for a float64 Gram matrix) and solved on "
+        "the CPU (n^3/3 multiply-adds), because CuPy is not installed or sees no GPU. To solve on the GPU: "
+        "pip install 'ntkrobust_sk[gpu]'.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+def to_numpy(a):
+    """Copy to host memory if `a` is on a GPU, view it as NumPy otherwise.
+
+    Examples
+    --------
+    >>> to_numpy([1.0, 2.0])
+    array([1., 2.])
+    """
+    return a.get() if is_cupy_array(a) else np.asarray(a)
+
+
+def as_array_like(a, reference):
+    """`a` in the namespace and on the device of `reference`; the same object where it is there already.
+
+    Examples
+    --------
+    >>> as_array_like([1, 2], np.zeros(3))
+    array([1, 2])
+    """
+    a = to_solver_array(a)
+    xp = array_namespace(reference)
+    if array_namespace(a) is xp and device(a) == device(reference):
+        return a
+    return xp.asarray(to_numpy(a), device=device(reference))
+
+
+def cholesky(A):
+    """Lower triangular L with L Lᵀ = A, or ``numpy.linalg.LinAlgError`` if A is not positive definite.
+
+    SciPy rather than NumPy on the host: half the memory, and its error names the failing minor. CuPy returns
+    garbage for an indefinite matrix unless told to raise.
+
+    Examples
+    --------
+    >>> cholesky(np.array([[4.0, 2.0], [2.0, 5.0]]))
+    array([[2., 0.],
+           [1., 2.]])
+    """
+    if is_numpy_array(A):
+        return scipy.linalg.cholesky(A, lower=True, check_finite=False)
+    return _raising(A, array_namespace(A).linalg.cholesky)
+
+
+def eigh(A):
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix.
+
+    Examples
+    --------
+    >>> eigh(np.diag([3.0, 1.0]))[0]
+    array([1., 3.])
+    """
+    return _raising(A, array_namespace(A).linalg.eigh)
+
+
+def _raising(A, function):
+    if not is_cupy_array(A):
+        return function(A)
+    import cupyx
+
+    with cupyx.errstate(linalg="raise"):
+        return function(A)
+
+
+def solve_triangular(L, B, *, transposed=False):
+    """X with L X = B, or Lᵀ X = B, for a lower triangular (n, n) L and an (n, k) B.
+
+    Examples
+    --------
+    >>> solve_triangular(np.array([[2.0, 0.0], [1.0, 2.0]]), np.array([[2.0], [5.0]]))
+    array([[1.],
+           [2.]])
+    """
+    if is_numpy_array(L):
+        solve = scipy.linalg.solve_triangular
+    elif is_cupy_array(L):
+        from cupyx.scipy.linalg import solve_triangular as solve
+    else:
+        return array_namespace(L).linalg.solve(L.T if transposed else L, B)
+    # cuBLAS wants Fortran order, which the transpose of CuPy's C-ordered factor already has: no n x n copy.
+    return solve(L.T, B, lower=False, trans=0 if transposed else 1, check_finite=False)

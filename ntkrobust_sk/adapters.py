@@ -1,0 +1,403 @@
+"""Networks of other libraries, as networks of this one.
+
+Flax Linen, Haiku and stax describe a network apart from its weights and become a ``Network``; Flax NNX and
+Equinox build both at once and become a ``Model``. Each library is imported only when it is adapted.
+
+Networks are applied without a random key. Dropout is therefore off in evaluation, as it should be, and an
+error in a training step, unless its rate is 0. Only Flax NNX modules carry keys of their own, in ``state``,
+and can be trained with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .networks import Model, Network, Variables
+
+# Names under which modules are told their mode, and what each says in training.
+MODE_ARGUMENTS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+
+def from_flax(module) -> FlaxNetwork:
+    """A Flax Linen module as a network.
+
+    Parameters
+    ----------
+    module : flax.linen.Module
+        ``module(x)`` with x (n, ...) returns logits (n, C). An argument of ``__call__`` that is named
+        ``train``, ``training``, ``is_training``, ``deterministic`` or ``use_running_average`` is set by the
+        mode; a mode that was fixed when the module was built stays as it is.
+
+    Returns
+    -------
+    FlaxNetwork
+        Its ``params`` are the collection of that name, its ``state`` is the dict of all others, such as
+        ``batch_stats``, which only training steps change. Variables that exist already make a model as
+        ``Model(network, Variables(variables["params"], {"batch_stats": variables["batch_stats"]}))``.
+
+    Raises
+    ------
+    ImportError
+        If Flax is missing.
+    TypeError
+        If ``module`` is not a Linen module, or has a field that cannot be hashed, such as an array.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from flax import linen
+    >>> network = from_flax(linen.Dense(3))
+    >>> network.init(jax.random.key(0), (4,)).params["kernel"].shape
+    (4, 3)
+    """
+    linen = _require("flax.linen", "Flax")
+    if not isinstance(module, linen.Module):
+        raise TypeError(
+            f"from_flax needs an instance of flax.linen.Module, got {module!r}; for flax.nnx use from_nnx"
+        )
+    module = _without_lists(linen, module, {})
+    _check_hashable(module)
+    return FlaxNetwork(module)
+
+
+@dataclass(frozen=True)
+class FlaxNetwork:
+    """A Flax Linen module; made by :func:`from_flax`."""
+
+    module: Any
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Draw variables, as the module does it itself."""
+        x = jnp.zeros((1, *input_shape))
+        variables = dict(self.module.init(key, x, **_mode(self.module.__call__, train=False)))
+        return Variables(variables.pop("params", {}), variables)
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the state, updated when ``train`` is true."""
+        errors = _require("flax.errors", "Flax")
+        variables = {**dict(state), "params": params}
+        arguments = _mode(self.module.__call__, train)
+        try:
+            logits, updated = self.module.apply(
+                variables, x, mutable=list(state) if train else [], **arguments
+            )
+        except errors.InvalidRngError as error:
+            raise ValueError(
+                f"{type(self.module).__name__} asks for a random key, probably for dropout, but networks are "
+                "applied without one; train it with a dropout rate of 0"
+            ) from error
+        return logits, ({**state, **updated} if updated else state)
+
+
+def from_nnx(module) -> Model:
+    """A Flax NNX module as a model.
+
+    Parameters
+    ----------
+    module : flax.nnx.Module
+        ``module(x)`` with x (n, ...) returns logits (n, C). It is copied, and neither its weights nor its
+        mode are changed.
+
+    Returns
+    -------
+    Model
+        Its ``params`` are the values of all ``nnx.Param``, its ``state`` those of all other variables, as
+        nested dicts; ``nnx.update(module, model.variables.params)`` writes them back. Modes are those of
+        ``module.eval()`` and ``module.train()``. Random keys, as of dropout, are part of the state.
+
+    Raises
+    ------
+    ImportError
+        If Flax is missing.
+    TypeError
+        If ``module`` is not an NNX module, or has a static attribute that cannot be hashed.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from flax import nnx
+    >>> from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))(jax.numpy.ones((2, 4))).shape
+    (2, 3)
+    """
+    nnx = _require("flax.nnx", "Flax")
+    if not isinstance(module, nnx.Module):
+        raise TypeError(
+            f"from_nnx needs an instance of flax.nnx.Module, got {module!r}; for flax.linen use from_flax"
+        )
+    module = nnx.clone(module)
+    module.train()
+    training, _ = nnx.split(module)
+    module.eval()
+    evaluation, params, state = nnx.split(module, nnx.Param, ...)
+    network = NNXNetwork(type(module).__name__, evaluation, training)
+    _check_hashable(network)
+    return Model(network, Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state)))
+
+
+@dataclass(frozen=True)
+class NNXNetwork:
+    """The structure of a Flax NNX module in both modes; made by :func:`from_nnx`."""
+
+    name: str
+    evaluation: Any = field(repr=False)
+    training: Any = field(repr=False)
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Always an error: the module's weights are in its model."""
+        raise _already_built(self, "from_nnx")
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the state, updated when ``train`` is true."""
+        nnx = _require("flax.nnx", "Flax")
+        module = nnx.merge(self.training if train else self.evaluation, params, state)
+        logits = module(x)
+        if train:
+            state = nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[2])
+        return logits, state
+
+
+def from_equinox(module, state=None, *, batched: bool = False) -> Model:
+    """An Equinox module as a model.
+
+    Parameters
+    ----------
+    module : equinox.Module
+        Sees one example at a time, as Equinox's layers do: ``module(x)`` with x (...) returns logits (C,), or
+        ``module(x, state)`` returns logits and the new state. Inputs come in the module's own layout: with
+        Equinox's convolutions that is (channels, height, width), not (h, w, c).
+    state : equinox.nn.State, default=None
+        The second half of what ``equinox.nn.make_with_state`` returns. Batch norm must have
+        ``axis_name="batch"``.
+    batched : bool, default=False
+        The module sees the whole batch, x (n, ...) -> logits (n, C).
+
+    Returns
+    -------
+    Model
+        Its ``params`` are the floating JAX arrays of the module, in the module's own structure. Its ``state``
+        is a pair ``(fixed, state)``: the other arrays of the module, which stay as they are, and the Equinox
+        state. ``equinox.combine(params, fixed, model.network.static)`` is the module again. Modes are those
+        of ``equinox.nn.inference_mode``.
+
+    Raises
+    ------
+    ImportError
+        If Equinox is missing.
+    TypeError
+        If ``module`` is not an Equinox module, or has anything but arrays that cannot be hashed.
+
+    Examples
+    --------
+    >>> import equinox, jax
+    >>> from_equinox(equinox.nn.Linear(4, 3, key=jax.random.key(0)))(jax.numpy.ones((2, 4))).shape
+    (2, 3)
+    """
+    eqx = _require("equinox", "Equinox")
+    if not isinstance(module, eqx.Module):
+        raise TypeError(f"from_equinox needs an instance of equinox.Module, got {module!r}")
+    params, rest = eqx.partition(module, eqx.is_inexact_array)
+    fixed, static = eqx.partition(rest, lambda leaf: isinstance(leaf, (jax.Array, np.ndarray, np.generic)))
+    network = EquinoxNetwork(static, batched)
+    # An Equinox module hashes its leaves alone, but compiled code is found by its static fields too.
+    _check_hashable((network, jax.tree.structure(module)))
+    return Model(network, Variables(params, (fixed, state)))
+
+
+@dataclass(frozen=True)
+class EquinoxNetwork:
+    """An Equinox module without its arrays; made by :func:`from_equinox`."""
+
+    static: Any
+    batched: bool = False
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Always an error: the module's weights are in its model."""
+        raise _already_built(self, "from_equinox")
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the state, updated when ``train`` is true."""
+        eqx = _require("equinox", "Equinox")
+        fixed, moving = state
+        module = eqx.nn.inference_mode(eqx.combine(params, fixed, self.static), value=not train)
+        if moving is None:
+            return (module if self.batched else jax.vmap(module))(x), state
+        if not self.batched:
+            module = jax.vmap(module, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+        # Equinox invalidates a State object when it is updated; ours has to stay usable.
+        logits, updated = module(x, jax.tree.map(lambda leaf: leaf, moving))
+        return logits, ((fixed, updated) if train else state)
+
+
+def from_haiku(transformed) -> HaikuNetwork:
+    """A transformed Haiku function as a network.
+
+    Parameters
+    ----------
+    transformed : haiku.Transformed or haiku.TransformedWithState
+        What ``hk.transform`` or ``hk.transform_with_state`` made of a function x (n, ...) -> logits (n, C),
+        with or without ``hk.without_apply_rng``. An argument of the function that is named ``is_training``,
+        ``train``, ``training``, ``deterministic`` or ``use_running_average`` is set by the mode. Networks are
+        compared by value: transform once, not at every use, to reuse compiled code.
+
+    Returns
+    -------
+    HaikuNetwork
+        Haiku's batch norm takes its first statistics from the inputs that it is initialised with. ``init``
+        therefore shows it a batch of 16 standard normal inputs; a training step replaces them.
+
+    Raises
+    ------
+    ImportError
+        If Haiku is missing.
+    TypeError
+        If ``transformed`` is not a transformed function.
+
+    Examples
+    --------
+    >>> import haiku, jax
+    >>> network = from_haiku(haiku.transform(lambda x: haiku.Linear(3)(x)))
+    >>> network.init(jax.random.key(0), (4,)).params["linear"]["w"].shape
+    (4, 3)
+    """
+    hk = _require("haiku", "Haiku")
+    if not isinstance(transformed, (hk.Transformed, hk.TransformedWithState)):
+        raise TypeError(
+            "from_haiku needs the result of haiku.transform or haiku.transform_with_state, got "
+            f"{transformed!r}"
+        )
+    return HaikuNetwork(transformed, stateful=isinstance(transformed, hk.TransformedWithState))
+
+
+@dataclass(frozen=True)
+class HaikuNetwork:
+    """A transformed Haiku function; made by :func:`from_haiku`."""
+
+    transformed: Any
+    stateful: bool
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Draw variables, as the function does it itself."""
+        x = jax.random.normal(jax.random.fold_in(key, 0), (16, *input_shape))
+        # In evaluation mode Haiku's batch norm reads statistics that do not exist yet.
+        variables = self.transformed.init(key, x, **_mode(self.transformed.init, train=True))
+        return Variables(*variables) if self.stateful else Variables(variables)
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the state, updated when ``train`` is true."""
+        apply = self.transformed.apply
+        leading = (params, state) if self.stateful else (params,)
+        if tuple(inspect.signature(apply).parameters)[len(leading)] == "rng":
+            leading += (None,)
+        output = apply(*leading, x, **_mode(apply, train))
+        logits, updated = output if self.stateful else (output, state)
+        return logits, (updated if train else state)
+
+
+def from_stax(init_fn: Callable, apply_fn: Callable, kernel_fn: Callable | None = None) -> StaxNetwork:
+    """A stax-style pair of functions as a network, from ``jax.example_libraries`` or neural-tangents.
+
+    Parameters
+    ----------
+    init_fn : callable
+        ``init_fn(key, (-1, *input_shape))`` returns the output's shape and the parameters.
+    apply_fn : callable
+        ``apply_fn(params, x)`` with x (n, ...) returns logits (n, C). Batch norm in this style normalises by
+        the batch in evaluation too; kernels need each row to be a function of its own input alone.
+    kernel_fn : callable, default=None
+        Not used; it is here so that ``from_stax(*neural_tangents.stax.serial(...))`` works.
+
+    Returns
+    -------
+    StaxNetwork
+        Compared by value: build the functions once, not at every use, to reuse compiled code.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from jax.example_libraries import stax
+    >>> network = from_stax(*stax.serial(stax.Dense(8), stax.Relu, stax.Dense(3)))
+    >>> Model(network, network.init(jax.random.key(0), (4,)))(jax.numpy.ones((2, 4))).shape
+    (2, 3)
+    """
+    return StaxNetwork(init_fn, apply_fn)
+
+
+@dataclass(frozen=True)
+class StaxNetwork:
+    """A stax-style pair of functions; made by :func:`from_stax`."""
+
+    init_fn: Callable
+    apply_fn: Callable
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Parameters from ``init_fn``."""
+        _, params = self.init_fn(key, (-1, *input_shape))
+        return Variables(params)
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the (empty) state."""
+        return self.apply_fn(params, x), state
+
+
+def _require(name: str, library: str):
+    """The module ``name``, or an error that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{library} networks need {library}, which could not be imported ({error}); "
+            "pip install 'ntkrobust_sk[nets]'"
+        ) from error
+
+
+def _without_lists(linen, value, made: dict):
+    """A Linen module with the lists in its fields made tuples, as Linen does when it runs a module."""
+    if type(value) in (list, tuple):
+        return tuple(_without_lists(linen, item, made) for item in value)
+    if not isinstance(value, linen.Module):
+        return value
+    # A module object that occurs twice shares its weights, so its copies have to be one object too.
+    if id(value) not in made:
+        names = {entry.name for entry in fields(value) if entry.init} - {"parent", "name"}
+        made[id(value)] = value.clone(
+            **{name: _without_lists(linen, getattr(value, name), made) for name in names}
+        )
+    return made[id(value)]
+
+
+def _mode(function: Callable, train: bool) -> dict[str, bool]:
+    """Arguments that set the mode of ``function``, by the names that it knows."""
+    known = inspect.signature(function).parameters
+    return {name: train is meaning for name, meaning in MODE_ARGUMENTS.items() if name in known}
+
+
+def _check_hashable(configuration) -> None:
+    """Raise TypeError unless compiled code can be looked up by ``configuration``."""
+    try:
+        hash(configuration)
+    except TypeError as error:
+        raise TypeError(
+            "the module's configuration must be hashable, so that code compiled for it is found again; use "
+            f"tuples for lists, and hold arrays as parameters or state: {error}"
+        ) from error
+
+
+def _already_built(network: Network, adapter: str) -> ValueError:
+    return ValueError(
+        f"a {type(network).__name__} cannot draw weights, because its module was built with them; use the "
+        f"Model that {adapter} returned, not only its network"
+    )

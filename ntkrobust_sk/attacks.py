@@ -1,0 +1,370 @@
+"""Attacks: small changes of the input that a model does not survive.
+
+An attack is a frozen dataclass, called as ``attack(model, x, y, key=key) -> x_adv``. All it knows of the
+model is that ``model(x)`` gives scores (n, C); what it maximises is the cross-entropy of integer labels ``y``
+or, for real targets, the squared error. Example i's randomness depends on ``key`` and i alone.
+
+Whoever asked for an attack should not trust it: :func:`project_into` puts whatever came back into ball and
+bounds again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .loops import runs_fused
+from .networks import check_choice
+
+
+def _flat_norm(v):
+    """Euclidean norm of each example, broadcastable against it."""
+    return jnp.sqrt(jnp.sum(v * v, axis=tuple(range(1, v.ndim)), keepdims=True))
+
+
+@dataclass(frozen=True)
+class Linf:
+    """The largest change of any feature."""
+
+    def sample(self, key, shape, dtype, epsilon):
+        """Uniform in the ball of radius epsilon, for one example."""
+        return jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0) * epsilon
+
+    def steepest(self, gradient):
+        """Direction of unit norm along which a linear function rises most, for each example."""
+        return jnp.sign(gradient)
+
+    def project(self, delta, epsilon):
+        """Nearest point of the ball, for each example."""
+        return jnp.clip(delta, -epsilon, epsilon)
+
+
+@dataclass(frozen=True)
+class L2:
+    """The Euclidean length of the change of all features."""
+
+    def sample(self, key, shape, dtype, epsilon):
+        """Uniform in the ball of radius epsilon, for one example."""
+        key_direction, key_radius = jax.random.split(key)
+        direction = jax.random.normal(key_direction, shape, dtype)
+        radius = jax.random.uniform(key_radius, (), dtype) ** (1.0 / math.prod(shape))
+        return epsilon * radius * direction / jnp.sqrt(jnp.sum(direction**2))
+
+    def steepest(self, gradient):
+        """Direction of unit norm along which a linear function rises most, for each example."""
+        length = _flat_norm(gradient)
+        return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
+
+    def project(self, delta, epsilon):
+        """Nearest point of the ball, for each example."""
+        return delta * jnp.minimum(1, epsilon / jnp.maximum(_flat_norm(delta), jnp.finfo(delta.dtype).tiny))
+
+
+NORMS = {"linf": Linf(), "l2": L2()}
+
+
+class _Ball(NamedTuple):
+    """The numbers of an attack, arrays so that other values do not compile again."""
+
+    epsilon: jax.Array
+    step_size: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+
+
+@dataclass(frozen=True)
+class Clean:
+    """No attack: the inputs as they are. The first entry of the paper's two updates per batch."""
+
+    def __call__(self, model, x, y, *, key):
+        """``x`` itself."""
+        return x
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent on the loss (Madry et al. 2018, arXiv:1706.06083).
+
+    x ← Π(x + step_size · steepest(∇_x loss)), from a random point of the ball; Π projects to the ball of
+    radius epsilon around the input and then to the bounds.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the ball, in units of the data (4/255 for images in [0, 1]).
+    n_steps : int, default=20
+    step_size : float, default=None
+        Length of a step in the norm, in units of the data. None is 2 · epsilon / n_steps.
+    norm : {"linf", "l2"}, default="linf"
+    random_start : bool, default=True
+        Start uniformly in the ball, otherwise at the input.
+    n_restarts : int, default=1
+        Independent runs; of each example the one with a wrong answer, then with the highest loss, is kept.
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        Range of valid inputs; low and high are numbers, or one number for each feature. None is unbounded.
+
+    Raises
+    ------
+    ValueError
+        For epsilon < 0 or NaN, n_steps or n_restarts < 1, an unknown norm, bounds out of order, and
+        (when called with NumPy data) inputs outside of the bounds.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, Model, PGD
+    >>> network = MLP(n_outputs=2)
+    >>> model = Model(network, network.init(jax.random.key(0), (4,)))
+    >>> x, y = jax.numpy.full((3, 4), 0.5), jax.numpy.array([0, 1, 1])
+    >>> x_adv = PGD(epsilon=0.1, n_steps=5)(model, x, y, key=jax.random.key(1))
+    >>> bool(abs(x_adv - x).max() <= 0.1 + 1e-6)
+    True
+    """
+
+    epsilon: float
+    n_steps: int = 20
+    step_size: float | None = None
+    norm: str = "linf"
+    random_start: bool = True
+    n_restarts: int = 1
+    bounds: tuple | None = (0.0, 1.0)
+
+    def __post_init__(self):
+        _check_nonnegative("epsilon", self.epsilon)
+        if self.step_size is not None:
+            _check_nonnegative("step_size", self.step_size)
+        for name in ("n_steps", "n_restarts"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        check_choice("norm", self.norm, NORMS)
+        object.__setattr__(self, "bounds", _plain_bounds(self.bounds))
+
+    def __call__(self, model, x, y, *, key):
+        """Adversarial examples.
+
+        Parameters
+        ----------
+        model : callable
+            ``x -> scores`` (n, C). A pytree (a Model, a predictor) shares compiled code with others of its
+            structure; a bare function is compiled for itself.
+        x : array (n, ...)
+        y : array (n,) of int labels 0..C-1, or array of real targets shaped like the scores
+        key : JAX PRNG key, or one for each example (n,)
+
+        Returns
+        -------
+        array (n, ...)
+        """
+        if isinstance(x, np.ndarray):
+            check_bounds(self, x)
+        model = model if jax.tree.structure(model) != jax.tree.structure(0) else jax.tree_util.Partial(model)
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        keys = key if jnp.ndim(key) == 1 else _example_keys(key, x.shape[0])
+        ball = _ball(self, x)
+        best = _one_run(self, model, x, y, keys, ball)
+        for restart in range(1, self.n_restarts):
+            other = _one_run(self, model, x, y, _fold_keys(keys, restart), ball)
+            best = _worse_of(model, best, other, y)
+        return best
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """One step of length epsilon from the input (Goodfellow et al. 2015, arXiv:1412.6572).
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the ball, in units of the data.
+    norm : {"linf", "l2"}, default="linf"
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`PGD`.
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    bounds: tuple | None = (0.0, 1.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "bounds", self._as_pgd().bounds)
+
+    def _as_pgd(self):
+        return PGD(self.epsilon, 1, self.epsilon, self.norm, random_start=False, bounds=self.bounds)
+
+    def __call__(self, model, x, y, *, key):
+        """Adversarial examples (n, ...); ``key`` is not used."""
+        return self._as_pgd()(model, x, y, key=key)
+
+
+def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """Cross-entropy (n,) of integer labels, squared error (n,) of real targets.
+
+    Raises
+    ------
+    ValueError
+        If real targets are not shaped like the scores.
+    """
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=1)[:, 0]
+    if y.shape != scores.shape:
+        raise ValueError(f"real targets must be shaped like the scores, {scores.shape}, got {y.shape}")
+    return jnp.sum((scores - y.astype(scores.dtype)) ** 2, axis=1)
+
+
+def project_into(x_adv, x, attack):
+    """``x_adv`` moved to the attack's ball around ``x`` and to its bounds; ``x`` itself for :class:`Clean`.
+
+    Attacks that state neither ``epsilon`` nor ``bounds`` are left as they are.
+    """
+    if not hasattr(attack, "epsilon"):
+        return x_adv
+    return _project(NORMS[attack.norm], x, x_adv, _ball(attack, x))
+
+
+def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
+    """Adversarial examples of all of ``X``, in tiles of one shape, projected once more.
+
+    Parameters
+    ----------
+    attack : callable
+        ``attack(model, x, y, key=key) -> x_adv``.
+    model : callable pytree
+    X : array (n, ...)
+    y : array (n,) of int labels, or real targets (n, C)
+    key : JAX PRNG key
+        Row i gets the key folded with i, so its example does not depend on the other rows.
+    rows : int
+        Rows of a tile.
+
+    Returns
+    -------
+    array (n, ...), on the host
+    """
+    check_bounds(attack, X)
+    keys = _example_keys(key, math.ceil(len(X) / rows) * rows)
+    result = np.empty_like(X)
+    for start in range(0, len(X), rows):
+        index = np.minimum(np.arange(start, start + rows), len(X) - 1)
+        x = jnp.asarray(X[index])
+        x_adv = attack(model, x, jnp.asarray(y[index]), key=keys[start : start + rows])
+        kept = slice(start, min(start + rows, len(X)))
+        result[kept] = project_into(x_adv, x, attack)[: kept.stop - kept.start]
+    return result
+
+
+def check_bounds(attack, X) -> None:
+    """Raise ValueError when inputs lie outside of the attack's bounds."""
+    if getattr(attack, "bounds", None) is None or len(X) == 0:
+        return
+    lower, upper = (_bound(b, X) for b in attack.bounds)
+    if (lower > X).any() or (upper < X).any():
+        raise ValueError(
+            f"the attack's bounds are {_brief(attack.bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
+            "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
+        )
+
+
+@partial(jax.jit, static_argnames=("norm",))
+def _start(norm, x, keys, ball):
+    noise = jax.vmap(lambda k: norm.sample(k, x.shape[1:], x.dtype, ball.epsilon))(keys)
+    return _project(norm, x, x + noise, ball)
+
+
+@partial(jax.jit, static_argnames=("norm",))
+def _step(norm, model, x, y, x_adv, ball):
+    gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x_adv)
+    return _project(norm, x, x_adv + ball.step_size * norm.steepest(gradient), ball)
+
+
+@partial(jax.jit, static_argnames=("norm",))
+def _all_steps(norm, model, x, y, x_adv, ball, n_steps):
+    return jax.lax.fori_loop(0, n_steps, lambda _, z: _step(norm, model, x, y, z, ball), x_adv)
+
+
+def _one_run(attack, model, x, y, keys, ball):
+    norm = NORMS[attack.norm]
+    x_adv = _start(norm, x, keys, ball) if attack.random_start else x
+    if runs_fused(model, x):
+        return _all_steps(norm, model, x, y, x_adv, ball, attack.n_steps)
+    for _ in range(attack.n_steps):
+        x_adv = _step(norm, model, x, y, x_adv, ball)
+    return x_adv
+
+
+@jax.jit
+def _worse_of(model, first, second, y):
+    """Of each example the one that fools the model, else the one with the higher loss."""
+
+    def badness(z):
+        scores = model(z)
+        loss = example_losses(scores, y)
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            return loss
+        return jnp.where(scores.argmax(1) != y, jnp.inf, loss)
+
+    better = badness(second) > badness(first)
+    return jnp.where(better.reshape(-1, *[1] * (first.ndim - 1)), second, first)
+
+
+def _project(norm, x, x_adv, ball):
+    return jnp.clip(x + norm.project(x_adv - x, ball.epsilon), ball.lower, ball.upper)
+
+
+@partial(jax.jit, static_argnums=1)
+def _example_keys(key, n):
+    return _fold_keys(key, jnp.arange(n))
+
+
+@jax.jit
+def _fold_keys(keys, data):
+    axes = (0 if jnp.ndim(keys) else None, 0 if jnp.ndim(data) else None)
+    return jax.vmap(jax.random.fold_in, axes)(keys, data)
+
+
+def _ball(attack, x) -> _Ball:
+    dtype = np.dtype(x.dtype)
+    n_steps = getattr(attack, "n_steps", 1)
+    step_size = getattr(attack, "step_size", None)
+    step_size = 2 * attack.epsilon / n_steps if step_size is None else step_size
+    lower, upper = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
+    numbers = (np.asarray(attack.epsilon), np.asarray(step_size), _bound(lower, x), _bound(upper, x))
+    return _Ball(*(number.astype(dtype) for number in numbers))
+
+
+def _bound(bound, x) -> np.ndarray:
+    """A bound broadcastable against the examples: a number, or (1, *features)."""
+    bound = np.asarray(bound)
+    if bound.ndim == 0:
+        return bound
+    if bound.size != math.prod(x.shape[1:]):
+        raise ValueError(
+            f"bounds have {bound.size} numbers, but inputs have {math.prod(x.shape[1:])} features (shape "
+            f"{x.shape[1:]}); give one number, or one for each feature"
+        )
+    return bound.reshape(1, *x.shape[1:])
+
+
+def _plain_bounds(bounds):
+    if bounds is None:
+        return None
+    if len(bounds) != 2:
+        raise ValueError(f"bounds must be (low, high) or None, got {bounds!r}")
+    low, high = (np.asarray(b, dtype=float) for b in bounds)
+    if not (low <= high).all():
+        raise ValueError(f"bounds must be (low, high) with low <= high and no NaN, got {_brief(bounds)}")
+    return tuple(b.item() if b.ndim == 0 else tuple(b.ravel().tolist()) for b in (low, high))
+
+
+def _brief(bounds):
+    return tuple(b if np.ndim(b) == 0 else f"<{np.size(b)} numbers>" for b in bounds)
+
+
+def _check_nonnegative(name, value):
+    if not (isinstance(value, int | float | np.number) and math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0 in units of the data, got {value!r}")

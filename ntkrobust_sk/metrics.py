@@ -1,0 +1,392 @@
+"""Measures on Gram matrices: how far a kernel moved, how many directions it uses, what it is aligned with.
+
+Arrays in, floats out. Every function takes any array (NumPy, JAX, CuPy, array API) and computes on the host
+in float64. All but the radius of `polar_dynamics` are blind to the scale of a kernel, and alignments are
+uncentred unless ``centered=True``.
+"""
+
+import math
+from numbers import Integral, Real
+
+import numpy as np
+
+from ntkrobust_sk._backend import to_numpy
+from ntkrobust_sk.solvers import require_symmetric
+
+# The rounding of a float32 Gram matrix leaves eigenvalues down to about -1e-7 of the largest.
+INDEFINITE_TOLERANCE = 1e-4
+
+
+def kernel_distance(K1, K2):
+    """Kernel distance S(K1, K2) = 1 - ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F), uncentred.
+
+    From Fort et al. 2020, arXiv:2010.15110. Computed as ½ ‖K1/‖K1‖ - K2/‖K2‖‖², which keeps its digits when
+    two kernels are close.
+
+    Parameters
+    ----------
+    K1, K2 : array of shape (n, n)
+        Symmetric Gram matrices of the same samples.
+
+    Returns
+    -------
+    distance : float
+        In [0, 1] for positive semidefinite matrices, in [0, 2] for any. 0 for K2 = c K1 with c > 0.
+
+    Raises
+    ------
+    ValueError
+        If a matrix is not square, finite, symmetric and nonzero, or the shapes differ.
+
+    Examples
+    --------
+    >>> kernel_distance([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]])
+    1.0
+    """
+    K1, norm1, K2, norm2 = _gram_pair(K1, K2)
+    chord = K1 / norm1
+    chord -= K2 / norm2
+    return min(0.5 * float(np.vdot(chord, chord)), 2.0)
+
+
+def kernel_velocity(K1, K2, dt):
+    """Kernel velocity S(K_t, K_{t+dt}) / dt, S the `kernel_distance` (Fort et al. 2020, arXiv:2010.15110).
+
+    Parameters
+    ----------
+    K1, K2 : array of shape (n, n)
+        Gram matrices at t and at t + dt.
+    dt : float
+        Time between them, > 0. In epochs, the velocity is per epoch.
+
+    Returns
+    -------
+    velocity : float
+
+    Raises
+    ------
+    ValueError
+        If `dt` is not a finite number > 0, or as in `kernel_distance`.
+
+    Examples
+    --------
+    >>> kernel_velocity([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]], dt=0.5)
+    2.0
+    """
+    if not (isinstance(dt, Real) and 0 < dt < math.inf):
+        raise ValueError(f"dt must be a finite number > 0, the epochs between the kernels; got {dt!r}.")
+    return kernel_distance(K1, K2) / float(dt)
+
+
+def polar_dynamics(K_t, K_start, K_end):
+    """Radius and angle of a kernel on its way through training (Tsilivis & Kempe 2022, arXiv:2210.05577).
+
+    radius = ‖K_t - K_start‖ / ‖K_end - K_start‖ and cos(angle) = ⟨K_t, K_start⟩ / (‖K_t‖ ‖K_start‖), in the
+    Frobenius norm. For an eigenspace, pass the matrices truncated to it, Σ_{i in space} λ_i v_i v_iᵀ.
+
+    Parameters
+    ----------
+    K_t, K_start, K_end : array of shape (n, n)
+        Gram matrices now, at the start and at the end of training. Unlike the angle, the radius sees scale.
+
+    Returns
+    -------
+    radius : float
+        0 at the start, 1 at the end.
+    angle : float
+        In radians: [0, π/2] for positive semidefinite matrices.
+
+    Raises
+    ------
+    ValueError
+        If the first and last kernels are equal, or as in `kernel_distance`.
+
+    Examples
+    --------
+    >>> start, end = [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]
+    >>> polar_dynamics(start, start, end)
+    (0.0, 0.0)
+    >>> [round(v, 6) for v in polar_dynamics(end, start, end)]
+    [1.0, 1.570796]
+    """
+    K_t, _, K_start, _ = _gram_pair(K_t, K_start)
+    K_end, _, K_start, _ = _gram_pair(K_end, K_start)
+    length = float(np.linalg.norm(K_end - K_start))
+    if length == 0:
+        raise ValueError("K_end equals K_start, so there is no path to measure a radius on.")
+    radius = float(np.linalg.norm(K_t - K_start)) / length
+    return radius, 2 * math.asin(math.sqrt(kernel_distance(K_t, K_start) / 2))
+
+
+def effective_rank(K, kind="entropy"):
+    """Number of directions that a kernel uses.
+
+    With p_i = λ_i / Σ_j λ_j: "entropy" is exp(-Σ_i p_i ln p_i) (Roy & Vetterli 2007); "participation" is
+    tr(K)² / ‖K‖_F² = 1 / Σ_i p_i², which is never larger and costs O(n²) instead of an eigendecomposition.
+
+    Parameters
+    ----------
+    K : array of shape (n, n)
+        Positive semidefinite.
+    kind : {"entropy", "participation"}, default="entropy"
+
+    Returns
+    -------
+    rank : float
+        In [1, n]; n for the identity, r for a projection on r dimensions.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is unknown, or `K` is not square, finite, symmetric, nonzero and positive semidefinite (for
+        "participation" only its diagonal is seen to be nonnegative).
+
+    Examples
+    --------
+    >>> round(effective_rank([[2.0, 0.0], [0.0, 2.0]]), 6)
+    2.0
+    """
+    if kind not in ("entropy", "participation"):
+        raise ValueError(f"kind must be 'entropy' or 'participation', got {kind!r}.")
+    if kind == "participation":
+        K, norm = _gram(K, "K")
+        if np.diagonal(K).min() < -INDEFINITE_TOLERANCE * norm:
+            raise ValueError("K must be positive semidefinite, but its diagonal has negative entries.")
+        return float(np.trace(K) ** 2 / norm**2)
+    eigenvalues = _spectrum(K)
+    p = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def top_mass(K, k):
+    """Share of the squared spectrum in the top k eigenvalues, Σ_{i≤k} λ_i² / Σ_i λ_i² (arXiv:2210.05577).
+
+    Parameters
+    ----------
+    K : array of shape (n, n)
+        Positive semidefinite.
+    k : int
+        In 1, ..., n.
+
+    Returns
+    -------
+    mass : float
+        In (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `k` is not an integer in 1, ..., n, or `K` is not square, finite, symmetric, nonzero and positive
+        semidefinite.
+
+    Examples
+    --------
+    >>> top_mass([[2.0, 0.0], [0.0, 1.0]], 1)
+    0.8
+    """
+    squares = _spectrum(K)[::-1] ** 2
+    if not (isinstance(k, Integral) and 1 <= k <= squares.size):
+        raise ValueError(f"k must be an integer from 1 to n = {squares.size}; got {k!r}.")
+    return float(squares[:k].sum() / squares.sum())
+
+
+def kernel_alignment(K1, K2, centered=False):
+    """Cosine of two kernels, ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F); centred, it is CKA.
+
+    Uncentred: Cristianini et al. 2001. Centred, with H K H in place of K, H = I - 11ᵀ/n: Cortes et al. 2012
+    (arXiv:1203.0550), Kornblith et al. 2019 (arXiv:1905.00414).
+
+    Parameters
+    ----------
+    K1, K2 : array of shape (n, n)
+        Symmetric Gram matrices of the same samples.
+    centered : bool, default=False
+        Ignore the part of the kernels that is constant over the samples.
+
+    Returns
+    -------
+    alignment : float
+        In [0, 1] for positive semidefinite matrices, in [-1, 1] for any.
+
+    Raises
+    ------
+    ValueError
+        As in `kernel_distance`, or if a kernel is constant and `centered`.
+
+    Examples
+    --------
+    >>> kernel_alignment([[1.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]])
+    1.0
+    """
+    K1, norm1, K2, norm2 = _gram_pair(K1, K2, centered)
+    return min(max(float(np.vdot(K1, K2)) / (norm1 * norm2), -1.0), 1.0)
+
+
+def target_alignment(K, y, centered=False):
+    """Alignment of a kernel with its targets, A(K, Y Yᵀ) = ⟨K, Y Yᵀ⟩_F / (‖K‖_F ‖Y Yᵀ‖_F).
+
+    For a vector, yᵀKy / (‖K‖_F ‖y‖²) (Cristianini et al. 2001). Centred as in Baratin et al. 2021,
+    arXiv:2008.00938.
+
+    Parameters
+    ----------
+    K : array of shape (n, n)
+        Symmetric Gram matrix.
+    y : array of shape (n,) or (n, C)
+        Numbers to be aligned with, as they are: a vector such as ±1, or C columns such as one-hot classes. A
+        vector of class labels 0, ..., C - 1 would be read as magnitudes: one-hot encode it first.
+    centered : bool, default=False
+        Align H K H with H Y, H = I - 11ᵀ/n. Uncentred, one-hot targets reward a kernel for being constant.
+
+    Returns
+    -------
+    alignment : float
+        In [0, 1] for a positive semidefinite K, in [-1, 1] for any.
+
+    Raises
+    ------
+    ValueError
+        If `K` is not square, finite, symmetric and nonzero, `y` is not finite or of another length, or one of
+        them is zero (after centring, if `centered`).
+
+    Examples
+    --------
+    >>> y = [1.0, -1.0]
+    >>> target_alignment([[1.0, -1.0], [-1.0, 1.0]], y)
+    1.0
+    """
+    K, norm = _gram(K, "K", centered)
+    Y = _targets(y, K.shape[0], centered)
+    alignment = float(np.vdot(Y, K @ Y)) / (norm * float(np.linalg.norm(Y.T @ Y)))
+    return min(max(alignment, -1.0), 1.0)
+
+
+def kernel_specialization(K_classes, Y, normalization="kernels", centered=False):
+    """Does the kernel of each output prefer its own class? M(c, d) = A(K_c, y_d y_dᵀ) (Shan & Bordelon 2021).
+
+    Their kernel specialisation matrix, Eq. 9 of arXiv:2105.14301, divides M by a mean over classes. Two
+    normalisations circulate, and their numbers are not comparable: name yours when you report one.
+
+    =============  =================================  ======================================================
+    normalization  computes                           diagonal of a specialised kernel
+    =============  =================================  ======================================================
+    "kernels"      M(c, d) / mean over e of M(e, d)   > 1: target c is met better by its own kernel than by
+                                                      the average kernel. Columns have mean 1. As in Eq. 9.
+    "targets"      M(c, d) / mean over e of M(c, e)   > 1: kernel c meets its own target better than the
+                                                      average target. Rows have mean 1.
+    None           M(c, d)                            largest of its row and column.
+    =============  =================================  ======================================================
+
+    Under "kernels", equal kernels give 1 everywhere, however unequal the classes.
+
+    Parameters
+    ----------
+    K_classes : array of shape (n, n, C)
+        The class kernel: ``K_classes[:, :, c]`` is the Gram matrix of output c.
+    Y : array of shape (n, C)
+        Targets, column d for class d, such as one-hot classes.
+    normalization : {"kernels", "targets", None}, default="kernels"
+    centered : bool, default=False
+        Centre kernels and targets first, as in `target_alignment`.
+
+    Returns
+    -------
+    M : ndarray of shape (C, C)
+        Rows: kernels. Columns: targets.
+
+    Raises
+    ------
+    ValueError
+        If `normalization` is unknown, shapes do not match, a kernel or a column of `Y` is zero or invalid, or
+        a mean to divide by is zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Y = np.eye(2)
+    >>> kernel_specialization(np.stack([np.diag([1.0, 0.0]), np.diag([0.0, 1.0])], axis=-1), Y)
+    array([[2., 0.],
+           [0., 2.]])
+    """
+    axes = {"kernels": 0, "targets": 1, None: None}
+    if normalization not in axes:
+        raise ValueError(f"normalization must be 'kernels', 'targets' or None; got {normalization!r}.")
+    K_classes, Y = to_numpy(K_classes), to_numpy(Y)
+    n, shape = K_classes.shape[0] if K_classes.ndim else 0, K_classes.shape
+    if len(shape) != 3 or Y.shape != shape[1:]:
+        raise ValueError(f"K_classes must have shape (n, n, C) and Y (n, C); got {shape} and {Y.shape}.")
+    Y = _targets(Y, n, centered)
+    squares = np.sum(Y * Y, axis=0)
+    if not np.all(squares > 0):
+        raise ValueError(
+            f"column {int(np.argmin(squares))} of Y is {'constant' if centered else 'zero'}, but every class "
+            "needs samples."
+        )
+    rows = []
+    for c in range(K_classes.shape[2]):
+        K, norm = _gram(K_classes[:, :, c], f"K_classes[:, :, {c}]", centered)
+        rows.append(np.sum(Y * (K @ Y), axis=0) / (norm * squares))
+    M = np.stack(rows)
+    if normalization is None:
+        return M
+    mean = M.mean(axis=axes[normalization], keepdims=True)
+    if not np.all(mean > n * np.finfo(np.float64).eps):
+        raise ValueError("a mean alignment is zero, so it cannot be divided by: use normalization=None.")
+    return M / mean
+
+
+def _gram(K, name, centered=False):
+    """A validated float64 Gram matrix and its Frobenius norm, centred if asked for."""
+    K = to_numpy(K)
+    norm, _ = require_symmetric(K, name)
+    K = np.asarray(K, dtype=np.float64)
+    if norm == 0:
+        raise ValueError(f"{name} is zero, so it has no direction to compare.")
+    if not centered:
+        return K, norm
+    means = K.mean(axis=0)
+    K = K - means
+    K -= means[:, None]
+    K += means.mean()
+    centered_norm = float(np.linalg.norm(K))
+    if centered_norm <= K.shape[0] * np.finfo(np.float64).eps * norm:
+        raise ValueError(f"{name} is constant over the samples, so nothing is left of it after centring.")
+    return K, centered_norm
+
+
+def _gram_pair(K1, K2, centered=False):
+    K1, norm1 = _gram(K1, "the first kernel", centered)
+    K2, norm2 = _gram(K2, "the second kernel", centered)
+    if K1.shape != K2.shape:
+        raise ValueError(f"the kernels must be of the same samples, got shapes {K1.shape} and {K2.shape}.")
+    return K1, norm1, K2, norm2
+
+
+def _targets(y, n, centered):
+    Y = to_numpy(y)
+    if np.iscomplexobj(Y):
+        raise ValueError("targets must be real.")
+    Y = np.asarray(Y, dtype=np.float64)
+    if Y.ndim not in (1, 2) or Y.shape[0] != n or Y.size == 0:
+        raise ValueError(f"targets must have shape ({n},) or ({n}, C) to match the kernel; got {Y.shape}.")
+    if not np.all(np.isfinite(Y)):
+        raise ValueError("targets must be finite, but have NaN or infinity.")
+    Y = Y.reshape(n, -1)
+    if centered:
+        Y = np.where(np.ptp(Y, axis=0) > 0, Y - Y.mean(axis=0), 0.0)
+    if not np.any(Y):
+        raise ValueError(f"targets are {'constant' if centered else 'zero'}: there is nothing to align with.")
+    return Y
+
+
+def _spectrum(K):
+    """Eigenvalues, ascending, with the negatives that rounding leaves set to zero."""
+    K, _ = _gram(K, "K")
+    eigenvalues = np.linalg.eigvalsh(K)
+    smallest, largest = eigenvalues[0], eigenvalues[-1]
+    if not smallest >= -INDEFINITE_TOLERANCE * largest:
+        raise ValueError(
+            f"K must be positive semidefinite up to rounding, but its eigenvalues go from {smallest:.3g} to "
+            f"{largest:.3g}: was it computed in low precision, or is it a difference of kernels?"
+        )
+    return np.maximum(eigenvalues, 0.0)

@@ -1,0 +1,296 @@
+"""Training as a generator: the trainer yields states, the caller pulls.
+
+Recording kernels, switching from clean to adversarial half-way, stopping early and resuming are then
+ordinary Python around a ``for``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .attacks import Clean, example_losses
+from .loops import runs_fused
+from .networks import Model, PyTree, Variables, params_dtype
+from .tangent import Linearized
+
+# Batches between two looks at whether the loss is still finite, and the length of a compiled loop.
+CHUNK = 16
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["model", "opt_state", "key", "step", "loss", "failed_step"],
+    meta_fields=[],
+)
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """Everything that training needs to go on from here.
+
+    Attributes
+    ----------
+    model : Model
+        The network as trained so far.
+    opt_state : pytree
+        State of the optimiser.
+    key : JAX PRNG key
+        Seed of data order and attack noise; it stays the same, epoch and step are folded into it.
+    step : int array
+        Batches seen so far.
+    loss : float array
+        Loss of the last update.
+    failed_step : int array
+        First batch whose update was not finite and therefore not made, or -1.
+    """
+
+    model: Model
+    opt_state: PyTree
+    key: jax.Array
+    step: jax.Array
+    loss: jax.Array
+    failed_step: jax.Array
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss or an update became NaN or infinite.
+
+    Attributes
+    ----------
+    state : TrainState
+        The last finite state.
+    epoch, step : int
+        Where it happened; epochs count from 0, steps are batches since the start.
+    """
+
+    def __init__(self, state: TrainState, epoch: int, step: int):
+        self.state, self.epoch, self.step = state, epoch, step
+        super().__init__(
+            f"training diverged in epoch {epoch}, at batch {step} counted from the start: the loss or its update "
+            "is not finite. Lower the learning rate or scale the inputs; the last finite state is kept "
+            "(`state` of this error)"
+        )
+
+
+def train(
+    start: Model | TrainState,
+    X,
+    y,
+    *,
+    key: jax.Array | None = None,
+    optimizer: optax.GradientTransformation,
+    attacks: tuple = (Clean(),),
+    epochs: int | Iterable[float] = 1,
+    batch_size: int = 128,
+    sample_weight=None,
+    freeze_state: bool = False,
+) -> Iterator[TrainState]:
+    """Train by mini-batches, one optimiser step per batch and per attack.
+
+    Parameters
+    ----------
+    start : Model or TrainState
+        A model starts afresh, a state goes on where it stopped, to the bit.
+    X : array (n, ...)
+    y : array (n,) of int labels 0..C-1 (cross-entropy), or array of real targets (n, C) (squared error)
+    key : JAX PRNG key
+        Seed of data order and attack noise; needed when ``start`` is a model.
+    optimizer : optax.GradientTransformation
+    attacks : tuple, default=(Clean(),)
+        For each batch, one update on the examples that each attack makes of it, in turn, on the network as
+        the update before left it: ``(Clean(),)`` is benign training, ``(PGD(e),)`` that of Madry et al. 2018,
+        ``(Clean(), PGD(e))`` the paper's.
+    epochs : int or iterable of float, default=1
+        When to yield: after each of so many epochs, or at these (rising, also fractional) epochs.
+        ``itertools.count(1)`` never ends.
+    batch_size : int, default=128
+        The last partial batch of an epoch is kept.
+    sample_weight : array (n,), default=None
+        Weights of the examples in the loss, scaled to mean 1.
+    freeze_state : bool, default=False
+        Keep batch-norm statistics as they are and train in evaluation mode.
+
+    Yields
+    ------
+    TrainState
+
+    Raises
+    ------
+    TrainingDivergedError
+        At the first update that is not finite; it is not made.
+
+    Notes
+    -----
+    Data order is drawn for each epoch from ``key`` and the epoch, attack noise from ``key``, batch, attack and
+    position in the batch: the same seed gives the same weights to the bit on one machine. Loss is
+    Σ_i w_i ℓ_i / (batch size), so a weight of 2 counts like the example twice.
+
+    Examples
+    --------
+    >>> import jax, optax
+    >>> from ntkrobust_sk import MLP, Model, train
+    >>> network = MLP(n_outputs=2)
+    >>> model = Model(network, network.init(jax.random.key(0), (3,)))
+    >>> X, y = jax.numpy.eye(3), jax.numpy.array([0, 1, 1])
+    >>> for state in train(model, X, y, key=jax.random.key(1), optimizer=optax.sgd(0.1), epochs=2):
+    ...     print(int(state.step))
+    1
+    2
+    """
+    state = start if isinstance(start, TrainState) else initial_state(start, key, optimizer)
+    data = _Batches.of(X, y, sample_weight, state, batch_size, freeze_state)
+    update = partial(_update, optimizer, freeze_state)
+    step = int(state.step)
+    for epoch in range(1, epochs + 1) if isinstance(epochs, int) else epochs:
+        target = round(epoch * data.per_epoch)
+        while step < target:
+            count = data.chunk(step, target)
+            state = _run(state, data.take(step, count), count, update, tuple(attacks), data.fused)
+            step += count
+            _check_finite(state, data.per_epoch)
+        if step == target:
+            yield state
+
+
+def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
+    """The state before the first step."""
+    if key is None:
+        raise ValueError("train needs a key to start from a model: key=jax.random.key(seed)")
+    opt_state = optimizer.init(model.variables.params)
+    zero = jnp.zeros((), jnp.int32)
+    loss = jnp.full((), jnp.inf, params_dtype(model.variables.params))
+    return TrainState(model, opt_state, key, zero, loss, zero - 1)
+
+
+def _check_finite(state, per_epoch):
+    failed = int(state.failed_step)
+    if failed >= 0:
+        raise TrainingDivergedError(state, failed // per_epoch, failed)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The data, its order, and batches of one shape with weights that are zero on padding."""
+
+    X: np.ndarray | jax.Array
+    y: np.ndarray | jax.Array
+    weight: np.ndarray
+    seed: tuple
+    size: int
+    padded: bool
+    fused: bool
+
+    @classmethod
+    def of(cls, X, y, sample_weight, state, batch_size, freeze_state):
+        """Data checked and put where batches are taken from: the device, or host memory on a CPU."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
+        if len(X) != len(y) or len(X) == 0:
+            raise ValueError(f"X and y need the same, positive number of rows, got {len(X)} and {len(y)}")
+        network, variables = state.model.network, state.model.variables
+        X = np.asarray(X, dtype=params_dtype(variables.params))
+        y = np.asarray(y)
+        y = y.astype(np.int32 if np.issubdtype(y.dtype, np.integer) else X.dtype)
+        weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        weight = (weight / weight.mean()).astype(X.dtype)
+        # Batch statistics must not see padding, so networks that have any get the ragged batch as it is.
+        averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
+        padded = freeze_state or not averages
+        size = min(batch_size, 2 ** math.ceil(math.log2(len(X))) if padded else len(X))
+        fused = runs_fused(state.model, X[:1])
+        if jax.default_backend() != "cpu":
+            X, y = jax.device_put((X, y))
+        seed = tuple(np.asarray(jax.random.key_data(state.key)).ravel().tolist())
+        return cls(X, y, weight, seed, size, padded, fused)
+
+    @property
+    def per_epoch(self) -> int:
+        return math.ceil(len(self.X) / self.size)
+
+    def chunk(self, step: int, target: int) -> int:
+        """Number of batches to take at once; a ragged one that cannot be padded goes alone."""
+        count = min(CHUNK, target - step)
+        if self.padded or len(self.X) % self.size == 0:
+            return count
+        until_ragged = self.per_epoch - 1 - step % self.per_epoch
+        return min(count, until_ragged) if until_ragged > 0 else 1
+
+    def take(self, step: int, count: int):
+        """Batches ``step`` to ``step + count``: inputs (CHUNK, size, ...), targets, weights (CHUNK, size)."""
+        order = np.stack([self._indices(s) for s in range(step, step + count)])
+        if self.fused and self.padded:
+            order = np.concatenate([order, np.repeat(order[:1], CHUNK - count, axis=0)])
+        real = np.maximum((order >= 0).sum(1, keepdims=True), 1)
+        weight = np.where(order >= 0, self.weight[order], 0) / real.astype(self.weight.dtype)
+        return self.X[order], self.y[order], weight
+
+    def _indices(self, step):
+        epoch, batch = divmod(step, self.per_epoch)
+        order = _epoch_order(self.seed, epoch, len(self.X))[batch * self.size : (batch + 1) * self.size]
+        missing = self.size - len(order) if self.padded else 0
+        return np.concatenate([order, np.full(missing, -1)])
+
+
+def _epoch_order(seed, epoch, n):
+    return np.random.default_rng([*seed, epoch]).permutation(n)
+
+
+def _run(state, batches, count, update, attacks, fused):
+    """``count`` batches, as one compiled loop or one after the other."""
+    if fused:
+        return _fused(state, batches, count, update.func, update.args, attacks)
+    for batch in itertools.islice(zip(*batches, strict=True), count):
+        state = _batch_step(state, batch, update, attacks)
+    return state
+
+
+@partial(jax.jit, static_argnames=("update", "config", "attacks"))
+def _fused(state, batches, count, update, config, attacks):
+    def body(i, carried):
+        batch = jax.tree.map(lambda a: a[i], batches)
+        return _batch_step(carried, batch, partial(update, *config), attacks)
+
+    return jax.lax.fori_loop(0, count, body, state)
+
+
+def _batch_step(state, batch, update, attacks):
+    """One update for each attack, each on the network that the one before left."""
+    x, y, weight = batch
+    noise = _batch_key(state.key, state.step)
+    for i, attack in enumerate(attacks):
+        key = _batch_key(noise, i)
+        state = update(state, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), y, weight)
+    return replace(state, step=state.step + 1)
+
+
+@jax.jit
+def _batch_key(key, data):
+    return jax.random.fold_in(key, data)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
+    """One optimiser step, not made if anything about it is not finite."""
+    network, variables = state.model.network, state.model.variables
+
+    def objective(params):
+        logits, new = network.apply(params, variables.state, x, train=not freeze_state)
+        return jnp.sum(weight * example_losses(logits, y)), new
+
+    (loss, new_network_state), gradient = jax.value_and_grad(objective, has_aux=True)(variables.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, variables.params)
+    params = optax.apply_updates(variables.params, updates)
+    new = replace(
+        state, model=Model(network, Variables(params, new_network_state)), opt_state=opt_state, loss=loss
+    )
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(params)) & (state.failed_step < 0)
+    kept = jax.tree.map(partial(jnp.where, finite), replace(new, key=None), replace(state, key=None))
+    failed = jnp.where(finite | (state.failed_step >= 0), state.failed_step, state.step)
+    return replace(kept, key=state.key, failed_step=failed)
