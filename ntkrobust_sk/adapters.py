@@ -83,24 +83,27 @@ class FlaxNetwork:
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw variables, as the module does it itself."""
         x = jnp.zeros((1, *input_shape))
-        variables = dict(self.module.init(key, x, **_mode(self.module.__call__, train=False)))
+        variables = dict(self.module.init(key, x, **self._mode(train=False)))
         return Variables(variables.pop("params", {}), variables)
 
     def apply(self, params, state, x, *, train=False):
         """Logits (n, C) and the state, updated when ``train`` is true."""
         errors = _require("flax.errors", "Flax")
         variables = {**dict(state), "params": params}
-        arguments = _mode(self.module.__call__, train)
+        mutable = list(state) if train else []
         try:
-            logits, updated = self.module.apply(
-                variables, x, mutable=list(state) if train else [], **arguments
-            )
+            logits, updated = self.module.apply(variables, x, mutable=mutable, **self._mode(train))
         except errors.InvalidRngError as error:
             raise ValueError(
                 f"{type(self.module).__name__} asks for a random key, probably for dropout, but networks are "
                 "applied without one; train it with a dropout rate of 0"
             ) from error
         return logits, ({**state, **updated} if updated else state)
+
+    def _mode(self, train):
+        """Arguments that set the mode, where the module's own fields leave it open."""
+        arguments = _mode(self.module.__call__, train)
+        return {name: value for name, value in arguments.items() if getattr(self.module, name, None) is None}
 
 
 def from_nnx(module) -> Model:
@@ -188,7 +191,7 @@ def from_equinox(module, state=None, *, batched: bool = False) -> Model:
     Returns
     -------
     Model
-        Its ``params`` are the floating JAX arrays of the module, in the module's own structure. Its ``state``
+        Its ``params`` are the floating arrays of the module, in the module's own structure. Its ``state``
         is a pair ``(fixed, state)``: the other arrays of the module, which stay as they are, and the Equinox
         state. ``equinox.combine(params, fixed, model.network.static)`` is the module again. Modes are those
         of ``equinox.nn.inference_mode``.
@@ -198,7 +201,7 @@ def from_equinox(module, state=None, *, batched: bool = False) -> Model:
     ImportError
         If Equinox is missing.
     TypeError
-        If ``module`` is not an Equinox module, or has anything but arrays that cannot be hashed.
+        If ``module`` is not an Equinox module, or has a leaf that is no array and cannot be hashed.
 
     Examples
     --------
@@ -212,8 +215,7 @@ def from_equinox(module, state=None, *, batched: bool = False) -> Model:
     params, rest = eqx.partition(module, eqx.is_inexact_array)
     fixed, static = eqx.partition(rest, lambda leaf: isinstance(leaf, (jax.Array, np.ndarray, np.generic)))
     network = EquinoxNetwork(static, batched)
-    # An Equinox module hashes its leaves alone, but compiled code is found by its static fields too.
-    _check_hashable((network, jax.tree.structure(module)))
+    _check_hashable(network)
     return Model(network, Variables(params, (fixed, state)))
 
 
@@ -223,6 +225,10 @@ class EquinoxNetwork:
 
     static: Any
     batched: bool = False
+
+    def __hash__(self):
+        # A module's own hash refuses the lists of layers that Equinox allows.
+        return hash((*jax.tree.leaves(self.static), self.batched))
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Always an error: the module's weights are in its model."""
@@ -276,8 +282,7 @@ def from_haiku(transformed) -> HaikuNetwork:
     hk = _require("haiku", "Haiku")
     if not isinstance(transformed, (hk.Transformed, hk.TransformedWithState)):
         raise TypeError(
-            "from_haiku needs the result of haiku.transform or haiku.transform_with_state, got "
-            f"{transformed!r}"
+            f"from_haiku needs the result of haiku.transform or haiku.transform_with_state, got {transformed!r}"
         )
     return HaikuNetwork(transformed, stateful=isinstance(transformed, hk.TransformedWithState))
 
@@ -382,7 +387,7 @@ def _without_lists(linen, value, made: dict):
 def _mode(function: Callable, train: bool) -> dict[str, bool]:
     """Arguments that set the mode of ``function``, by the names that it knows."""
     known = inspect.signature(function).parameters
-    return {name: train is meaning for name, meaning in MODE_ARGUMENTS.items() if name in known}
+    return {name: bool(train) is meaning for name, meaning in MODE_ARGUMENTS.items() if name in known}
 
 
 def _check_hashable(configuration) -> None:

@@ -24,8 +24,11 @@ from .networks import check_choice
 
 
 def _flat_norm(v):
-    """Euclidean norm of each example, broadcastable against it."""
-    return jnp.sqrt(jnp.sum(v * v, axis=tuple(range(1, v.ndim)), keepdims=True))
+    """Euclidean norm of each example, broadcastable against it; its squares neither underflow nor overflow."""
+    axes = tuple(range(1, v.ndim))
+    largest = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
+    scaled = v / jnp.where(largest > 0, largest, 1)
+    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class PGD:
     ValueError
         For epsilon < 0 or NaN, n_steps or n_restarts < 1, an unknown norm, bounds out of order, and
         (when called with NumPy data) inputs outside of the bounds.
+    TypeError
+        When called with inputs that are not floating, or with something else than a key.
 
     Examples
     --------
@@ -140,8 +145,9 @@ class PGD:
         if self.step_size is not None:
             _check_nonnegative("step_size", self.step_size)
         for name in ("n_steps", "n_restarts"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (isinstance(value, int | np.integer) and value >= 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         check_choice("norm", self.norm, NORMS)
         object.__setattr__(self, "bounds", _plain_bounds(self.bounds))
 
@@ -165,7 +171,7 @@ class PGD:
             check_bounds(self, x)
         model = model if jax.tree.structure(model) != jax.tree.structure(0) else jax.tree_util.Partial(model)
         x, y = jnp.asarray(x), jnp.asarray(y)
-        keys = key if jnp.ndim(key) == 1 else _example_keys(key, x.shape[0])
+        keys = _one_key_each(key, x.shape[0])
         ball = _ball(self, x)
         best = _one_run(self, model, x, y, keys, ball)
         for restart in range(1, self.n_restarts):
@@ -208,9 +214,14 @@ def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
     Raises
     ------
     ValueError
-        If real targets are not shaped like the scores.
+        If there is not one label for each row of scores, or real targets are not shaped like the scores.
     """
     if jnp.issubdtype(y.dtype, jnp.integer):
+        if y.shape != scores.shape[:1]:
+            raise ValueError(
+                f"integer labels must be of shape {scores.shape[:1]}, one for each row of scores, got {y.shape}; "
+                "one-hot or other real targets must be floating"
+            )
         return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=1)[:, 0]
     if y.shape != scores.shape:
         raise ValueError(f"real targets must be shaped like the scores, {scores.shape}, got {y.shape}")
@@ -220,7 +231,7 @@ def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
 def project_into(x_adv, x, attack):
     """``x_adv`` moved to the attack's ball around ``x`` and to its bounds; ``x`` itself for :class:`Clean`.
 
-    Attacks that state neither ``epsilon`` nor ``bounds`` are left as they are.
+    Attacks that state no ``epsilon`` are left as they are; those that do state ``norm`` and ``bounds`` too.
     """
     if not hasattr(attack, "epsilon"):
         return x_adv
@@ -247,7 +258,7 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     array (n, ...), on the host
     """
     check_bounds(attack, X)
-    keys = _example_keys(key, math.ceil(len(X) / rows) * rows)
+    keys = _one_key_each(key, math.ceil(len(X) / rows) * rows)
     result = np.empty_like(X)
     for start in range(0, len(X), rows):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
@@ -262,7 +273,8 @@ def check_bounds(attack, X) -> None:
     """Raise ValueError when inputs lie outside of the attack's bounds."""
     if getattr(attack, "bounds", None) is None or len(X) == 0:
         return
-    lower, upper = (_bound(b, X) for b in attack.bounds)
+    # In the dtype of the data: float32(-0.1) is below -0.1.
+    lower, upper = (_bound(b, X).astype(X.dtype) for b in attack.bounds)
     if (lower > X).any() or (upper < X).any():
         raise ValueError(
             f"the attack's bounds are {_brief(attack.bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
@@ -299,21 +311,35 @@ def _one_run(attack, model, x, y, keys, ball):
 
 @jax.jit
 def _worse_of(model, first, second, y):
-    """Of each example the one that fools the model, else the one with the higher loss."""
+    """Of each example the one that fools the model, of two such or two others the one with the higher loss."""
 
     def badness(z):
         scores = model(z)
-        loss = example_losses(scores, y)
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            return loss
-        return jnp.where(scores.argmax(1) != y, jnp.inf, loss)
+        fooled = scores.argmax(1) != y if jnp.issubdtype(y.dtype, jnp.integer) else False
+        return fooled, example_losses(scores, y)
 
-    better = badness(second) > badness(first)
+    (fooled, loss), (fooled_2, loss_2) = badness(first), badness(second)
+    better = (fooled_2 > fooled) | ((fooled_2 == fooled) & (loss_2 > loss))
     return jnp.where(better.reshape(-1, *[1] * (first.ndim - 1)), second, first)
 
 
 def _project(norm, x, x_adv, ball):
     return jnp.clip(x + norm.project(x_adv - x, ball.epsilon), ball.lower, ball.upper)
+
+
+def _one_key_each(key, n):
+    """A key for each of n examples: those given, or one key folded with each position."""
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {key!r}")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return _example_keys(key, n)
+    if key.shape != (n,):
+        raise ValueError(
+            f"key must be one key, or one for each of the {n} examples, got keys of shape {key.shape}"
+        )
+    return key
 
 
 @partial(jax.jit, static_argnums=1)
@@ -329,6 +355,8 @@ def _fold_keys(keys, data):
 
 def _ball(attack, x) -> _Ball:
     dtype = np.dtype(x.dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"x must be floating to be changed by less than one, got {dtype}; pass x.astype(float)")
     n_steps = getattr(attack, "n_steps", 1)
     step_size = getattr(attack, "step_size", None)
     step_size = 2 * attack.epsilon / n_steps if step_size is None else step_size
@@ -353,10 +381,14 @@ def _bound(bound, x) -> np.ndarray:
 def _plain_bounds(bounds):
     if bounds is None:
         return None
-    if len(bounds) != 2:
-        raise ValueError(f"bounds must be (low, high) or None, got {bounds!r}")
-    low, high = (np.asarray(b, dtype=float) for b in bounds)
-    if not (low <= high).all():
+    try:
+        low, high = (np.asarray(b, dtype=float) for b in bounds)
+        ordered = (low <= high).all()
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"bounds must be None or (low, high), each a number or one number for each feature, got {bounds!r}"
+        ) from None
+    if not ordered:
         raise ValueError(f"bounds must be (low, high) with low <= high and no NaN, got {_brief(bounds)}")
     return tuple(b.item() if b.ndim == 0 else tuple(b.ravel().tolist()) for b in (low, high))
 

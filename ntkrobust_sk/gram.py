@@ -22,9 +22,7 @@ TILE_ROWS_ACCELERATOR = 512
 WORKING_COPIES = 3
 
 
-def gram(
-    kernel: str | Callable, model: Model, X, Y=None, *, memory: str | int = "2GiB", progress: bool = False
-):
+def gram(kernel: str | Callable, model: Model, X, Y=None, *, memory: str | int = "2GiB", progress: bool = False):
     """Gram matrix of a kernel over inputs.
 
     Every tile has the same shape, the last ones padded, so an entry never depends on the other rows of the
@@ -95,10 +93,10 @@ def _fill(kernel, model, X, Y, rows, panel, progress):
     with tqdm(total=total, desc="Gram tiles", disable=not progress, leave=False) as bar:
         for start in range(0, len(x_tiles), panel):
             rows_of_panel = range(start, min(start + panel, len(x_tiles)))
-            left = {i: _features(kernel, model, x_tiles[i]) for i in rows_of_panel}
+            left = {i: tile_features(kernel, model, x_tiles[i]) for i in rows_of_panel}
             for j in range(start if symmetric else 0, len(y_tiles)):
                 right = left.get(j) if symmetric else None
-                right = _features(kernel, model, y_tiles[j]) if right is None else right
+                right = tile_features(kernel, model, y_tiles[j]) if right is None else right
                 for i in (i for i in rows_of_panel if not symmetric or i <= j):
                     block = _contract(kernel, model, left[i], right, symmetrize=symmetric and i == j)
                     if result is None:
@@ -111,7 +109,7 @@ def _fill(kernel, model, X, Y, rows, panel, progress):
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(kernel, model, x):
+def tile_features(kernel, model, x):
     """What one side of the kernel needs of a tile: its features, or the inputs when it has none."""
     return kernel.features(model, x) if hasattr(kernel, "features") else x
 
@@ -127,9 +125,7 @@ def _contract(kernel, model, left, right, *, symmetrize):
 
 def _transpose(block):
     """The block of (x', x): examples swapped, and classes swapped where both are there."""
-    return (
-        block.transpose((1, 0, *reversed(range(2, block.ndim)))) if block.ndim == 4 else block.swapaxes(0, 1)
-    )
+    return block.transpose((1, 0, *reversed(range(2, block.ndim)))) if block.ndim == 4 else block.swapaxes(0, 1)
 
 
 def _empty(shape, block):
@@ -172,7 +168,7 @@ def plan_tiles(kernel, model: Model, input_shape: tuple[int, ...], memory: int) 
     Depends on network and kernel, never on the number of rows, so that neither does any entry's value.
     """
     example = jax.ShapeDtypeStruct((1, *input_shape), params_dtype(model.variables.params))
-    features = jax.eval_shape(partial(_features, kernel), model, example)
+    features = jax.eval_shape(partial(tile_features, kernel), model, example)
     row_bytes = sum(math.prod(f.shape) * f.dtype.itemsize for f in jax.tree.leaves(features))
     most = memory // ((2 + WORKING_COPIES) * row_bytes)
     if most < 1:

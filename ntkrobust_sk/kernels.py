@@ -20,7 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from .networks import Model, PyTree, check_choice
-from .tangent import pull, push, summed_features, tangent_features
+from .tangent import (
+    contract_features,
+    contract_summed_features,
+    push,
+    summed_features,
+    tangent_features,
+)
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -56,15 +62,13 @@ class TraceNTK:
         """Block (n, m) of two sets of features."""
         return _sum_over_leaves("ncp,mcp->nm", f1, f2) / f1[0].shape[1]
 
-    def fold(self, model: Model, x: jax.Array, dual: jax.Array) -> PyTree:
-        """Tangents W_kt = (1/C) Σ_i dual_it ∇f_k(x_i), arrays (C, T, p), of dual coefficients (n, T)."""
-        features = tangent_features(model, x)
-        scaled = dual / features[0].shape[1]
-        return [jnp.einsum("nkp,nt->ktp", leaf, scaled, precision=HIGHEST) for leaf in features]
+    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
+        """Tangents W_kt = (1/C) Σ_i dual_it ∇f_k(x_i), a list of (C, T, p), of coefficients (n, T)."""
+        return _weighted_sum("nkp,nt->ktp", features, dual / features[0].shape[1])
 
     def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
         """Scores (n, T): Σ_k ⟨∇f_k(x), W_kt⟩."""
-        return _sum_over_leaves("nkp,ktp->nt", tangent_features(model, x), tangents)
+        return contract_features(model, x, tangents)
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ class ClassNTK:
         """Block (n, m, C) of two sets of features."""
         return _sum_over_leaves("ncp,mcp->nmc", f1, f2)
 
-    def fold(self, model: Model, x: jax.Array, dual: jax.Array) -> PyTree:
-        """Tangents w_c = Σ_i dual_ic ∇f_c(x_i), leaves (C, ...), of dual coefficients (n, C)."""
-        return pull(model, x, jnp.einsum("ic,ck->cik", dual, jnp.eye(dual.shape[1], dtype=dual.dtype)))
+    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
+        """Tangents w_c = Σ_i dual_ic ∇f_c(x_i), a list of (C, p), of coefficients (n, C)."""
+        return _weighted_sum("ncp,nc->cp", features, dual)
 
     def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
         """Scores (n, C): ⟨∇f_c(x), w_c⟩."""
@@ -119,9 +123,9 @@ class FullNTK:
         """Block (n, m, C, C) of two sets of features."""
         return _sum_over_leaves("ncp,mdp->nmcd", f1, f2)
 
-    def fold(self, model: Model, x: jax.Array, dual: jax.Array) -> PyTree:
-        """The one tangent w = J(x)ᵀ dual, leaves (1, ...), of dual coefficients (n, C)."""
-        return pull(model, x, dual[None])
+    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
+        """The one tangent w = Jᵀ dual = Σ_ic dual_ic ∇f_c(x_i), a list of (1, p), of coefficients (n, C)."""
+        return [leaf[None] for leaf in _weighted_sum("ncp,nc->p", features, dual)]
 
     def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
         """Scores (n, C): J(x) w."""
@@ -152,13 +156,13 @@ class PseudoNTK:
         """Block (n, m) of two sets of features."""
         return _sum_over_leaves("np,mp->nm", f1, f2)
 
-    def fold(self, model: Model, x: jax.Array, dual: jax.Array) -> PyTree:
-        """Tangents w_t = Σ_i dual_it ∇g(x_i), arrays (T, p), of dual coefficients (n, T)."""
-        return [jnp.einsum("np,nt->tp", leaf, dual, precision=HIGHEST) for leaf in self.features(model, x)]
+    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
+        """Tangents w_t = Σ_i dual_it ∇g(x_i), a list of (T, p), of coefficients (n, T)."""
+        return _weighted_sum("np,nt->tp", features, dual)
 
     def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
         """Scores (n, T): ⟨∇g(x), w_t⟩."""
-        return _sum_over_leaves("np,tp->nt", self.features(model, x), tangents)
+        return contract_summed_features(model, x, tangents) / math.sqrt(_n_outputs(model, x))
 
 
 KERNELS = {"trace": TraceNTK(), "class": ClassNTK(), "full": FullNTK(), "pseudo": PseudoNTK()}
@@ -192,3 +196,8 @@ def _sum_over_leaves(equation, leaves1, leaves2):
 
 def _n_outputs(model, x):
     return jax.eval_shape(model, x).shape[1]
+
+
+def _weighted_sum(equation, leaves, dual):
+    """Sums over examples in the dtype of ``dual``."""
+    return [jnp.einsum(equation, leaf.astype(dual.dtype), dual, precision=HIGHEST) for leaf in leaves]

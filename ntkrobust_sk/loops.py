@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import jax
+import jax.numpy as jnp
 
 
 def runs_fused(model, x) -> bool:
@@ -20,7 +21,9 @@ def runs_fused(model, x) -> bool:
     leaves, tree = jax.tree.flatten((model, x))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or jax.default_backend() != "cpu":
         return True
-    return not _convolves(tree, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves))
+    return not _convolves(
+        tree, tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    )
 
 
 @lru_cache(maxsize=256)

@@ -10,8 +10,8 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from ntkrobust_sk._backend import to_numpy
-from ntkrobust_sk.solvers import require_symmetric
+from ._backend import to_numpy
+from .solvers import require_symmetric
 
 # The rounding of a float32 Gram matrix leaves eigenvalues down to about -1e-7 of the largest.
 INDEFINITE_TOLERANCE = 1e-4

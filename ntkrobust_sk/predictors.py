@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .gram import pad_rows, parse_memory, plan_tiles
+from .gram import pad_rows, parse_memory, plan_tiles, tile_features
 from .kernels import HIGHEST
 from .networks import Model, PyTree, params_dtype
 
@@ -47,9 +47,7 @@ class DualPredictor:
         return self.offset + jnp.einsum(equation, block, self.dual_coef, precision=HIGHEST)
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["model", "tangents", "offset"], meta_fields=["kernel"]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["model", "tangents", "offset"], meta_fields=["kernel"])
 @dataclass(frozen=True, eq=False)
 class PrimalPredictor:
     """The same predictor with the training points folded into tangent vectors.
@@ -78,6 +76,7 @@ class PrimalPredictor:
 def make_predictor(kernel, model: Model, X: np.ndarray, dual_coef, offset, *, memory: str | int = "2GiB"):
     """The predictor of dual coefficients, in whichever form answers a query with fewer operations.
 
+    Dual coefficients are large and of both signs when alpha is small, so they are folded in float64.
     Both need the query's tangent features; what remains is a product with n training points in the dual
     form and with T targets in the primal form. So the primal form is taken when n > T, and the training
     points are folded into tangents once, tile by tile.
@@ -99,20 +98,27 @@ def make_predictor(kernel, model: Model, X: np.ndarray, dual_coef, offset, *, me
     PrimalPredictor or DualPredictor
     """
     dtype = params_dtype(model.variables.params)
-    X, dual, offset = (np.asarray(a, dtype=dtype) for a in (X, dual_coef, offset))
-    if not hasattr(kernel, "fold") or len(X) <= dual.shape[1]:
-        return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(dual), jnp.asarray(offset))
+    X, offset = np.asarray(X, dtype), jnp.asarray(np.asarray(offset, dtype))
+    if not hasattr(kernel, "fold") or len(X) <= dual_coef.shape[1]:
+        return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(np.asarray(dual_coef, dtype)), offset)
     rows, _ = plan_tiles(kernel, model, X.shape[1:], parse_memory(memory))
+    # padded rows have the coefficient zero
+    dual = np.zeros((-(-len(X) // rows) * rows, dual_coef.shape[1]))
+    dual[: len(X)] = dual_coef
     tangents = None
     for start in range(0, len(X), rows):
-        tile, part = X[start : start + rows], dual[start : start + rows]
-        # padded rows have the coefficient zero
-        part = np.concatenate([part, np.zeros((rows - len(part), part.shape[1]), dtype)])
-        tangents = _add_folded(kernel, tangents, model, pad_rows(tile, rows), part)
-    return PrimalPredictor(kernel, model, tangents, jnp.asarray(offset))
+        features = tile_features(kernel, model, pad_rows(X[start : start + rows], rows))
+        with jax.enable_x64(True):
+            tangents = _add_folded(kernel, tangents, features, dual[start : start + rows])
+    params, tree = jax.tree.flatten(model.variables.params)
+    with jax.enable_x64(True):
+        shaped = [
+            w.reshape(*w.shape[:-1], *leaf.shape).astype(dtype) for w, leaf in zip(tangents, params, strict=True)
+        ]
+    return PrimalPredictor(kernel, model, jax.tree.unflatten(tree, shaped), offset)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_folded(kernel, tangents, model, x, dual):
-    folded = kernel.fold(model, x, dual)
+def _add_folded(kernel, tangents, features, dual):
+    folded = kernel.fold(features, dual)
     return folded if tangents is None else jax.tree.map(jnp.add, tangents, folded)

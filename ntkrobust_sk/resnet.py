@@ -95,9 +95,7 @@ class ResNet18:
             if train:
                 seen = {"mean": h.mean((0, 1, 2)), "var": h.var((0, 1, 2))}
                 statistics[name] = _average(statistics[name], seen, n_steps)
-            return (h - seen["mean"]) * (layer["scale"] * jax.lax.rsqrt(seen["var"] + EPSILON)) + layer[
-                "bias"
-            ]
+            return (h - seen["mean"]) * (layer["scale"] * jax.lax.rsqrt(seen["var"] + EPSILON)) + layer["bias"]
 
         h = jax.nn.relu(conv_bn("stem", x, 1))
         for name, _, _, stride in self._blocks():

@@ -13,7 +13,7 @@ from numbers import Real
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from ntkrobust_sk._backend import as_array_like, cholesky, eigh, solve_triangular, to_solver_array
+from ._backend import as_array_like, cholesky, eigh, solve_triangular, to_solver_array
 
 # A Gram matrix made of float32 tiles is symmetric to about 1e-6; a wrong block or permutation misses by O(1).
 SYMMETRY_TOLERANCE = 1e-4
@@ -417,9 +417,7 @@ def require_symmetric(A, name):
         rows = xp.astype(A[start:stop, :], xp.float64, copy=False)
         total += float(xp.sum(rows * rows))
         if not math.isfinite(total):
-            raise ValueError(
-                f"{name} must be finite, but has NaN, infinity or entries whose squares overflow."
-            )
+            raise ValueError(f"{name} must be finite, but has NaN, infinity or entries whose squares overflow.")
         skew += float(xp.sum((rows - xp.astype(A[:, start:stop], xp.float64, copy=False).T) ** 2))
     asymmetry = math.sqrt(skew / total) if total > 0 else 0.0
     if not asymmetry <= SYMMETRY_TOLERANCE:
@@ -443,9 +441,7 @@ def _require_square(A, name):
 
 def _require_real(a, name):
     if "complex" in str(a.dtype):  # isdtype would do, but NumPy's refuses bfloat16
-        raise ValueError(
-            f"{name} must be real, got {a.dtype}: take the real part if the imaginary one is zero."
-        )
+        raise ValueError(f"{name} must be real, got {a.dtype}: take the real part if the imaginary one is zero.")
 
 
 def _require_kernel_system(gram, targets):

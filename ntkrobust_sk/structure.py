@@ -10,6 +10,7 @@ author, and any differentiable equation is allowed, because what is left is alwa
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,11 +42,49 @@ def per_example_gradients(apply: Callable, params, x: jax.Array):
     Examples
     --------
     >>> params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
-    >>> g = per_example_gradients(lambda p, x: jnp.tanh(x) @ p["w"], params, jnp.zeros((5, 2)) + 1.0)
+    >>> g = per_example_gradients(lambda p, x: jnp.tanh(x) @ p["w"], params, jnp.ones((5, 2)))
     >>> g["w"].shape
     (5, 2, 2, 2)
     """
-    return jax.vmap(lambda z: _example_gradients(apply, params, z[None]))(x)
+
+    def one(z):
+        meetings, cotangents, operands_of = _meet(apply, params, z[None])
+        gradients = [m.operand_gradients(c) for m, c in zip(meetings, cotangents, strict=True)]
+        _, pull = jax.vjp(operands_of, params)
+        return jax.vmap(lambda g: pull(g)[0])(gradients)
+
+    return jax.vmap(one)(x)
+
+
+def contract_gradients(apply: Callable, params, x: jax.Array, tangents) -> jax.Array:
+    """Σ_c ⟨∂f_c(x_i)/∂θ, tangents_ct⟩ without the gradients: one number for each example and each t.
+
+    A convolution whose gradient is cheaper to form than to avoid has it formed; see ``_forms_gradient``.
+
+    Parameters
+    ----------
+    apply, params, x
+        As for :func:`per_example_gradients`.
+    tangents : pytree like params, each leaf (C, T, *leaf.shape)
+
+    Returns
+    -------
+    array (n, T)
+
+    Examples
+    --------
+    >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> contract_gradients(lambda p, x: x @ p, w, jnp.ones((5, 2)), jnp.ones((2, 3, 2, 2))).shape
+    (5, 3)
+    """
+
+    def one(z):
+        meetings, cotangents, operands_of = _meet(apply, params, z[None])
+        push = jax.vmap(jax.vmap(lambda t: jax.jvp(operands_of, (params,), (t,))[1]))
+        terms = zip(meetings, cotangents, push(tangents), strict=True)
+        return sum(m.contract(c, t) for m, c, t in terms)
+
+    return jax.vmap(one)(x)
 
 
 @dataclass
@@ -65,6 +104,41 @@ class _Meeting:
         replaced = iter(operands)
         mixed = zip(self.inputs, self.from_params, strict=True)
         return _bind(self.eqn, [next(replaced) if own else value for value, own in mixed])
+
+    def operand_gradients(self, cotangents: list) -> list:
+        """Cotangents (C, ...) of the outputs, pulled back to the operands."""
+        if self._is_plain_convolution():
+            patches, delta = _patches(self.eqn, self.inputs[0]), _positions_first(self.eqn, cotangents[0])
+            return [_filter_shaped(self.eqn, jnp.einsum("sk,cso->cko", patches, delta))]
+        outputs, pull = jax.vjp(self.rebind, self.operands())
+
+        def pull_one(cotangent):
+            filled = [jnp.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangent, strict=True)]
+            return pull(filled)[0]
+
+        return jax.vmap(pull_one)(cotangents)
+
+    def contract(self, cotangents: list, tangents: list) -> jax.Array:
+        """Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,)."""
+        if self._is_plain_convolution():
+            patches, delta = _patches(self.eqn, self.inputs[0]), _positions_first(self.eqn, cotangents[0])
+            return _contract_convolution(patches, delta, _as_matrices(self.eqn, tangents[0]))
+
+        def push(tangent):
+            return jax.jvp(self.rebind, (self.operands(),), (tangent,))[1]
+
+        changes = jax.vmap(jax.vmap(push))(tangents)
+        terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
+        return sum(jnp.einsum("ce,cte->t", _flat(c, 1), _flat(d, 2)) for c, d in terms)
+
+    def _is_plain_convolution(self) -> bool:
+        params = self.eqn.params
+        return (
+            self.eqn.primitive.name == "conv_general_dilated"
+            and self.from_params == [False, True]
+            and params["feature_group_count"] == params["batch_group_count"] == 1
+            and all(d == 1 for d in params["lhs_dilation"])
+        )
 
 
 @dataclass
@@ -119,98 +193,92 @@ def _bind(eqn, inputs) -> list:
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
-def _example_gradients(apply, params, z):
-    """Gradients (C, *leaf.shape) of the one example z (1, ...)."""
-    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, z)
-    leaves, tree = jax.tree.flatten(params)
+def _meet(apply, params, z):
+    """Where parameters meet the one example z (1, ...), each output's cotangents there, and the operands.
 
-    def walk(param_leaves, probes):
+    Returns the list of meetings; for each the cotangents, a list of arrays (C, *output.shape) or None for
+    outputs that cannot be differentiated; and the function from parameters to all meetings' operands.
+    """
+    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, z)
+
+    def walk(at, probes):
         walker = _Walk(probes)
+        leaves = jax.tree.leaves(at)
         kinds = ["params"] * len(leaves) + ["data"]
-        outputs, _ = walker.run(closed.jaxpr, closed.consts, [*param_leaves, z], kinds)
+        outputs, _ = walker.run(closed.jaxpr, closed.consts, [*leaves, z], kinds)
         return outputs[0][0], walker.meetings
 
-    def probe_like(meeting):
-        return [
-            jnp.zeros(v.aval.shape, v.aval.dtype) if jnp.issubdtype(v.aval.dtype, jnp.inexact) else None
-            for v in meeting.eqn.outvars
-        ]
+    def probe(var):
+        return jnp.zeros(var.aval.shape, var.aval.dtype) if jnp.issubdtype(var.aval.dtype, jnp.inexact) else None
 
-    meetings = walk(leaves, None)[1]
-    probes = [probe_like(meeting) for meeting in meetings]
-    logits, pull = jax.vjp(lambda p: walk(leaves, p)[0], probes)
+    meetings = walk(params, None)[1]
+    probes = [[probe(var) for var in meeting.eqn.outvars] for meeting in meetings]
+    logits, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
     cotangents = jax.vmap(lambda c: pull(c)[0])(jnp.eye(out_shape.shape[1], dtype=logits.dtype))
-    at_operands = [
-        _operand_gradients(meeting, cotangent)
-        for meeting, cotangent in zip(meetings, cotangents, strict=True)
-    ]
-    _, pull_operands = jax.vjp(lambda p: [m.operands() for m in walk(p, None)[1]], leaves)
-    return jax.tree.unflatten(tree, jax.vmap(lambda g: pull_operands(g)[0])(at_operands))
+    return meetings, cotangents, lambda at: [meeting.operands() for meeting in walk(at, None)[1]]
 
 
-def _operand_gradients(meeting: _Meeting, cotangents: list) -> list:
-    """Cotangents (C, ...) of an equation's outputs, pulled back to its parameter operands."""
-    if _is_plain_convolution(meeting):
-        return [_convolution_gradient(meeting.eqn, meeting.inputs[0], cotangents[0])]
-    outputs, pull = jax.vjp(meeting.rebind, meeting.operands())
-
-    def pull_one(cotangent):
-        filled = [jnp.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangent, strict=True)]
-        return pull(filled)[0]
-
-    return jax.vmap(pull_one)(cotangents)
+def _flat(array, n_axes: int):
+    """All but the first axes made one."""
+    return array.reshape(*array.shape[:n_axes], -1)
 
 
-def _is_plain_convolution(meeting: _Meeting) -> bool:
-    eqn = meeting.eqn
-    return (
-        eqn.primitive.name == "conv_general_dilated"
-        and meeting.from_params == [False, True]
-        and eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
-        and all(d == 1 for d in eqn.params["lhs_dilation"])
-    )
+# The bytes of a gradient entry, written and read again, take the time of about so many multiply-adds.
+ENTRY_COST = 30
 
 
-def _convolution_gradient(eqn, lhs, cotangents):
-    """Filter gradients (C, *rhs.shape) as one matrix product of patches with the cotangents (C, *out.shape).
+def _forms_gradient(n_positions: int, n_tangents: int) -> bool:
+    """Whether forming a filter's gradient, S multiply-adds an entry, and contracting it with T tangents is
+    cheaper than contracting cotangents and tangents first, S·T an entry."""
+    return n_positions + n_tangents + ENTRY_COST < n_positions * n_tangents
 
-    A filter's gradient is Σ_positions patch ⊗ cotangent; XLA would do the same sum as a grouped convolution.
+
+def _contract_convolution(patches, delta, matrices):
+    """(T,) from patches (S, K), cotangents (C, S, O) and tangents (C, T, K, O)."""
+    if _forms_gradient(len(patches), matrices.shape[1]):
+        return jnp.einsum("cko,ctko->t", jnp.einsum("sk,cso->cko", patches, delta), matrices)
+    return jnp.einsum("stk,sk->t", jnp.einsum("cso,ctko->stk", delta, matrices), patches)
+
+
+def _patches(eqn, lhs):
+    """What the filter sees at each position: (S, K), K over the filter's window and input channels.
+
+    A filter's gradient is Σ_positions patch ⊗ cotangent, one matrix product; XLA would compute the same sum
+    as a grouped convolution.
     """
-    numbers = eqn.params["dimension_numbers"]
-    spatial = numbers.lhs_spec[2:]
-    rhs_shape = eqn.invars[1].aval.shape
-    size = [rhs_shape[d] for d in numbers.rhs_spec[2:]]
-    c_out, c_in = rhs_shape[numbers.rhs_spec[0]], rhs_shape[numbers.rhs_spec[1]]
-    out_size = [eqn.outvars[0].aval.shape[d] for d in numbers.out_spec[2:]]
-    # batch and positions first, channels last
-    image = jnp.transpose(lhs, (numbers.lhs_spec[0], *spatial, numbers.lhs_spec[1]))
-    config = [(0, 0, 0), *((lo, hi, 0) for lo, hi in eqn.params["padding"]), (0, 0, 0)]
+    numbers, params = eqn.params["dimension_numbers"], eqn.params
+    image = jnp.transpose(lhs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
+    config = [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)]
     image = jax.lax.pad(image, jnp.zeros((), image.dtype), config)
-    patches = jnp.stack(
-        [
-            _window(image, offset, out_size, eqn.params["window_strides"], eqn.params["rhs_dilation"])
-            for offset in _offsets(size)
-        ]
-    )
-    patches = patches.reshape(math.prod(size), -1, c_in)
-    delta = jnp.transpose(
-        cotangents,
-        (0, numbers.out_spec[0] + 1, *(d + 1 for d in numbers.out_spec[2:]), numbers.out_spec[1] + 1),
-    ).reshape(cotangents.shape[0], -1, c_out)
-    gradient = jnp.einsum("ksi,cso->ckio", patches, delta)
-    gradient = gradient.reshape(-1, *size, c_in, c_out)
-    places = [0] * len(rhs_shape)
-    for axis, d in enumerate((*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])):
-        places[d] = axis + 1
-    return jnp.transpose(gradient, (0, *places))
+    size = [eqn.invars[1].aval.shape[d] for d in numbers.rhs_spec[2:]]
+    out_size = [eqn.outvars[0].aval.shape[d] for d in numbers.out_spec[2:]]
+    windows = []
+    for offset in itertools.product(*map(range, size)):
+        start = [o * d for o, d in zip(offset, params["rhs_dilation"], strict=True)]
+        limit = [b + (n - 1) * s + 1 for b, n, s in zip(start, out_size, params["window_strides"], strict=True)]
+        strides = (1, *params["window_strides"], 1)
+        windows.append(jax.lax.slice(image, (0, *start, 0), (1, *limit, image.shape[-1]), strides))
+    return jnp.stack(windows, axis=-2).reshape(math.prod(out_size), -1)
 
 
-def _offsets(size):
-    return [()] if not size else [(i, *rest) for i in range(size[0]) for rest in _offsets(size[1:])]
+def _positions_first(eqn, cotangents):
+    """Cotangents (C, *out.shape) as (C, S, O)."""
+    batch, channels, *spatial = (d + 1 for d in eqn.params["dimension_numbers"].out_spec)
+    moved = jnp.transpose(cotangents, (0, batch, *spatial, channels))
+    return moved.reshape(len(moved), -1, moved.shape[-1])
 
 
-def _window(image, offset, out_size, strides, dilation):
-    """What the filter entry at ``offset`` sees at every position."""
-    start = [o * d for o, d in zip(offset, dilation, strict=True)]
-    limit = [b + (n - 1) * s + 1 for b, n, s in zip(start, out_size, strides, strict=True)]
-    return jax.lax.slice(image, (0, *start, 0), (image.shape[0], *limit, image.shape[-1]), (1, *strides, 1))
+def _as_matrices(eqn, filters):
+    """Filters (..., *rhs.shape) as (..., K, O)."""
+    n_axes = filters.ndim - len(eqn.invars[1].aval.shape)
+    c_out, c_in, *spatial = (d + n_axes for d in eqn.params["dimension_numbers"].rhs_spec)
+    moved = jnp.transpose(filters, (*range(n_axes), *spatial, c_in, c_out))
+    return moved.reshape(*moved.shape[:n_axes], -1, moved.shape[-1])
+
+
+def _filter_shaped(eqn, matrices):
+    """The inverse of ``_as_matrices`` for (C, K, O)."""
+    c_out, c_in, *spatial = eqn.params["dimension_numbers"].rhs_spec
+    shape, order = eqn.invars[1].aval.shape, (*spatial, c_in, c_out)
+    moved = matrices.reshape(-1, *(shape[d] for d in order))
+    return jnp.transpose(moved, (0, *(order.index(d) + 1 for d in range(len(order)))))

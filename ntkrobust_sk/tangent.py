@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .networks import Model, Network, PyTree, Variables
-from .structure import per_example_gradients
+from .structure import contract_gradients, per_example_gradients
 
 
 @dataclass(frozen=True)
@@ -103,32 +103,22 @@ def summed_features(model: Model, x: jax.Array) -> list[jax.Array]:
     -------
     list of arrays (n, p)
     """
-    apply = _as_function(model)
     with jax.default_matmul_precision("highest"):
-        gradients = per_example_gradients(
-            lambda params, inputs: apply(params, inputs).sum(1, keepdims=True), model.variables.params, x
-        )
+        gradients = per_example_gradients(_as_summed_function(model), model.variables.params, x)
     return [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(gradients)]
 
 
-def pull(model: Model, x: jax.Array, cotangents: jax.Array) -> PyTree:
-    """J(x)ᵀ c for m sets of cotangents: Σ_i Σ_k c[m, i, k] ∇f_k(x_i), without any single gradient.
-
-    Parameters
-    ----------
-    model : Model
-    x : array (n, ...)
-    cotangents : array (m, n, C)
-
-    Returns
-    -------
-    pytree like the parameters, each leaf (m, *leaf.shape)
-        m tangent vectors w; J(x) w is then one :func:`push`.
-    """
-    apply = _as_function(model)
+def contract_features(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
+    """Σ_k ⟨∇f_k(x_i), W_kt⟩, an array (n, T), for tangents W with leaves (C, T, *leaf.shape)."""
     with jax.default_matmul_precision("highest"):
-        _, transposed = jax.vjp(lambda params: apply(params, x), model.variables.params)
-        return jax.vmap(lambda c: transposed(c)[0])(cotangents)
+        return contract_gradients(_as_function(model), model.variables.params, x, tangents)
+
+
+def contract_summed_features(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
+    """⟨∇ Σ_c f_c(x_i), w_t⟩, an array (n, T), for tangents w with leaves (T, *leaf.shape)."""
+    with jax.default_matmul_precision("highest"):
+        lifted = jax.tree.map(lambda leaf: leaf[None], tangents)
+        return contract_gradients(_as_summed_function(model), model.variables.params, x, lifted)
 
 
 def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
@@ -145,3 +135,9 @@ def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
 def _as_function(model: Model):
     """The logits as a function of parameters and inputs."""
     return lambda params, x: Model(model.network, Variables(params, model.variables.state))(x)
+
+
+def _as_summed_function(model: Model):
+    """The sum of the logits, (n, 1), as a function of parameters and inputs."""
+    apply = _as_function(model)
+    return lambda params, x: apply(params, x).sum(1, keepdims=True)

@@ -10,16 +10,16 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .attacks import Clean, example_losses
+from .attacks import Clean, check_bounds, example_losses
 from .loops import runs_fused
-from .networks import Model, PyTree, Variables, params_dtype
+from .networks import Model, PyTree, Variables, check_model, params_dtype
 from .tangent import Linearized
 
 # Batches between two looks at whether the loss is still finite, and the length of a compiled loop.
@@ -146,13 +146,14 @@ def train(
     """
     state = start if isinstance(start, TrainState) else initial_state(start, key, optimizer)
     data = _Batches.of(X, y, sample_weight, state, batch_size, freeze_state)
+    attacks = _checked_attacks(attacks, X)
     update = partial(_update, optimizer, freeze_state)
     step = int(state.step)
-    for epoch in range(1, epochs + 1) if isinstance(epochs, int) else epochs:
+    for epoch in range(1, epochs + 1) if isinstance(epochs, int | np.integer) else epochs:
         target = round(epoch * data.per_epoch)
         while step < target:
             count = data.chunk(step, target)
-            state = _run(state, data.take(step, count), count, update, tuple(attacks), data.fused)
+            state = _run(state, data.take(step, count), count, update, attacks, data.fused)
             step += count
             _check_finite(state, data.per_epoch)
         if step == target:
@@ -172,7 +173,39 @@ def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
 def _check_finite(state, per_epoch):
     failed = int(state.failed_step)
     if failed >= 0:
-        raise TrainingDivergedError(state, failed // per_epoch, failed)
+        # Without its mark the state can go on, with another optimiser.
+        finite = replace(state, failed_step=jnp.full_like(state.failed_step, -1))
+        raise TrainingDivergedError(finite, failed // per_epoch, failed)
+
+
+def _checked_attacks(attacks, X) -> tuple:
+    try:
+        attacks = tuple(attacks)
+    except TypeError:
+        raise TypeError(f"attacks must be a tuple of attacks, such as ({attacks!r},), got {attacks!r}") from None
+    if not attacks:
+        raise ValueError("attacks is empty, so nothing would be trained; attacks=(Clean(),) is benign training")
+    for attack in attacks:
+        check_bounds(attack, X)
+    return attacks
+
+
+def _checked_weights(sample_weight, n) -> np.ndarray:
+    """Weights of mean 1."""
+    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.mean() < np.inf:
+        raise ValueError(
+            f"sample_weight must hold a finite weight >= 0 for each of the {n} examples, not all zero; got shape "
+            f"{weight.shape}" + (f" with values from {weight.min()} to {weight.max()}" if weight.size else "")
+        )
+    return weight / weight.mean()
+
+
+def _check_labels(y, n_outputs):
+    if np.issubdtype(y.dtype, np.integer) and not (0 <= y.min() and y.max() < n_outputs):
+        raise ValueError(
+            f"labels must lie in 0..{n_outputs - 1}, as the network has {n_outputs} outputs, got {y.min()} to {y.max()}"
+        )
 
 
 @dataclass(frozen=True)
@@ -198,8 +231,8 @@ class _Batches:
         X = np.asarray(X, dtype=params_dtype(variables.params))
         y = np.asarray(y)
         y = y.astype(np.int32 if np.issubdtype(y.dtype, np.integer) else X.dtype)
-        weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        weight = (weight / weight.mean()).astype(X.dtype)
+        _check_labels(y, check_model(state.model, X.shape[1:]))
+        weight = _checked_weights(sample_weight, len(X)).astype(X.dtype)
         # Batch statistics must not see padding, so networks that have any get the ragged batch as it is.
         averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
         padded = freeze_state or not averages
@@ -225,7 +258,7 @@ class _Batches:
     def take(self, step: int, count: int):
         """Batches ``step`` to ``step + count``: inputs (CHUNK, size, ...), targets, weights (CHUNK, size)."""
         order = np.stack([self._indices(s) for s in range(step, step + count)])
-        if self.fused and self.padded:
+        if self.fused:
             order = np.concatenate([order, np.repeat(order[:1], CHUNK - count, axis=0)])
         real = np.maximum((order >= 0).sum(1, keepdims=True), 1)
         weight = np.where(order >= 0, self.weight[order], 0) / real.astype(self.weight.dtype)
@@ -238,6 +271,7 @@ class _Batches:
         return np.concatenate([order, np.full(missing, -1)])
 
 
+@lru_cache(maxsize=2)
 def _epoch_order(seed, epoch, n):
     return np.random.default_rng([*seed, epoch]).permutation(n)
 
@@ -267,7 +301,7 @@ def _batch_step(state, batch, update, attacks):
     for i, attack in enumerate(attacks):
         key = _batch_key(noise, i)
         state = update(state, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), y, weight)
-    return replace(state, step=state.step + 1)
+    return replace(state, step=state.step + (state.failed_step < 0))
 
 
 @jax.jit
@@ -290,7 +324,11 @@ def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
     new = replace(
         state, model=Model(network, Variables(params, new_network_state)), opt_state=opt_state, loss=loss
     )
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(params)) & (state.failed_step < 0)
+    finite = jnp.isfinite(loss) & _all_finite(params) & (state.failed_step < 0)
     kept = jax.tree.map(partial(jnp.where, finite), replace(new, key=None), replace(state, key=None))
     failed = jnp.where(finite | (state.failed_step >= 0), state.failed_step, state.step)
     return replace(kept, key=state.key, failed_step=failed)
+
+
+def _all_finite(tree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -1,4 +1,4 @@
-"""Networks of other libraries: the same logits, the same statistics, and all that this library asks of its own."""
+"""Networks of other libraries: their own logits and statistics, and all that is asked of ours."""
 
 import dataclasses
 import pickle
@@ -22,9 +22,8 @@ from ntkrobust_sk.adapters import (
 from ntkrobust_sk.networks import Model, Network, Variables, check_model, n_params
 
 KEY = jax.random.key(0)
-X = np.random.default_rng(0).normal(size=(4, 6, 5, 2)).astype(np.float32)
+X = np.random.default_rng(0).normal(size=(4, 6, 5, 2)).astype(jnp.result_type(float))
 FLAT = X.reshape(4, -1)[:, :7]
-OTHER_LIBRARIES = ("flax", "equinox", "haiku")
 
 
 def library(name):
@@ -90,17 +89,18 @@ def equinox_case():
     class Net(eqx.Module):
         conv: eqx.nn.Conv2d
         norm: eqx.nn.BatchNorm
-        dense: eqx.nn.Linear
+        layers: list
 
         def __init__(self, key):
-            keys = jax.random.split(key)
+            keys = jax.random.split(key, 3)
             self.conv = eqx.nn.Conv2d(2, 4, 3, use_bias=False, key=keys[0])
             self.norm = eqx.nn.BatchNorm(4, axis_name="batch", mode="batch")
-            self.dense = eqx.nn.Linear(4, 3, key=keys[1])
+            self.layers = [eqx.nn.Linear(4, 5, key=keys[1]), eqx.nn.Linear(5, 3, key=keys[2])]
 
         def __call__(self, x, state):
             h, state = self.norm(self.conv(x), state)
-            return self.dense(jnp.tanh(h).mean((1, 2))), state
+            h = self.layers[0](jnp.tanh(h).mean((1, 2)))
+            return self.layers[1](h), state
 
     module, state = eqx.nn.make_with_state(Net)(KEY)
     model = from_equinox(module, state)
@@ -220,7 +220,7 @@ def test_models_pickle_where_their_library_does():
     network = from_flax(linen.BatchNorm(use_running_average=True))
     models = [
         Model(network, network.init(KEY, (7,))),
-        from_nnx(nnx.Linear(7, 3, rngs=nnx.Rngs(0))),
+        from_nnx(nnx.BatchNorm(7, rngs=nnx.Rngs(0))),
         from_equinox(eqx.nn.Linear(7, 3, key=KEY)),
     ]
     for model in models:
@@ -232,10 +232,10 @@ def test_models_pickle_where_their_library_does():
 def test_importing_the_package_imports_no_other_network_library():
     code = (
         "import sys, ntkrobust_sk, ntkrobust_sk.adapters\n"
-        f"sys.exit(', '.join(sys.modules.keys() & {set(OTHER_LIBRARIES)!r}))"
+        "print(sorted(sys.modules.keys() & {'flax', 'equinox', 'haiku'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -271,19 +271,10 @@ def test_what_is_not_of_the_library_is_refused(adapter, name):
 @pytest.mark.parametrize("argument", MODE_ARGUMENTS)
 def test_linen_modules_are_told_their_mode_by_any_usual_name(argument):
     linen = library("flax.linen")
-
-    class Mode(linen.Module):
-        def __call__(self, x, **mode):
-            return x + 1 if mode[argument] else x
-
-    def call(self, x, *, flag):
-        return x + 1 if flag else x
-
     source = f"def __call__(self, x, {argument}): return x + 1 if {argument} else x"
-    namespace: dict = {}
+    namespace = {}
     exec(source, namespace)
-    Mode = type("Mode", (linen.Module,), {"__call__": namespace["__call__"]})
-    network = from_flax(Mode())
+    network = from_flax(type("Mode", (linen.Module,), namespace)())
     says = {train: bool(network.apply({}, {}, jnp.zeros(()), train=train)[0]) for train in (False, True)}
     assert says == {True: MODE_ARGUMENTS[argument], False: not MODE_ARGUMENTS[argument]}
 
@@ -318,15 +309,15 @@ def test_configuration_that_cannot_be_hashed_is_refused():
             return x * self.scale
 
     class Tagged(eqx.Module):
-        tags: list = eqx.field(static=True)
+        tag: Any
 
         def __call__(self, x):
             return x
 
     with pytest.raises(TypeError, match="must be hashable"):
         from_flax(Scaled(np.ones(3)))
-    with pytest.raises(TypeError, match="must be hashable.*unhashable type: 'list'"):
-        from_equinox(Tagged(["a"]))
+    with pytest.raises(TypeError, match=r"must be hashable.*unhashable type: 'set'"):
+        from_equinox(Tagged({"a"}))
 
 
 def test_linen_dropout_is_off_in_evaluation_and_refused_in_training():
@@ -341,7 +332,7 @@ def test_linen_dropout_is_off_in_evaluation_and_refused_in_training():
     params, state = network.init(KEY, (7,))
     expected = FLAT @ params["Dense_0"]["kernel"]
     np.testing.assert_allclose(network.apply(params, state, FLAT)[0], expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="asks for a random key.*dropout rate of 0"):
+    with pytest.raises(ValueError, match=r"asks for a random key.*dropout rate of 0"):
         network.apply(params, state, FLAT, train=True)
 
 
@@ -393,12 +384,47 @@ def test_an_nnx_module_is_left_as_it_was_and_takes_weights_back():
     np.testing.assert_array_equal(model.variables.params["bias"], np.zeros(7))
 
 
+def test_equinox_modules_are_compared_by_value():
+    eqx = library("equinox")
+
+    class Net(eqx.Module):
+        linear: eqx.nn.Linear
+        tags: list = eqx.field(static=True)
+        scale: float = 1.0
+
+        def __call__(self, x):
+            return self.scale * self.linear(x)
+
+    def network(seed, *fields):
+        return from_equinox(Net(eqx.nn.Linear(7, 3, key=jax.random.key(seed)), *fields)).network
+
+    assert network(0, ["a"]) == network(1, ["a"])
+    assert hash(network(0, ["a"])) == hash(network(1, ["a"]))
+    assert network(0, ["a"]) != network(0, ["b"])
+    assert network(0, ["a"]) != network(0, ["a"], 2.0)
+
+
 def test_an_equinox_state_outlives_the_training_step():
-    case = equinox_case()
-    network, (params, state) = case.model.network, case.model.variables
-    first, _ = network.apply(params, state, case.x, train=True)
-    second, _ = network.apply(params, state, case.x, train=True)
-    np.testing.assert_array_equal(first, second)
+    eqx = library("equinox")
+
+    class Counting(eqx.Module):
+        count: eqx.nn.StateIndex
+
+        def __init__(self):
+            self.count = eqx.nn.StateIndex(jnp.zeros(()))
+
+        def __call__(self, x, state):
+            count = state.get(self.count) + 1
+            return count * x, state.set(self.count, count)
+
+    module, state = eqx.nn.make_with_state(Counting)()
+    model = from_equinox(module, state, batched=True)
+    network, variables = model.network, model.variables
+    for _ in range(2):
+        once, moved = network.apply(*variables, FLAT, train=True)
+        np.testing.assert_array_equal(once, FLAT)
+    np.testing.assert_array_equal(network.apply(variables.params, moved, FLAT)[0], 2 * FLAT)
+    assert network.apply(*variables, FLAT)[1] is variables.state
 
 
 def test_an_equinox_module_may_take_the_whole_batch():
@@ -415,24 +441,25 @@ def test_an_equinox_module_may_take_the_whole_batch():
     np.testing.assert_array_equal(model(FLAT), from_equinox(linear)(FLAT))
 
 
-def test_floating_jax_arrays_of_an_equinox_module_are_its_parameters_and_no_others():
+def test_the_floating_arrays_of_an_equinox_module_are_its_parameters_and_no_others():
     eqx = library("equinox")
 
     class Net(eqx.Module):
         weight: jax.Array
-        offset: np.ndarray
+        places: np.ndarray
         picked: jax.Array
         power: float
 
         def __call__(self, x):
-            return self.weight * x[self.picked] ** self.power + self.offset
+            return self.weight * x[self.picked] ** self.power + self.places
 
-    module = Net(jnp.ones(3), np.arange(3.0, dtype=np.float32), jnp.array([4, 5, 6]), 2.0)
+    module = Net(jnp.ones(3), np.arange(3), jnp.array([4, 5, 6]), 2.0)
     model = from_equinox(module)
     params, (fixed, _) = model.variables
     assert n_params(params) == 3
-    np.testing.assert_allclose(model(FLAT), FLAT[:, 4:] ** 2 + np.arange(3.0), rtol=1e-5)
-    eqx.combine(params, fixed, model.network.static)(FLAT[0])
+    np.testing.assert_allclose(model(FLAT), FLAT[:, 4:] ** 2 + np.arange(3), rtol=1e-5)
+    again = eqx.combine(params, fixed, model.network.static)
+    np.testing.assert_array_equal(again(FLAT[0]), module(FLAT[0]))
 
 
 @pytest.mark.parametrize("adapter", ["from_nnx", "from_equinox"])
@@ -465,8 +492,23 @@ def test_fresh_haiku_statistics_are_those_of_standard_normal_inputs():
         hk.transform_with_state(lambda x, is_training: hk.BatchNorm(True, True, 0.9)(x, is_training))
     )
     params, state = network.init(KEY, (2000,))
-    found, _ = network.apply(params, state, np.ones((1, 2000), np.float32))
+    found, _ = network.apply(params, state, np.ones((1, 2000), X.dtype))
     assert np.median(found) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_haiku_function_that_always_moves_its_state_does_so_in_training_alone():
+    hk = library("haiku")
+
+    def counting(x):
+        count = hk.get_state("count", (), init=jnp.zeros) + 1
+        hk.set_state("count", count)
+        return count * x
+
+    network = from_haiku(hk.transform_with_state(counting))
+    params, state = network.init(KEY, (7,))
+    assert network.apply(params, state, FLAT)[1] is state
+    _, moved = network.apply(params, state, FLAT, train=True)
+    np.testing.assert_array_equal(network.apply(params, moved, FLAT)[0], 2 * FLAT)
 
 
 def test_a_neural_tangents_triple_is_a_pair_with_a_kernel_to_spare():

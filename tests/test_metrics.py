@@ -152,6 +152,7 @@ def test_negative_eigenvalues_from_rounding_are_zero_to_the_spectrum():
     exact = random_gram(60, n_features=5)
     assert effective_rank(K) == pytest.approx(effective_rank(exact), rel=1e-3)
     assert top_mass(K, 5) == pytest.approx(1)
+    assert top_mass(np.diag([1.0, -9e-5]), 1) == effective_rank(np.diag([1.0, -9e-5])) == 1.0
 
 
 @pytest.mark.parametrize("measure", [effective_rank, lambda K: top_mass(K, 1)])

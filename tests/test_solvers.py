@@ -177,6 +177,16 @@ def test_the_singular_gram_error_names_the_row_that_rounding_left_dependent():
         Cholesky()(A, np.ones(5))
 
 
+def test_a_singular_matrix_whose_pivots_all_look_healthy_is_found():
+    L = np.eye(30) - np.tri(30, k=-1)
+    L[-1, -1] = 0.5
+    assert np.linalg.cond(L @ L.T) > 1e16
+    np.testing.assert_array_equal(np.linalg.cholesky(L @ L.T), L)
+    for solver in (Cholesky(), Eigh()):
+        with pytest.raises(SingularGramError):
+            solver(L @ L.T, np.ones(30))
+
+
 def test_cholesky_and_eigh_draw_the_same_line_between_ill_conditioned_and_singular():
     limit = 10 * np.sqrt(30) * np.finfo(float).eps
     for smallest, singular in [(1e-2 * limit, True), (30 * limit, False)]:

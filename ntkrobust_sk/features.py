@@ -1,0 +1,108 @@
+"""A network's tangent features as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from .estimators import TangentEstimator, evaluate
+from .gram import parse_memory, plan_tiles
+from .kernels import resolve_kernel
+from .machines import KernelSourceMixin
+from .networks import check_model, n_params, params_dtype
+
+
+class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSourceMixin, TangentEstimator):
+    """A network's tangent features: rows whose inner products are the empirical NTK.
+
+    Any linear model on them is a kernel machine on the network's tangent kernel.
+
+    Parameters
+    ----------
+    estimator : estimator, FrozenEstimator, Network, Model or str, default=None
+        Where the kernel comes from, as for :class:`EmpiricalNTKClassifier`. A network without ``n_outputs``
+        gets one output.
+    kernel : {"pseudo", "trace"}, default="pseudo"
+        "pseudo": P features, ∇g(x) with g = (1/√C) Σ_c f_c. "trace": C·P features, ∇f_c(x) / √C.
+    input_shape : tuple of int, default=None
+        Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X.
+    memory : str or int, default="2GiB"
+        Budget: a result that is larger is refused.
+    random_state : int, RandomState or None, default=None
+
+    Attributes
+    ----------
+    model_ : Model
+    input_shape_ : tuple of int
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_iris
+    >>> from ntkrobust_sk import TangentFeatures, gram
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> features = TangentFeatures(random_state=0).fit(X)
+    >>> Z = features.transform(X)
+    >>> bool(np.allclose(Z @ Z.T, gram("pseudo", features.model_, X), rtol=1e-4))
+    True
+    """
+
+    _parameter_constraints = {
+        **{k: v for k, v in TangentEstimator._shared_constraints.items() if k != "verbose"},
+        "estimator": "no_validation",
+        "kernel": [StrOptions({"pseudo", "trace"})],
+        "memory": [str, Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(self, estimator=None, *, kernel="pseudo", input_shape=None, memory="2GiB", random_state=None):
+        self.estimator = estimator
+        self.kernel = kernel
+        self.input_shape = input_shape
+        self.memory = memory
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        """Learn the input shape, and the network where ``estimator`` has to be fitted (then y is needed)."""
+        self._validate_params()
+        X, _ = self._validated(X, reset=True, known_shape=self._source_shape())
+        self.model_ = self._source_model(X, y, 1, None, self._key())
+        n_outputs = check_model(self.model_, self.input_shape_)
+        copies = n_outputs if self.kernel == "trace" else 1
+        self._n_features_out = copies * n_params(self.model_.variables.params)
+        return self
+
+    def transform(self, X):
+        """Features (n, P) or (n, C·P) of X (n, n_features) or (n, h, w, c)."""
+        check_is_fitted(self)
+        X, _ = self._validated(X, reset=False)
+        dtype = params_dtype(self.model_.variables.params)
+        size, budget = len(X) * self._n_features_out * dtype.itemsize, parse_memory(self.memory)
+        if size > budget:
+            raise MemoryError(
+                f"{len(X)} rows of {self._n_features_out:,} tangent features take {size / 2**30:.2f} GiB, more "
+                f"than memory={self.memory!r}; transform fewer rows at once, use kernel='pseudo', or raise it"
+            )
+        kernel = resolve_kernel(self.kernel)
+        rows, _ = plan_tiles(kernel, self.model_, self.input_shape_, budget)
+        Z = evaluate(partial(_feature_rows, kernel, self.model_), X, rows)
+        return Z.astype(X.dtype, copy=False)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+@partial(jax.jit, static_argnums=0)
+def _feature_rows(kernel, model, x):
+    leaves = kernel.features(model, x)
+    scale = 1.0 if leaves[0].ndim == 2 else 1.0 / math.sqrt(leaves[0].shape[1])
+    return scale * jnp.concatenate([leaf.reshape(len(x), -1) for leaf in leaves], axis=1)

@@ -1,0 +1,371 @@
+"""Stage 2 as estimators: kernel machines on a network's tangent kernel, closed-form or by gradient descent."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+import jax
+import numpy as np
+from sklearn.base import MultiOutputMixin, RegressorMixin, clone
+from sklearn.metrics import r2_score
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, has_fit_parameter
+
+from ._backend import to_numpy
+from .estimators import NETWORK_ROWS, AttackedMixin, TangentClassifierMixin, TangentEstimator, initial_model
+from .gram import gram, parse_memory, plan_tiles
+from .kernels import resolve_kernel
+from .networks import Model, check_model, params_dtype
+from .predictors import make_predictor
+from .solvers import resolve_solver, solve
+from .tangent import linearize
+from .trainer import fit_by_sgd
+
+
+class KernelSourceMixin:
+    """``estimator``: where the kernel comes from."""
+
+    def _source_shape(self):
+        """Input shape of the estimator that the kernel comes from, where it has one."""
+        for name in ("input_shape_", "input_shape"):
+            shape = getattr(self.estimator, name, None)
+            if shape is not None:
+                return tuple(shape)
+        return None
+
+    def _source_model(self, X, y, n_outputs, sample_weight, key) -> Model:
+        """The model whose tangent kernel the estimator takes, by what ``estimator`` is."""
+        source = self.estimator
+        if not hasattr(source, "fit"):
+            return initial_model(source, self.input_shape_, n_outputs, key)
+        if y is None:
+            raise ValueError(f"fit needs y, because {source!r} has to be trained on labels")
+        fit_params = {}
+        if sample_weight is not None and has_fit_parameter(source, "sample_weight"):
+            fit_params["sample_weight"] = sample_weight
+        self.estimator_ = clone(source).fit(X, y, **fit_params)
+        model = getattr(self.estimator_, "model_", None)
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"estimator must leave a Model in `model_` when fitted, as AdversarialKernelTrainer does; "
+                f"{source!r} does not"
+            )
+        return model
+
+
+class _KernelMachine(KernelSourceMixin, TangentEstimator):
+    """Source of the kernel, closed-form and gradient-based fits, shared by classifier and regressor."""
+
+    _machine_constraints = {
+        **TangentEstimator._shared_constraints,
+        "estimator": "no_validation",
+        "kernel": "no_validation",
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "solver": "no_validation",
+        "dynamics": [StrOptions({"linearized", "centered"})],
+        "attack": [callable, None],
+        "clean_step": ["boolean"],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "memory": [str, Interval(Integral, 1, None, closed="left")],
+    }
+
+    def _fit_machine(self, X, y, targets, sample_weight, labels):
+        """Fit on targets (n, T); ``labels`` are what a training loss takes: classes, or the targets."""
+        kernel = resolve_kernel(self.kernel)
+        if self.solver != "sgd":
+            resolve_solver(self.solver)
+        key_model, key_train = jax.random.split(self._key())
+        model = self._source_model(X, y, targets.shape[1], sample_weight, key_model)
+        self.model_ = model
+        if self.solver == "sgd":
+            self._require_matching_outputs(model, targets.shape[1], "solver='sgd'")
+            fit_by_sgd(
+                self,
+                linearize(model, centered=self.dynamics == "centered"),
+                X,
+                labels,
+                sample_weight,
+                key_train,
+            )
+            self.predictor_, self.model_ = self.model_, model
+            return self
+        if getattr(kernel, "rank", 2) > 2:
+            self._require_matching_outputs(model, targets.shape[1], f"kernel={self.kernel!r}")
+        self.X_fit_ = X.astype(params_dtype(model.variables.params))
+        K = gram(kernel, model, self.X_fit_, memory=self.memory, progress=self.verbose > 0)
+        offset = np.average(targets, axis=0, weights=sample_weight)
+        dual = solve(K, targets - offset, alpha=self.alpha, solver=self.solver, sample_weight=sample_weight)
+        self.dual_coef_, self.intercept_ = to_numpy(dual), offset
+        self.predictor_ = make_predictor(kernel, model, self.X_fit_, self.dual_coef_, offset, memory=self.memory)
+        return self
+
+    def _require_matching_outputs(self, model, n_targets, what):
+        n_outputs = check_model(model, self.input_shape_)
+        if n_outputs != n_targets:
+            raise ValueError(
+                f"{what} needs one network output for each class or target, but the network has {n_outputs} "
+                f"and y has {n_targets}; use kernel='trace' or 'pseudo', or a network with n_outputs={n_targets}"
+            )
+
+    def gram(self, X, Y=None):
+        """Gram matrix of the fitted kernel.
+
+        Parameters
+        ----------
+        X : array (n, n_features) or (n, h, w, c)
+        Y : array (m, n_features) or (m, h, w, c), default=None
+            Columns' inputs; None means X.
+
+        Returns
+        -------
+        NumPy array (n, m), (n, m, C) or (n, m, C, C), by the kernel's rank
+        """
+        return self._gram(self.kernel, X, Y, self.memory)
+
+    def _predictor(self):
+        return self.predictor_
+
+    def _rows(self):
+        if self.solver == "sgd":
+            return NETWORK_ROWS
+        return plan_tiles(resolve_kernel(self.kernel), self.model_, self.input_shape_, parse_memory(self.memory))[
+            0
+        ]
+
+
+_MACHINE_PARAMETERS = """estimator : estimator, FrozenEstimator, Network, Model or str, default=None
+        Where the kernel comes from. An :class:`AdversarialKernelTrainer` is cloned and fitted inside ``fit``
+        (so cross-validation does not leak, and ``estimator__max_epochs`` is a grid axis: "freeze at epoch
+        t"); in a :class:`sklearn.frozen.FrozenEstimator` it is taken as it is; a Model is taken as given; a
+        network, by name or object, gives its kernel at initialisation, and None the default network's.
+    kernel : {{"trace", "class", "full", "pseudo"}} or callable, default="trace"
+        See :mod:`ntkrobust_sk.kernels`. Not used by ``solver="sgd"``, which moves in the whole tangent space.
+    alpha : float, default=1e-2
+        Ridge, dimensionless: λ = alpha · mean(diag K), so that one value serves every network and kernel
+        (:class:`sklearn.kernel_ridge.KernelRidge` takes λ itself).
+    solver : {{"cholesky", "eigh", "sgd"}} or callable, default="cholesky"
+        Closed-form kernel regression, or "sgd": gradient descent in the tangent space {loss}, which with an
+        ``attack`` is the paper's adversarial training on a frozen kernel.
+    dynamics : {{"centered", "linearized"}}, default="centered"
+        With "sgd": f(x) = J(x) ω, or f(x; θ_t) + J(x) ω.
+    attack : callable, default=None
+        Attack in training with "sgd", and the default one of ``robust_score``.
+    clean_step : bool, default=True
+        With "sgd" and an attack: a clean update before each adversarial one, as in the paper.
+    max_epochs : int, default=20
+    batch_size : int, default=128
+    learning_rate : float, default=0.01
+    momentum : float, default=0.9
+        Of "sgd".
+    input_shape : tuple of int, default=None
+        Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X."""
+
+
+def _documented(loss):
+    """Insert the parameters that classifier and regressor share into their docstrings."""
+
+    def decorate(cls):
+        cls.__doc__ = cls.__doc__.replace("{parameters}", _MACHINE_PARAMETERS.format(loss=loss))
+        return cls
+
+    return decorate
+
+
+@_documented("on the cross-entropy")
+class EmpiricalNTKClassifier(TangentClassifierMixin, _KernelMachine):
+    """Classification with the empirical tangent kernel of a network: stage 2, lazy training.
+
+    The closed-form solvers regress on the classes' indicators, less their (weighted) frequencies, which are
+    added back to the scores.
+
+    Parameters
+    ----------
+    {parameters}
+    class_weight : dict, "balanced" or None, default=None
+    memory : str or int, default="2GiB"
+        Budget for tangent features.
+    random_state : int, RandomState or None, default=None
+    verbose : int, default=0
+
+    Attributes
+    ----------
+    classes_ : array (C,)
+    model_ : Model
+        The network whose tangent kernel this is.
+    predictor_ : callable pytree
+        From inputs (n, *input_shape_) to scores (n, C).
+    X_fit_ : array (n, *input_shape_)
+    dual_coef_ : array (n, C)
+    intercept_ : array (C,)
+        These three with the closed-form solvers only.
+    input_shape_ : tuple of int
+    n_features_in_ : int
+
+    References
+    ----------
+    Loo et al. 2022, arXiv:2210.12030.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from ntkrobust_sk import EmpiricalNTKClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = EmpiricalNTKClassifier(alpha=1e-3, random_state=0).fit(X, y)
+    >>> clf.score(X, y) > 0.95
+    True
+    """
+
+    _parameter_constraints = {
+        **_KernelMachine._machine_constraints,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        kernel="trace",
+        alpha=1e-2,
+        solver="cholesky",
+        dynamics="centered",
+        attack=None,
+        clean_step=True,
+        max_epochs=20,
+        batch_size=128,
+        learning_rate=0.01,
+        momentum=0.9,
+        input_shape=None,
+        class_weight=None,
+        memory="2GiB",
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.kernel = kernel
+        self.alpha = alpha
+        self.solver = solver
+        self.dynamics = dynamics
+        self.attack = attack
+        self.clean_step = clean_step
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.input_shape = input_shape
+        self.class_weight = class_weight
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y, sample_weight=None):
+        """Fit on inputs X (n, n_features) or (n, h, w, c) and labels y (n,) of any type.
+
+        ``sample_weight`` (n,) weighs the samples, also in the fit of an unfitted ``estimator``.
+        """
+        self._validate_params()
+        X, encoded, sample_weight = self._validated_labels(X, y, sample_weight, self._source_shape())
+        targets = np.eye(len(self.classes_))[encoded]
+        return self._fit_machine(X, self.classes_[encoded], targets, sample_weight, labels=encoded)
+
+
+@_documented("on the squared error")
+class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _KernelMachine):
+    """Kernel ridge regression with the empirical tangent kernel of a network.
+
+    Parameters
+    ----------
+    {parameters}
+    memory : str or int, default="2GiB"
+        Budget for tangent features.
+    random_state : int, RandomState or None, default=None
+    verbose : int, default=0
+
+    Attributes
+    ----------
+    model_ : Model
+        The network whose tangent kernel this is.
+    predictor_ : callable pytree
+        From inputs (n, *input_shape_) to predictions (n, T).
+    X_fit_ : array (n, *input_shape_)
+    dual_coef_ : array (n, T)
+    intercept_ : array (T,)
+        These three with the closed-form solvers only.
+    input_shape_ : tuple of int
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from ntkrobust_sk import EmpiricalNTKRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> reg = EmpiricalNTKRegressor(alpha=1.0, random_state=0).fit(X[:200], y[:200])
+    >>> reg.predict(X[200:]).shape
+    (242,)
+    """
+
+    _parameter_constraints = _KernelMachine._machine_constraints
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        kernel="trace",
+        alpha=1e-2,
+        solver="cholesky",
+        dynamics="centered",
+        attack=None,
+        clean_step=True,
+        max_epochs=20,
+        batch_size=128,
+        learning_rate=0.01,
+        momentum=0.9,
+        input_shape=None,
+        memory="2GiB",
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.kernel = kernel
+        self.alpha = alpha
+        self.solver = solver
+        self.dynamics = dynamics
+        self.attack = attack
+        self.clean_step = clean_step
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.input_shape = input_shape
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y, sample_weight=None):
+        """Fit on inputs X (n, n_features) or (n, h, w, c) and real targets y (n,) or (n, T)."""
+        self._validate_params()
+        X, y = self._validated(
+            X, y, reset=True, known_shape=self._source_shape(), multi_output=True, y_numeric=True
+        )
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
+        self._one_target = y.ndim == 1
+        targets = y.reshape(len(y), -1).astype(float)
+        return self._fit_machine(X, y, targets, sample_weight, labels=targets)
+
+    def predict(self, X) -> np.ndarray:
+        """Predictions (n,) or (n, T) for X (n, n_features) or (n, h, w, c)."""
+        scores = self._evaluate(X)
+        return scores[:, 0] if self._one_target else scores
+
+    def score(self, X, y, sample_weight=None) -> float:
+        """R² on X (n, n_features) or (n, h, w, c) and targets y (n,) or (n, T)."""
+        return float(r2_score(y, self.predict(X), sample_weight=sample_weight))
+
+    def _attack_targets(self, y, n_samples):
+        y = np.asarray(y, dtype=float)
+        if len(y) != n_samples or not np.isfinite(y).all():
+            raise ValueError(f"y must hold finite targets for each of the {n_samples} samples")
+        return y.reshape(n_samples, -1).astype(params_dtype(self.model_.variables.params))

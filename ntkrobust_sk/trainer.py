@@ -1,0 +1,211 @@
+"""Stage 1 as an estimator: a network trained benignly or adversarially."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from numbers import Integral, Real
+
+import jax
+import jax.numpy as jnp
+import optax
+from sklearn.utils._param_validation import Interval, StrOptions
+from tqdm.auto import tqdm
+
+from .attacks import Clean, check_bounds
+from .estimators import NETWORK_ROWS, TangentClassifierMixin, TangentEstimator, initial_model
+from .networks import params_dtype
+from .tangent import linearize
+from .training import TrainingDivergedError, TrainState, initial_state, train
+
+DYNAMICS = ("standard", "linearized", "centered")
+# One optimiser for all estimators: learning rate and momentum are data, so other values do not recompile.
+SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
+
+
+class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
+    """A neural network trained benignly or adversarially: stage 1, where the kernel is learned.
+
+    Parameters
+    ----------
+    network : {"mlp", "cnn", "resnet18"}, Network or Model, default=None
+        What to train. None is "cnn" for images and "mlp" otherwise; a network without ``n_outputs`` gets the
+        number of classes; a Model is where training starts from.
+    input_shape : tuple of int, default=None
+        Shape (h, w, c) of the images that rows of X hold, flattened in this order. None takes it from X.
+    attack : callable, default=None
+        Attack in training, such as ``PGD(4 / 255)``. None is benign training.
+    clean_step : bool, default=True
+        Before each adversarial update make a clean one on the same batch, as the paper's code does. False is
+        the adversarial training of Madry et al. 2018 (arXiv:1706.06083).
+    dynamics : {"standard", "linearized", "centered"}, default="standard"
+        Train the network, or its linearisation around where it starts, with or without the logits there.
+    max_epochs : int, default=20
+    batch_size : int, default=128
+    learning_rate : float, default=0.05
+        The paper's ResNet-18 takes 0.1, and 0.01 on a frozen kernel.
+    momentum : float, default=0.9
+    class_weight : dict, "balanced" or None, default=None
+    random_state : int, RandomState or None, default=None
+        Seed of initial weights, data order and attack noise.
+    verbose : int, default=0
+        1 shows a progress bar over epochs.
+
+    Attributes
+    ----------
+    classes_ : array (C,)
+    model_ : Model
+        The trained network; ``model_(x)`` are its logits.
+    loss_curve_ : list of float
+        Loss of the last update of each epoch.
+    input_shape_ : tuple of int
+    n_features_in_ : int
+    n_iter_ : int
+        Epochs trained.
+
+    Raises
+    ------
+    TrainingDivergedError
+        When loss or update become non-finite; ``model_`` is then the last finite model.
+
+    References
+    ----------
+    Loo et al. 2022, *Evolution of Neural Tangent Kernels under Benign and Adversarial Training*,
+    arXiv:2210.12030.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from ntkrobust_sk import PGD, AdversarialKernelTrainer
+    >>> X, y = load_iris(return_X_y=True)
+    >>> attack = PGD(epsilon=0.3, n_steps=5, bounds=None)
+    >>> trainer = AdversarialKernelTrainer(attack=attack, random_state=0).fit(X, y)
+    >>> trainer.gram(X[:10]).shape
+    (10, 10)
+    """
+
+    _parameter_constraints = {
+        **TangentEstimator._shared_constraints,
+        "network": "no_validation",
+        "attack": [callable, None],
+        "clean_step": ["boolean"],
+        "dynamics": [StrOptions(set(DYNAMICS))],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        network=None,
+        *,
+        input_shape=None,
+        attack=None,
+        clean_step=True,
+        dynamics="standard",
+        max_epochs=20,
+        batch_size=128,
+        learning_rate=0.05,
+        momentum=0.9,
+        class_weight=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.network = network
+        self.input_shape = input_shape
+        self.attack = attack
+        self.clean_step = clean_step
+        self.dynamics = dynamics
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.class_weight = class_weight
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y, sample_weight=None):
+        """Train on inputs and labels.
+
+        Parameters
+        ----------
+        X : array (n, n_features) or (n, h, w, c)
+        y : array (n,) of labels of any type
+        sample_weight : array (n,), default=None
+
+        Returns
+        -------
+        self
+        """
+        self._validate_params()
+        X, encoded, sample_weight = self._validated_labels(X, y, sample_weight)
+        key_init, key_train = jax.random.split(self._key())
+        model = initial_model(self.network, self.input_shape_, len(self.classes_), key_init)
+        if self.dynamics != "standard":
+            model = linearize(model, centered=self.dynamics == "centered")
+        fit_by_sgd(self, model, X, encoded, sample_weight, key_train)
+        return self
+
+    def gram(self, X, Y=None, *, kernel="trace", memory="2GiB"):
+        """Empirical NTK of the trained network.
+
+        Parameters
+        ----------
+        X : array (n, n_features) or (n, h, w, c)
+        Y : array (m, n_features) or (m, h, w, c), default=None
+            Columns' inputs; None means X.
+        kernel : {"trace", "class", "full", "pseudo"} or callable, default="trace"
+        memory : str or int, default="2GiB"
+
+        Returns
+        -------
+        NumPy array (n, m), (n, m, C) or (n, m, C, C)
+        """
+        return self._gram(kernel, X, Y, memory)
+
+    def _predictor(self):
+        return self.model_
+
+    def _rows(self):
+        return NETWORK_ROWS
+
+
+def fit_by_sgd(self, model, X, y, sample_weight, key):
+    """Train ``model`` by the estimator's parameters; sets ``model_``, ``loss_curve_`` and ``n_iter_``."""
+    if self.attack is not None:
+        check_bounds(self.attack, X)
+    attacks = (Clean(),) if self.attack is None else (Clean(), self.attack)
+    attacks = attacks if self.clean_step or self.attack is None else (self.attack,)
+    state = with_hyperparameters(
+        initial_state(model, key, SGD), learning_rate=self.learning_rate, momentum=self.momentum
+    )
+    states = train(
+        state,
+        X,
+        y,
+        optimizer=SGD,
+        attacks=attacks,
+        epochs=self.max_epochs,
+        batch_size=self.batch_size,
+        sample_weight=sample_weight,
+    )
+    self.loss_curve_ = []
+    description = f"{type(self).__name__} ({'benign' if self.attack is None else type(self.attack).__name__})"
+    bar = tqdm(states, description, self.max_epochs, disable=not self.verbose, unit="epoch", leave=False)
+    try:
+        for state in bar:
+            self.loss_curve_.append(float(state.loss))
+            bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4f}", refresh=False)
+    except TrainingDivergedError as error:
+        self.model_ = error.state.model
+        raise
+    self.model_, self.n_iter_ = state.model, self.max_epochs
+
+
+def with_hyperparameters(state: TrainState, **values) -> TrainState:
+    """The state with other values of the optimiser's injected hyperparameters."""
+    dtype = params_dtype(state.model.variables.params)
+    values = {name: jnp.asarray(value, dtype) for name, value in values.items()}
+    opt_state = state.opt_state._replace(hyperparams={**state.opt_state.hyperparams, **values})
+    return replace(state, opt_state=opt_state)
