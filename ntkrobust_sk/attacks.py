@@ -222,10 +222,17 @@ def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
                 f"integer labels must be of shape {scores.shape[:1]}, one for each row of scores, got {y.shape}; "
                 "one-hot or other real targets must be floating"
             )
-        return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], axis=1)[:, 0]
+        return _cross_entropy(scores, y)
     if y.shape != scores.shape:
         raise ValueError(f"real targets must be shaped like the scores, {scores.shape}, got {y.shape}")
     return jnp.sum((scores - y.astype(scores.dtype)) ** 2, axis=1)
+
+
+def _cross_entropy(scores, y):
+    """log(1 + Σ_{c ≠ y} exp(s_c − s_y)), which 1 − softmax does not round to zero where the model is sure."""
+    right = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
+    others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
+    return jax.nn.softplus(jax.nn.logsumexp(others, axis=1) - right)
 
 
 def project_into(x_adv, x, attack):
@@ -257,6 +264,7 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     -------
     array (n, ...), on the host
     """
+    _check_floating(X)
     check_bounds(attack, X)
     keys = _one_key_each(key, math.ceil(len(X) / rows) * rows)
     result = np.empty_like(X)
@@ -336,9 +344,7 @@ def _one_key_each(key, n):
     if key.ndim == 0:
         return _example_keys(key, n)
     if key.shape != (n,):
-        raise ValueError(
-            f"key must be one key, or one for each of the {n} examples, got keys of shape {key.shape}"
-        )
+        raise ValueError(f"key must be one key, or one for each of {n} examples, got keys of shape {key.shape}")
     return key
 
 
@@ -354,15 +360,19 @@ def _fold_keys(keys, data):
 
 
 def _ball(attack, x) -> _Ball:
+    _check_floating(x)
     dtype = np.dtype(x.dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"x must be floating to be changed by less than one, got {dtype}; pass x.astype(float)")
     n_steps = getattr(attack, "n_steps", 1)
     step_size = getattr(attack, "step_size", None)
     step_size = 2 * attack.epsilon / n_steps if step_size is None else step_size
     lower, upper = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
     numbers = (np.asarray(attack.epsilon), np.asarray(step_size), _bound(lower, x), _bound(upper, x))
     return _Ball(*(number.astype(dtype) for number in numbers))
+
+
+def _check_floating(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"inputs must be floating, to be changed by less than one, got {x.dtype}; cast them first")
 
 
 def _bound(bound, x) -> np.ndarray:
@@ -383,7 +393,7 @@ def _plain_bounds(bounds):
         return None
     try:
         low, high = (np.asarray(b, dtype=float) for b in bounds)
-        ordered = (low <= high).all()
+        ordered = (low.ravel() <= high.ravel()).all()
     except (TypeError, ValueError):
         raise ValueError(
             f"bounds must be None or (low, high), each a number or one number for each feature, got {bounds!r}"

@@ -21,9 +21,8 @@ def runs_fused(model, x) -> bool:
     leaves, tree = jax.tree.flatten((model, x))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or jax.default_backend() != "cpu":
         return True
-    return not _convolves(
-        tree, tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    )
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return not _convolves(tree, shapes)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ A *network* says how logits are computed, a *model* is a network together with i
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -240,6 +241,7 @@ class CNN:
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for images of shape (h, w, c)."""
+        n_outputs = required_outputs(self)
         channels = (image_channels(self, input_shape), *self.widths)
         keys = jax.random.split(key, len(channels))
         params = {}
@@ -247,7 +249,7 @@ class CNN:
             kernel = init_conv(keys[i], self.kernel_size, c_in, c_out)
             params[f"conv_{i}"] = {"kernel": kernel, "bias": jnp.zeros(c_out, kernel.dtype)}
         gain = float(not self.zero_last_layer)
-        params["dense"] = init_dense(keys[-1], channels[-1], required_outputs(self), gain)
+        params["dense"] = init_dense(keys[-1], channels[-1], n_outputs, gain)
         return Variables(params)
 
     def apply(self, params, state, x, *, train=False):
@@ -337,7 +339,7 @@ def image_channels(network, input_shape: tuple[int, ...]) -> int:
 def positive_tuple(name: str, values) -> tuple[int, ...]:
     """``values`` as a tuple of positive int."""
     try:
-        result = tuple(int(value) for value in values)
+        result = tuple(operator.index(value) for value in values)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a sequence of positive integers, got {values!r}") from None
     if any(value < 1 for value in result):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .networks import Variables, conv, dense, image_channels, init_conv, init_dense, required_outputs
+from .networks import Variables, conv, dense, image_channels, init_dense, required_outputs
 
 DECAY, EPSILON = 0.9, 1e-5
 
@@ -62,25 +64,31 @@ class ResNet18:
                 yield f"block_{group}_{block}", c_in, c_out, stride if block == 0 else 1
                 c_in = c_out
 
+    def _convolutions(self, c_in: int):
+        """(name, filter size, channels in, channels out) of all convolutions."""
+        yield "stem", 3, c_in, self.width
+        for name, c_in, c_out, stride in self._blocks():
+            yield f"{name}/conv_0", 3, c_in, c_out
+            yield f"{name}/conv_1", 3, c_out, c_out
+            if stride != 1:
+                yield f"{name}/shortcut", 1, c_in, c_out
+
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters and the initial statistics for images of shape (h, w, c)."""
-        keys = iter(jax.random.split(key, 32))
-
-        def conv_bn(size, c_in, c_out):
-            kernel = init_conv(next(keys), size, c_in, c_out, gain=1.0)
+        n_outputs = required_outputs(self)
+        convolutions = list(self._convolutions(image_channels(self, input_shape)))
+        shapes = [(size, size, c_in, c_out) for _, size, c_in, c_out in convolutions]
+        key_filters, key_dense = jax.random.split(key)
+        # one draw cut into pieces: a draw for each shape would be compiled for each shape
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        pieces = jnp.split(jax.random.normal(key_filters, (ends[-1],)), ends[:-1])
+        params, statistics = {}, {}
+        for (name, _, _, c_out), shape, piece in zip(convolutions, shapes, pieces, strict=True):
+            kernel = piece.reshape(shape) / math.sqrt(math.prod(shape[:3]))
             ones, zeros = jnp.ones(c_out, kernel.dtype), jnp.zeros(c_out, kernel.dtype)
-            return {"kernel": kernel, "scale": ones, "bias": zeros}, {"mean": zeros, "var": ones}
-
-        layers = {"stem": conv_bn(3, image_channels(self, input_shape), self.width)}
-        for name, c_in, c_out, stride in self._blocks():
-            layers[f"{name}/conv_0"] = conv_bn(3, c_in, c_out)
-            layers[f"{name}/conv_1"] = conv_bn(3, c_out, c_out)
-            if stride != 1:
-                layers[f"{name}/shortcut"] = conv_bn(1, c_in, c_out)
-        params = {name: layer[0] for name, layer in layers.items()}
-        gain = float(not self.zero_last_layer)
-        params["dense"] = init_dense(next(keys), 8 * self.width, required_outputs(self), gain)
-        statistics = {name: layer[1] for name, layer in layers.items()}
+            params[name] = {"kernel": kernel, "scale": ones, "bias": zeros}
+            statistics[name] = {"mean": zeros, "var": ones}
+        params["dense"] = init_dense(key_dense, 8 * self.width, n_outputs, float(not self.zero_last_layer))
         return Variables(params, {"n_steps": jnp.zeros((), jnp.int32), "statistics": statistics})
 
     def apply(self, params, state, x, *, train=False):

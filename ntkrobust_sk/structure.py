@@ -48,10 +48,10 @@ def per_example_gradients(apply: Callable, params, x: jax.Array):
     """
 
     def one(z):
-        meetings, cotangents, operands_of = _meet(apply, params, z[None])
+        meetings, cotangents, operands_of, logits = _meet(apply, params, z[None])
         gradients = [m.operand_gradients(c) for m, c in zip(meetings, cotangents, strict=True)]
         _, pull = jax.vjp(operands_of, params)
-        return jax.vmap(lambda g: pull(g)[0])(gradients)
+        return jax.vmap(lambda g: pull(g)[0], axis_size=logits.shape[1])(gradients)
 
     return jax.vmap(one)(x)
 
@@ -78,11 +78,13 @@ def contract_gradients(apply: Callable, params, x: jax.Array, tangents) -> jax.A
     (5, 3)
     """
 
+    n_tangents = jax.tree.leaves(tangents)[0].shape[1]
+
     def one(z):
-        meetings, cotangents, operands_of = _meet(apply, params, z[None])
+        meetings, cotangents, operands_of, logits = _meet(apply, params, z[None])
         push = jax.vmap(jax.vmap(lambda t: jax.jvp(operands_of, (params,), (t,))[1]))
         terms = zip(meetings, cotangents, push(tangents), strict=True)
-        return sum(m.contract(c, t) for m, c, t in terms)
+        return sum((m.contract(c, t) for m, c, t in terms), start=jnp.zeros(n_tangents, logits.dtype))
 
     return jax.vmap(one)(x)
 
@@ -109,7 +111,8 @@ class _Meeting:
         """Cotangents (C, ...) of the outputs, pulled back to the operands."""
         if self._is_plain_convolution():
             patches, delta = _patches(self.eqn, self.inputs[0]), _positions_first(self.eqn, cotangents[0])
-            return [_filter_shaped(self.eqn, jnp.einsum("sk,cso->cko", patches, delta))]
+            gradient = _filter_shaped(self.eqn, jnp.einsum("sk,cso->cko", patches, delta))
+            return [gradient.astype(self.inputs[1].dtype)]
         outputs, pull = jax.vjp(self.rebind, self.operands())
 
         def pull_one(cotangent):
@@ -170,11 +173,11 @@ class _Walk:
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
             return list(zip(*self.run(jaxpr, consts, inputs, kinds), strict=True))
         outputs = _bind(eqn, inputs)
-        if meets and any(jnp.issubdtype(out.dtype, jnp.inexact) for out in outputs):
-            own = [
-                k == "params" and jnp.issubdtype(jnp.result_type(v), jnp.inexact)
-                for v, k in zip(inputs, kinds, strict=True)
-            ]
+        own = [
+            k == "params" and jnp.issubdtype(jnp.result_type(v), jnp.inexact)
+            for v, k in zip(inputs, kinds, strict=True)
+        ]
+        if meets and any(own) and any(jnp.issubdtype(out.dtype, jnp.inexact) for out in outputs):
             self.meetings.append(_Meeting(eqn, inputs, own))
             if self.probes is not None:
                 outputs = [
@@ -197,9 +200,16 @@ def _meet(apply, params, z):
     """Where parameters meet the one example z (1, ...), each output's cotangents there, and the operands.
 
     Returns the list of meetings; for each the cotangents, a list of arrays (C, *output.shape) or None for
-    outputs that cannot be differentiated; and the function from parameters to all meetings' operands.
+    outputs that cannot be differentiated; the function from parameters to all meetings' operands; and shape
+    and dtype of the logits.
     """
-    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(params, z)
+
+    def apply_to_data(params, z):
+        logits = apply(params, z)
+        # logits of parameters alone would meet the data nowhere and look as if they had no gradient
+        return jnp.where((z == 0).all(), logits, logits)
+
+    closed, logits = jax.make_jaxpr(apply_to_data, return_shape=True)(params, z)
 
     def walk(at, probes):
         walker = _Walk(probes)
@@ -213,9 +223,9 @@ def _meet(apply, params, z):
 
     meetings = walk(params, None)[1]
     probes = [[probe(var) for var in meeting.eqn.outvars] for meeting in meetings]
-    logits, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
-    cotangents = jax.vmap(lambda c: pull(c)[0])(jnp.eye(out_shape.shape[1], dtype=logits.dtype))
-    return meetings, cotangents, lambda at: [meeting.operands() for meeting in walk(at, None)[1]]
+    _, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
+    cotangents = jax.vmap(lambda c: pull(c)[0])(jnp.eye(logits.shape[1], dtype=logits.dtype))
+    return meetings, cotangents, lambda at: [meeting.operands() for meeting in walk(at, None)[1]], logits
 
 
 def _flat(array, n_axes: int):
@@ -241,7 +251,8 @@ def _contract_convolution(patches, delta, matrices):
 
 
 def _patches(eqn, lhs):
-    """What the filter sees at each position: (S, K), K over the filter's window and input channels.
+    """What the filter sees at each position: (S, K), S over the convolution's batch and output positions,
+    K over the filter's window and input channels.
 
     A filter's gradient is Σ_positions patch ⊗ cotangent, one matrix product; XLA would compute the same sum
     as a grouped convolution.
@@ -257,8 +268,8 @@ def _patches(eqn, lhs):
         start = [o * d for o, d in zip(offset, params["rhs_dilation"], strict=True)]
         limit = [b + (n - 1) * s + 1 for b, n, s in zip(start, out_size, params["window_strides"], strict=True)]
         strides = (1, *params["window_strides"], 1)
-        windows.append(jax.lax.slice(image, (0, *start, 0), (1, *limit, image.shape[-1]), strides))
-    return jnp.stack(windows, axis=-2).reshape(math.prod(out_size), -1)
+        windows.append(jax.lax.slice(image, (0, *start, 0), (len(image), *limit, image.shape[-1]), strides))
+    return jnp.stack(windows, axis=-2).reshape(len(image) * math.prod(out_size), -1)
 
 
 def _positions_first(eqn, cotangents):

@@ -67,6 +67,12 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
     TrainingDivergedError
         When loss or update become non-finite; ``model_`` is then the last finite model.
 
+    Notes
+    -----
+    A sample weight of k trains like k copies of the sample where the data fit in one batch: exactly in x64, and to
+    float32 rounding otherwise (scikit-learn's ``check_sample_weight_equivalence_on_dense_data`` asks for 1e-7,
+    which a float32 sum in another order does not give; it is the one estimator check that does not hold).
+
     References
     ----------
     Loo et al. 2022, *Evolution of Neural Tangent Kernels under Benign and Adversarial Training*,

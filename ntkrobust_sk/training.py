@@ -125,6 +125,10 @@ def train(
     ------
     TrainingDivergedError
         At the first update that is not finite; it is not made.
+    ValueError
+        When the first state is asked for: without data, key or attack, for lengths that differ, labels that
+        the network has no output for, weights that are negative or all zero, and inputs outside of an attack's
+        bounds.
 
     Notes
     -----
@@ -146,7 +150,7 @@ def train(
     """
     state = start if isinstance(start, TrainState) else initial_state(start, key, optimizer)
     data = _Batches.of(X, y, sample_weight, state, batch_size, freeze_state)
-    attacks = _checked_attacks(attacks, X)
+    attacks = _checked_attacks(attacks, data.X)
     update = partial(_update, optimizer, freeze_state)
     step = int(state.step)
     for epoch in range(1, epochs + 1) if isinstance(epochs, int | np.integer) else epochs:
@@ -179,15 +183,11 @@ def _check_finite(state, per_epoch):
 
 
 def _checked_attacks(attacks, X) -> tuple:
-    try:
-        attacks = tuple(attacks)
-    except TypeError:
-        raise TypeError(f"attacks must be a tuple of attacks, such as ({attacks!r},), got {attacks!r}") from None
     if not attacks:
         raise ValueError("attacks is empty, so nothing would be trained; attacks=(Clean(),) is benign training")
     for attack in attacks:
         check_bounds(attack, X)
-    return attacks
+    return tuple(attacks)
 
 
 def _checked_weights(sample_weight, n) -> np.ndarray:
@@ -195,16 +195,16 @@ def _checked_weights(sample_weight, n) -> np.ndarray:
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=float)
     if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.mean() < np.inf:
         raise ValueError(
-            f"sample_weight must hold a finite weight >= 0 for each of the {n} examples, not all zero; got shape "
-            f"{weight.shape}" + (f" with values from {weight.min()} to {weight.max()}" if weight.size else "")
+            f"sample_weight must hold a finite weight >= 0 for each of {n} examples, not all of them zero, got "
+            f"{weight} of shape {weight.shape}"
         )
     return weight / weight.mean()
 
 
 def _check_labels(y, n_outputs):
-    if np.issubdtype(y.dtype, np.integer) and not (0 <= y.min() and y.max() < n_outputs):
+    if np.issubdtype(y.dtype, np.integer) and not (y.min() >= 0 and y.max() < n_outputs):
         raise ValueError(
-            f"labels must lie in 0..{n_outputs - 1}, as the network has {n_outputs} outputs, got {y.min()} to {y.max()}"
+            f"labels must lie in 0..{n_outputs - 1}, one for each logit of the network, got {y.min()} to {y.max()}"
         )
 
 

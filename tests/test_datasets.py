@@ -169,9 +169,7 @@ def test_a_cifar10_label_beyond_nine_is_refused_with_its_record(small, tmp_path)
 
 @pytest.mark.parametrize(("byte", "label", "largest"), [(0, 20, 19), (1, 100, 99)])
 @pytest.mark.parametrize("labels", ["fine", "coarse"])
-def test_both_cifar100_labels_are_checked_whichever_is_asked_for(
-    small, tmp_path, byte, label, largest, labels
-):
+def test_both_cifar100_labels_are_checked_whichever_is_asked_for(small, tmp_path, byte, label, largest, labels):
     write_cifar100(tmp_path, "test")
     path = tmp_path / "test.bin"
     content = bytearray(path.read_bytes())
@@ -239,9 +237,7 @@ def test_a_file_that_is_named_gz_but_is_none_is_refused(small, tmp_path):
     ids=["labels", "other pixels", "other split", "short", "long", "stub", "empty", "picture"],
 )
 @pytest.mark.parametrize("compressed", [True, False])
-def test_an_idx_file_that_is_not_the_published_one_is_refused(
-    small, tmp_path, content, complaint, compressed
-):
+def test_an_idx_file_that_is_not_the_published_one_is_refused(small, tmp_path, content, complaint, compressed):
     write_idx(tmp_path, "train", SMALL["_FASHION_MNIST"]["train"], compressed)
     path = tmp_path / ("train-images-idx3-ubyte" + ".gz" * compressed)
     path.write_bytes(gzip.compress(content) if compressed else content)
@@ -317,9 +313,7 @@ def test_cifar100_without_a_folder_asks_for_one(monkeypatch):
 def openml_table(name):
     """The table as OpenML gives it: training rows, then test rows; float pixels; labels as strings."""
     source = getattr(datasets, name)
-    parts = [
-        labels_and_pixels(SMALL[name][split], source.shape, seed) for seed, split in enumerate(SMALL[name])
-    ]
+    parts = [labels_and_pixels(SMALL[name][split], source.shape, seed) for seed, split in enumerate(SMALL[name])]
     y, pixels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     data = pixels.reshape(len(y), -1).astype(np.float64)
     return SimpleNamespace(data=data, target=y.astype(str).astype(object)), pixels, y
@@ -331,9 +325,7 @@ def serve(monkeypatch, table):
     return calls
 
 
-@pytest.mark.parametrize(
-    ("name", "data_id"), [("_CIFAR10", 40927), ("_MNIST", 554), ("_FASHION_MNIST", 40996)]
-)
+@pytest.mark.parametrize(("name", "data_id"), [("_CIFAR10", 40927), ("_MNIST", 554), ("_FASHION_MNIST", 40996)])
 def test_openml_rows_are_training_split_then_test_split(small, monkeypatch, name, data_id):
     table, pixels, labels = openml_table(name)
     calls = serve(monkeypatch, table)
@@ -406,9 +398,7 @@ def test_a_balanced_subset_has_the_same_number_of_every_class():
 
 def test_a_remainder_goes_one_each_to_classes_that_the_seed_chooses():
     larger = [
-        np.flatnonzero(
-            np.bincount(LABELS[class_balanced_indices(LABELS, 23, random_state=seed)]) == 3
-        ).tolist()
+        np.flatnonzero(np.bincount(LABELS[class_balanced_indices(LABELS, 23, random_state=seed)]) == 3).tolist()
         for seed in range(5)
     ]
     assert all(len(classes) == 3 for classes in larger)
@@ -416,9 +406,7 @@ def test_a_remainder_goes_one_each_to_classes_that_the_seed_chooses():
 
 
 def test_a_smaller_subset_is_part_of_every_larger_one():
-    subsets = [
-        set(class_balanced_indices(LABELS, n, random_state=3).tolist()) for n in (10, 14, 27, 100, 600)
-    ]
+    subsets = [set(class_balanced_indices(LABELS, n, random_state=3).tolist()) for n in (10, 14, 27, 100, 600)]
     assert all(a < b for a, b in pairwise(subsets))
 
 

@@ -235,9 +235,7 @@ def specialised_kernels(n=12, n_classes=3, strength=4.0):
 def test_raw_specialization_is_the_alignment_of_every_kernel_with_every_target(centered):
     K, Y = np.stack([random_gram(9, c) for c in range(3)], axis=-1), one_hot(9, 3)
     M = kernel_specialization(K, Y, normalization=None, centered=centered)
-    expected = [
-        [target_alignment(K[:, :, c], Y[:, d], centered=centered) for d in range(3)] for c in range(3)
-    ]
+    expected = [[target_alignment(K[:, :, c], Y[:, d], centered=centered) for d in range(3)] for c in range(3)]
     np.testing.assert_allclose(M, expected, rtol=1e-10)
 
 

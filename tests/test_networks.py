@@ -167,9 +167,7 @@ def test_a_convolution_agrees_with_its_sum_over_patches():
     x = inputs((5, 4, 2))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    h = np.tanh(
-        np.einsum("nhwcij,ijco->nhwo", patches, params["conv_0"]["kernel"]) + params["conv_0"]["bias"]
-    )
+    h = np.tanh(np.einsum("nhwcij,ijco->nhwo", patches, params["conv_0"]["kernel"]) + params["conv_0"]["bias"])
     expected = h.mean((1, 2)) @ params["dense"]["kernel"] + params["dense"]["bias"]
     np.testing.assert_allclose(Model(network, variables)(x), expected, rtol=1e-5, atol=1e-5)
 
@@ -274,9 +272,7 @@ def test_resnet18_has_the_derivative_of_finite_differences(train):
         apply = jax.jit(lambda params: network.apply(params, state, x, train=train)[0])
         _, derivative = jax.jit(lambda p, t: jax.jvp(apply, (p,), (t,)))(params, tangent)
         step = 1e-7
-        ahead, behind = (
-            apply(jax.tree.map(lambda p, v, t=t: p + t * v, params, tangent)) for t in (step, -step)
-        )
+        ahead, behind = (apply(jax.tree.map(lambda p, v, t=t: p + t * v, params, tangent)) for t in (step, -step))
         difference = (ahead - behind) / (2 * step)
         assert derivative.dtype == jnp.float64
         np.testing.assert_allclose(derivative, difference, rtol=1e-5, atol=1e-5 * np.abs(derivative).max())

@@ -232,9 +232,7 @@ def test_a_residual_above_the_accepted_one_is_an_error(solver):
 
 def test_a_backend_that_returns_nonsense_is_found_out(monkeypatch):
     for nonsense in (np.nan, 1.0):
-        monkeypatch.setattr(
-            solvers, "solve_triangular", lambda L, B, value=nonsense, **_: np.full(B.shape, value)
-        )
+        monkeypatch.setattr(solvers, "solve_triangular", lambda L, B, value=nonsense, **_: np.full(B.shape, value))
         with pytest.raises(InaccurateSolveError):
             Cholesky()(random_gram(10), np.ones(10))
 
@@ -336,9 +334,7 @@ def test_an_integer_weight_is_the_same_as_repeating_the_sample(rank):
     index = np.repeat(np.arange(9), repeats)
     repeated = solve(GRAMS[rank][np.ix_(index, index)], TARGETS[index], alpha=0.2)
     expected = np.stack([repeated[index == i].sum(axis=0) for i in range(9)])
-    np.testing.assert_allclose(
-        solve(GRAMS[rank], TARGETS, alpha=0.2, sample_weight=repeats), expected, rtol=1e-9
-    )
+    np.testing.assert_allclose(solve(GRAMS[rank], TARGETS, alpha=0.2, sample_weight=repeats), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("rank", GRAMS)
