@@ -120,7 +120,16 @@ def _contract(kernel, model, left, right, *, symmetrize):
         block = kernel.contract(left, right)
     else:
         block = kernel(model, left, right)
+    _check_block(kernel, jnp.shape(block), len(jax.tree.leaves(left)[0]), len(jax.tree.leaves(right)[0]))
     return (block + _transpose(block)) / 2 if symmetrize else block
+
+
+def _check_block(kernel, shape, n, m):
+    if shape[:2] != (n, m) or len(shape) > 4 or len(set(shape[2:])) > 1:
+        raise ValueError(
+            f"a kernel must return a block (n, m), (n, m, C) or (n, m, C, C), got {shape} for n = {n} and m = {m} "
+            f"from {kernel!r}"
+        )
 
 
 def _transpose(block):
@@ -190,12 +199,12 @@ def parse_memory(memory: str | int) -> int:
     (2147483648, 1000)
     """
     if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]i?)?B\s*", memory)
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
         if match is None:
             raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {memory!r}")
         number, prefix = match.groups()
         base = 1024 if prefix and prefix.endswith("i") else 1000
-        memory = float(number) * base ** (" kMGT".index(prefix[0]) if prefix else 0)
+        memory = float(number) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
     if not memory > 0:
         raise ValueError(f"memory must be positive, got {memory!r}")
     return int(memory)
@@ -203,7 +212,7 @@ def parse_memory(memory: str | int) -> int:
 
 def _inputs(name, X, model) -> np.ndarray:
     X = np.asarray(X, dtype=params_dtype(model.variables.params))
-    if X.ndim < 2 or len(X) == 0:
+    if X.ndim < 2 or X.size == 0:
         raise ValueError(f"{name} must hold at least one input, of shape (n, ...), got shape {X.shape}")
     if not np.isfinite(X).all():
         raise ValueError(f"{name} contains NaN or infinity; the kernel needs finite inputs")

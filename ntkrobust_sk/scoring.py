@@ -54,7 +54,7 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
                 stacklevel=2,
             )
             X = estimator[:-1].transform(X)
-        estimator = last
+        return robust_accuracy(last, X, y, attack, sample_weight=sample_weight, random_state=random_state)
     if not hasattr(estimator, "robust_score"):
         raise TypeError(
             f"{type(estimator).__name__} has no robust_score, so it cannot be attacked here; robust scoring works "

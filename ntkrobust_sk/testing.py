@@ -1,0 +1,448 @@
+"""Checks of kernels, for users to run on their own, and Hypothesis strategies to feed them.
+
+A check is a function of a kernel, a model and inputs that returns nothing, or raises ``AssertionError`` with
+what it found. The checks need nothing but this package; the strategies need Hypothesis, which is imported on
+first use, and this module is not imported with the package.
+
+Two ways of computing one entry differ by rounding. Where a check compares numbers, it allows a difference of
+``rtol`` times the largest entry, by default 64 times the resolution eps of the entries' dtype: over dense,
+convolutional and residual networks and all four kernels, tiles of other sizes moved entries by up to 5.3 eps
+of the largest. Tiles of one size gave identical entries on a CPU, wherever in the tiles an input stood.
+
+Examples
+--------
+A kernel is any hashable ``kernel(model, x1, x2) -> block``. That of the logits passes:
+
+>>> import jax
+>>> from ntkrobust_sk import MLP, Model
+>>> network = MLP(n_outputs=3, widths=(4,))
+>>> model = Model(network, network.init(jax.random.key(0), (2,)))
+>>> X = jax.random.normal(jax.random.key(1), (5, 2))
+>>> def logit_kernel(model, x1, x2):
+...     return model(x1) @ model(x2).T
+>>> check_kernel(logit_kernel, model, X)
+
+and one that looks at the other rows of its block does not:
+
+>>> def centred_kernel(model, x1, x2):
+...     return (model(x1) - model(x1).mean(0)) @ (model(x2) - model(x2).mean(0)).T
+>>> check_tiling_invariance(centred_kernel, model, X)
+Traceback (most recent call last):
+AssertionError: in tiles of 1 rows <function centred_kernel ...> has other entries: entry (...) is 0 instead of ...
+
+In a test suite, Hypothesis finds the model and the inputs::
+
+    @given(models((4,)), inputs((4,)))
+    def test_my_kernel_is_a_kernel(model, X):
+        check_kernel(my_kernel, model, X)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .gram import gram, plan_tiles
+from .kernels import resolve_kernel
+from .networks import ACTIVATIONS, CNN, MLP, Model, Network, params_dtype
+from .predictors import DualPredictor, make_predictor
+
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
+
+ROUNDING = 64
+DRIFT = 256
+INDEFINITENESS = 10
+# few rows, so that few inputs fill more than one tile
+TILE_ROWS = (1, 4)
+
+
+def inputs(input_shape: tuple[int, ...], *, n_samples=(2, 5), bounds=(0.0, 1.0), dtype=np.float32):
+    """Strategy for inputs (n, *input_shape), finite and within bounds.
+
+    The values are ``bounds[0]`` plus multiples of 1/1024 of the range: the smallest floats, which ReLU
+    networks compute differently in every precision, are no inputs that anybody has.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        Shape of one input.
+    n_samples : int or (int, int), default=(2, 5)
+        Number n of inputs, or its least and largest value. Every n is compiled anew.
+    bounds : (float, float), default=(0.0, 1.0)
+    dtype : floating dtype, default=float32
+
+    Returns
+    -------
+    hypothesis.strategies.SearchStrategy of arrays
+    """
+    st, extra = _hypothesis()
+    low, high = bounds
+    least, most = (n_samples, n_samples) if isinstance(n_samples, int) else n_samples
+
+    def drawn(n):
+        steps = extra.arrays(np.int64, (n, *input_shape), elements=st.integers(0, 1024))
+        return steps.map(lambda k: (low + (high - low) * (k / 1024)).astype(dtype))
+
+    return st.integers(least, most).flatmap(drawn)
+
+
+def networks(input_shape: tuple[int, ...], *, n_outputs=(1, 3)):
+    """Strategy for small networks: :class:`MLP`, and :class:`CNN` where inputs are images (h, w, c).
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+    n_outputs : int or (int, int), default=(1, 3)
+        Number C of logits, or its least and largest value.
+
+    Returns
+    -------
+    hypothesis.strategies.SearchStrategy of Network
+    """
+    st, _ = _hypothesis()
+    least, most = (n_outputs, n_outputs) if isinstance(n_outputs, int) else n_outputs
+    common = {"n_outputs": st.integers(least, most), "activation": st.sampled_from(sorted(ACTIVATIONS))}
+    width = st.integers(1, 6)
+    dense = st.builds(MLP, widths=st.lists(width, max_size=2).map(tuple), **common)
+    if len(input_shape) != 3:
+        return dense
+    layers = st.lists(st.tuples(width, st.integers(1, 3)), min_size=1, max_size=2)
+    return dense | layers.flatmap(
+        lambda drawn: st.builds(
+            CNN,
+            widths=st.just(tuple(width for width, _ in drawn)),
+            strides=st.just(tuple(stride for _, stride in drawn)),
+            kernel_size=st.integers(1, 3),
+            **common,
+        )
+    )
+
+
+def models(input_shape: tuple[int, ...], *, networks=None):
+    """Strategy for models: a drawn network with variables drawn from its ``init``.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+    networks : SearchStrategy of Network, default=None
+        None means :func:`networks` of that shape. Every network is compiled anew, so a strategy over two or
+        three, ``st.sampled_from([MLP(3), CNN(3)])``, tries many more weights and inputs in the same time.
+
+    Returns
+    -------
+    hypothesis.strategies.SearchStrategy of Model
+    """
+    st, _ = _hypothesis()
+    networks = globals()["networks"](input_shape) if networks is None else networks
+    seeds = st.integers(0, 2**16 - 1)
+    return st.builds(
+        lambda network, seed: Model(network, network.init(jax.random.key(seed), input_shape)), networks, seeds
+    )
+
+
+def tilings(kernel, model: Model, input_shape: tuple[int, ...], *, max_rows: int = 8):
+    """Strategy for budgets ``memory`` with which :func:`~ntkrobust_sk.gram` takes tiles of 1, 2, 4, ... rows.
+
+    Parameters
+    ----------
+    kernel : {"trace", "class", "full", "pseudo"} or callable
+    model : Model
+    input_shape : tuple of int
+    max_rows : int, default=8
+        Rows of the largest tile.
+
+    Returns
+    -------
+    hypothesis.strategies.SearchStrategy of int
+        Bytes.
+    """
+    st, _ = _hypothesis()
+    kernel = resolve_kernel(kernel)
+    rows = [2**i for i in range(max_rows.bit_length())]
+    return st.sampled_from(rows).map(partial(_memory_for, kernel, model, tuple(input_shape)))
+
+
+def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float | None = None) -> None:
+    """Run every check that applies to the kernel.
+
+    Those are :func:`check_shape`, :func:`check_symmetric`, :func:`check_positive_semidefinite`,
+    :func:`check_permutation_equivariance`, :func:`check_diagonal`, :func:`check_tiling_invariance` and
+    :func:`check_dtype_drift`, on blocks of rank 2, 3 and 4 alike; :func:`check_scaling` for tangent kernels;
+    and :func:`check_predictor` for kernels with ``fold`` and ``predict``.
+
+    Parameters
+    ----------
+    kernel : {"trace", "class", "full", "pseudo"} or callable
+        Any hashable ``kernel(model, x1, x2) -> block`` of rank 2, 3 or 4.
+    model : Model
+    X : array (n, ...), n >= 2
+    tangent : bool, default=True
+        Whether the kernel is quadratic in the logits, as every tangent kernel is.
+    rtol : float, default=None
+        Largest difference between two ways of computing one entry, relative to the largest entry. None means
+        the default of each check.
+
+    Raises
+    ------
+    AssertionError
+        With the name of the property, the entry that is furthest from it, and what was allowed.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, Model
+    >>> network = MLP(n_outputs=2, widths=(3,))
+    >>> model = Model(network, network.init(jax.random.key(0), (2,)))
+    >>> check_kernel("trace", model, jax.numpy.eye(2))
+    """
+    check_shape(kernel, model, X)
+    check_symmetric(kernel, model, X, rtol=rtol)
+    check_positive_semidefinite(kernel, model, X)
+    check_permutation_equivariance(kernel, model, X, rtol=rtol)
+    check_diagonal(kernel, model, X, rtol=rtol)
+    check_tiling_invariance(kernel, model, X, rtol=rtol)
+    check_dtype_drift(kernel, model, X, rtol=rtol)
+    if tangent:
+        check_scaling(kernel, model, X, rtol=rtol)
+    if hasattr(resolve_kernel(kernel), "fold"):
+        check_predictor(kernel, model, X, rtol=rtol)
+
+
+def check_shape(kernel, model: Model, X) -> None:
+    """The block of n and m inputs is (n, m), (n, m, C) or (n, m, C, C), with C the number of logits.
+
+    A kernel that states its ``rank`` must return blocks of that rank.
+    """
+    kernel, X = _prepared(kernel, model, X)
+    shape = jnp.shape(jax.eval_shape(partial(_block, kernel), model, X[:1], X))
+    n_outputs = jax.eval_shape(model, X).shape[1]
+    rank = getattr(kernel, "rank", len(shape))
+    if rank != len(shape) or rank not in (2, 3, 4) or shape != (1, len(X), *[n_outputs] * (rank - 2)):
+        raise AssertionError(
+            f"the block of {kernel!r} for 1 and {len(X)} inputs and {n_outputs} logits has shape {shape}, "
+            f"expected (n, m), (n, m, C) or (n, m, C, C){f' of rank {rank}' if hasattr(kernel, 'rank') else ''}"
+        )
+
+
+def check_symmetric(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+    """K(x', x) = K(x, x')ᵀ, the transpose being over the classes of a kernel of rank 4.
+
+    Looks at what the kernel itself returns; :func:`~ntkrobust_sk.gram` computes one half and mirrors it.
+    """
+    kernel, X = _prepared(kernel, model, X)
+    K = _block_of(kernel, model, X, X)
+    axes = (1, 0, 3, 2) if K.ndim == 4 else (1, 0, 2)[: K.ndim]
+    _require_close(f"{kernel!r} is not symmetric", K, K.transpose(axes), rtol)
+
+
+def check_positive_semidefinite(kernel, model: Model, X, *, tol: float | None = None) -> None:
+    """No eigenvalue is below −tol times the largest absolute one.
+
+    Every class of a kernel of rank 3 is a matrix of its own; one of rank 4 is one matrix of n·C rows.
+
+    Parameters
+    ----------
+    tol : float, default=None
+        None means 10 n eps for a matrix of n rows: rounding of δ in every entry moves an eigenvalue by up to
+        n δ, and entries are no larger than the largest eigenvalue.
+    """
+    kernel, X = _prepared(kernel, model, X)
+    K = _block_of(kernel, model, X, X)
+    for name, matrix in _matrices(K):
+        values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+        largest = np.abs(values).max()
+        allowed = INDEFINITENESS * len(matrix) * np.finfo(K.dtype).eps if tol is None else tol
+        if not values[0] >= -allowed * largest:
+            raise AssertionError(
+                f"{kernel!r} is not positive semidefinite{name}: its least eigenvalue is {values[0]:.3g} at a "
+                f"largest of {largest:.3g}, below the −{allowed:.2g} of the largest that rounding explains"
+            )
+
+
+def check_permutation_equivariance(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+    """Reordered inputs give the same entries in the new order: an entry depends on its two inputs alone."""
+    kernel, X = _prepared(kernel, model, X)
+    K = _block_of(kernel, model, X, X)
+    rolled, reverse = np.roll(np.arange(len(X)), 1), np.arange(len(X))[::-1]
+    found = _block_of(kernel, model, X[rolled], X[reverse])
+    _require_close(f"{kernel!r} depends on the order of its inputs", found, K[rolled][:, reverse], rtol)
+
+
+def check_diagonal(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+    """k(x, x) computed alone, for every x, is the diagonal of the Gram matrix of all."""
+    kernel, X = _prepared(kernel, model, X)
+    alone = np.stack([_block_of(kernel, model, x[None], x[None])[0, 0] for x in X])
+    K = np.asarray(gram(kernel, model, X, memory=_memory_for(kernel, model, X.shape[1:], TILE_ROWS[-1])))
+    among_others = K[np.arange(len(X)), np.arange(len(X))]
+    _require_close(f"the Gram matrix of {kernel!r} has another diagonal than k(x, x)", among_others, alone, rtol)
+
+
+def check_tiling_invariance(
+    kernel, model: Model, X, *, tile_rows: tuple[int, ...] = TILE_ROWS, rtol: float | None = None
+) -> None:
+    """Tiles of any size, and slices of rows and columns, give the entries of one block of all inputs.
+
+    Parameters
+    ----------
+    tile_rows : tuple of int, default=(1, 4)
+        Rows of the tiles to compare, powers of two. Budgets of memory are chosen to give them.
+    """
+    kernel, X = _prepared(kernel, model, X)
+    K = _block_of(kernel, model, X, X)
+    for rows in tile_rows:
+        memory = _memory_for(kernel, model, X.shape[1:], rows)
+        tiled = np.asarray(gram(kernel, model, X, memory=memory))
+        _require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)
+    half = len(X) // 2
+    slices = np.asarray(gram(kernel, model, X[half:], X[: half + 1], memory=memory))
+    _require_close(f"{kernel!r} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
+
+
+def check_scaling(kernel, model: Model, X, *, factor: float = 3.0, rtol: float | None = None) -> None:
+    """The kernel of c times the logits is c² times the kernel, as for every tangent kernel."""
+    kernel, X = _prepared(kernel, model, X)
+    expected = factor**2 * _block_of(kernel, model, X, X)
+    scaled = Model(_Scaled(model.network, factor), model.variables)
+    claim = f"{kernel!r} of {factor:g} times the logits is not {factor**2:g} times the kernel"
+    _require_close(claim, _block_of(kernel, scaled, X, X), expected, rtol)
+
+
+def check_dtype_drift(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+    """In float32 the kernel is within ``rtol`` of its largest entry from what it is in float64.
+
+    Parameters
+    ----------
+    rtol : float, default=None
+        None means 256 times float32's eps, 3.1e-5. The kernels of this package were within 4.5 eps; products in
+        TensorFloat-32, the default of some accelerators, are not.
+    """
+    kernel, X = _prepared(kernel, model, X)
+    single = jax.tree.map(partial(_cast, np.float32), model)
+    x = X.astype(np.float32)
+    found = _block_of(kernel, single, x, x)
+    with enable_x64(True):
+        double = jax.tree.map(partial(_cast, np.float64), single)
+        exact = _block_of(kernel, double, x.astype(float), x.astype(float))
+    rtol = DRIFT * np.finfo(np.float32).eps if rtol is None else rtol
+    _require_close(f"{kernel!r} in float32 is not what it is in float64", found, exact, rtol)
+
+
+def check_predictor(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+    """Training points folded into tangents give the scores that the kernel itself gives.
+
+    For kernels with ``fold`` and ``predict``. A difference is measured against the largest sum of absolute
+    terms |K(x, x_i) α_i| rather than the largest score, which may be small by cancellation.
+    """
+    kernel, X = _prepared(kernel, model, X)
+    K = _block_of(kernel, model, X, X)
+    n_targets = 2 if K.ndim == 2 else K.shape[2]
+    # more training points than targets, so that they are folded
+    X_fit = np.concatenate([X] * (n_targets // len(X) + 1))
+    dual = np.random.default_rng(0).normal(size=(len(X_fit), n_targets)).astype(X.dtype)
+    offset, memory = np.zeros(n_targets, X.dtype), _memory_for(kernel, model, X.shape[1:], TILE_ROWS[-1])
+    found = _scores(make_predictor(kernel, model, X_fit, dual, offset, memory=memory), X)
+    expected = _scores(DualPredictor(kernel, model, X_fit, dual, offset), X)
+    scale = np.abs(K).max() * np.abs(dual).sum()
+    _require_close(
+        f"folded, {kernel!r} predicts otherwise", np.asarray(found), np.asarray(expected), rtol, scale=scale
+    )
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A network whose logits are those of another, times a factor."""
+
+    network: Network
+    factor: float
+
+    def init(self, key, input_shape):
+        return self.network.init(key, input_shape)
+
+    def apply(self, params, state, x, *, train=False):
+        logits, state = self.network.apply(params, state, x, train=train)
+        return self.factor * logits, state
+
+
+def _hypothesis():
+    try:
+        from hypothesis import strategies
+        from hypothesis.extra import numpy as extra
+    except ImportError as error:
+        raise ImportError(
+            f"the strategies of ntkrobust_sk.testing need Hypothesis, which could not be imported ({error}); "
+            "pip install hypothesis"
+        ) from error
+    return strategies, extra
+
+
+def _prepared(kernel, model, X):
+    X = np.asarray(X, params_dtype(model.variables.params))
+    if X.ndim < 2 or len(X) < 2:
+        raise ValueError(f"X must hold at least two inputs, of shape (n, ...), got shape {X.shape}")
+    return resolve_kernel(kernel), X
+
+
+@partial(jax.jit, static_argnums=0)
+def _block(kernel, model, x1, x2):
+    return kernel(model, x1, x2)
+
+
+@jax.jit
+def _scores(predictor, x):
+    return predictor(x)
+
+
+def _block_of(kernel, model, x1, x2) -> np.ndarray:
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(_block(kernel, model, x1, x2))
+
+
+def _cast(dtype, leaf):
+    return np.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+
+def _matrices(K):
+    """(name, matrix in float64) of every matrix in a Gram matrix."""
+    n, K = len(K), K.astype(float)
+    if K.ndim == 2:
+        return [("", K)]
+    if K.ndim == 3:
+        return [(f" for class {c}", K[..., c]) for c in range(K.shape[2])]
+    return [("", K.transpose(0, 2, 1, 3).reshape(n * K.shape[2], -1))]
+
+
+def _memory_for(kernel, model, input_shape, rows):
+    """The least power of two of bytes with which tiles have that many rows."""
+    for exponent in range(50):
+        try:
+            planned, _ = plan_tiles(kernel, model, input_shape, 2**exponent)
+        except MemoryError:
+            continue
+        if planned == rows:
+            return 2**exponent
+    raise ValueError(f"gram takes no tiles of {rows} rows, but powers of two up to {planned}")
+
+
+def _require_close(claim, found, expected, rtol, *, scale=None) -> None:
+    if found.shape != expected.shape:
+        raise AssertionError(f"{claim}: shape {found.shape} instead of {expected.shape}")
+    eps = max(float(jnp.finfo(a.dtype).eps) for a in (found, expected))
+    rtol = ROUNDING * eps if rtol is None else rtol
+    found, expected = found.astype(float), expected.astype(float)
+    scale = np.abs(expected).max() if scale is None else scale
+    difference = np.abs(found - expected)
+    # written so that NaN fails
+    if not (difference <= rtol * scale).all():
+        worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), difference.shape)
+        entry, share = tuple(int(i) for i in worst), difference[worst] / scale if scale else np.inf
+        raise AssertionError(
+            f"{claim}: entry {entry} is {found[worst]:.7g} instead of {expected[worst]:.7g}, off by {share:.2g} of "
+            f"the largest entry where {rtol:.2g} is allowed"
+        )
