@@ -107,9 +107,8 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     machine = describe()
-    print(
-        f"{machine['device']} ({machine['backend']}), CuPy: {machine['cupy_device'] or 'no GPU seen, SciPy solves'}"
-    )
+    solver = machine["cupy_device"] or "no GPU seen, SciPy solves"
+    print(f"{machine['device']} ({machine['backend']}), CuPy: {solver}")
     rows = [bench(options.n, kernel, options.memory, options.repeats) for kernel in options.kernels]
     for row in rows:
         print("  ".join(f"{name}={_short(value)}" for name, value in row.items()))

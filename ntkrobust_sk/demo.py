@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -90,6 +91,8 @@ def run_demo(demo: Demo, out: str | os.PathLike) -> bool:
         than the benign kernel's, at clean accuracies within 0.05; and adversarial training on the frozen
         adversarial kernel is at least as robust as the adversarially trained network.
     """
+    if find_spec("matplotlib") is None:
+        raise ImportError("the demo draws a figure with matplotlib: pip install 'ntkrobust_sk[plot]'")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -224,11 +227,9 @@ def _write_json(path: Path, results: dict) -> None:
 
 def draw(results: dict, grams: dict, path: Path) -> None:
     """Accuracies, kernel distances and spectra as one PNG."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'ntkrobust_sk[plot]'") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     bars, matrix, spectra = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))

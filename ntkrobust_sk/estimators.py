@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from .attacks import attack_in_tiles
 from .gram import gram, pad_rows
-from .networks import CNN, MLP, Model, check_choice, check_model, params_dtype
+from .networks import CNN, MLP, Model, Network, check_choice, check_model, params_dtype, positive_tuple
 from .resnet import ResNet18
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
@@ -67,6 +67,12 @@ class TangentEstimator(BaseEstimator):
 class AttackedMixin:
     """Adversarial examples and the score on them, for estimators whose predictor is a model."""
 
+    def _validate_params(self):
+        super()._validate_params()
+        if isinstance(self.attack, type):
+            name = self.attack.__name__
+            raise TypeError(f"attack must be an instance: write {name}(...), not {name}")
+
     def perturb(self, X, y, attack=None, *, random_state=0):
         """Adversarial examples against this very estimator.
 
@@ -92,12 +98,12 @@ class AttackedMixin:
                 f"an attack is needed, such as attack=PGD(epsilon=8/255), got {attack!r}; the estimator was "
                 f"fitted with attack={self.attack!r}"
             )
-        shape = np.shape(X)
-        X, _ = self._validated(X, reset=False)
-        X = X.astype(params_dtype(self.model_.variables.params), copy=False)
-        targets = self._attack_targets(y, len(X))
-        X_adv = attack_in_tiles(attack, self._predictor(), X, targets, key=key_of(random_state), rows=self._rows())
-        return X_adv.reshape(shape)
+        checked, _ = self._validated(X, reset=False)
+        checked = checked.astype(params_dtype(self.model_.variables.params), copy=False)
+        targets = self._attack_targets(y, len(checked))
+        key = key_of(random_state)
+        X_adv = attack_in_tiles(attack, self._predictor(), checked, targets, key=key, rows=self._rows())
+        return X_adv.reshape(np.shape(X))
 
     def robust_score(self, X, y, attack=None, *, sample_weight=None, random_state=0) -> float:
         """The estimator's score on adversarial examples: robust accuracy, or R² of a regressor.
@@ -115,7 +121,9 @@ class AttackedMixin:
         float
         """
         X_adv = self.perturb(X, y, attack, random_state=random_state)
-        return self.score(X_adv, y, sample_weight=sample_weight)
+        # evaluated as it is: a data frame's column names were checked before the attack and are gone after it
+        scores = evaluate(self._predictor(), X_adv.reshape(-1, *self.input_shape_), self._rows())
+        return self._score(y, self._answers(scores), sample_weight)
 
 
 class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
@@ -131,18 +139,23 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
                 f"{self.classes_[0]!r}"
             )
         if sample_weight is not None or self.class_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
+            rows = X.reshape(len(X), -1)
+            sample_weight = _check_sample_weight(sample_weight, rows, ensure_non_negative=True)
             sample_weight = sample_weight * compute_sample_weight(self.class_weight, y)
+            # once more, since weights of classes may be negative too, or leave nothing
+            sample_weight = _check_sample_weight(sample_weight, rows, ensure_non_negative=True)
         return X, encoded.astype(np.int32), sample_weight
 
     def _attack_targets(self, y, n_samples):
         y = np.asarray(y)
         if y.shape != (n_samples,):
             raise ValueError(f"y must hold one label for each of the {n_samples} samples, got shape {y.shape}")
-        unseen = np.setdiff1d(y, self.classes_)
-        if len(unseen):
-            raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5].tolist()}")
-        return np.searchsorted(self.classes_, y).astype(np.int32)
+        # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
+        position = {label: i for i, label in enumerate(self.classes_.tolist())}
+        labels = y.tolist()
+        if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
+            raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
+        return np.array([position[label] for label in labels], dtype=np.int32)
 
     def decision_function(self, X) -> np.ndarray:
         """Logits or scores of each class.
@@ -169,12 +182,17 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
 
     def predict(self, X) -> np.ndarray:
         """Labels (n,) of the highest scores."""
-        scores = self._evaluate(X)
-        return self.classes_[scores.argmax(1)]
+        return self._answers(self._evaluate(X))
 
     def score(self, X, y, sample_weight=None) -> float:
         """Accuracy on X (n, n_features) or (n, h, w, c) and labels y (n,)."""
-        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        return self._score(y, self.predict(X), sample_weight)
+
+    def _answers(self, scores):
+        return self.classes_[scores.argmax(1)]
+
+    def _score(self, y, answers, sample_weight):
+        return float(accuracy_score(y, answers, sample_weight=sample_weight))
 
 
 def evaluate(model, X: np.ndarray, rows: int) -> np.ndarray:
@@ -197,10 +215,19 @@ def initial_model(network, input_shape, n_outputs: int, key) -> Model:
         check_choice("network", network, NETWORKS)
         network = NETWORKS[network]
     if not isinstance(network, Model):
+        if isinstance(network, type) or not isinstance(network, Network):
+            raise TypeError(
+                f"a network is {', '.join(map(repr, NETWORKS))}, an object with init and apply such as MLP(), "
+                f"or a Model, got {network!r}"
+            )
         if getattr(network, "n_outputs", n_outputs) is None:
             network = replace(network, n_outputs=n_outputs)
         network = Model(network, _init(network, key, tuple(input_shape)))
-    check_model(network, input_shape)
+    try:
+        check_model(network, input_shape)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"The inputs are of shape {input_shape}; rows that hold images need input_shape=(h, w, c).")
+        raise
     return network
 
 
@@ -217,19 +244,22 @@ def _as_rows(X):
     """Flat rows, and the shape of the images that they were, or None."""
     if isinstance(X, np.ndarray | jax.Array) and X.ndim > 2:
         X = np.asarray(X)
-        return X.reshape(len(X), -1), X.shape[1:]
+        return X.reshape(len(X), math.prod(X.shape[1:])), X.shape[1:]
     return X, None
 
 
 def _input_shape(given, image_shape, known_shape, n_features) -> tuple[int, ...]:
     """The shape of one input, from the parameter, the images, the source of the kernel or the row length."""
-    shape = tuple(int(size) for size in given) if given is not None else image_shape or known_shape
+    shape = image_shape or known_shape if given is None else positive_tuple("input_shape", given)
     if shape is None:
         return (n_features,)
-    if math.prod(shape) != n_features or min(shape) < 1:
+    if math.prod(shape) != n_features:
         raise ValueError(
             f"input_shape={shape} stands for {math.prod(shape)} features, but X has {n_features} for each sample"
         )
     if given is not None and image_shape is not None and shape != image_shape:
         raise ValueError(f"input_shape={shape}, but X holds images of shape {image_shape}")
+    # a network that was fitted on rows may take them as images, but images of one shape are not those of another
+    if known_shape is not None and len(known_shape) > 1 and shape != known_shape:
+        raise ValueError(f"inputs are of shape {shape}, but the estimator takes images of shape {known_shape}")
     return shape

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 
@@ -16,7 +18,7 @@ from .estimators import TangentEstimator, evaluate
 from .gram import parse_memory, plan_tiles
 from .kernels import resolve_kernel
 from .machines import KernelSourceMixin
-from .networks import check_model, n_params, params_dtype
+from .networks import Model, check_model, n_params, params_dtype
 
 
 class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSourceMixin, TangentEstimator):
@@ -92,7 +94,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
             )
         kernel = resolve_kernel(self.kernel)
         rows, _ = plan_tiles(kernel, self.model_, self.input_shape_, budget)
-        Z = evaluate(partial(_feature_rows, kernel, self.model_), X, rows)
+        Z = evaluate(_FeatureRows(kernel, self.model_), X, rows)
         return Z.astype(X.dtype, copy=False)
 
     def __sklearn_tags__(self):
@@ -101,8 +103,15 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         return tags
 
 
-@partial(jax.jit, static_argnums=0)
-def _feature_rows(kernel, model, x):
-    leaves = kernel.features(model, x)
-    scale = 1.0 if leaves[0].ndim == 2 else 1.0 / math.sqrt(leaves[0].shape[1])
-    return scale * jnp.concatenate([leaf.reshape(len(x), -1) for leaf in leaves], axis=1)
+@partial(jax.tree_util.register_dataclass, data_fields=["model"], meta_fields=["kernel"])
+@dataclass(frozen=True, eq=False)
+class _FeatureRows:
+    """From inputs (n, ...) to features (n, P) or (n, C·P): a pytree, so that other weights do not recompile."""
+
+    kernel: Callable
+    model: Model
+
+    def __call__(self, x):
+        leaves = self.kernel.features(self.model, x)
+        scale = 1.0 if leaves[0].ndim == 2 else 1.0 / math.sqrt(leaves[0].shape[1])
+        return scale * jnp.concatenate([leaf.reshape(len(x), -1) for leaf in leaves], axis=1)

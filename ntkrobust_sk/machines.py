@@ -7,6 +7,7 @@ from numbers import Integral, Real
 import jax
 import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, has_fit_parameter
@@ -17,7 +18,7 @@ from .gram import gram, parse_memory, plan_tiles
 from .kernels import resolve_kernel
 from .networks import Model, check_model, params_dtype
 from .predictors import make_predictor
-from .solvers import resolve_solver, solve
+from .solvers import SOLVERS, resolve_solver, solve
 from .tangent import linearize
 from .trainer import fit_by_sgd
 
@@ -26,8 +27,12 @@ class KernelSourceMixin:
     """``estimator``: where the kernel comes from."""
 
     def _source_shape(self):
-        """Input shape of the estimator that the kernel comes from, where it has one."""
-        for name in ("input_shape_", "input_shape"):
+        """Input shape of the estimator that the kernel comes from, where it has one.
+
+        What is cloned forgets what it was fitted on, so only a frozen estimator's fitted shape counts.
+        """
+        fitted = ("input_shape_",) if isinstance(self.estimator, FrozenEstimator) else ()
+        for name in (*fitted, "input_shape"):
             shape = getattr(self.estimator, name, None)
             if shape is not None:
                 return tuple(shape)
@@ -38,7 +43,7 @@ class KernelSourceMixin:
         source = self.estimator
         if not hasattr(source, "fit"):
             return initial_model(source, self.input_shape_, n_outputs, key)
-        if y is None:
+        if y is None and not isinstance(source, FrozenEstimator):
             raise ValueError(f"fit needs y, because {source!r} has to be trained on labels")
         fit_params = {}
         if sample_weight is not None and has_fit_parameter(source, "sample_weight"):
@@ -61,7 +66,7 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         "estimator": "no_validation",
         "kernel": "no_validation",
         "alpha": [Interval(Real, 0, None, closed="left")],
-        "solver": "no_validation",
+        "solver": [StrOptions({*SOLVERS, "sgd"}), callable],
         "dynamics": [StrOptions({"linearized", "centered"})],
         "attack": [callable, None],
         "clean_step": ["boolean"],
@@ -82,17 +87,10 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         self.model_ = model
         if self.solver == "sgd":
             self._require_matching_outputs(model, targets.shape[1], "solver='sgd'")
-            fit_by_sgd(
-                self,
-                linearize(model, centered=self.dynamics == "centered"),
-                X,
-                labels,
-                sample_weight,
-                key_train,
-            )
-            self.predictor_, self.model_ = self.model_, model
+            start = linearize(model, centered=self.dynamics == "centered")
+            fit_by_sgd(self, "predictor_", start, X, labels, sample_weight, key_train)
             return self
-        if getattr(kernel, "rank", 2) > 2:
+        if _rank(kernel, model, self.input_shape_) > 2:
             self._require_matching_outputs(model, targets.shape[1], f"kernel={self.kernel!r}")
         self.X_fit_ = X.astype(params_dtype(model.variables.params))
         K = gram(kernel, model, self.X_fit_, memory=self.memory, progress=self.verbose > 0)
@@ -108,6 +106,14 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
             raise ValueError(
                 f"{what} needs one network output for each class or target, but the network has {n_outputs} "
                 f"and y has {n_targets}; use kernel='trace' or 'pseudo', or a network with n_outputs={n_targets}"
+            )
+        source = self.estimator_ if hasattr(self.estimator, "fit") else None
+        theirs, ours = (getattr(fitted, "classes_", None) for fitted in (source, self))
+        if theirs is not None and ours is not None and theirs.tolist() != ours.tolist():
+            raise ValueError(
+                f"{what} pairs network outputs with classes, but the network was fitted on the classes "
+                f"{theirs.tolist()} and y has {ours.tolist()}; use the same labels, kernel='trace' or 'pseudo', "
+                "or pass the estimator's model_, to pair them by position"
             )
 
     def gram(self, X, Y=None):
@@ -134,6 +140,14 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         return plan_tiles(resolve_kernel(self.kernel), self.model_, self.input_shape_, parse_memory(self.memory))[
             0
         ]
+
+
+def _rank(kernel, model, input_shape) -> int:
+    """Rank of the kernel's blocks, as stated or found without computing one."""
+    if hasattr(kernel, "rank"):
+        return kernel.rank
+    x = jax.ShapeDtypeStruct((1, *input_shape), params_dtype(model.variables.params))
+    return jax.eval_shape(kernel, model, x, x).ndim
 
 
 _MACHINE_PARAMETERS = """estimator : estimator, FrozenEstimator, Network, Model or str, default=None
@@ -357,15 +371,20 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
 
     def predict(self, X) -> np.ndarray:
         """Predictions (n,) or (n, T) for X (n, n_features) or (n, h, w, c)."""
-        scores = self._evaluate(X)
-        return scores[:, 0] if self._one_target else scores
+        return self._answers(self._evaluate(X))
 
     def score(self, X, y, sample_weight=None) -> float:
         """R² on X (n, n_features) or (n, h, w, c) and targets y (n,) or (n, T)."""
-        return float(r2_score(y, self.predict(X), sample_weight=sample_weight))
+        return self._score(y, self.predict(X), sample_weight)
+
+    def _answers(self, scores):
+        return scores[:, 0] if self._one_target else scores
+
+    def _score(self, y, answers, sample_weight):
+        return float(r2_score(y, answers, sample_weight=sample_weight))
 
     def _attack_targets(self, y, n_samples):
         y = np.asarray(y, dtype=float)
-        if len(y) != n_samples or not np.isfinite(y).all():
+        if y.shape[:1] != (n_samples,) or not np.isfinite(y).all():
             raise ValueError(f"y must hold finite targets for each of the {n_samples} samples")
         return y.reshape(n_samples, -1).astype(params_dtype(self.model_.variables.params))

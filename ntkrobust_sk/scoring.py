@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
 
 
 def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state=0) -> float:
@@ -43,6 +45,9 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
     >>> robust_accuracy(trainer, X, y, PGD(epsilon=0.5, bounds=None)) <= trainer.score(X, y)
     True
     """
+    check_is_fitted(estimator)
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
     estimator = getattr(estimator, "best_estimator_", estimator)
     if isinstance(estimator, Pipeline):
         *steps, (_, last) = estimator.steps

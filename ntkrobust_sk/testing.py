@@ -258,7 +258,7 @@ def check_positive_semidefinite(kernel, model: Model, X, *, tol: float | None = 
     for name, matrix in _matrices(K):
         values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
         largest = np.abs(values).max()
-        allowed = INDEFINITENESS * len(matrix) * np.finfo(K.dtype).eps if tol is None else tol
+        allowed = INDEFINITENESS * len(matrix) * _eps(K) if tol is None else tol
         if not values[0] >= -allowed * largest:
             raise AssertionError(
                 f"{kernel!r} is not positive semidefinite{name}: its least eigenvalue is {values[0]:.3g} at a "
@@ -350,9 +350,7 @@ def check_predictor(kernel, model: Model, X, *, rtol: float | None = None) -> No
     found = _scores(make_predictor(kernel, model, X_fit, dual, offset, memory=memory), X)
     expected = _scores(DualPredictor(kernel, model, X_fit, dual, offset), X)
     scale = np.abs(K).max() * np.abs(dual).sum()
-    _require_close(
-        f"folded, {kernel!r} predicts otherwise", np.asarray(found), np.asarray(expected), rtol, scale=scale
-    )
+    _require_close(f"folded, {kernel!r} predicts otherwise", found, expected, rtol, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -430,12 +428,15 @@ def _memory_for(kernel, model, input_shape, rows):
     raise ValueError(f"gram takes no tiles of {rows} rows, but powers of two up to {planned}")
 
 
+def _eps(array) -> float:
+    return float(jnp.finfo(jnp.result_type(float, array.dtype)).eps)
+
+
 def _require_close(claim, found, expected, rtol, *, scale=None) -> None:
     if found.shape != expected.shape:
         raise AssertionError(f"{claim}: shape {found.shape} instead of {expected.shape}")
-    eps = max(float(jnp.finfo(a.dtype).eps) for a in (found, expected))
-    rtol = ROUNDING * eps if rtol is None else rtol
-    found, expected = found.astype(float), expected.astype(float)
+    rtol = ROUNDING * max(_eps(found), _eps(expected)) if rtol is None else rtol
+    found, expected = np.asarray(found, float), np.asarray(expected, float)
     scale = np.abs(expected).max() if scale is None else scale
     difference = np.abs(found - expected)
     # written so that NaN fails
@@ -443,6 +444,6 @@ def _require_close(claim, found, expected, rtol, *, scale=None) -> None:
         worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), difference.shape)
         entry, share = tuple(int(i) for i in worst), difference[worst] / scale if scale else np.inf
         raise AssertionError(
-            f"{claim}: entry {entry} is {found[worst]:.7g} instead of {expected[worst]:.7g}, off by {share:.2g} of "
-            f"the largest entry where {rtol:.2g} is allowed"
+            f"{claim}: entry {entry} is {found[worst]:.7g} instead of {expected[worst]:.7g}, off by {share:.2g} "
+            f"of the largest entry where {rtol:.2g} is allowed"
         )

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .attacks import Clean, check_bounds
 from .estimators import NETWORK_ROWS, TangentClassifierMixin, TangentEstimator, initial_model
-from .networks import params_dtype
+from .networks import check_model, params_dtype
 from .tangent import linearize
 from .training import TrainingDivergedError, TrainState, initial_state, train
 
@@ -147,10 +147,17 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
         self._validate_params()
         X, encoded, sample_weight = self._validated_labels(X, y, sample_weight)
         key_init, key_train = jax.random.split(self._key())
-        model = initial_model(self.network, self.input_shape_, len(self.classes_), key_init)
+        n_classes = len(self.classes_)
+        model = initial_model(self.network, self.input_shape_, n_classes, key_init)
+        n_outputs = check_model(model, self.input_shape_)
+        if n_outputs != n_classes:
+            raise ValueError(
+                f"the network has {n_outputs} outputs, but y has {n_classes} classes; leave n_outputs out, or "
+                f"give n_outputs={n_classes}"
+            )
         if self.dynamics != "standard":
             model = linearize(model, centered=self.dynamics == "centered")
-        fit_by_sgd(self, model, X, encoded, sample_weight, key_train)
+        fit_by_sgd(self, "model_", model, X, encoded, sample_weight, key_train)
         return self
 
     def gram(self, X, Y=None, *, kernel="trace", memory="2GiB"):
@@ -177,8 +184,8 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
         return NETWORK_ROWS
 
 
-def fit_by_sgd(self, model, X, y, sample_weight, key):
-    """Train ``model`` by the estimator's parameters; sets ``model_``, ``loss_curve_`` and ``n_iter_``."""
+def fit_by_sgd(self, name, model, X, y, sample_weight, key):
+    """Train ``model`` by the estimator's parameters; sets attribute ``name``, ``loss_curve_`` and ``n_iter_``."""
     if self.attack is not None:
         check_bounds(self.attack, X)
     attacks = (Clean(),) if self.attack is None else (Clean(), self.attack)
@@ -196,17 +203,18 @@ def fit_by_sgd(self, model, X, y, sample_weight, key):
         batch_size=self.batch_size,
         sample_weight=sample_weight,
     )
-    self.loss_curve_ = []
+    self.loss_curve_, self.n_iter_ = [], 0
     description = f"{type(self).__name__} ({'benign' if self.attack is None else type(self.attack).__name__})"
     bar = tqdm(states, description, self.max_epochs, disable=not self.verbose, unit="epoch", leave=False)
     try:
         for state in bar:
             self.loss_curve_.append(float(state.loss))
+            self.n_iter_ += 1
             bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4f}", refresh=False)
     except TrainingDivergedError as error:
-        self.model_ = error.state.model
+        setattr(self, name, error.state.model)
         raise
-    self.model_, self.n_iter_ = state.model, self.max_epochs
+    setattr(self, name, state.model)
 
 
 def with_hyperparameters(state: TrainState, **values) -> TrainState:

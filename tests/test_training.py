@@ -580,6 +580,5 @@ def test_training_lowers_the_loss_and_adversarial_training_makes_robust():
         model = states[-1].model
         X_adv = attack_in_tiles(PGD(0.1, n_steps=20), model, X_test, y_test, key=KEY, rows=200)
         clean[regime], robust[regime] = (float((model(X).argmax(1) == y_test).mean()) for X in (X_test, X_adv))
-    print(clean, robust)
     assert min(clean.values()) > 0.8
     assert robust["adversarial"] > robust["benign"] + 0.1
