@@ -144,6 +144,8 @@ def _empty(shape, block):
 
 def _write(result, block, i, j):
     """Place what of the block lies inside the result."""
+    # slicing a JAX array would compile anew for every ragged end
+    block = np.asarray(block) if isinstance(result, np.ndarray) else block
     block = block[: result.shape[0] - i, : result.shape[1] - j]
     if isinstance(result, np.ndarray):
         result[i : i + block.shape[0], j : j + block.shape[1]] = block

@@ -14,6 +14,11 @@ from .gram import pad_rows, parse_memory, plan_tiles, tile_features
 from .kernels import HIGHEST
 from .networks import Model, PyTree, params_dtype
 
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -108,10 +113,10 @@ def make_predictor(kernel, model: Model, X: np.ndarray, dual_coef, offset, *, me
     tangents = None
     for start in range(0, len(X), rows):
         features = tile_features(kernel, model, pad_rows(X[start : start + rows], rows))
-        with jax.enable_x64(True):
+        with enable_x64(True):
             tangents = _add_folded(kernel, tangents, features, dual[start : start + rows])
     params, tree = jax.tree.flatten(model.variables.params)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         shaped = [
             w.reshape(*w.shape[:-1], *leaf.shape).astype(dtype) for w, leaf in zip(tangents, params, strict=True)
         ]

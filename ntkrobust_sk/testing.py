@@ -49,12 +49,7 @@ import numpy as np
 from .gram import gram, plan_tiles
 from .kernels import resolve_kernel
 from .networks import ACTIVATIONS, CNN, MLP, Model, Network, params_dtype
-from .predictors import DualPredictor, make_predictor
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
+from .predictors import DualPredictor, enable_x64, make_predictor
 
 ROUNDING = 64
 DRIFT = 256
@@ -438,7 +433,8 @@ def _require_close(claim, found, expected, rtol, *, scale=None) -> None:
     rtol = ROUNDING * max(_eps(found), _eps(expected)) if rtol is None else rtol
     found, expected = np.asarray(found, float), np.asarray(expected, float)
     scale = np.abs(expected).max() if scale is None else scale
-    difference = np.abs(found - expected)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(found - expected)
     # written so that NaN fails
     if not (difference <= rtol * scale).all():
         worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), difference.shape)

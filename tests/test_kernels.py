@@ -197,7 +197,7 @@ def test_with_one_logit_all_kernels_are_one():
 
 
 ZERO_LAST_LAYER = {
-    "ResNet18": (ResNet18(n_outputs=N_OUTPUTS, width=2), (8, 8, 3)),
+    "ResNet18": CASES["residual, with batch norm"],
     "CNN": (CNN(n_outputs=N_OUTPUTS, widths=(3, 4), strides=(1, 2), zero_last_layer=True), (5, 4, 1)),
     "MLP": (MLP(n_outputs=N_OUTPUTS, widths=(6,), zero_last_layer=True), (4,)),
 }
@@ -215,10 +215,10 @@ def test_with_a_zero_last_layer_every_class_has_the_kernel_of_the_pooled_feature
 
     width = start["kernel"].shape[0]
     identity = {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
-    x = draw_inputs(4, shape, np.float32)
+    x = draw_inputs(5, shape, np.float32)
     phi = quickly(lambda model, x: model(x))(Model(network, Variables({**params, last: identity}, state)), x)
-    expected = np.asarray(phi)[:2] @ np.asarray(phi)[2:].T + 1
-    found = all_blocks(all_features(Model(network, Variables({**params, last: initial}, state)), x), 2)
+    expected = np.asarray(phi)[:3] @ np.asarray(phi)[3:].T + 1
+    found = all_blocks(all_features(Model(network, Variables({**params, last: initial}, state)), x), 3)
     assert_close(found["trace"], expected, rtol=1e-5)
     assert_close(found["pseudo"], expected, rtol=1e-5)
     assert_close(found["class"], np.repeat(expected[:, :, None], N_OUTPUTS, axis=2), rtol=1e-5)

@@ -522,11 +522,37 @@ def test_neither_epochs_nor_ragged_ends_nor_new_weights_compile_again(loop):
     run(fresh_model(network=network), epochs=[1 / 3])
     before = network.traces
     assert before > 0
-    state = run(fresh_model(network=network), epochs=7)[-1]
-    run(state, key=None, epochs=[7.4, 8, 20])
-    run(fresh_model(seed=9, network=network), key=jax.random.key(4), epochs=2, X_y=data(N + 3))
-    run(fresh_model(network=network), epochs=1, sample_weight=np.arange(N))
+    train_in_many_ways(network)
     assert network.traces == before
+
+
+def train_in_many_ways(network, **options):
+    state = run(fresh_model(network=network), epochs=7, **options)[-1]
+    run(state, key=None, epochs=[7.4, 8, 20], **options)
+    run(fresh_model(seed=9, network=network), key=jax.random.key(4), epochs=2, X_y=data(N + 3), **options)
+    run(fresh_model(network=network), epochs=1, sample_weight=np.arange(N), **options)
+
+
+@pytest.mark.parametrize("network, loops", [(NETWORK, 1), (Normalised(), 2)], ids=["padded", "ragged"])
+def test_the_compiled_loop_is_compiled_once_for_all_lengths_and_once_more_for_ragged_batches(
+    network, loops, monkeypatch
+):
+    """What is counted is how often the attack is called, which in a compiled loop is when that is traced."""
+
+    class Counting:
+        calls = 0
+
+        def __call__(self, model, x, y, *, key):
+            self.calls += 1
+            return x
+
+    force_loop(monkeypatch, True)
+    attack = Counting()
+    run(fresh_model(network=network), attacks=(attack,), epochs=1)
+    before = attack.calls
+    run(fresh_model(network=network), attacks=(attack,), epochs=[1 / 3, 1, 2, 10.2])
+    run(fresh_model(seed=9, network=network), attacks=(attack,), epochs=20)
+    assert attack.calls == before and before % loops == 0
 
 
 def test_statistics_need_one_more_compilation_for_the_ragged_batch_alone(loop):

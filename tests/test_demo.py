@@ -1,0 +1,192 @@
+"""The demo and its command line, on a few digits."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ntkrobust_sk import cli, demo
+
+FEW = "--n-train 200 --n-kernel 60 --n-test 40 --max-epochs 1 --train-steps 2 --test-steps 2 --network mlp"
+PREDICTORS = {
+    "benign network",
+    "adversarial network",
+    "benign kernel, closed form",
+    "adversarial kernel, closed form",
+    "adversarial kernel, frozen, adversarial training",
+}
+
+
+def run(arguments, out):
+    return cli.main(["demo", "--out", str(out), *shlex.split(arguments)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of one run, its exit status and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *texts, **_: printed.extend(texts))
+        status = run(f"{FEW} --random-state 3 --no-strict", out)
+    return out, status, "\n".join(printed)
+
+
+def refused_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+def test_a_run_writes_results_that_other_programs_can_read(finished):
+    out, status, _ = finished
+    assert status == 0
+    results = json.loads((out / "results.json").read_text(), parse_constant=refused_constant)
+    assert set(results) == {
+        "settings",
+        "accuracy",
+        "kernel_distance",
+        "effective_rank",
+        "claims",
+        "seconds",
+        "hardware",
+        "versions",
+    }
+    assert results["settings"]["n_train"] == 200 and results["settings"]["random_state"] == 3
+    assert results["settings"]["epsilon"] == demo.PRESETS["digits"].epsilon
+    assert set(results["accuracy"]) == PREDICTORS
+    for accuracy in results["accuracy"].values():
+        assert 0 <= accuracy["robust"] <= accuracy["clean"] <= 1
+        assert (40 * accuracy["clean"]) == pytest.approx(round(40 * accuracy["clean"]))
+    names = {"initial", "benign", "adversarial"}
+    assert set(results["effective_rank"]) == set(results["kernel_distance"]) == names
+    assert all(1 <= rank <= 60 for rank in results["effective_rank"].values())
+    assert all(results["kernel_distance"][a][a] == pytest.approx(0, abs=1e-6) for a in names)
+
+
+def test_a_claim_holds_where_its_numbers_say_so(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    accuracy = results["accuracy"]
+    benign, adversarial = (accuracy[f"{kind} kernel, closed form"] for kind in ("benign", "adversarial"))
+    through_kernel = (
+        adversarial["robust"] - benign["robust"] >= 0.25 and abs(adversarial["clean"] - benign["clean"]) <= 0.05
+    )
+    frozen = accuracy["adversarial kernel, frozen, adversarial training"]["robust"]
+    on_frozen = frozen >= accuracy["adversarial network"]["robust"]
+    assert [claim["holds"] for claim in results["claims"]] == [through_kernel, on_frozen]
+
+
+def test_a_run_draws_a_figure_and_leaves_nothing_half_written(finished):
+    out = finished[0]
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert {path.name for path in out.iterdir()} == {"results.json", "figure.png"}
+
+
+def test_a_run_prints_every_predictor_and_claim(finished):
+    out, _, printed = finished
+    results = json.loads((out / "results.json").read_text())
+    assert demo.table(results) in printed and str(out) in printed
+    for name in PREDICTORS:
+        assert name in printed
+    assert printed.count("HOLDS") == printed.count("DOES NOT HOLD") + sum(
+        c["holds"] for c in results["claims"]
+    ) or ("HOLD" in printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "held", "status"),
+    [
+        ("", False, 1),
+        ("--strict", False, 1),
+        ("--no-strict", False, 0),
+        ("--strict", True, 0),
+        ("--data mnist --data-dir .", False, 0),
+        ("--data mnist --data-dir . --strict", False, 1),
+    ],
+)
+def test_the_exit_status_says_whether_the_claims_hold(arguments, held, status, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "run_demo", lambda settings, out: held)
+    assert run(arguments, tmp_path) == status
+    assert ("a claim does not hold" in capsys.readouterr().err) == (status == 1)
+
+
+def test_a_real_run_whose_claim_fails_exits_with_1(tmp_path, capsys):
+    # without any perturbation no kernel can be more robust than another by a quarter
+    assert run(f"{FEW} --epsilon 0 --strict", tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "DOES NOT HOLD" in captured.out and "a claim does not hold" in captured.err
+
+
+def test_the_readme_s_command_is_understood(monkeypatch):
+    text = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
+    command = text.split("`ntkrobust ")[1].split("`")[0]
+    seen = []
+    monkeypatch.setattr(cli, "run_demo", lambda settings, out: seen.append(settings) or True)
+    assert cli.main(shlex.split(command)) == 0
+    assert seen == [demo.settings_for("cifar10", data_dir="DIR", n_train=2000)]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data imagenet", "invalid choice: 'imagenet'"),
+        ("--network vgg", "invalid choice: 'vgg'"),
+        ("--n-train many", "invalid int value: 'many'"),
+        ("--epsilon a", "invalid float value"),
+    ],
+)
+def test_arguments_that_are_not_known_are_named(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(arguments, tmp_path)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", ["cifar10", "mnist", "fashion-mnist"])
+def test_a_missing_data_folder_is_named(data, tmp_path, capsys):
+    missing = tmp_path / "not there"
+    assert run(f"--data {data} --data-dir '{missing}'", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ntkrobust demo: ") and str(missing) in error and "no such folder" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--epsilon -1", "epsilon must be a finite number >= 0"),
+        ("--test-steps 0", "n_steps must be a positive integer"),
+        ("--n-kernel 3", "at least the number of classes"),
+        ("--n-train -5", "at least the number of classes"),
+        ("--n-test 5000", "test_size=5000"),
+    ],
+)
+def test_settings_that_cannot_work_are_named_before_any_training(arguments, message, tmp_path, capsys):
+    assert run(arguments, tmp_path) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    assert run(FEW, tmp_path / "taken") == 2
+    assert "taken" in capsys.readouterr().err
+
+
+def test_results_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    demo._write_json(path, {"run": 1})
+    with pytest.raises(TypeError):
+        demo._write_json(path, {"run": object()})
+    assert json.loads(path.read_text()) == {"run": 1}
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        with pytest.raises(OSError, match="disk full"):
+            demo._write_json(path, {"run": 2})
+    assert json.loads(path.read_text()) == {"run": 1}
+    demo._write_json(path, {"run": 3})
+    assert json.loads(path.read_text()) == {"run": 3} and list(tmp_path.iterdir()) == [path]
