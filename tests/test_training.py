@@ -92,10 +92,11 @@ def recorded_batches(monkeypatch, attacks, epochs, X_y, **options):
     with monkeypatch.context() as patch:
         force_loop(patch, False)
         run(X_y=X_y, attacks=tuple(recorders), epochs=epochs, **options)
-    per_epoch = -(-N // BATCH)
+    n = len(X_y[0])
+    per_epoch = -(-n // BATCH)
     batches = []
     for step, calls in enumerate(zip(*(recorder.calls for recorder in recorders), strict=True)):
-        real = BATCH if (step + 1) % per_epoch else N - BATCH * (per_epoch - 1)
+        real = BATCH if (step + 1) % per_epoch else n - BATCH * (per_epoch - 1)
         batches.append((calls[0][0][:real], calls[0][1][:real], [call[2] for call in calls]))
     return batches
 
@@ -163,9 +164,7 @@ def test_the_adversarial_update_sees_the_network_that_the_clean_one_left(monkeyp
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_linearised_dynamics_are_those_of_the_plain_algorithm_in_terms_of_the_displacement(
-    centered, loop, monkeypatch
-):
+def test_linearised_dynamics_are_those_of_the_plain_algorithm_in_terms_of_the_displacement(centered, monkeypatch):
     """θ itself trains there, on f(x; θ_t) + J(x)(θ − θ_t) with the Jacobian J written out."""
     attacks, anchor = (Clean(), ATTACK), fresh_model().variables.params
     start = linearize(fresh_model(), centered=centered)
@@ -181,8 +180,9 @@ def test_linearised_dynamics_are_those_of_the_plain_algorithm_in_terms_of_the_di
         displacement = jax.tree.map(jnp.subtract, theta, anchor)
         return Model(Linearized(NETWORK, centered), Variables(displacement, Variables(anchor)))
 
-    batches = recorded_batches(monkeypatch, attacks, [TEN_STEPS], data(), start=start)
-    state = run(start, attacks=attacks, epochs=[TEN_STEPS])[-1]
+    X_y = data(3 * BATCH)
+    batches = recorded_batches(monkeypatch, attacks, [TEN_STEPS], X_y, start=start)
+    state = run(start, X_y, attacks=attacks, epochs=[TEN_STEPS])[-1]
     theta = sgd_by_hand(apply, anchor, batches, attacks, as_model)
     assert_close(state.model.variables.params, jax.tree.map(jnp.subtract, theta, anchor))
     assert_close(state.model.variables.state.params, anchor, atol=0)
@@ -200,8 +200,8 @@ def test_real_targets_are_fitted_by_squared_error(loop, monkeypatch):
 def test_float64_trains_in_float64(monkeypatch):
     with enable_x64(True):
         model = fresh_model()
-        batches = recorded_batches(monkeypatch, (Clean(),), 2, data())
-        state = run(attacks=(Clean(),), epochs=2)[-1]
+        batches = recorded_batches(monkeypatch, (Clean(),), [2 / 3], data())
+        state = run(attacks=(Clean(),), epochs=[2 / 3])[-1]
         assert weights(state).dtype == np.float64
         expected = sgd_by_hand(mlp_by_hand, model.variables.params, batches, (Clean(),), lambda params: None)
         assert_close(state.model.variables.params, expected, atol=1e-13)
