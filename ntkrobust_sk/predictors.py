@@ -115,15 +115,20 @@ def make_predictor(kernel, model: Model, X: np.ndarray, dual_coef, offset, *, me
         features = tile_features(kernel, model, pad_rows(X[start : start + rows], rows))
         with enable_x64(True):
             tangents = _add_folded(kernel, tangents, features, dual[start : start + rows])
-    params, tree = jax.tree.flatten(model.variables.params)
     with enable_x64(True):
-        shaped = [
-            w.reshape(*w.shape[:-1], *leaf.shape).astype(dtype) for w, leaf in zip(tangents, params, strict=True)
-        ]
-    return PrimalPredictor(kernel, model, jax.tree.unflatten(tree, shaped), offset)
+        tangents = _shaped_like(model.variables.params, tangents)
+    return PrimalPredictor(kernel, model, tangents, offset)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_folded(kernel, tangents, features, dual):
     folded = kernel.fold(features, dual)
     return folded if tangents is None else jax.tree.map(jnp.add, tangents, folded)
+
+
+@jax.jit
+def _shaped_like(params, tangents):
+    """Arrays (..., p) as a pytree with leaves (..., *leaf.shape) in the parameters' own precision."""
+    leaves, tree = jax.tree.flatten(params)
+    pairs = zip(tangents, leaves, strict=True)
+    return jax.tree.unflatten(tree, [w.reshape(*w.shape[:-1], *v.shape).astype(v.dtype) for w, v in pairs])

@@ -479,16 +479,17 @@ def test_gradients_whose_squares_are_no_floating_numbers_still_have_a_direction(
     np.testing.assert_allclose(far, direction * np.float32(scale / 2), rtol=1e-5)
 
 
+def sure_of_the_first_class(margin, x):
+    return jnp.stack([margin + x.sum(1), 0.01 * x[:, 0]], 1)
+
+
 @each_norm
 @pytest.mark.parametrize("margin", [5, 20, 60])
 def test_a_model_that_is_sure_of_its_answer_is_attacked_like_any_other(norm, margin):
     """Its loss, exp(-margin), vanishes in 1 + loss, so neither loss nor gradient may be taken from there."""
     x = jnp.full((2, 4), 0.5)
     y = jnp.zeros(2, int)
-
-    def model(x):
-        return jnp.stack([margin + x.sum(1), 0.01 * x[:, 0]], 1)
-
+    model = jax.tree_util.Partial(sure_of_the_first_class, jnp.float32(margin))
     still = FGSM(0.3, norm=norm, bounds=None)(model, x, y, key=KEY)
     np.testing.assert_allclose(still, x - (0.3 if norm == "linf" else 0.15), atol=1e-2)
     restarts = {"epsilon": 0.3, "n_steps": 1, "step_size": 0.0, "norm": norm, "bounds": None}

@@ -427,7 +427,9 @@ def unranked_full_kernel(model, x1, x2):
     return FullNTK()(model, x1, x2)
 
 
-@pytest.mark.parametrize("settings", [*PAIRING, {"kernel": unranked_full_kernel}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [*PAIRING, {"kernel": unranked_full_kernel}], ids=[*map(str, PAIRING), "a callable of rank 4"]
+)
 def test_outputs_are_never_paired_with_other_classes(settings):
     clf = classifier(FrozenEstimator(fitted_trainer()), **settings)
     with pytest.raises(ValueError, match="one network output for each class"):

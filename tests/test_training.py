@@ -226,7 +226,7 @@ def test_every_batch_and_attack_has_noise_of_its_own(monkeypatch):
     assert len(set(keys)) == len(keys) == 12
 
 
-@pytest.mark.parametrize("batch_size", [5, N, 1000])
+@pytest.mark.parametrize("batch_size", [5, 1000])
 def test_one_epoch_is_one_pass_whatever_the_batch_size(batch_size):
     assert int(run(batch_size=batch_size, epochs=1)[0].step) == -(-N // batch_size)
 
