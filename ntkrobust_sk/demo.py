@@ -76,7 +76,7 @@ PRESETS = {
         "fashion-mnist", n_train=2000, n_test=300, n_kernel=500, epsilon=0.05, test_steps=20, max_epochs=10
     ),
     "cifar10": Demo(
-        "cifar10", n_train=2000, n_test=300, n_kernel=500, epsilon=4 / 255, test_steps=20, max_epochs=10
+        "cifar10", n_train=2000, n_test=300, epsilon=4 / 255, train_steps=7, test_steps=20, max_epochs=8
     ),
 }
 
