@@ -2,7 +2,9 @@
 
 An attack is a frozen dataclass, called as ``attack(model, x, y, key=key) -> x_adv``. All it knows of the
 model is that ``model(x)`` gives scores (n, C); what it maximises is the cross-entropy of integer labels ``y``
-or, for real targets, the squared error. Example i's randomness depends on ``key`` and i alone.
+or, for real targets, the squared error. Example i's randomness depends on ``key`` and i alone; a ``key`` of
+shape (n,) holds one for each example. The estimators call attacks like that, so that no example depends on
+its batch.
 
 Whoever asked for an attack should not trust it: :func:`project_into` puts whatever came back into ball and
 bounds again.

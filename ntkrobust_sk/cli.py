@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"ntkrobust demo: no --data-dir, so {data} is fetched from OpenML", file=sys.stderr)
     try:
         held = run_demo(settings_for(data, **options), Path(out))
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         print(f"ntkrobust demo: {error}", file=sys.stderr)
         return 2
     # the claims are stated for the digits; elsewhere they are a finding, not a requirement

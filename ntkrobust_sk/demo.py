@@ -7,6 +7,7 @@ form, and trains adversarially on the frozen adversarial kernel (Loo et al. 2022
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -67,6 +68,11 @@ class Demo:
     max_epochs: int = 20
     alpha: float = 1e-2
     random_state: int = 0
+
+    def __post_init__(self):
+        # the rest is checked before training anyway, regression comes minutes after it
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha must be finite and not negative, got {self.alpha}")
 
 
 PRESETS = {

@@ -75,7 +75,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         """Learn the input shape, and the network where ``estimator`` has to be fitted (then y is needed)."""
         self._validate_params()
         X, _ = self._validated(X, reset=True, known_shape=self._source_shape())
-        self.model_ = self._source_model(X, y, 1, None, self._key())
+        self.model_ = self._source_model(X, y, 1, None, jax.random.split(self._key())[0])
         n_outputs = check_model(self.model_, self.input_shape_)
         copies = n_outputs if self.kernel == "trace" else 1
         self._n_features_out = copies * n_params(self.model_.variables.params)

@@ -177,6 +177,8 @@ def resolve_kernel(kernel) -> Callable:
     if isinstance(kernel, str):
         check_choice("kernel", kernel, KERNELS)
         return KERNELS[kernel]
+    if isinstance(kernel, type):
+        raise TypeError(f"kernel must be an instance: write {kernel.__name__}(...), not {kernel.__name__}")
     if not callable(kernel):
         raise ValueError(
             f"kernel must be one of {', '.join(map(repr, KERNELS))} or a callable "

@@ -80,6 +80,9 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
     def _fit_machine(self, X, y, targets, sample_weight, labels):
         """Fit on targets (n, T); ``labels`` are what a training loss takes: classes, or the targets."""
         kernel = resolve_kernel(self.kernel)
+        for name in ("X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_"):
+            # an earlier fit with another solver may have left what this one will not set
+            vars(self).pop(name, None)
         if self.solver != "sgd":
             resolve_solver(self.solver)
         key_model, key_train = jax.random.split(self._key())

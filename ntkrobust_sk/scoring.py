@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import check_is_fitted
 
 
@@ -74,12 +75,23 @@ class RobustScorer:
 
     attack: Callable
     random_state: int | None = 0
+    request: bool | str | None = None
 
     def __call__(self, estimator, X, y, sample_weight=None) -> float:
         """:func:`robust_accuracy` under this attack."""
         return robust_accuracy(
             estimator, X, y, self.attack, sample_weight=sample_weight, random_state=self.random_state
         )
+
+    def set_score_request(self, *, sample_weight: bool | str | None) -> RobustScorer:
+        """A scorer that asks for ``sample_weight`` (or for metadata of the name given) under metadata routing."""
+        return replace(self, request=sample_weight)
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """What scikit-learn's meta-estimators shall pass on to this scorer."""
+        routing = MetadataRequest(owner=self)
+        routing.score.add_request(param="sample_weight", alias=self.request)
+        return routing
 
 
 def make_robust_scorer(attack: Callable, *, random_state: int | None = 0) -> RobustScorer:

@@ -78,6 +78,10 @@ class TrainingDivergedError(ArithmeticError):
             "(`state` of this error)"
         )
 
+    def __reduce__(self):
+        # by default an exception is rebuilt from its message alone, and could not come back from a worker
+        return type(self), (self.state, self.epoch, self.step)
+
 
 def train(
     start: Model | TrainState,

@@ -155,6 +155,7 @@ def test_a_missing_data_folder_is_named(data, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("--epsilon -1", "epsilon must be a finite number >= 0"),
+        ("--alpha -1", "alpha must be finite and not negative, got -1.0"),
         ("--test-steps 0", "n_steps must be a positive integer"),
         ("--n-kernel 3", "at least the number of classes"),
         ("--n-train -5", "at least the number of classes"),

@@ -15,7 +15,7 @@ import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -873,6 +873,33 @@ def test_training_that_diverges_leaves_the_last_finite_model(name):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(model.variables))
     assert diverging.n_iter_ == len(diverging.loss_curve_) < 5
     assert name == "trainer" or diverging.model_ is start
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_candidate_that_diverges_does_not_end_a_search(n_jobs):
+    grid = {"learning_rate": [0.01, 1e38]}
+    search = GridSearchCV(trainer(max_epochs=3, batch_size=8), grid, cv=2, n_jobs=n_jobs)
+    with pytest.warns(FitFailedWarning, match="training diverged"):
+        search.fit(100 * X, Y)
+    assert np.isnan(search.cv_results_["mean_test_score"]).tolist() == [False, True]
+
+
+def test_divergence_pickles_with_the_last_finite_state():
+    with pytest.raises(TrainingDivergedError) as caught:
+        trainer(fresh_model(3), learning_rate=1e38, max_epochs=5, batch_size=8).fit(100 * X, Y)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.epoch, again.step) == (str(caught.value), caught.value.epoch, caught.value.step)
+    pairs = zip(*(jax.tree.leaves(error.state.model) for error in (again, caught.value)), strict=True)
+    assert all((a == b).all() for a, b in pairs)
+
+
+def test_a_second_fit_leaves_nothing_of_the_first_solver():
+    closed = classifier().fit(X, Y)
+    stepped = clone(closed).set_params(solver="sgd", max_epochs=1).fit(X, Y)
+    kinds = [set(vars(fitted)) for fitted in (closed, stepped)]
+    closed.set_params(solver="sgd", max_epochs=1).fit(X, Y)
+    stepped.set_params(solver="cholesky").fit(X, Y)
+    assert [set(vars(fitted)) for fitted in (stepped, closed)] == kinds
 
 
 def test_no_epochs_leave_the_network_as_it_started():

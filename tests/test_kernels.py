@@ -258,3 +258,8 @@ def test_a_callable_is_a_kernel_as_it_is():
 def test_what_is_no_kernel_is_refused_with_the_names_that_are(kernel):
     with pytest.raises(ValueError, match="'trace', 'class', 'full', 'pseudo'"):
         resolve_kernel(kernel)
+
+
+def test_a_class_in_the_place_of_a_kernel_is_named():
+    with pytest.raises(TypeError, match=r"write TraceNTK\(...\), not TraceNTK"):
+        resolve_kernel(TraceNTK)

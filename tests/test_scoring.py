@@ -10,7 +10,7 @@ import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, r2_score
@@ -116,11 +116,25 @@ def test_weights_reach_the_scorer_of_a_search():
 def test_a_scorer_works_where_metadata_are_routed():
     with sklearn.config_context(enable_metadata_routing=True):
         clf = clone(CLASSIFIER).set_fit_request(sample_weight=True)
-        search = GridSearchCV(clf, {"alpha": [1e-4]}, scoring=make_robust_scorer(ATTACK), cv=2)
+        with pytest.raises(UnsetMetadataPassedError, match=r"RobustScorer\.set_score_request"):
+            GridSearchCV(clf, {}, scoring=make_robust_scorer(ATTACK)).fit(X, Y, sample_weight=WEIGHT)
+        scorer = make_robust_scorer(ATTACK).set_score_request(sample_weight=False)
+        search = GridSearchCV(clf, {"alpha": [1e-4]}, scoring=scorer, cv=2)
         search.fit(X, Y, sample_weight=WEIGHT)
     by_hand = clone(CLASSIFIER).fit(X, Y, WEIGHT)
     np.testing.assert_array_equal(search.best_estimator_.dual_coef_, by_hand.dual_coef_)
     assert 0 < search.best_score_ < 1
+
+
+def test_routed_weights_reach_a_scorer_that_asks_for_them():
+    folds = [(np.arange(75), np.arange(75))]
+    with sklearn.config_context(enable_metadata_routing=True):
+        clf = clone(CLASSIFIER).set_fit_request(sample_weight=False)
+        scorer = make_robust_scorer(ATTACK).set_score_request(sample_weight="importance")
+        search = GridSearchCV(clf, {"alpha": [1e-4]}, scoring=scorer, cv=folds)
+        search.fit(X, Y, importance=WEIGHT)
+    assert search.best_score_ == fitted_classifier().robust_score(X, Y, ATTACK, sample_weight=WEIGHT)
+    assert search.best_score_ != fitted_classifier().robust_score(X, Y, ATTACK)
 
 
 # Through meta-estimators
@@ -149,6 +163,13 @@ def test_a_search_over_pipelines_is_scored():
     with pytest.warns(UserWarning, match="in their units"):
         search = GridSearchCV(pipeline, grid, scoring=make_robust_scorer(ATTACK), cv=2).fit(X, Y)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:the attack acts on the features")
+def test_a_pipeline_that_ends_in_a_search_is_scored():
+    search = GridSearchCV(clone(CLASSIFIER), {"alpha": [1e-4]}, cv=2)
+    pipeline = make_pipeline(MinMaxScaler(), search).fit(X, Y)
+    assert robust_accuracy(pipeline, X, Y, ATTACK) == robust_accuracy(fitted_pipeline(), X, Y, ATTACK)
 
 
 @pytest.mark.filterwarnings("ignore:the attack acts on the features")
