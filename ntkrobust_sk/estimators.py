@@ -16,8 +16,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .attacks import attack_in_tiles
-from .gram import gram, pad_rows
+from .gram import gram
 from .networks import CNN, MLP, Model, Network, check_choice, check_model, params_dtype, positive_tuple
+from .plan import pad_rows
 from .resnet import ResNet18
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from .estimators import TangentEstimator, evaluate
-from .gram import parse_memory, plan_tiles
+from .estimators import TangentEstimator
 from .kernels import resolve_kernel
 from .machines import KernelSourceMixin
-from .networks import Model, check_model, n_params, params_dtype
+from .networks import check_model, n_params, params_dtype
+from .plan import features_of, make_plan, parse_memory
 
 
 class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSourceMixin, TangentEstimator):
@@ -93,9 +89,14 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
                 f"than memory={self.memory!r}; transform fewer rows at once, use kernel='pseudo', or raise it"
             )
         kernel = resolve_kernel(self.kernel)
-        rows, _ = plan_tiles(kernel, self.model_, self.input_shape_, budget)
-        Z = evaluate(_FeatureRows(kernel, self.model_), X, rows)
-        return Z.astype(X.dtype, copy=False)
+        plan = make_plan(kernel, self.model_, self.input_shape_, budget)
+        result = np.empty((len(X), self._n_features_out), dtype)
+        for tile in range(-(-len(X) // plan.rows)):
+            rows = result[tile * plan.rows : (tile + 1) * plan.rows]
+            for start in range(0, plan.n_seeds, plan.seeds):
+                features = features_of(kernel, self.model_, plan, X.astype(dtype), tile, start, on_host=True)
+                _write_columns(rows, features, start, plan.n_seeds)
+        return result.astype(X.dtype, copy=False)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -103,15 +104,13 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         return tags
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["model"], meta_fields=["kernel"])
-@dataclass(frozen=True, eq=False)
-class _FeatureRows:
-    """From inputs (n, ...) to features (n, P) or (n, C·P): a pytree, so that other weights do not recompile."""
-
-    kernel: Callable
-    model: Model
-
-    def __call__(self, x):
-        leaves = self.kernel.features(self.model, x)
-        scale = 1.0 if leaves[0].ndim == 2 else 1.0 / math.sqrt(leaves[0].shape[1])
-        return scale * jnp.concatenate([leaf.reshape(len(x), -1) for leaf in leaves], axis=1)
+def _write_columns(rows, features, start, n_seeds):
+    """Place gradients of some seeds in rows (n, P·n_seeds): array by array, each seed by seed."""
+    offset = 0
+    for leaf in features:
+        gradients = leaf.whole()
+        of_seed = gradients.layout.undo(gradients.values).reshape(*gradients.values.shape)
+        size = of_seed.shape[2]
+        for seed, values in enumerate(of_seed[: n_seeds - start], start):
+            rows[:, offset + seed * size : offset + (seed + 1) * size] = values[: len(rows)]
+        offset += n_seeds * size

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -12,17 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from .kernels import resolve_kernel
+from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, params_dtype
+from .plan import Plan, features_of, make_plan, parse_memory
 
-# Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
-TILE_ROWS = {"cpu": 64}
-TILE_ROWS_ACCELERATOR = 512
-# Features are formed from cotangents and patches; while a tile is computed it needs a few times its own size.
-WORKING_COPIES = 3
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
 
 
-def gram(kernel: str | Callable, model: Model, X, Y=None, *, memory: str | int = "2GiB", progress: bool = False):
+def gram(
+    kernel: str | Callable,
+    model: Model,
+    X,
+    Y=None,
+    *,
+    memory: str | int = "2GiB",
+    dtype=None,
+    by_layer: bool = False,
+    plan: Plan | bool = False,
+    progress: bool = False,
+):
     """Gram matrix of a kernel over inputs.
 
     Every tile has the same shape, the last ones padded, so an entry never depends on the other rows of the
@@ -39,23 +48,33 @@ def gram(kernel: str | Callable, model: Model, X, Y=None, *, memory: str | int =
     Y : array (m, ...), default=None
         The columns' inputs; None means X, and gives an exactly symmetric matrix.
     memory : str or int, default="2GiB"
-        Budget in bytes for features and working space, not counting the result.
+        Budget in bytes, on each device, for features and working space, not counting the result.
+    dtype : floating dtype, default=None
+        In which inner products are accumulated and returned; None is that of the parameters. With float64,
+        features stay in the parameters' precision.
+    by_layer : bool, default=False
+        Return one matrix for each parameter array; the kernel is their sum.
+    plan : Plan or bool, default=False
+        True prints the plan before it is carried out; a Plan takes the place of one made for ``memory``.
     progress : bool, default=False
         Show a progress bar over tiles.
 
     Returns
     -------
-    array (n, m), (n, m, C) or (n, m, C, C)
-        NumPy array on a CPU; on an accelerator the JAX array stays on the device.
+    array (n, m), (n, m, C) or (n, m, C, C), or a dict of them
+        NumPy array on a CPU; on an accelerator the JAX array stays on the device. ``by_layer`` gives a dict
+        from the parameter's path, such as ``"['head']['kernel']"``, to its matrix.
 
     Raises
     ------
     ValueError
         If the inputs' shapes do not fit each other.
     MemoryError
-        If not even a tile of one row fits in ``memory``.
+        If not even two tiles of one row fit in ``memory``.
     FloatingPointError
         If the result is not finite.
+    ArithmeticError
+        If the gradients read from the network's structure are not those of a plain backward pass.
 
     Examples
     --------
@@ -66,62 +85,142 @@ def gram(kernel: str | Callable, model: Model, X, Y=None, *, memory: str | int =
     >>> K = gram("trace", model, jax.numpy.eye(4))
     >>> K.shape, bool((K == K.T).all())
     ((4, 4), True)
+    >>> layers = gram("trace", model, jax.numpy.eye(4), by_layer=True)
+    >>> bool(abs(sum(layers.values()) - K).max() < 1e-5 * K.max())
+    True
     """
     kernel = resolve_kernel(kernel)
     X = _inputs("X", X, model)
     Y = None if Y is None else _inputs("Y", Y, model)
     if Y is not None and Y.shape[1:] != X.shape[1:]:
         raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}")
-    rows, panel = plan_tiles(kernel, model, X.shape[1:], parse_memory(memory))
-    with jax.default_matmul_precision("highest"):
-        result = _fill(kernel, model, X, Y, rows, panel, progress)
-    if not bool(jnp.isfinite(result).all() if isinstance(result, jax.Array) else np.isfinite(result).all()):
+    if by_layer and not isinstance(kernel, TangentKernel):
+        raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
+    shown = plan is True
+    if not isinstance(plan, Plan):
+        plan = make_plan(kernel, model, X.shape[1:], parse_memory(memory))
+    if shown:
+        print(plan)
+    tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
+    size, result = (len(X), len(X if Y is None else Y)), None
+    with tqdm(total=len(tiles), desc="Gram tiles", disable=not progress, leave=False) as bar:
+        for panel in by_panel(tiles, plan.panel):
+            for (i, j), blocks in compute_tiles(kernel, model, X, Y, panel, plan, dtype, by_layer):
+                result = result or [_empty(size, block) for block in blocks]
+                for k, block in enumerate(blocks):
+                    result[k] = _write(result[k], block, i * plan.rows, j * plan.rows)
+                    if Y is None and i < j:
+                        result[k] = _write(result[k], _transpose(block), j * plan.rows, i * plan.rows)
+                bar.update()
+    if not all(bool((np if isinstance(K, np.ndarray) else jnp).isfinite(K).all()) for K in result):
         raise FloatingPointError(
             f"the Gram matrix of {kernel!r} has entries that are not finite; look for overflow in the "
             "network's parameters or inputs"
         )
-    return result
+    if not by_layer:
+        return result[0]
+    paths = jax.tree_util.tree_leaves_with_path(model.variables.params)
+    return {jax.tree_util.keystr(path): K for (path, _), K in zip(paths, result, strict=True)}
 
 
-def _fill(kernel, model, X, Y, rows, panel, progress):
-    symmetric = Y is None
-    x_tiles = _tiles(X, rows)
-    y_tiles = x_tiles if symmetric else _tiles(Y, rows)
-    n, m = len(X), len(X if symmetric else Y)
-    total = len(x_tiles) * (len(x_tiles) + 1) // 2 if symmetric else len(x_tiles) * len(y_tiles)
-    result = None
-    with tqdm(total=total, desc="Gram tiles", disable=not progress, leave=False) as bar:
-        for start in range(0, len(x_tiles), panel):
-            rows_of_panel = range(start, min(start + panel, len(x_tiles)))
-            left = {i: tile_features(kernel, model, x_tiles[i]) for i in rows_of_panel}
-            for j in range(start if symmetric else 0, len(y_tiles)):
-                right = left.get(j) if symmetric else None
-                right = tile_features(kernel, model, y_tiles[j]) if right is None else right
-                for i in (i for i in rows_of_panel if not symmetric or i <= j):
-                    block = _contract(kernel, model, left[i], right, symmetrize=symmetric and i == j)
-                    if result is None:
-                        result = _empty((n, m, *block.shape[2:]), block)
-                    result = _write(result, block, i * rows, j * rows)
-                    if symmetric and i < j:
-                        result = _write(result, _transpose(block), j * rows, i * rows)
-                    bar.update()
-    return result
+def all_tiles(rows: int, n: int, m: int | None) -> list[tuple[int, int]]:
+    """Indices (i, j) of the tiles of an (n, m) matrix, or of the upper half when it is symmetric (m None)."""
+    height, width = -(-n // rows), -(-(n if m is None else m) // rows)
+    return [(i, j) for i in range(height) for j in range(0 if m is not None else i, width)]
 
 
-@partial(jax.jit, static_argnums=0)
-def tile_features(kernel, model, x):
-    """What one side of the kernel needs of a tile: its features, or the inputs when it has none."""
-    return kernel.features(model, x) if hasattr(kernel, "features") else x
+def by_panel(tiles: list[tuple[int, int]], panel: int) -> list[list[tuple[int, int]]]:
+    """The tiles of each panel of rows."""
+    panels = {}
+    for i, j in tiles:
+        panels.setdefault(i // panel, []).append((i, j))
+    return list(panels.values())
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="symmetrize")
-def _contract(kernel, model, left, right, *, symmetrize):
-    if hasattr(kernel, "contract"):
-        block = kernel.contract(left, right)
+def compute_tiles(
+    kernel, model: Model, X, Y, tiles: list[tuple[int, int]], plan: Plan, dtype=None, by_layer=False
+) -> Iterator[tuple[tuple[int, int], list]]:
+    """Tiles (i, j), each with its blocks: one for each parameter array, or one in all.
+
+    The rows' features are kept, the columns' are computed one tile after the other. Where the seeds take
+    several passes, all tiles are finished in the last one.
+
+    Parameters
+    ----------
+    kernel, model, dtype, by_layer
+        As for :func:`gram`.
+    X : array (n, ...)
+    Y : array (m, ...) or None
+    tiles : list of (i, j)
+    plan : Plan
+    """
+    on_host = isinstance(kernel, TangentKernel) and len(plan.devices) == 1 and plan.devices[0].platform == "cpu"
+    contract = partial(_contract if on_host else _contract_compiled, kernel, model, dtype=dtype, by_layer=by_layer)
+
+    def features(inputs, tile, start):
+        return features_of(kernel, model, plan, inputs, tile, start, on_host=on_host)
+
+    rows = sorted({i for i, _ in tiles})
+    columns = {}
+    for i, j in tiles:
+        columns.setdefault(j, []).append(i)
+    unfinished = {}
+    for start in range(0, plan.n_seeds, plan.seeds):
+        left = {i: features(X, i, start) for i in rows}
+        for j, partners in columns.items():
+            right = left[j] if Y is None and j in left else features(X if Y is None else Y, j, start)
+            for i in partners:
+                blocks = contract(left[i], right, symmetrize=Y is None and i == j)
+                if kernel_rank(kernel) == 3:
+                    # the last pass may have seeds to spare
+                    blocks = [block[:, :, : plan.n_seeds - start] for block in blocks]
+                if (i, j) in unfinished:
+                    blocks = _together(kernel, unfinished.pop((i, j)), blocks)
+                if start + plan.seeds < plan.n_seeds:
+                    unfinished[i, j] = blocks
+                else:
+                    yield (i, j), blocks
+        # not to hold two passes' features at once
+        left = right = None
+
+
+def kernel_rank(kernel) -> int | None:
+    """The rank that a tangent kernel states."""
+    return kernel.rank if isinstance(kernel, TangentKernel) else None
+
+
+def _together(kernel, before, blocks):
+    """Blocks of two passes: summed over seeds, or put side by side where the kernel keeps them apart."""
+    if kernel_rank(kernel) == 2:
+        return [a + b for a, b in zip(before, blocks, strict=True)]
+    xp = np if isinstance(blocks[0], np.ndarray) else jnp
+    return [xp.concatenate([a, b], axis=2) for a, b in zip(before, blocks, strict=True)]
+
+
+def _contract(kernel, model, left, right, *, dtype, by_layer, symmetrize):
+    """The blocks of two tiles, given what :func:`features_of` computed of each."""
+    if not isinstance(kernel, TangentKernel):
+        with jax.default_matmul_precision("highest"):
+            blocks = [kernel(model, left, right)]
+        _check_block(kernel, jnp.shape(blocks[0]), len(left), len(right))
+        blocks = blocks if dtype is None else [blocks[0].astype(dtype)]
     else:
-        block = kernel(model, left, right)
-    _check_block(kernel, jnp.shape(block), len(jax.tree.leaves(left)[0]), len(jax.tree.leaves(right)[0]))
-    return (block + _transpose(block)) / 2 if symmetrize else block
+        blocks = kernel.contract_layers(left, right, dtype)
+        blocks = blocks if by_layer else [sum(blocks)]
+    return [(block + _transpose(block)) / 2 for block in blocks] if symmetrize else blocks
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("dtype", "by_layer", "symmetrize"))
+def _traced(kernel, model, left, right, dtype, by_layer, symmetrize):
+    # the rows stay where they are, on whichever device, and the columns go to all of them
+    return _contract(kernel, model, left, right, dtype=dtype, by_layer=by_layer, symmetrize=symmetrize)
+
+
+def _contract_compiled(kernel, model, left, right, *, dtype, by_layer, symmetrize):
+    if dtype is not None and jnp.dtype(dtype) == jnp.float64:
+        with enable_x64(True):
+            return _traced(kernel, model, left, right, "float64", by_layer, symmetrize)
+    return _traced(kernel, model, left, right, dtype, by_layer, symmetrize)
 
 
 def _check_block(kernel, shape, n, m):
@@ -137,8 +236,9 @@ def _transpose(block):
     return block.transpose((1, 0, *reversed(range(2, block.ndim)))) if block.ndim == 4 else block.swapaxes(0, 1)
 
 
-def _empty(shape, block):
-    on_cpu = next(iter(block.devices())).platform == "cpu"
+def _empty(size, block):
+    shape = (*size, *block.shape[2:])
+    on_cpu = isinstance(block, np.ndarray) or next(iter(block.devices())).platform == "cpu"
     return np.empty(shape, block.dtype) if on_cpu else jnp.zeros(shape, block.dtype)
 
 
@@ -156,60 +256,6 @@ def _write(result, block, i, j):
 @partial(jax.jit, donate_argnums=0)
 def _place(result, block, i, j):
     return jax.lax.dynamic_update_slice(result, block, (i, j) + (0,) * (result.ndim - 2))
-
-
-def _tiles(X, rows):
-    """Tiles of exactly ``rows`` rows, the last one filled up with its own first row."""
-    return [pad_rows(X[start : start + rows], rows) for start in range(0, len(X), rows)]
-
-
-def pad_rows(X, rows: int) -> np.ndarray:
-    """``X`` (n, ...) with its first row repeated until there are ``rows``.
-
-    >>> pad_rows(np.array([[1.0], [2.0]]), 4).tolist()
-    [[1.0], [2.0], [1.0], [1.0]]
-    """
-    missing = rows - len(X)
-    return X if missing == 0 else np.concatenate([X, np.repeat(X[:1], missing, axis=0)])
-
-
-def plan_tiles(kernel, model: Model, input_shape: tuple[int, ...], memory: int) -> tuple[int, int]:
-    """Rows of a tile, and tiles of a panel whose features are kept, within ``memory`` bytes.
-
-    Depends on network and kernel, never on the number of rows, so that neither does any entry's value.
-    """
-    example = jax.ShapeDtypeStruct((1, *input_shape), params_dtype(model.variables.params))
-    features = jax.eval_shape(partial(tile_features, kernel), model, example)
-    row_bytes = sum(math.prod(f.shape) * f.dtype.itemsize for f in jax.tree.leaves(features))
-    most = memory // ((2 + WORKING_COPIES) * row_bytes)
-    if most < 1:
-        raise MemoryError(
-            f"one row of tangent features takes {row_bytes / 2**20:,.1f} MiB and a tile a few times that, more "
-            f"than the budget of {memory / 2**20:,.1f} MiB; give memory={(2 + WORKING_COPIES) * row_bytes:,} "
-            "bytes or more, or take a kernel with fewer features (kernel='pseudo')"
-        )
-    platform = jax.default_backend()
-    rows = min(TILE_ROWS.get(platform, TILE_ROWS_ACCELERATOR), 2 ** int(math.log2(most)))
-    panel = memory // (rows * row_bytes) - 1 - WORKING_COPIES
-    return rows, max(1, panel)
-
-
-def parse_memory(memory: str | int) -> int:
-    """Bytes of "512MiB", "2GiB", "1.5 GB" or a plain number.
-
-    >>> parse_memory("2GiB"), parse_memory(1000)
-    (2147483648, 1000)
-    """
-    if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
-        if match is None:
-            raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {memory!r}")
-        number, prefix = match.groups()
-        base = 1024 if prefix and prefix.endswith("i") else 1000
-        memory = float(number) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
-    if not memory > 0:
-        raise ValueError(f"memory must be positive, got {memory!r}")
-    return int(memory)
 
 
 def _inputs(name, X, model) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Empirical neural tangent kernels.
 
 k(x, x') = J(x) J(x')ᵀ is C × C for every pair, J(x) = ∂f(x)/∂θ being the network's Jacobian with respect to
-its parameters. The four kernels here keep all of it or the part that their name says.
+its parameters. The kernels here keep all of it or the part that their name says.
 
 A kernel is a frozen dataclass with ``kernel(model, x1, x2) -> block``, the block's rank telling its kind:
-2 (n, m), 3 (n, m, C) for one kernel per class, 4 (n, m, C, C) for all of it. Those that come from tangent
-features f also give ``features(model, x)`` and ``contract(f1, f2)``, which :func:`~ntkrobust_sk.gram` calls
-to compute every example's features once, and ``fold`` and ``predict``, the primal side: training points
-enter once, as tangents, and predictions cost the same however many there were.
+2 (n, m), 3 (n, m, C) for one kernel per class, 4 (n, m, C, C) for all of it. The tangent kernels differ in two
+things only: the directions in output space of which they take gradients (``seeds``), and whether the inner
+products of those are summed, kept apart, or taken between all pairs (``rank``). They also give
+``features(model, x, seeds)`` and ``contract(f1, f2)``, which :func:`~ntkrobust_sk.gram` calls to compute every
+example's features once, and ``fold`` and ``predict``, the primal side: training points enter once, as
+tangents, and predictions cost the same however many there were.
 """
 
 from __future__ import annotations
@@ -15,24 +17,84 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from .factors import Factors, Whole
 from .networks import Model, PyTree, check_choice
-from .tangent import (
-    contract_features,
-    contract_summed_features,
-    push,
-    summed_features,
-    tangent_features,
-)
+from .tangent import contract_features, identity_seeds, push, tangent_features
 
-HIGHEST = jax.lax.Precision.HIGHEST
+Features = list[Whole | Factors]
 
 
 @dataclass(frozen=True)
-class TraceNTK:
+class TangentKernel:
+    """Inner products of gradients of ⟨seed_r, f⟩: what the empirical tangent kernels share."""
+
+    rank: ClassVar[int]
+    # Whether features are the gradients themselves, and may be computed for a few seeds at a time.
+    has_gradients: ClassVar[bool] = True
+
+    @property
+    def splits_seeds(self) -> bool:
+        """Whether no inner products of different seeds are needed."""
+        return self.has_gradients and self.rank < 4
+
+    def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """Block (n, m, ...) of inputs (n, ...) and (m, ...)."""
+        with jax.default_matmul_precision("highest"):
+            return self.contract(self.features(model, x1), self.features(model, x2))
+
+    def seeds(self, model: Model, x: jax.Array) -> jax.Array:
+        """Directions in output space, (R, C): the logits, one by one."""
+        return identity_seeds(model, x)
+
+    def features(self, model: Model, x: jax.Array, seeds: jax.Array | None = None) -> Features:
+        """Gradients of ⟨seed_r, f⟩ at every input, whole or as factors, one entry for each parameter array."""
+        seeds = self.seeds(model, x) if seeds is None else seeds
+        return tangent_features(model, x, seeds, all_pairs=self.rank == 4)
+
+    def contract(self, f1: Features, f2: Features) -> jax.Array:
+        """Block of two sets of features, in NumPy if they are NumPy arrays."""
+        return sum(self.contract_layers(f1, f2))
+
+    def contract_layers(self, f1: Features, f2: Features, dtype=None) -> list[jax.Array]:
+        """One block for each parameter array, computed in ``dtype``; the kernel is their sum."""
+        if dtype is None:
+            return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
+        return [self._contract_layer(a.astype(dtype), b.astype(dtype)) for a, b in zip(f1, f2, strict=True)]
+
+    def _contract_layer(self, a, b):
+        if self.rank == 4:
+            return a.inner_all(b).transpose(1, 3, 0, 2)
+        blocks = a.inner(b)
+        return blocks.sum(0) if self.rank == 2 else blocks.transpose(1, 2, 0)
+
+    def fold(self, features: Features, dual: jax.Array) -> list[jax.Array]:
+        """Training points as tangents, one array for each parameter array, of dual coefficients (n, T).
+
+        Rank 2: W_rt = Σ_i dual_it ∇⟨seed_r, f(x_i)⟩, (R, T, *leaf.shape). Rank 3: w_r = Σ_i dual_ir ∇⟨seed_r,
+        f(x_i)⟩, (R, *leaf.shape). Rank 4: their sum over r, (1, *leaf.shape).
+        """
+        n_seeds = _n_seeds(features[0])
+        weights = jnp.broadcast_to(dual, (n_seeds, *dual.shape)) if self.rank == 2 else dual.T[:, :, None]
+        folded = [leaf.layout.undo(leaf.weighted(weights)) for leaf in features]
+        if self.rank == 2:
+            return folded
+        return [leaf[:, 0] if self.rank == 3 else leaf.sum(0) for leaf in folded]
+
+    def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
+        """Scores (n, T) of tangents as :meth:`fold` makes them."""
+        if self.rank == 2:
+            return contract_features(model, x, tangents, self.seeds(model, x))
+        scores = push(model, x, tangents)
+        return jnp.einsum("cnc->nc", scores) if self.rank == 3 else scores[0]
+
+
+@dataclass(frozen=True)
+class TraceNTK(TangentKernel):
     """Mean over the classes of the class kernels: K(x, x') = (1/C) Σ_c ⟨∇f_c(x), ∇f_c(x')⟩.
 
     The combined kernel of Loo et al. 2022 (arXiv:2210.12030), the trace of the full kernel **divided by C**
@@ -50,29 +112,14 @@ class TraceNTK:
 
     rank = 2
 
-    def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """Block (n, m) of inputs (n, ...) and (m, ...)."""
-        return _block(self, model, x1, x2)
-
-    def features(self, model: Model, x: jax.Array) -> list[jax.Array]:
-        """Per-example gradients, a list of (n, C, p)."""
-        return tangent_features(model, x)
-
-    def contract(self, f1: list[jax.Array], f2: list[jax.Array]) -> jax.Array:
-        """Block (n, m) of two sets of features."""
-        return _sum_over_leaves("ncp,mcp->nm", f1, f2) / f1[0].shape[1]
-
-    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
-        """Tangents W_kt = (1/C) Σ_i dual_it ∇f_k(x_i), a list of (C, T, p), of coefficients (n, T)."""
-        return _weighted_sum("nkp,nt->ktp", features, dual / features[0].shape[1])
-
-    def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
-        """Scores (n, T): Σ_k ⟨∇f_k(x), W_kt⟩."""
-        return contract_features(model, x, tangents)
+    def seeds(self, model: Model, x: jax.Array) -> jax.Array:
+        """The logits over √C, (C, C)."""
+        identity = identity_seeds(model, x)
+        return identity / math.sqrt(len(identity))
 
 
 @dataclass(frozen=True)
-class ClassNTK:
+class ClassNTK(TangentKernel):
     """One kernel for each class: K_c(x, x') = ⟨∇f_c(x), ∇f_c(x')⟩, rank 3.
 
     Their mean over c is :class:`TraceNTK`. Kernel regression solves one system per class.
@@ -80,29 +127,9 @@ class ClassNTK:
 
     rank = 3
 
-    def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """Block (n, m, C) of inputs (n, ...) and (m, ...)."""
-        return _block(self, model, x1, x2)
-
-    def features(self, model: Model, x: jax.Array) -> list[jax.Array]:
-        """Per-example gradients, a list of (n, C, p)."""
-        return tangent_features(model, x)
-
-    def contract(self, f1: list[jax.Array], f2: list[jax.Array]) -> jax.Array:
-        """Block (n, m, C) of two sets of features."""
-        return _sum_over_leaves("ncp,mcp->nmc", f1, f2)
-
-    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
-        """Tangents w_c = Σ_i dual_ic ∇f_c(x_i), a list of (C, p), of coefficients (n, C)."""
-        return _weighted_sum("ncp,nc->cp", features, dual)
-
-    def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
-        """Scores (n, C): ⟨∇f_c(x), w_c⟩."""
-        return jnp.einsum("cnc->nc", push(model, x, tangents))
-
 
 @dataclass(frozen=True)
-class FullNTK:
+class FullNTK(TangentKernel):
     """The whole kernel, C × C for every pair: K(x, x')_cd = ⟨∇f_c(x), ∇f_d(x')⟩, rank 4.
 
     Its predictor is exactly the centred linearised network at the displacement Jᵀα, so a prediction costs
@@ -111,29 +138,9 @@ class FullNTK:
 
     rank = 4
 
-    def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """Block (n, m, C, C) of inputs (n, ...) and (m, ...)."""
-        return _block(self, model, x1, x2)
-
-    def features(self, model: Model, x: jax.Array) -> list[jax.Array]:
-        """Per-example gradients, a list of (n, C, p)."""
-        return tangent_features(model, x)
-
-    def contract(self, f1: list[jax.Array], f2: list[jax.Array]) -> jax.Array:
-        """Block (n, m, C, C) of two sets of features."""
-        return _sum_over_leaves("ncp,mdp->nmcd", f1, f2)
-
-    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
-        """The one tangent w = Jᵀ dual = Σ_ic dual_ic ∇f_c(x_i), a list of (1, p), of coefficients (n, C)."""
-        return [leaf[None] for leaf in _weighted_sum("ncp,nc->p", features, dual)]
-
-    def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
-        """Scores (n, C): J(x) w."""
-        return push(model, x, tangents)[0]
-
 
 @dataclass(frozen=True)
-class PseudoNTK:
+class PseudoNTK(TangentKernel):
     """Kernel of the scaled sum of logits: K(x, x') = ⟨∇g(x), ∇g(x')⟩ with g = (1/√C) Σ_c f_c.
 
     N × N at 1/C of the trace kernel's cost (Mohamadi et al. 2023, arXiv:2206.12543). It approaches the trace
@@ -143,26 +150,10 @@ class PseudoNTK:
 
     rank = 2
 
-    def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """Block (n, m) of inputs (n, ...) and (m, ...)."""
-        return _block(self, model, x1, x2)
-
-    def features(self, model: Model, x: jax.Array) -> list[jax.Array]:
-        """Per-example gradients of g, a list of (n, p)."""
-        scale = 1.0 / math.sqrt(_n_outputs(model, x))
-        return [scale * leaf for leaf in summed_features(model, x)]
-
-    def contract(self, f1: list[jax.Array], f2: list[jax.Array]) -> jax.Array:
-        """Block (n, m) of two sets of features."""
-        return _sum_over_leaves("np,mp->nm", f1, f2)
-
-    def fold(self, features: list[jax.Array], dual: jax.Array) -> list[jax.Array]:
-        """Tangents w_t = Σ_i dual_it ∇g(x_i), a list of (T, p), of coefficients (n, T)."""
-        return _weighted_sum("np,nt->tp", features, dual)
-
-    def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
-        """Scores (n, T): ⟨∇g(x), w_t⟩."""
-        return contract_summed_features(model, x, tangents) / math.sqrt(_n_outputs(model, x))
+    def seeds(self, model: Model, x: jax.Array) -> jax.Array:
+        """The sum of the logits over √C, (1, C)."""
+        identity = identity_seeds(model, x)
+        return identity.sum(0, keepdims=True) / math.sqrt(len(identity))
 
 
 KERNELS = {"trace": TraceNTK(), "class": ClassNTK(), "full": FullNTK(), "pseudo": PseudoNTK()}
@@ -187,19 +178,5 @@ def resolve_kernel(kernel) -> Callable:
     return kernel
 
 
-def _block(kernel, model, x1, x2):
-    return kernel.contract(kernel.features(model, x1), kernel.features(model, x2))
-
-
-def _sum_over_leaves(equation, leaves1, leaves2):
-    pairs = zip(leaves1, leaves2, strict=True)
-    return sum(jnp.einsum(equation, a, b, precision=HIGHEST) for a, b in pairs)
-
-
-def _n_outputs(model, x):
-    return jax.eval_shape(model, x).shape[1]
-
-
-def _weighted_sum(equation, leaves, dual):
-    """Sums over examples in the dtype of ``dual``."""
-    return [jnp.einsum(equation, leaf.astype(dual.dtype), dual, precision=HIGHEST) for leaf in leaves]
+def _n_seeds(leaf) -> int:
+    return len(leaf.values if isinstance(leaf, Whole) else leaf.cotangents)

@@ -14,13 +14,16 @@ from sklearn.utils.validation import _check_sample_weight, has_fit_parameter
 
 from ._backend import to_numpy
 from .estimators import NETWORK_ROWS, AttackedMixin, TangentClassifierMixin, TangentEstimator, initial_model
-from .gram import gram, parse_memory, plan_tiles
+from .gram import gram
 from .kernels import resolve_kernel
 from .networks import Model, check_model, params_dtype
 from .predictors import make_predictor
 from .solvers import SOLVERS, resolve_solver, solve
 from .tangent import linearize
 from .trainer import fit_by_sgd
+
+# Rows evaluated or attacked at once by a kernel machine, which takes more working space for each than a network.
+MACHINE_ROWS = 64
 
 
 class KernelSourceMixin:
@@ -138,11 +141,7 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         return self.predictor_
 
     def _rows(self):
-        if self.solver == "sgd":
-            return NETWORK_ROWS
-        return plan_tiles(resolve_kernel(self.kernel), self.model_, self.input_shape_, parse_memory(self.memory))[
-            0
-        ]
+        return NETWORK_ROWS if self.solver == "sgd" else MACHINE_ROWS
 
 
 def _rank(kernel, model, input_shape) -> int:

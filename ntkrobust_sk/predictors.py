@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .gram import pad_rows, parse_memory, plan_tiles, tile_features
-from .kernels import HIGHEST
-from .networks import Model, PyTree, params_dtype
+from .kernels import TangentKernel
+from .networks import Model, PyTree, n_params, params_dtype
+from .plan import features_of, make_plan, parse_memory
 
 try:
     from jax import enable_x64
@@ -49,7 +49,7 @@ class DualPredictor:
         """Scores (n, C)."""
         block = self.kernel(self.model, x, self.x_fit)
         equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
-        return self.offset + jnp.einsum(equation, block, self.dual_coef, precision=HIGHEST)
+        return self.offset + jnp.einsum(equation, block, self.dual_coef, precision=jax.lax.Precision.HIGHEST)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["model", "tangents", "offset"], meta_fields=["kernel"])
@@ -78,7 +78,9 @@ class PrimalPredictor:
         return self.offset + self.kernel.predict(self.model, self.tangents, x)
 
 
-def make_predictor(kernel, model: Model, X: np.ndarray, dual_coef, offset, *, memory: str | int = "2GiB"):
+def make_predictor(
+    kernel, model: Model, X: np.ndarray, dual_coef, offset, *, memory: str | int = "2GiB", plan=None
+):
     """The predictor of dual coefficients, in whichever form answers a query with fewer operations.
 
     Dual coefficients are large and of both signs when alpha is small, so they are folded in float64.
@@ -96,7 +98,9 @@ def make_predictor(kernel, model: Model, X: np.ndarray, dual_coef, offset, *, me
     offset : array (T,)
         Added to every score.
     memory : str or int, default="2GiB"
-        Budget that decides how many rows are folded at a time.
+        Budget that decides how many rows are folded at a time, and whether the tangents fit.
+    plan : Plan, default=None
+        In place of one made for ``memory``.
 
     Returns
     -------
@@ -104,31 +108,47 @@ def make_predictor(kernel, model: Model, X: np.ndarray, dual_coef, offset, *, me
     """
     dtype = params_dtype(model.variables.params)
     X, offset = np.asarray(X, dtype), jnp.asarray(np.asarray(offset, dtype))
-    if not hasattr(kernel, "fold") or len(X) <= dual_coef.shape[1]:
-        return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(np.asarray(dual_coef, dtype)), offset)
-    rows, _ = plan_tiles(kernel, model, X.shape[1:], parse_memory(memory))
+    dual_coef, budget = np.asarray(dual_coef, np.float64), parse_memory(memory)
+    if not _answers_primally(kernel, model, X, dual_coef, budget):
+        return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(dual_coef.astype(dtype)), offset)
+    plan = make_plan(kernel, model, X.shape[1:], budget) if plan is None else plan
+    n_tiles = -(-len(X) // plan.rows)
     # padded rows have the coefficient zero
-    dual = np.zeros((-(-len(X) // rows) * rows, dual_coef.shape[1]))
+    dual = np.zeros((n_tiles * plan.rows, dual_coef.shape[1]))
     dual[: len(X)] = dual_coef
-    tangents = None
-    for start in range(0, len(X), rows):
-        features = tile_features(kernel, model, pad_rows(X[start : start + rows], rows))
-        with enable_x64(True):
-            tangents = _add_folded(kernel, tangents, features, dual[start : start + rows])
-    with enable_x64(True):
-        tangents = _shaped_like(model.variables.params, tangents)
+    passes = []
+    for start in range(0, plan.n_seeds, plan.seeds):
+        size, folded = min(plan.seeds, plan.n_seeds - start), None
+        for tile in range(n_tiles):
+            features = features_of(kernel, model, plan, X, tile, start)
+            part = dual[tile * plan.rows : (tile + 1) * plan.rows]
+            with enable_x64(True):
+                folded = _add_folded(kernel, folded, features, _of_pass(kernel, part, start, plan.seeds))
+        passes.append([np.asarray(leaf)[:size].astype(dtype) for leaf in folded])
+    tangents = [jnp.asarray(np.concatenate(parts)) for parts in zip(*passes, strict=True)]
+    tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)
     return PrimalPredictor(kernel, model, tangents, offset)
+
+
+def _answers_primally(kernel, model, X, dual_coef, budget) -> bool:
+    """Whether the primal form is cheaper, and its tangents fit."""
+    n, n_targets = dual_coef.shape
+    if not isinstance(kernel, TangentKernel) or not kernel.has_gradients or n <= n_targets:
+        return False
+    seeds = jax.eval_shape(kernel.seeds, model, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)).shape[0]
+    n_tangents = {2: seeds * n_targets, 3: seeds, 4: 1}[kernel.rank]
+    return n_tangents * n_params(model.variables.params) * X.dtype.itemsize <= budget
+
+
+def _of_pass(kernel, dual, start, n_seeds):
+    """The dual coefficients that belong to a pass over seeds: all of them, or a class kernel's own columns."""
+    if kernel.rank != 3:
+        return dual
+    own = dual[:, start : start + n_seeds]
+    return np.pad(own, ((0, 0), (0, n_seeds - own.shape[1])))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_folded(kernel, tangents, features, dual):
     folded = kernel.fold(features, dual)
     return folded if tangents is None else jax.tree.map(jnp.add, tangents, folded)
-
-
-@jax.jit
-def _shaped_like(params, tangents):
-    """Arrays (..., p) as a pytree with leaves (..., *leaf.shape) in the parameters' own precision."""
-    leaves, tree = jax.tree.flatten(params)
-    pairs = zip(tangents, leaves, strict=True)
-    return jax.tree.unflatten(tree, [w.reshape(*w.shape[:-1], *v.shape).astype(v.dtype) for w, v in pairs])

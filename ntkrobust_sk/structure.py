@@ -6,26 +6,36 @@ the data (a convolution, a matrix product, the addition of a bias), and those co
 ordinary backward pass. So: walk the jaxpr, add a zero probe to the output of every such equation, take the
 VJP with respect to the probes, and finish each equation on its own. Nothing is declared by the network's
 author, and any differentiable equation is allowed, because what is left is always that equation's own VJP.
+
+Products, convolutions and table look-ups give their gradients as outer products (:class:`.factors.Factors`),
+provided that they take a parameter array as it is, or reshaped, transposed, cast or times a number.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from .factors import ENTRY_COST, Factors, Layout, Whole, forms_gradient, joined
+
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 INLINED |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
+# Control flow around layers hides them: each example, output by output, goes backward through all of it.
+OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
-def per_example_gradients(apply: Callable, params, x: jax.Array):
-    """Gradient of every output of every example with respect to the parameters.
+def layer_gradients(
+    apply: Callable, params, x: jax.Array, seeds: jax.Array, *, all_pairs: bool = False
+) -> list[Whole | Factors]:
+    """Gradients of ⟨seed_r, f(x_i)⟩ with respect to the parameters, one array's after the other.
 
     Parameters
     ----------
@@ -33,6 +43,35 @@ def per_example_gradients(apply: Callable, params, x: jax.Array):
         ``apply(params, x)`` with x (n, ...) returns (n, C); each row a function of its own input alone.
     params : pytree of arrays
     x : array (n, ...)
+    seeds : array (R, C)
+    all_pairs : bool, default=False
+        Whether gradients of different seeds will be contracted with each other, which decides what is
+        cheaper: gradients, or their factors.
+
+    Returns
+    -------
+    list of Whole or Factors
+        In the order of ``jax.tree.leaves(params)``.
+    """
+
+    def one(z):
+        return _gradients(apply, params, z[None], seeds, all_pairs)
+
+    def seeds_second(leaf: Whole | Factors):
+        if isinstance(leaf, Whole):
+            return Whole(jnp.moveaxis(leaf.values[:, :, 0], 0, 1), leaf.layout)
+        return Factors(leaf.inputs[:, 0], jnp.moveaxis(leaf.cotangents[:, :, 0], 0, 1), leaf.layout)
+
+    return [seeds_second(leaf) for leaf in jax.vmap(one)(x)]
+
+
+def per_example_gradients(apply: Callable, params, x: jax.Array):
+    """Gradient of every output of every example with respect to the parameters.
+
+    Parameters
+    ----------
+    apply, params, x
+        As for :func:`layer_gradients`.
 
     Returns
     -------
@@ -46,26 +85,28 @@ def per_example_gradients(apply: Callable, params, x: jax.Array):
     >>> g["w"].shape
     (5, 2, 2, 2)
     """
+    logits = jax.eval_shape(apply, params, x)
+    gradients = layer_gradients(apply, params, x, jnp.eye(logits.shape[1], dtype=logits.dtype))
+    leaves, tree = jax.tree.flatten(params)
+    shaped = [
+        jnp.moveaxis(g.layout.undo(g.whole().values), 0, 1).astype(jnp.result_type(leaf))
+        for g, leaf in zip(gradients, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, shaped)
 
-    def one(z):
-        meetings, cotangents, operands_of, logits = _meet(apply, params, z[None])
-        gradients = [m.operand_gradients(c) for m, c in zip(meetings, cotangents, strict=True)]
-        _, pull = jax.vjp(operands_of, params)
-        return jax.vmap(lambda g: pull(g)[0], axis_size=logits.shape[1])(gradients)
 
-    return jax.vmap(one)(x)
-
-
-def contract_gradients(apply: Callable, params, x: jax.Array, tangents) -> jax.Array:
-    """Σ_c ⟨∂f_c(x_i)/∂θ, tangents_ct⟩ without the gradients: one number for each example and each t.
+def contract_gradients(apply: Callable, params, x: jax.Array, tangents, seeds=None) -> jax.Array:
+    """Σ_r ⟨∂⟨seed_r, f(x_i)⟩/∂θ, tangents_rt⟩ without the gradients: one number for each example and each t.
 
     A convolution whose gradient is cheaper to form than to avoid has it formed; see ``_forms_gradient``.
 
     Parameters
     ----------
     apply, params, x
-        As for :func:`per_example_gradients`.
-    tangents : pytree like params, each leaf (C, T, *leaf.shape)
+        As for :func:`layer_gradients`.
+    tangents : pytree like params, each leaf (R, T, *leaf.shape)
+    seeds : array (R, C), default=None
+        None is the identity, R = C.
 
     Returns
     -------
@@ -77,16 +118,35 @@ def contract_gradients(apply: Callable, params, x: jax.Array, tangents) -> jax.A
     >>> contract_gradients(lambda p, x: x @ p, w, jnp.ones((5, 2)), jnp.ones((2, 3, 2, 2))).shape
     (5, 3)
     """
-
     n_tangents = jax.tree.leaves(tangents)[0].shape[1]
 
     def one(z):
-        meetings, cotangents, operands_of, logits = _meet(apply, params, z[None])
-        push = jax.vmap(jax.vmap(lambda t: jax.jvp(operands_of, (params,), (t,))[1]))
-        terms = zip(meetings, cotangents, push(tangents), strict=True)
-        return sum((m.contract(c, t) for m, c, t in terms), start=jnp.zeros(n_tangents, logits.dtype))
+        met = _meet(apply, params, z[None])
+        identity = jnp.eye(met.logits.shape[1], dtype=met.logits.dtype)
+        cotangents = met.cotangents(identity if seeds is None else seeds.astype(met.logits.dtype))
+        push = jax.vmap(jax.vmap(lambda t: jax.jvp(met.operands_of, (params,), (t,))[1]))
+        terms = zip(met.meetings, cotangents, push(tangents), strict=True)
+        return sum((m.contract(c, t) for m, c, t in terms), start=jnp.zeros(n_tangents, met.logits.dtype))
 
     return jax.vmap(one)(x)
+
+
+class _Origin(NamedTuple):
+    """A value that is one parameter array, as ``layout`` sees it, times ``scale``."""
+
+    leaf: int
+    layout: Layout
+    scale: Any = 1.0
+
+
+class _FromParams(NamedTuple):
+    """A value that depends on parameters alone: on which arrays, and its origin if it is only one's."""
+
+    leaves: frozenset
+    origin: _Origin | None = None
+
+
+DATA, CONST = "data", "const"
 
 
 @dataclass
@@ -95,7 +155,17 @@ class _Meeting:
 
     eqn: Any
     inputs: list
-    from_params: list[bool]
+    kinds: list
+
+    def __post_init__(self):
+        self.from_params = [
+            isinstance(kind, _FromParams) and jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+            for value, kind in zip(self.inputs, self.kinds, strict=True)
+        ]
+
+    def sources(self) -> list[_FromParams]:
+        """Where the operands come from."""
+        return [kind for kind, own in zip(self.kinds, self.from_params, strict=True) if own]
 
     def operands(self) -> list:
         """The inputs that depend on parameters alone."""
@@ -107,12 +177,19 @@ class _Meeting:
         mixed = zip(self.inputs, self.from_params, strict=True)
         return _bind(self.eqn, [next(replaced) if own else value for value, own in mixed])
 
+    def factors(self, cotangents: list) -> Factors | None:
+        """The only operand's gradient as factors, where the equation is linear in it in such a way."""
+        form = LINEAR.get(self.eqn.primitive.name)
+        if form is None or sum(self.from_params) != 1 or cotangents[0] is None:
+            return None
+        return form(self.eqn, self.inputs, self.from_params, cotangents[0])
+
     def operand_gradients(self, cotangents: list) -> list:
-        """Cotangents (C, ...) of the outputs, pulled back to the operands."""
-        if self._is_plain_convolution():
-            patches, delta = _patches(self.eqn, self.inputs[0]), _positions_first(self.eqn, cotangents[0])
-            gradient = _filter_shaped(self.eqn, jnp.einsum("sk,cso->cko", patches, delta))
-            return [gradient.astype(self.inputs[1].dtype)]
+        """Cotangents (R, ...) of the outputs, pulled back to the operands."""
+        factors = self.factors(cotangents)
+        if factors is not None and factors.inputs.dtype.kind not in "iu":
+            (operand,) = self.operands()
+            return [factors.layout.undo(factors.whole().values[:, 0]).astype(operand.dtype)]
         outputs, pull = jax.vjp(self.rebind, self.operands())
 
         def pull_one(cotangent):
@@ -123,9 +200,11 @@ class _Meeting:
 
     def contract(self, cotangents: list, tangents: list) -> jax.Array:
         """Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,)."""
-        if self._is_plain_convolution():
-            patches, delta = _patches(self.eqn, self.inputs[0]), _positions_first(self.eqn, cotangents[0])
-            return _contract_convolution(patches, delta, _as_matrices(self.eqn, tangents[0]))
+        factors = self.factors(cotangents) if self.eqn.primitive.name == "conv_general_dilated" else None
+        if factors is not None and factors.inputs.shape[1] == 1:
+            # (s, k), (c, s, o) and (c, t, o, k)
+            matrices = factors.layout.view(tangents[0])[:, :, 0]
+            return _contract_convolution(factors.inputs[0, 0], factors.cotangents[:, 0, 0], matrices)
 
         def push(tangent):
             return jax.jvp(self.rebind, (self.operands(),), (tangent,))[1]
@@ -133,15 +212,6 @@ class _Meeting:
         changes = jax.vmap(jax.vmap(push))(tangents)
         terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
         return sum(jnp.einsum("ce,cte->t", _flat(c, 1), _flat(d, 2)) for c, d in terms)
-
-    def _is_plain_convolution(self) -> bool:
-        params = self.eqn.params
-        return (
-            self.eqn.primitive.name == "conv_general_dilated"
-            and self.from_params == [False, True]
-            and params["feature_group_count"] == params["batch_group_count"] == 1
-            and all(d == 1 for d in params["lhs_dilation"])
-        )
 
 
 @dataclass
@@ -151,13 +221,13 @@ class _Walk:
     probes: list | None = None
     meetings: list[_Meeting] = field(default_factory=list)
 
-    def run(self, jaxpr, consts, args, kinds) -> tuple[list, list[str]]:
-        """Values and kinds ("const", "params" or "data") of the outputs."""
-        env = dict(zip(jaxpr.constvars, ((c, "const") for c in consts), strict=True))
+    def run(self, jaxpr, consts, args, kinds) -> tuple[list, list]:
+        """Values and kinds (CONST, DATA or _FromParams) of the outputs."""
+        env = dict(zip(jaxpr.constvars, ((c, CONST) for c in consts), strict=True))
         env |= dict(zip(jaxpr.invars, zip(args, kinds, strict=True), strict=True))
 
         def read(atom):
-            return (atom.val, "const") if isinstance(atom, Literal) else env[atom]
+            return (atom.val, CONST) if isinstance(atom, Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
             pairs = [read(atom) for atom in eqn.invars]
@@ -167,25 +237,24 @@ class _Walk:
         return [value for value, _ in outputs], [kind for _, kind in outputs]
 
     def _equation(self, eqn, inputs, kinds) -> list[tuple]:
-        meets = "params" in kinds and "data" in kinds
-        if meets and eqn.primitive.name in INLINED:
+        from_params = [kind for kind in kinds if isinstance(kind, _FromParams)]
+        if from_params and eqn.primitive.name in INLINED:
             inner = eqn.params[INLINED[eqn.primitive.name]]
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
             return list(zip(*self.run(jaxpr, consts, inputs, kinds), strict=True))
         outputs = _bind(eqn, inputs)
-        own = [
-            k == "params" and jnp.issubdtype(jnp.result_type(v), jnp.inexact)
-            for v, k in zip(inputs, kinds, strict=True)
-        ]
-        if meets and any(own) and any(jnp.issubdtype(out.dtype, jnp.inexact) for out in outputs):
-            self.meetings.append(_Meeting(eqn, inputs, own))
+        if not from_params:
+            return [(out, DATA if DATA in kinds else CONST) for out in outputs]
+        if DATA not in kinds:
+            leaves = frozenset().union(*(kind.leaves for kind in from_params))
+            return [(out, _FromParams(leaves, _origin(eqn, inputs, kinds))) for out in outputs]
+        meeting = _Meeting(eqn, inputs, kinds)
+        if any(meeting.from_params) and any(jnp.issubdtype(out.dtype, jnp.inexact) for out in outputs):
+            self.meetings.append(meeting)
             if self.probes is not None:
-                outputs = [
-                    out if p is None else out + p
-                    for out, p in zip(outputs, self.probes[len(self.meetings) - 1], strict=True)
-                ]
-        kind = "data" if "data" in kinds else "params" if "params" in kinds else "const"
-        return [(out, kind) for out in outputs]
+                probes = self.probes[len(self.meetings) - 1]
+                outputs = [out if p is None else out + p for out, p in zip(outputs, probes, strict=True)]
+        return [(out, DATA) for out in outputs]
 
 
 def _bind(eqn, inputs) -> list:
@@ -196,13 +265,55 @@ def _bind(eqn, inputs) -> list:
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
-def _meet(apply, params, z):
-    """Where parameters meet the one example z (1, ...), each output's cotangents there, and the operands.
+def _origin(eqn, inputs, kinds) -> _Origin | None:
+    """The origin of an equation's output where it only reorders, casts or scales one parameter array."""
+    name, shapes = eqn.primitive.name, [jnp.shape(value) for value in inputs]
+    out = eqn.outvars[0].aval
+    at = next(i for i, kind in enumerate(kinds) if isinstance(kind, _FromParams))
+    origin, others = kinds[at].origin, [value for i, value in enumerate(inputs) if i != at]
+    if origin is None or any(kind is not CONST for i, kind in enumerate(kinds) if i != at):
+        return None
+    if name == "transpose":
+        return origin._replace(layout=origin.layout.then("transpose", eqn.params["permutation"]))
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim") and math.prod(shapes[at]) == out.size:
+        # axes of length one may change places, the others keep their order
+        return origin._replace(layout=origin.layout.then("reshape", out.shape))
+    if name == "convert_element_type" and jnp.issubdtype(out.dtype, jnp.inexact):
+        return origin
+    if name in ("copy", "copy_p", "reduce_precision", "optimization_barrier") and len(eqn.outvars) == 1:
+        return origin
+    if name == "neg":
+        return origin._replace(scale=-origin.scale)
+    scalar = len(others) == 1 and math.prod(jnp.shape(others[0])) == 1 and shapes[at] == out.shape
+    if scalar and (name == "mul" or (name == "div" and at == 0)):
+        factor = jnp.reshape(others[0], ())
+        return origin._replace(scale=origin.scale * (factor if name == "mul" else 1 / factor))
+    return None
 
-    Returns the list of meetings; for each the cotangents, a list of arrays (C, *output.shape) or None for
-    outputs that cannot be differentiated; the function from parameters to all meetings' operands; and shape
-    and dtype of the logits.
+
+@dataclass
+class _Met:
+    """Where parameters meet one example, and how to pull cotangents back to there.
+
+    Attributes
+    ----------
+    meetings : list of _Meeting
+    cotangents : callable
+        From seeds (R, C) to a list for each meeting, of arrays (R, *output.shape) or None for outputs that
+        cannot be differentiated.
+    operands_of : callable
+        From parameters to all meetings' operands.
+    logits : shape and dtype
     """
+
+    meetings: list[_Meeting]
+    cotangents: Callable
+    operands_of: Callable
+    logits: Any
+
+
+def _meet(apply, params, z) -> _Met:
+    """Follow the one example z (1, ...) through the network."""
 
     def apply_to_data(params, z):
         logits = apply(params, z)
@@ -214,8 +325,8 @@ def _meet(apply, params, z):
     def walk(at, probes):
         walker = _Walk(probes)
         leaves = jax.tree.leaves(at)
-        kinds = ["params"] * len(leaves) + ["data"]
-        outputs, _ = walker.run(closed.jaxpr, closed.consts, [*leaves, z], kinds)
+        kinds = [_FromParams(frozenset([i]), _Origin(i, Layout(jnp.shape(v)))) for i, v in enumerate(leaves)]
+        outputs, _ = walker.run(closed.jaxpr, closed.consts, [*leaves, z], [*kinds, DATA])
         return outputs[0][0], walker.meetings
 
     def probe(var):
@@ -223,18 +334,168 @@ def _meet(apply, params, z):
 
     meetings = walk(params, None)[1]
     probes = [[probe(var) for var in meeting.eqn.outvars] for meeting in meetings]
-    _, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
-    cotangents = jax.vmap(lambda c: pull(c)[0])(jnp.eye(logits.shape[1], dtype=logits.dtype))
-    return meetings, cotangents, lambda at: [meeting.operands() for meeting in walk(at, None)[1]], logits
+
+    def cotangents(seeds):
+        _, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
+        return jax.vmap(lambda seed: pull(seed)[0])(seeds)
+
+    return _Met(meetings, cotangents, lambda at: [meeting.operands() for meeting in walk(at, None)[1]], logits)
+
+
+def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
+    """:func:`layer_gradients` of the one example z (1, ...)."""
+    met = _meet(apply, params, z)
+    cotangents = met.cotangents(seeds.astype(met.logits.dtype))
+    leaves, tree = jax.tree.flatten(params)
+    uses = [[] for _ in leaves]
+    for meeting, delta in zip(met.meetings, cotangents, strict=True):
+        _warn_if_opaque(meeting)
+        for source in meeting.sources():
+            for leaf in source.leaves:
+                uses[leaf].append(_as_of_parameter(meeting, source, delta))
+    n_seeds = met.logits.shape[1] if all_pairs or len(seeds) > 1 else 1
+    found = [_joined_uses(parts) for parts in uses]
+    rest = [i for i, factors in enumerate(found) if factors is None]
+    pulled = _pulled_back(met, cotangents, leaves, tree, rest) if any(uses[i] for i in rest) else {}
+    result = []
+    for i, (factors, leaf) in enumerate(zip(found, leaves, strict=True)):
+        if factors is None:
+            flat = pulled.get(i, jnp.zeros((len(seeds), *jnp.shape(leaf)), jnp.result_type(leaf)))
+            result.append(Whole(flat.reshape(len(seeds), 1, -1), Layout(jnp.shape(leaf))))
+        elif factors.inputs.dtype.kind not in "iu" and forms_gradient(
+            *factors.inputs.shape[2:], factors.cotangents.shape[-1], n_seeds, all_pairs
+        ):
+            result.append(factors.whole())
+        else:
+            result.append(factors)
+    return result
+
+
+def _as_of_parameter(meeting, source, cotangents) -> Factors | None:
+    """The meeting's factors as those of the parameter array that its operand is, if it is one."""
+    factors = None if source.origin is None else meeting.factors(cotangents)
+    if factors is None:
+        return None
+    seen = source.origin.layout
+    layout = Layout(seen.shape, _merged((*seen.steps, *factors.layout.steps)))
+    scale = source.origin.scale
+    scaled = factors.cotangents if isinstance(scale, float) and scale == 1.0 else factors.cotangents * scale
+    return Factors(factors.inputs, scaled.astype(factors.cotangents.dtype), layout)
+
+
+def _merged(steps):
+    """Steps without the reshapes that another reshape follows."""
+    pairs = itertools.pairwise((*steps, ("end", ())))
+    return tuple(step for step, after in pairs if not step[0] == after[0] == "reshape")
+
+
+def _joined_uses(parts) -> Factors | None:
+    """All uses of one parameter array as one, if all are factors of the same layout."""
+    if not parts or any(part is None or part.layout != parts[0].layout for part in parts):
+        return None
+    return joined(parts) if len({part.inputs.dtype for part in parts}) == 1 else None
+
+
+def _pulled_back(met, cotangents, leaves, tree, rest) -> dict[int, jax.Array]:
+    """Gradients (R, *leaf.shape) of the parameter arrays in ``rest``, through the operands that they enter."""
+    concerned = [any(source.leaves & set(rest) for source in meeting.sources()) for meeting in met.meetings]
+
+    def operands_of(some):
+        whole = list(leaves)
+        for i, leaf in zip(rest, some, strict=True):
+            whole[i] = leaf
+        operands = met.operands_of(jax.tree.unflatten(tree, whole))
+        return [part for part, kept in zip(operands, concerned, strict=True) if kept]
+
+    pairs = zip(met.meetings, cotangents, concerned, strict=True)
+    gradients = [meeting.operand_gradients(c) for meeting, c, kept in pairs if kept]
+    _, pull = jax.vjp(operands_of, [leaves[i] for i in rest])
+    return dict(zip(rest, jax.vmap(lambda g: pull(g)[0])(gradients), strict=True))
+
+
+_WARNED = set()
+
+
+def _warn_if_opaque(meeting) -> None:
+    name = meeting.eqn.primitive.name
+    if name in OPAQUE and name not in _WARNED:
+        _WARNED.add(name)
+        warnings.warn(
+            f"this network has parameters inside a `{name}`, whose layers cannot be seen: their gradients are "
+            f"taken by one backward pass through the whole `{name}` for every example and output, which is exact "
+            "but can be ten to a thousand times slower than layer by layer. Unroll it if you can "
+            "(a Python loop, or scan's `unroll=True`)",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+# Equations as outer products. Each takes the equation, its inputs, which of them come from parameters (one
+# does), and the output's cotangents (R, *output.shape); there is one example, so n = 1.
+
+
+def _product(eqn, inputs, from_params, cotangents) -> Factors:
+    (contracted, batched) = eqn.params["dimension_numbers"]
+    at = from_params.index(True)
+    h = inputs[1 - at]
+    c, b = contracted[1 - at], batched[1 - at]
+    free = [d for d in range(h.ndim) if d not in (*c, *b)]
+    n_groups, n_in = math.prod(h.shape[d] for d in b), math.prod(h.shape[d] for d in c)
+    n_positions = math.prod(h.shape[d] for d in free)
+    shape = jnp.shape(inputs[at])
+    wc, wb = contracted[at], batched[at]
+    w_free = [d for d in range(len(shape)) if d not in (*wc, *wb)]
+    n_out = math.prod(shape[d] for d in w_free)
+    layout = Layout(shape).then("transpose", (*wb, *w_free, *wc)).then("reshape", (n_groups, n_out, n_in))
+    seen = h.transpose(*b, *free, *c).reshape(1, n_groups, n_positions, n_in)
+    # the output's axes: batch, the left operand's free ones, the right operand's
+    order = (n_positions, n_out) if at == 1 else (n_out, n_positions)
+    delta = cotangents.reshape(len(cotangents), 1, n_groups, *order)
+    return Factors(seen, delta if at == 1 else delta.swapaxes(3, 4), layout)
+
+
+def _convolution(eqn, inputs, from_params, cotangents) -> Factors | None:
+    if from_params != [False, True] or eqn.params["batch_group_count"] != 1:
+        return None
+    numbers, n_groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    shape = jnp.shape(inputs[1])
+    c_out, c_in, *spatial = numbers.rhs_spec
+    size = math.prod(shape[d] for d in spatial)
+    out = shape[c_out] // n_groups
+    layout = Layout(shape).then("transpose", (c_out, *spatial, c_in))
+    layout = layout.then("reshape", (n_groups, out, size * shape[c_in]))
+    patches = _patches(eqn, inputs[0])  # (s, window, channels)
+    seen = patches.reshape(len(patches), size, n_groups, -1).transpose(2, 0, 1, 3)
+    batch, channels, *places = (d + 1 for d in numbers.out_spec)
+    delta = jnp.transpose(cotangents, (0, batch, *places, channels))
+    delta = delta.reshape(len(delta), len(patches), n_groups, out).swapaxes(1, 2)
+    return Factors(seen.reshape(1, n_groups, len(patches), -1), delta[:, None], layout)
+
+
+def _look_up(eqn, inputs, from_params, cotangents) -> Factors | None:
+    """Rows of a table, one for each index."""
+    numbers, table, indices = eqn.params["dimension_numbers"], jnp.shape(inputs[0]), inputs[1]
+    whole_rows = tuple(eqn.params["slice_sizes"]) == (1, *table[1:])
+    plain = numbers.collapsed_slice_dims == (0,) and numbers.start_index_map == (0,)
+    out_ndim = cotangents.ndim - 1
+    last = tuple(range(out_ndim - len(table) + 1, out_ndim))
+    if from_params != [True, False] or not (whole_rows and plain and numbers.offset_dims == last):
+        return None
+    n_rows, n_out = table[0], math.prod(table[1:])
+    layout = Layout(table).then("reshape", (1, n_rows, n_out)).then("transpose", (0, 2, 1))
+    seen = indices.reshape(1, 1, -1, 1)
+    delta = cotangents.reshape(len(cotangents), 1, 1, seen.shape[2], n_out)
+    if eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP:
+        delta = jnp.where((seen >= 0) & (seen < n_rows), delta, 0)
+    return Factors(seen.clip(0, n_rows - 1), delta, layout)
+
+
+LINEAR = {"dot_general": _product, "conv_general_dilated": _convolution, "gather": _look_up}
 
 
 def _flat(array, n_axes: int):
     """All but the first axes made one."""
     return array.reshape(*array.shape[:n_axes], -1)
-
-
-# The bytes of a gradient entry, written and read again, take the time of about so many multiply-adds.
-ENTRY_COST = 30
 
 
 def _forms_gradient(n_positions: int, n_tangents: int) -> bool:
@@ -244,23 +505,24 @@ def _forms_gradient(n_positions: int, n_tangents: int) -> bool:
 
 
 def _contract_convolution(patches, delta, matrices):
-    """(T,) from patches (S, K), cotangents (C, S, O) and tangents (C, T, K, O)."""
+    """(T,) from patches (S, K), cotangents (C, S, O) and tangents (C, T, O, K)."""
     if _forms_gradient(len(patches), matrices.shape[1]):
-        return jnp.einsum("cko,ctko->t", jnp.einsum("sk,cso->cko", patches, delta), matrices)
-    return jnp.einsum("stk,sk->t", jnp.einsum("cso,ctko->stk", delta, matrices), patches)
+        return jnp.einsum("cok,ctok->t", jnp.einsum("sk,cso->cok", patches, delta), matrices)
+    return jnp.einsum("stk,sk->t", jnp.einsum("cso,ctok->stk", delta, matrices), patches)
 
 
 def _patches(eqn, lhs):
-    """What the filter sees at each position: (S, K), S over the convolution's batch and output positions,
-    K over the filter's window and input channels.
+    """What the filter sees at each position: (S, window, input channels), S over the convolution's batch and
+    output positions.
 
     A filter's gradient is Σ_positions patch ⊗ cotangent, one matrix product; XLA would compute the same sum
     as a grouped convolution.
     """
     numbers, params = eqn.params["dimension_numbers"], eqn.params
     image = jnp.transpose(lhs, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
-    config = [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)]
-    image = jax.lax.pad(image, jnp.zeros((), image.dtype), config)
+    between = [d - 1 for d in params["lhs_dilation"]]
+    around = [(low, high, d) for (low, high), d in zip(params["padding"], between, strict=True)]
+    image = jax.lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *around, (0, 0, 0)])
     size = [eqn.invars[1].aval.shape[d] for d in numbers.rhs_spec[2:]]
     out_size = [eqn.outvars[0].aval.shape[d] for d in numbers.out_spec[2:]]
     windows = []
@@ -269,27 +531,5 @@ def _patches(eqn, lhs):
         limit = [b + (n - 1) * s + 1 for b, n, s in zip(start, out_size, params["window_strides"], strict=True)]
         strides = (1, *params["window_strides"], 1)
         windows.append(jax.lax.slice(image, (0, *start, 0), (len(image), *limit, image.shape[-1]), strides))
-    return jnp.stack(windows, axis=-2).reshape(len(image) * math.prod(out_size), -1)
-
-
-def _positions_first(eqn, cotangents):
-    """Cotangents (C, *out.shape) as (C, S, O)."""
-    batch, channels, *spatial = (d + 1 for d in eqn.params["dimension_numbers"].out_spec)
-    moved = jnp.transpose(cotangents, (0, batch, *spatial, channels))
-    return moved.reshape(len(moved), -1, moved.shape[-1])
-
-
-def _as_matrices(eqn, filters):
-    """Filters (..., *rhs.shape) as (..., K, O)."""
-    n_axes = filters.ndim - len(eqn.invars[1].aval.shape)
-    c_out, c_in, *spatial = (d + n_axes for d in eqn.params["dimension_numbers"].rhs_spec)
-    moved = jnp.transpose(filters, (*range(n_axes), *spatial, c_in, c_out))
-    return moved.reshape(*moved.shape[:n_axes], -1, moved.shape[-1])
-
-
-def _filter_shaped(eqn, matrices):
-    """The inverse of ``_as_matrices`` for (C, K, O)."""
-    c_out, c_in, *spatial = eqn.params["dimension_numbers"].rhs_spec
-    shape, order = eqn.invars[1].aval.shape, (*spatial, c_in, c_out)
-    moved = matrices.reshape(-1, *(shape[d] for d in order))
-    return jnp.transpose(moved, (0, *(order.index(d) + 1 for d in range(len(order)))))
+    windows = jnp.stack(windows, axis=-2)
+    return windows.reshape(len(image) * math.prod(out_size), *windows.shape[-2:])

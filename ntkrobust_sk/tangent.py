@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from .factors import Factors, Whole
 from .networks import Model, Network, PyTree, Variables
-from .structure import contract_gradients, per_example_gradients
+from .structure import contract_gradients, layer_gradients
 
 
 @dataclass(frozen=True)
@@ -78,47 +79,61 @@ def _at_anchor(anchor: Variables) -> Variables:
     return Variables(jax.tree.map(jnp.zeros_like, anchor.params), anchor)
 
 
-def tangent_features(model: Model, x: jax.Array) -> list[jax.Array]:
-    """Gradients of every logit at every input, one array for each parameter array.
+def tangent_features(model: Model, x: jax.Array, seeds=None, *, all_pairs: bool = False) -> list[Whole | Factors]:
+    """Gradients of every ⟨seed_r, f⟩ at every input, one entry for each parameter array.
 
     Parameters
     ----------
     model : Model
     x : array (n, ...)
+    seeds : array (R, C), default=None
+        Directions in output space; None is the identity, the logits themselves.
+    all_pairs : bool, default=False
+        Whether gradients of different seeds will be contracted with each other.
 
     Returns
     -------
-    list of arrays (n, C, p)
-        ∂ f_c(x_i) / ∂ θ_l with θ_l flattened to p numbers, in the order of ``jax.tree.leaves(params)``.
+    list of Whole or Factors
+        In the order of ``jax.tree.leaves(params)``, each for R seeds and n examples.
     """
+    seeds = identity_seeds(model, x) if seeds is None else seeds
     with jax.default_matmul_precision("highest"):
-        gradients = per_example_gradients(_as_function(model), model.variables.params, x)
-    return [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(gradients)]
+        return layer_gradients(_as_function(model), model.variables.params, x, seeds, all_pairs=all_pairs)
 
 
-def summed_features(model: Model, x: jax.Array) -> list[jax.Array]:
-    """Gradients of Σ_c f_c at every input: :func:`tangent_features` summed over c, at 1/C of the cost.
+def identity_seeds(model: Model, x) -> jax.Array:
+    """One seed for each logit, (C, C)."""
+    logits = jax.eval_shape(model, x)
+    return jnp.eye(logits.shape[1], dtype=logits.dtype)
+
+
+def contract_features(model: Model, x: jax.Array, tangents: PyTree, seeds=None) -> jax.Array:
+    """Σ_r ⟨∇⟨seed_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape)."""
+    with jax.default_matmul_precision("highest"):
+        return contract_gradients(_as_function(model), model.variables.params, x, tangents, seeds)
+
+
+def backward_mismatch(model: Model, x: jax.Array, seeds, features: list[Whole | Factors], key) -> jax.Array:
+    """How far features are from what one plain backward pass through the whole batch gives.
+
+    With random weights w, Σ_ir w_ir ∇⟨seed_r, f(x_i)⟩ is computed both ways, and the largest difference in
+    norm of any parameter array is returned, relative to that array's own norm (or to a thousandth of the
+    norm of all, where that is larger).
 
     Returns
     -------
-    list of arrays (n, p)
+    array ()
     """
+    weights = jax.random.normal(key, (len(seeds), len(x), 1), seeds.dtype)
     with jax.default_matmul_precision("highest"):
-        gradients = per_example_gradients(_as_summed_function(model), model.variables.params, x)
-    return [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(gradients)]
-
-
-def contract_features(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
-    """Σ_k ⟨∇f_k(x_i), W_kt⟩, an array (n, T), for tangents W with leaves (C, T, *leaf.shape)."""
-    with jax.default_matmul_precision("highest"):
-        return contract_gradients(_as_function(model), model.variables.params, x, tangents)
-
-
-def contract_summed_features(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
-    """⟨∇ Σ_c f_c(x_i), w_t⟩, an array (n, T), for tangents w with leaves (T, *leaf.shape)."""
-    with jax.default_matmul_precision("highest"):
-        lifted = jax.tree.map(lambda leaf: leaf[None], tangents)
-        return contract_gradients(_as_summed_function(model), model.variables.params, x, lifted)
+        _, pull = jax.vjp(lambda params: _as_function(model)(params, x), model.variables.params)
+        (expected,) = pull(jnp.einsum("rnt,rc->nc", weights, seeds))
+        found = [leaf.layout.undo(leaf.weighted(weights).sum((0, 1))) for leaf in features]
+    expected = jax.tree.leaves(expected)
+    norms = jnp.array([jnp.linalg.norm(leaf) for leaf in expected])
+    errors = [jnp.linalg.norm(a - b) for a, b in zip(found, expected, strict=True)]
+    floor = jnp.maximum(1e-3 * jnp.linalg.norm(norms), jnp.finfo(norms.dtype).tiny)
+    return jnp.max(jnp.array(errors) / jnp.maximum(norms, floor))
 
 
 def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
@@ -135,9 +150,3 @@ def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
 def _as_function(model: Model):
     """The logits as a function of parameters and inputs."""
     return lambda params, x: Model(model.network, Variables(params, model.variables.state))(x)
-
-
-def _as_summed_function(model: Model):
-    """The sum of the logits, (n, 1), as a function of parameters and inputs."""
-    apply = _as_function(model)
-    return lambda params, x: apply(params, x).sum(1, keepdims=True)

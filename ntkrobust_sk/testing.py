@@ -46,9 +46,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .gram import gram, plan_tiles
+from .gram import gram
 from .kernels import resolve_kernel
 from .networks import ACTIVATIONS, CNN, MLP, Model, Network, params_dtype
+from .plan import fixed_plan
 from .predictors import DualPredictor, enable_x64, make_predictor
 
 ROUNDING = 64
@@ -143,7 +144,7 @@ def models(input_shape: tuple[int, ...], *, networks=None):
 
 
 def tilings(kernel, model: Model, input_shape: tuple[int, ...], *, max_rows: int = 8):
-    """Strategy for budgets ``memory`` with which :func:`~ntkrobust_sk.gram` takes tiles of 1, 2, 4, ... rows.
+    """Strategy for plans with which :func:`~ntkrobust_sk.gram` takes tiles of 1, 2, 4, ... rows.
 
     Parameters
     ----------
@@ -155,13 +156,13 @@ def tilings(kernel, model: Model, input_shape: tuple[int, ...], *, max_rows: int
 
     Returns
     -------
-    hypothesis.strategies.SearchStrategy of int
-        Bytes.
+    hypothesis.strategies.SearchStrategy of Plan
+        For ``gram(..., plan=plan)``.
     """
     st, _ = _hypothesis()
     kernel = resolve_kernel(kernel)
     rows = [2**i for i in range(max_rows.bit_length())]
-    return st.sampled_from(rows).map(partial(_memory_for, kernel, model, tuple(input_shape)))
+    return st.sampled_from(rows).map(partial(fixed_plan, kernel, model, tuple(input_shape)))
 
 
 def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float | None = None) -> None:
@@ -274,7 +275,7 @@ def check_diagonal(kernel, model: Model, X, *, rtol: float | None = None) -> Non
     """k(x, x) computed alone, for every x, is the diagonal of the Gram matrix of all."""
     kernel, X = _prepared(kernel, model, X)
     alone = np.stack([_block_of(kernel, model, x[None], x[None])[0, 0] for x in X])
-    K = np.asarray(gram(kernel, model, X, memory=_memory_for(kernel, model, X.shape[1:], TILE_ROWS[-1])))
+    K = np.asarray(gram(kernel, model, X, plan=fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1])))
     among_others = K[np.arange(len(X)), np.arange(len(X))]
     _require_close(f"the Gram matrix of {kernel!r} has another diagonal than k(x, x)", among_others, alone, rtol)
 
@@ -287,16 +288,16 @@ def check_tiling_invariance(
     Parameters
     ----------
     tile_rows : tuple of int, default=(1, 4)
-        Rows of the tiles to compare, powers of two. Budgets of memory are chosen to give them.
+        Rows of the tiles to compare, powers of two.
     """
     kernel, X = _prepared(kernel, model, X)
     K = _block_of(kernel, model, X, X)
     for rows in tile_rows:
-        memory = _memory_for(kernel, model, X.shape[1:], rows)
-        tiled = np.asarray(gram(kernel, model, X, memory=memory))
+        plan = fixed_plan(kernel, model, X.shape[1:], rows)
+        tiled = np.asarray(gram(kernel, model, X, plan=plan))
         _require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)
     half = len(X) // 2
-    slices = np.asarray(gram(kernel, model, X[half:], X[: half + 1], memory=memory))
+    slices = np.asarray(gram(kernel, model, X[half:], X[: half + 1], plan=plan))
     _require_close(f"{kernel!r} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
 
 
@@ -341,8 +342,8 @@ def check_predictor(kernel, model: Model, X, *, rtol: float | None = None) -> No
     # more training points than targets, so that they are folded
     X_fit = np.concatenate([X] * (n_targets // len(X) + 1))
     dual = np.random.default_rng(0).normal(size=(len(X_fit), n_targets)).astype(X.dtype)
-    offset, memory = np.zeros(n_targets, X.dtype), _memory_for(kernel, model, X.shape[1:], TILE_ROWS[-1])
-    found = _scores(make_predictor(kernel, model, X_fit, dual, offset, memory=memory), X)
+    offset, plan = np.zeros(n_targets, X.dtype), fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1])
+    found = _scores(make_predictor(kernel, model, X_fit, dual, offset, plan=plan), X)
     expected = _scores(DualPredictor(kernel, model, X_fit, dual, offset), X)
     scale = np.abs(K).max() * np.abs(dual).sum()
     _require_close(f"folded, {kernel!r} predicts otherwise", found, expected, rtol, scale=scale)
@@ -409,18 +410,6 @@ def _matrices(K):
     if K.ndim == 3:
         return [(f" for class {c}", K[..., c]) for c in range(K.shape[2])]
     return [("", K.transpose(0, 2, 1, 3).reshape(n * K.shape[2], -1))]
-
-
-def _memory_for(kernel, model, input_shape, rows):
-    """The least power of two of bytes with which tiles have that many rows."""
-    for exponent in range(50):
-        try:
-            planned, _ = plan_tiles(kernel, model, input_shape, 2**exponent)
-        except MemoryError:
-            continue
-        if planned == rows:
-            return 2**exponent
-    raise ValueError(f"gram takes no tiles of {rows} rows, but powers of two up to {planned}")
 
 
 def _eps(array) -> float:

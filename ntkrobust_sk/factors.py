@@ -1,0 +1,236 @@
+"""Gradients of one parameter array for many examples and seeds, whole or as factors.
+
+A linear layer's gradient is a sum of outer products over the positions s at which its weights are applied,
+G_ok = Σ_s δ_so h_sk, with h what the weights see and δ the cotangent of what they give (a dense layer has one
+position, a convolution one for each output pixel). Inner products of gradients then need no gradient:
+⟨G, G'⟩ = Σ_ss' ⟨h_s, h'_s'⟩ ⟨δ_s, δ'_s'⟩, for one position (H Hᵀ) ∘ (Δ Δᵀ). Whether that is cheaper than forming
+G is a matter of counting.
+
+Arrays in, arrays out, in NumPy or JAX: on a CPU the products of tall and thin matrices that kernels consist
+of run several times as fast in NumPy's BLAS as in XLA.
+
+Axes: r seeds (the directions in output space that were pulled back), n examples, g groups of channels, s
+positions, k inputs and o outputs of the layer in one group, p = g·o·k.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The bytes of an array entry, written and read again, take the time of about so many multiply-adds.
+ENTRY_COST = 30
+# A row's gradient, once formed, is contracted with about so many others: the rows of a tile.
+USES = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a parameter array is seen as (g, o, k): reshapes and transpositions, one after the other.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the parameter array.
+    steps : tuple of ("reshape", shape) or ("transpose", permutation)
+    """
+
+    shape: tuple[int, ...]
+    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def then(self, name: str, argument) -> Layout:
+        """The layout with one more step."""
+        return Layout(self.shape, (*self.steps, (name, tuple(map(int, argument)))))
+
+    def view(self, array):
+        """An array (..., *shape) as the layout has it."""
+        lead = array.ndim - len(self.shape)
+        for name, argument in self.steps:
+            array = _step(array, lead, name, argument)
+        return array
+
+    def undo(self, array):
+        """The inverse of :meth:`view` of an array whose last axes are flattened, (..., p)."""
+        lead, shapes = array.shape[:-1], [self.shape]
+        for name, argument in self.steps:
+            shapes.append(argument if name == "reshape" else tuple(shapes[-1][a] for a in argument))
+        array = array.reshape(*lead, *shapes[-1])
+        for (name, argument), shape in zip(self.steps[::-1], shapes[-2::-1], strict=True):
+            back = shape if name == "reshape" else tuple(int(i) for i in np.argsort(argument))
+            array = _step(array, len(lead), name, back)
+        return array
+
+
+def _step(array, lead, name, argument):
+    if name == "reshape":
+        return array.reshape(*array.shape[:lead], *argument)
+    return array.transpose(*range(lead), *(a + lead for a in argument))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["layout"])
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """Gradients themselves.
+
+    Attributes
+    ----------
+    values : array (r, n, p)
+    layout : Layout
+        Of a parameter array into p numbers.
+    """
+
+    values: Any
+    layout: Layout
+
+    def inner(self, other: Whole):
+        """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
+        return self.values @ other.values.swapaxes(1, 2)
+
+    def inner_all(self, other: Whole):
+        """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
+        left, right = (g.values.reshape(-1, g.values.shape[2]) for g in (self, other))
+        return (left @ right.T).reshape(*self.values.shape[:2], *other.values.shape[:2])
+
+    def push(self, tangent):
+        """⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
+        return self.values @ self.layout.view(tangent).reshape(-1)
+
+    def weighted(self, weights):
+        """Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
+        return weights.swapaxes(1, 2) @ self.values.astype(weights.dtype)
+
+    def astype(self, dtype) -> Whole:
+        """In another precision."""
+        return Whole(self.values.astype(dtype), self.layout)
+
+    def whole(self) -> Whole:
+        """Itself."""
+        return self
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["inputs", "cotangents"], meta_fields=["layout"])
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Gradients as sums of outer products, not formed.
+
+    Attributes
+    ----------
+    inputs : array (n, g, s, k)
+        What the weights see. Integers (n, 1, s, 1) stand for rows of the identity, as for an embedding.
+    cotangents : array (r, n, g, s, o)
+    layout : Layout
+        Of a parameter array into (g, o, k).
+    """
+
+    inputs: Any
+    cotangents: Any
+    layout: Layout
+
+    def inner(self, other: Factors):
+        """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
+        products = _input_products(self.inputs, other.inputs)
+        pairs = zip(self.cotangents, other.cotangents, strict=True)
+        return _stack([(products * _row_products(a, b)).sum((0, 2, 4)) for a, b in pairs])
+
+    def inner_all(self, other: Factors):
+        """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
+        products = _input_products(self.inputs, other.inputs)
+        left, right = self.cotangents, other.cotangents
+        rows = [_stack([(products * _row_products(a, b)).sum((0, 2, 4)) for b in right]) for a in left]
+        return _stack(rows).swapaxes(1, 2)
+
+    def push(self, tangent):
+        """⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
+        seen = _seen(self.inputs, self.layout.view(tangent))
+        return (self.cotangents * seen).sum((2, 3, 4))
+
+    def weighted(self, weights):
+        """Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
+        n, g, s, _ = self.inputs.shape
+        inputs = _as_vectors(self.inputs, self._n_in(), weights.dtype).transpose(1, 0, 2, 3).reshape(g, n * s, -1)
+
+        def one_seed(pair):
+            cotangents, weights = pair
+            scaled = weights.T[:, :, None, None, None] * cotangents  # (t, n, g, s, o)
+            scaled = scaled.transpose(2, 0, 4, 1, 3).reshape(g, -1, n * s)
+            return (scaled @ inputs).reshape(g, len(weights.T), -1).swapaxes(0, 1)
+
+        cotangents = self.cotangents.astype(weights.dtype)
+        # one seed after the other: all at once would take r times the memory
+        return jax.lax.map(one_seed, (cotangents, weights)).reshape(*weights.shape[::2], -1)
+
+    def _n_in(self):
+        return math.prod(self.layout.shape) // (self.cotangents.shape[2] * self.cotangents.shape[4])
+
+    def astype(self, dtype) -> Factors:
+        """In another precision."""
+        inputs = self.inputs if self.inputs.dtype.kind in "iu" else self.inputs.astype(dtype)
+        return Factors(inputs, self.cotangents.astype(dtype), self.layout)
+
+    def whole(self) -> Whole:
+        """The gradients, formed."""
+        n_seeds, n = self.cotangents.shape[:2]
+        inputs = _as_vectors(self.inputs, self._n_in(), self.cotangents.dtype)
+        gradients = self.cotangents.swapaxes(3, 4) @ inputs
+        return Whole(gradients.reshape(n_seeds, n, -1), self.layout)
+
+
+def forms_gradient(n_positions: int, n_in: int, n_out: int, n_seeds: int, all_pairs: bool) -> bool:
+    """Whether forming gradients is cheaper than keeping their factors, in operations for each pair of rows.
+
+    Formed: o·k for every pair of seeds, and s·o·k once a row and seed. As factors: the products of all
+    positions' inputs, s²·k, and for every pair of seeds those of the cotangents, s²·o, entries of two
+    arrays that are multiplied. Depends on nothing but the network's shapes.
+    """
+    pairs = n_seeds**2 if all_pairs else n_seeds
+    formed = pairs * n_out * n_in + n_seeds * n_positions * n_out * n_in / USES
+    factored = n_positions**2 * (n_in + pairs * (n_out + ENTRY_COST))
+    return formed < factored
+
+
+def joined(parts: list[Factors]) -> Factors:
+    """The gradient of an array that is used more than once: all uses' positions, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    inputs = jnp.concatenate([part.inputs for part in parts], axis=-2)
+    cotangents = jnp.concatenate([part.cotangents for part in parts], axis=-2)
+    return Factors(inputs, cotangents, parts[0].layout)
+
+
+def _stack(arrays):
+    return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)
+
+
+def _row_products(a, b):
+    """⟨a_ngs, b_mgt⟩ for arrays (n, g, s, k) and (m, g, t, k): (g, n, s, m, t)."""
+    (n, g, s, k), (m, _, t, _) = a.shape, b.shape
+    left = a.swapaxes(0, 1).reshape(g, n * s, k)
+    right = b.swapaxes(0, 1).reshape(g, m * t, k)
+    return (left @ right.swapaxes(1, 2)).reshape(g, n, s, m, t)
+
+
+def _input_products(a, b):
+    if a.dtype.kind not in "iu":
+        return _row_products(a, b)
+    left, right = a[:, 0, :, 0], b[:, 0, :, 0]
+    return (left[:, :, None, None] == right)[None]
+
+
+def _as_vectors(inputs, n_in, dtype):
+    """Inputs (n, g, s, k), rows of the identity written out."""
+    if inputs.dtype.kind not in "iu":
+        return inputs.astype(dtype)
+    return (inputs == np.arange(n_in)).astype(dtype)
+
+
+def _seen(inputs, tangent):
+    """What a tangent (g, o, k) of the weights gives on the inputs: (n, g, s, o)."""
+    if inputs.dtype.kind not in "iu":
+        return inputs @ tangent.swapaxes(-1, -2)
+    return tangent[0].T[inputs[:, 0, :, 0]][:, None]

@@ -1,0 +1,321 @@
+"""How a Gram matrix is cut up so that features and working space keep within a stated amount of memory.
+
+Examples
+--------
+>>> import jax
+>>> from ntkrobust_sk import CNN, Model, TraceNTK
+>>> network = CNN(n_outputs=10)
+>>> model = Model(network, network.init(jax.random.key(0), (8, 8, 1)))
+>>> plan = make_plan(TraceNTK(), model, (8, 8, 1), parse_memory("64MiB"))
+>>> plan.peak_bytes <= 2**26
+True
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .kernels import TangentKernel
+from .networks import Model, params_dtype
+from .tangent import backward_mismatch
+
+# Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
+TILE_ROWS = {"cpu": 64}
+TILE_ROWS_ACCELERATOR = 512
+# Seeds are taken in several passes where otherwise fewer rows' features than these would fit.
+PANEL_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that a Gram matrix is computed with.
+
+    Depends on kernel, network, memory and devices, never on the number of rows, so that neither does any
+    entry's value.
+
+    Attributes
+    ----------
+    rows : int
+        Of a tile, over all devices.
+    panel : int
+        Tiles whose features are kept while those of other tiles come and go.
+    seeds : int
+        Directions in output space whose gradients are taken in one pass, of ``n_seeds`` in all.
+    n_seeds : int
+    row_bytes : int
+        Features of one row in one pass.
+    working_bytes : int
+        What computing a tile's features takes besides the result, as the compiler states it.
+    memory : int
+        The budget.
+    devices : tuple of jax.Device
+    """
+
+    rows: int
+    panel: int
+    seeds: int
+    n_seeds: int
+    row_bytes: int
+    working_bytes: int
+    memory: int
+    devices: tuple = field(repr=False)
+
+    @property
+    def passes(self) -> int:
+        """How often the seeds are gone through."""
+        return -(-self.n_seeds // self.seeds)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Features of a panel and of one more tile, and the working space."""
+        return (self.panel + 1) * self.rows * self.row_bytes + self.working_bytes
+
+    def __str__(self) -> str:
+        on = f", on {len(self.devices)} devices" if len(self.devices) > 1 else ""
+        passes = f"{self.passes} pass{'es' if self.passes > 1 else ''} over {self.n_seeds} outputs"
+        return (
+            f"tiles of {self.rows} rows{on}, panels of {self.panel * self.rows:,} rows, {passes}; "
+            f"{_size(self.row_bytes)} of features a row, {_size(self.working_bytes)} to compute a tile's; "
+            f"at most {_size(self.peak_bytes)} of {_size(self.memory)}"
+        )
+
+
+def make_plan(kernel, model: Model, input_shape: tuple[int, ...], memory: int, devices=None) -> Plan:
+    """The plan for a kernel of a model's network, by compiling what computes one tile's features.
+
+    Parameters
+    ----------
+    kernel : callable
+    model : Model
+    input_shape : tuple of int
+    memory : int
+        Bytes.
+    devices : sequence of jax.Device, default=None
+        None is all devices of JAX's default backend, or its default device if one is set.
+
+    Raises
+    ------
+    MemoryError
+        If a tile of one row does not fit.
+    """
+    return _plan(kernel, _abstract(model), tuple(input_shape), memory, tuple(devices or _default_devices()))
+
+
+@lru_cache(maxsize=256)
+def _plan(kernel, abstract, input_shape, memory, devices) -> Plan:
+    n_devices = len(devices)
+    rows = n_devices * TILE_ROWS.get(devices[0].platform, TILE_ROWS_ACCELERATOR)
+    n_seeds = _n_seeds(kernel, abstract, input_shape)
+    seeds = n_seeds
+    if splits_seeds(kernel):
+        of_one = _row_bytes(kernel, abstract, input_shape, 1)
+        seeds = max(1, min(n_seeds, int(0.6 * memory) // (PANEL_ROWS * of_one)))
+    row_bytes = _row_bytes(kernel, abstract, input_shape, seeds)
+    while rows > n_devices and 3 * rows * row_bytes > memory * n_devices:
+        rows = n_devices * (rows // n_devices // 2)
+    while True:
+        stats = _program(kernel, abstract, input_shape, rows, seeds, devices).memory_analysis()
+        working = 0 if stats is None else stats.temp_size_in_bytes * n_devices
+        # two tiles at least: one of rows and one of columns
+        if 2 * rows * row_bytes + working <= memory * n_devices:
+            panel = (memory * n_devices - working) // (rows * row_bytes) - 1
+            return Plan(rows, int(panel), seeds, n_seeds, row_bytes, working, memory * n_devices, devices)
+        if rows == n_devices:
+            enough = -(-(2 * rows * row_bytes + working) // n_devices)
+            raise MemoryError(
+                f"two rows' tangent features and computing them take {_size(enough)}, more than the budget of "
+                f"{_size(memory)}; give memory={enough:,} bytes or more, or take a kernel with fewer features "
+                "(kernel='pseudo')"
+            )
+        rows = n_devices * (rows // n_devices // 2)
+
+
+def fixed_plan(kernel, model: Model, input_shape: tuple[int, ...], rows: int, panel: int = 1, seeds=None) -> Plan:
+    """A plan of given sizes, whatever memory it takes; nothing is compiled yet. For tests of kernels.
+
+    Parameters
+    ----------
+    kernel, model, input_shape
+        As for :func:`make_plan`.
+    rows, panel : int
+        Rows of a tile on each device, tiles of a panel.
+    seeds : int, default=None
+        Of one pass; None is all of them.
+    """
+    abstract, devices = _abstract(model), _default_devices()
+    n_seeds = _n_seeds(kernel, abstract, tuple(input_shape))
+    seeds = n_seeds if seeds is None or not splits_seeds(kernel) else min(seeds, n_seeds)
+    row_bytes = _row_bytes(kernel, abstract, tuple(input_shape), seeds)
+    rows *= len(devices)
+    return Plan(rows, panel, seeds, n_seeds, row_bytes, 0, (panel + 1) * rows * row_bytes, devices)
+
+
+def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, start: int = 0, *, on_host=False):
+    """What one side of the kernel needs of a tile: its features, or the inputs when it has none.
+
+    Parameters
+    ----------
+    kernel, model, plan
+    X : array (n, ...)
+    tile : int
+        Index of a tile of ``plan.rows`` rows; missing ones repeat the tile's first.
+    start : int, default=0
+        First seed of the pass; seeds beyond the last are zero.
+    on_host : bool, default=False
+        As NumPy arrays, which share memory with JAX's on a CPU.
+
+    Raises
+    ------
+    ArithmeticError
+        If the network's structure was read wrongly: features are compared with a plain backward pass when a
+        network is first met.
+    """
+    x = pad_rows(X[tile * plan.rows : (tile + 1) * plan.rows], plan.rows)
+    abstract = _abstract(model)
+    program = _program(kernel, abstract, X.shape[1:], plan.rows, plan.seeds, plan.devices)
+    spread, everywhere = _shardings(plan.devices)
+    x, model = jax.device_put(x, spread), jax.device_put(model, everywhere)
+    if not isinstance(kernel, TangentKernel):
+        return program(model, x)
+    seeds = kernel.seeds(model, x)[start : start + plan.seeds]
+    seeds = jax.device_put(jnp.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0))), everywhere)
+    features = program(model, x, seeds)
+    _prove(kernel, model, abstract, x, seeds, features)
+    return jax.tree.map(np.asarray, features) if on_host else features
+
+
+def splits_seeds(kernel) -> bool:
+    """Whether a kernel's gradients can be taken for a few seeds at a time."""
+    return isinstance(kernel, TangentKernel) and kernel.splits_seeds
+
+
+def pad_rows(X, rows: int) -> np.ndarray:
+    """``X`` (n, ...) with its first row repeated until there are ``rows``.
+
+    >>> pad_rows(np.array([[1.0], [2.0]]), 4).tolist()
+    [[1.0], [2.0], [1.0], [1.0]]
+    """
+    missing = rows - len(X)
+    return X if missing == 0 else np.concatenate([X, np.repeat(X[:1], missing, axis=0)])
+
+
+def parse_memory(memory: str | int) -> int:
+    """Bytes of "512MiB", "2GiB", "1.5 GB" or a plain number.
+
+    >>> parse_memory("2GiB"), parse_memory(1000)
+    (2147483648, 1000)
+    """
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
+        if match is None:
+            raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {memory!r}")
+        number, prefix = match.groups()
+        base = 1024 if prefix and prefix.endswith("i") else 1000
+        memory = float(number) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
+    if not memory > 0:
+        raise ValueError(f"memory must be positive, got {memory!r}")
+    return int(memory)
+
+
+@dataclass(frozen=True)
+class _Abstract:
+    """A model without its numbers: what programs are compiled and cached for."""
+
+    tree: object
+    leaves: tuple
+    x64: bool
+
+    @property
+    def model(self) -> Model:
+        return jax.tree.unflatten(self.tree, [jax.ShapeDtypeStruct(*leaf) for leaf in self.leaves])
+
+
+def _abstract(model: Model) -> _Abstract:
+    leaves, tree = jax.tree.flatten(model)
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return _Abstract(tree, shapes, jax.config.jax_enable_x64)
+
+
+def _default_devices():
+    one = jax.config.jax_default_device
+    return tuple(jax.local_devices()) if one is None else (one,)
+
+
+def _shardings(devices):
+    """Rows spread over the devices, and everything everywhere."""
+    mesh = Mesh(np.array(devices), ("rows",))
+    return NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
+
+
+@lru_cache(maxsize=256)
+def _program(kernel, abstract, input_shape, rows, n_seeds, devices):
+    """Compiled: from a model, a tile of inputs (rows, ...) and seeds (n_seeds, C) to features."""
+    spread, everywhere = _shardings(devices)
+    x = _tile(abstract, input_shape, rows)
+    if not isinstance(kernel, TangentKernel):
+        return jax.jit(lambda model, x: x, in_shardings=(everywhere, spread)).lower(abstract.model, x).compile()
+    compute = jax.jit(kernel.features, in_shardings=(everywhere, spread, everywhere))
+    return compute.lower(abstract.model, x, _seeds(kernel, abstract, input_shape, n_seeds)).compile()
+
+
+@lru_cache(maxsize=256)
+def _row_bytes(kernel, abstract, input_shape, n_seeds) -> int:
+    x = _tile(abstract, input_shape, 1)
+    features = x
+    if isinstance(kernel, TangentKernel):
+        seeds = _seeds(kernel, abstract, input_shape, n_seeds)
+        features = jax.eval_shape(kernel.features, abstract.model, x, seeds)
+    return sum(math.prod(f.shape) * f.dtype.itemsize for f in jax.tree.leaves(features))
+
+
+def _tile(abstract, input_shape, rows):
+    return jax.ShapeDtypeStruct((rows, *input_shape), params_dtype(abstract.model.variables.params))
+
+
+def _seeds(kernel, abstract, input_shape, n_seeds):
+    seeds = jax.eval_shape(kernel.seeds, abstract.model, _tile(abstract, input_shape, 1))
+    return jax.ShapeDtypeStruct((n_seeds, seeds.shape[1]), seeds.dtype)
+
+
+def _n_seeds(kernel, abstract, input_shape) -> int:
+    if not isinstance(kernel, TangentKernel):
+        return 1
+    return jax.eval_shape(kernel.seeds, abstract.model, _tile(abstract, input_shape, 1)).shape[0]
+
+
+# Networks and kernels whose features were compared with a plain backward pass.
+_PROVED = set()
+_mismatch = jax.jit(backward_mismatch)
+
+
+def _prove(kernel, model, abstract, x, seeds, features):
+    key = (kernel, abstract, x.shape[1:])
+    if key in _PROVED or not kernel.has_gradients:
+        return
+    error = float(_mismatch(model, x, seeds, features, jax.random.key(0)))
+    tolerance = 3 * float(jnp.finfo(seeds.dtype).eps) ** 0.5
+    if error > tolerance:
+        raise ArithmeticError(
+            f"gradients read from the structure of {model.network!r} differ from a plain backward pass by "
+            f"{error:.2g} of their norm (more than {tolerance:.1g}). Either its outputs depend on the other rows "
+            "of a batch (batch norm in training mode?), or it holds an operation that was read wrongly: please "
+            "report it with the network"
+        )
+    if math.isfinite(error):
+        _PROVED.add(key)
+
+
+def _size(n_bytes) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.4g} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:,.1f} GiB"
