@@ -88,6 +88,10 @@ class Whole:
     values: Any
     layout: Layout
 
+    def __getitem__(self, rows) -> Whole:
+        """Of some examples."""
+        return Whole(self.values[:, rows], self.layout)
+
     def inner(self, other: Whole):
         """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
         return self.values @ other.values.swapaxes(1, 2)
@@ -131,6 +135,10 @@ class Factors:
     inputs: Any
     cotangents: Any
     layout: Layout
+
+    def __getitem__(self, rows) -> Factors:
+        """Of some examples."""
+        return Factors(self.inputs[rows], self.cotangents[:, rows], self.layout)
 
     def inner(self, other: Factors):
         """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""

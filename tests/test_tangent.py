@@ -11,9 +11,7 @@ import pytest
 from ntkrobust_sk import CNN, MLP, Linearized, Model, TraceNTK, Variables, linearize
 from ntkrobust_sk.tangent import (
     contract_features,
-    contract_summed_features,
     push,
-    summed_features,
     tangent_features,
 )
 
@@ -180,6 +178,15 @@ def test_linearised_networks_compare_by_value():
 # Tangent features
 
 
+SUM = np.ones((1, N_OUTPUTS))
+
+
+def in_order(features):
+    """Gradients (n, R, p) in the parameters' own order."""
+    whole = [leaf.whole() for leaf in features]
+    return [leaf.layout.undo(leaf.values).reshape(leaf.values.shape).swapaxes(0, 1) for leaf in whole]
+
+
 @pytest.fixture(scope="module")
 def products(case):
     """The five functions of the Jacobian, compiled as one, and the Jacobian and tangents for them."""
@@ -189,10 +196,10 @@ def products(case):
     @quickly
     def compute(model, x, many, one):
         return {
-            "tangent": tangent_features(model, x),
-            "summed": summed_features(model, x),
+            "tangent": in_order(tangent_features(model, x)),
+            "summed": in_order(tangent_features(model, x, SUM)),
             "contracted": contract_features(model, x, many),
-            "contracted summed": contract_summed_features(model, x, one),
+            "contracted summed": contract_features(model, x, jax.tree.map(lambda leaf: leaf[None], one), SUM),
             "pushed": push(model, x, one),
         }
 
@@ -210,7 +217,7 @@ def test_tangent_features_are_the_rows_of_the_jacobian(products):
 def test_summed_features_are_tangent_features_summed_over_the_logits(products):
     found, dense, _, _ = products
     for leaf, expected in zip(found["summed"], dense, strict=True):
-        assert_close(leaf, expected.sum(1))
+        assert_close(leaf[:, 0], expected.sum(1))
 
 
 def test_contracted_features_are_inner_products_of_features_and_tangents(products):
