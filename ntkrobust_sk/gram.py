@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
 from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, params_dtype
-from .plan import Plan, features_of, make_plan, parse_memory
+from .plan import Plan, default_devices, everywhere, features_of, fixed_plan, make_plan, parse_memory
+from .store import open_store, stored_sizes
 
 try:
     from jax import enable_x64
 except ImportError:  # JAX before 0.8
     from jax.experimental import enable_x64
+
+# How often tiles of workers that died are computed again.
+LOST_WORKERS = 3
 
 
 def gram(
@@ -29,6 +37,8 @@ def gram(
     memory: str | int = "2GiB",
     dtype=None,
     by_layer: bool = False,
+    store=None,
+    n_jobs: int | None = None,
     plan: Plan | bool = False,
     progress: bool = False,
 ):
@@ -54,10 +64,17 @@ def gram(
         features stay in the parameters' precision.
     by_layer : bool, default=False
         Return one matrix for each parameter array; the kernel is their sum.
+    store : str or os.PathLike, default=None
+        Folder of a zarr array into which tiles are written as they finish. Called again with the same
+        arguments, after whatever stop, it goes on from there; with more rows in X (or Y) it computes the new
+        ones. See :mod:`ntkrobust_sk.store`.
+    n_jobs : int, default=None
+        Worker processes, through joblib: None is this process, or what ``joblib.parallel_config`` says (with
+        ``backend="dask"`` a Dask cluster). Each worker takes ``memory``.
     plan : Plan or bool, default=False
         True prints the plan before it is carried out; a Plan takes the place of one made for ``memory``.
     progress : bool, default=False
-        Show a progress bar over tiles.
+        Show a progress bar over tiles, with rate and time left.
 
     Returns
     -------
@@ -73,6 +90,8 @@ def gram(
         If not even two tiles of one row fit in ``memory``.
     FloatingPointError
         If the result is not finite.
+    StoreMismatchError, DamagedTileError
+        If the store belongs to something else, or one of its tiles is damaged.
     ArithmeticError
         If the gradients read from the network's structure are not those of a plain backward pass.
 
@@ -96,27 +115,27 @@ def gram(
         raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}")
     if by_layer and not isinstance(kernel, TangentKernel):
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
+    if by_layer and store is not None:
+        raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
     shown = plan is True
     if not isinstance(plan, Plan):
-        plan = make_plan(kernel, model, X.shape[1:], parse_memory(memory))
+        sizes = None if store is None else stored_sizes(store)
+        plan = make_plan(kernel, model, X.shape[1:], parse_memory(memory), sizes=sizes)
     if shown:
         print(plan)
+    if store is not None:
+        return _fill_store(store, kernel, model, X, Y, plan, dtype, n_jobs, progress)
     tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
     size, result = (len(X), len(X if Y is None else Y)), None
-    with tqdm(total=len(tiles), desc="Gram tiles", disable=not progress, leave=False) as bar:
-        for panel in by_panel(tiles, plan.panel):
-            for (i, j), blocks in compute_tiles(kernel, model, X, Y, panel, plan, dtype, by_layer):
-                result = result or [_empty(size, block) for block in blocks]
-                for k, block in enumerate(blocks):
-                    result[k] = _write(result[k], block, i * plan.rows, j * plan.rows)
-                    if Y is None and i < j:
-                        result[k] = _write(result[k], _transpose(block), j * plan.rows, i * plan.rows)
-                bar.update()
-    if not all(bool((np if isinstance(K, np.ndarray) else jnp).isfinite(K).all()) for K in result):
-        raise FloatingPointError(
-            f"the Gram matrix of {kernel!r} has entries that are not finite; look for overflow in the "
-            "network's parameters or inputs"
-        )
+    finished = _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs)
+    for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
+        result = result or [_empty(size, block) for block in blocks]
+        for k, block in enumerate(blocks):
+            result[k] = _write(result[k], block, i * plan.rows, j * plan.rows)
+            if Y is None and i < j:
+                result[k] = _write(result[k], _transpose(block), j * plan.rows, i * plan.rows)
+    for K in result:
+        _require_finite(kernel, K)
     if not by_layer:
         return result[0]
     paths = jax.tree_util.tree_leaves_with_path(model.variables.params)
@@ -129,12 +148,90 @@ def all_tiles(rows: int, n: int, m: int | None) -> list[tuple[int, int]]:
     return [(i, j) for i in range(height) for j in range(0 if m is not None else i, width)]
 
 
-def by_panel(tiles: list[tuple[int, int]], panel: int) -> list[list[tuple[int, int]]]:
-    """The tiles of each panel of rows."""
+def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None) -> list[list[tuple[int, int]]]:
+    """The tiles of each panel of rows, and of each ``width`` columns if that is given.
+
+    >>> by_panel([(0, 0), (0, 1), (0, 2), (1, 1)], panel=2, width=2)
+    [[(0, 0), (0, 1), (1, 1)], [(0, 2)]]
+    """
     panels = {}
     for i, j in tiles:
-        panels.setdefault(i // panel, []).append((i, j))
+        panels.setdefault((i // panel, None if width is None else j // width), []).append((i, j))
     return list(panels.values())
+
+
+def _fill_store(path, kernel, model, X, Y, plan, dtype, n_jobs, progress):
+    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
+    with jax.default_matmul_precision("highest"):
+        entry = jax.eval_shape(kernel, model, x, x)
+    store = open_store(path, kernel, model, X, Y, plan, dtype or entry.dtype, entry.shape[2:])
+    tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
+    missing = [tile for tile in tiles if not store.holds(*tile)]
+    # in pieces, so that tiles that take several passes are written before the whole panel's are
+    finished = _finished_tiles(kernel, model, X, Y, missing, plan, dtype, False, n_jobs, width=plan.panel)
+    bar = {"total": len(tiles), "initial": len(tiles) - len(missing), "disable": not progress, "unit": "tile"}
+    for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
+        _require_finite(kernel, block)
+        mirrored = np.asarray(_transpose(block)) if Y is None and i < j else None
+        store.write(i, j, np.asarray(block), mirrored)
+    return store.read()
+
+
+def _require_finite(kernel, K):
+    if not bool((np if isinstance(K, np.ndarray) else jnp).isfinite(K).all()):
+        raise FloatingPointError(
+            f"the Gram matrix of {kernel!r} has entries that are not finite; look for overflow in the "
+            "network's parameters or inputs"
+        )
+
+
+def _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs, width=None):
+    """Tiles with their blocks, computed here or by workers, in whatever order they finish."""
+    n_workers = effective_n_jobs(n_jobs)
+    if n_workers == 1:
+        for panel in by_panel(tiles, plan.panel, width):
+            yield from compute_tiles(kernel, model, X, Y, panel, plan, dtype, by_layer)
+        return
+    # pieces that are about square, and several for each worker
+    side = max(1, min(plan.panel, math.isqrt(max(1, len(tiles) // (4 * n_workers)))))
+    sizes, left = (plan.rows, side, plan.seeds), set(tiles)
+    for attempts_left in reversed(range(LOST_WORKERS + 1)):
+        pieces = [_piece(X, Y, piece, plan.rows) for piece in by_panel(sorted(left), side, side)]
+        tasks = (delayed(_work)(kernel, model, *piece, sizes, dtype, by_layer) for piece in pieces)
+        try:
+            for done in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks):
+                for tile, blocks in done:
+                    left.discard(tile)
+                    yield tile, blocks
+            return
+        except (CancelledError, BrokenExecutor) as error:
+            if not attempts_left:
+                raise
+            warnings.warn(
+                f"a worker was lost ({error}); the {len(left)} tiles that are missing are computed again. If "
+                "workers run out of memory, give each of them less: memory=...",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _piece(X, Y, tiles, rows):
+    """The inputs that some tiles need, and for each tile where it is among them."""
+    first_i, first_j = (min(tile[axis] for tile in tiles) for axis in (0, 1))
+    last_i, last_j = (max(tile[axis] for tile in tiles) for axis in (0, 1))
+    symmetric = Y is None and first_i == first_j
+    X_piece = X[first_i * rows : (max(last_i, last_j) if symmetric else last_i) * rows + rows]
+    Y_piece = None if symmetric else (X if Y is None else Y)[first_j * rows : (last_j + 1) * rows]
+    return X_piece, Y_piece, {(i - first_i, j - first_j): (i, j) for i, j in tiles}
+
+
+def _work(kernel, model, X, Y, tiles, sizes, dtype, by_layer):
+    """What a worker does: compute a piece of the matrix, found to be in its own place."""
+    rows, panel, seeds = sizes
+    n_devices = len(default_devices())
+    plan = fixed_plan(kernel, model, X.shape[1:], rows // n_devices, panel, seeds)
+    found = compute_tiles(kernel, model, X, Y, list(tiles), plan, dtype, by_layer)
+    return [(tiles[at], [np.asarray(block) for block in blocks]) for at, blocks in found]
 
 
 def compute_tiles(
@@ -169,6 +266,9 @@ def compute_tiles(
         left = {i: features(X, i, start) for i in rows}
         for j, partners in columns.items():
             right = left[j] if Y is None and j in left else features(X if Y is None else Y, j, start)
+            if len(plan.devices) > 1:
+                # rows stay where they are, columns go to all devices
+                right = jax.device_put(right, everywhere(plan.devices))
             for i in partners:
                 blocks = contract(left[i], right, symmetrize=Y is None and i == j)
                 if kernel_rank(kernel) == 3:
@@ -210,9 +310,8 @@ def _contract(kernel, model, left, right, *, dtype, by_layer, symmetrize):
     return [(block + _transpose(block)) / 2 for block in blocks] if symmetrize else blocks
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("dtype", "by_layer", "symmetrize"))
+@partial(jax.jit, static_argnums=(0, 4, 5, 6))
 def _traced(kernel, model, left, right, dtype, by_layer, symmetrize):
-    # the rows stay where they are, on whichever device, and the columns go to all of them
     return _contract(kernel, model, left, right, dtype=dtype, by_layer=by_layer, symmetrize=symmetrize)
 
 

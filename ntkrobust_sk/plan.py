@@ -88,7 +88,7 @@ class Plan:
         )
 
 
-def make_plan(kernel, model: Model, input_shape: tuple[int, ...], memory: int, devices=None) -> Plan:
+def make_plan(kernel, model: Model, input_shape: tuple[int, ...], memory: int, devices=None, sizes=None) -> Plan:
     """The plan for a kernel of a model's network, by compiling what computes one tile's features.
 
     Parameters
@@ -100,17 +100,20 @@ def make_plan(kernel, model: Model, input_shape: tuple[int, ...], memory: int, d
         Bytes.
     devices : sequence of jax.Device, default=None
         None is all devices of JAX's default backend, or its default device if one is set.
+    sizes : (int, int), default=None
+        Rows of a tile, over all devices, and seeds of a pass, where they are settled already.
 
     Raises
     ------
     MemoryError
         If a tile of one row does not fit.
     """
-    return _plan(kernel, _abstract(model), tuple(input_shape), memory, tuple(devices or _default_devices()))
+    devices = tuple(devices or default_devices())
+    return _plan(kernel, _abstract(model), tuple(input_shape), memory, devices, sizes)
 
 
 @lru_cache(maxsize=256)
-def _plan(kernel, abstract, input_shape, memory, devices) -> Plan:
+def _plan(kernel, abstract, input_shape, memory, devices, sizes) -> Plan:
     n_devices = len(devices)
     rows = n_devices * TILE_ROWS.get(devices[0].platform, TILE_ROWS_ACCELERATOR)
     n_seeds = _n_seeds(kernel, abstract, input_shape)
@@ -118,8 +121,10 @@ def _plan(kernel, abstract, input_shape, memory, devices) -> Plan:
     if splits_seeds(kernel):
         of_one = _row_bytes(kernel, abstract, input_shape, 1)
         seeds = max(1, min(n_seeds, int(0.6 * memory) // (PANEL_ROWS * of_one)))
+    if sizes is not None:
+        rows, seeds = sizes
     row_bytes = _row_bytes(kernel, abstract, input_shape, seeds)
-    while rows > n_devices and 3 * rows * row_bytes > memory * n_devices:
+    while sizes is None and rows > n_devices and 3 * rows * row_bytes > memory * n_devices:
         rows = n_devices * (rows // n_devices // 2)
     while True:
         stats = _program(kernel, abstract, input_shape, rows, seeds, devices).memory_analysis()
@@ -128,12 +133,12 @@ def _plan(kernel, abstract, input_shape, memory, devices) -> Plan:
         if 2 * rows * row_bytes + working <= memory * n_devices:
             panel = (memory * n_devices - working) // (rows * row_bytes) - 1
             return Plan(rows, int(panel), seeds, n_seeds, row_bytes, working, memory * n_devices, devices)
-        if rows == n_devices:
+        if rows == n_devices or sizes is not None:
             enough = -(-(2 * rows * row_bytes + working) // n_devices)
             raise MemoryError(
-                f"two rows' tangent features and computing them take {_size(enough)}, more than the budget of "
-                f"{_size(memory)}; give memory={enough:,} bytes or more, or take a kernel with fewer features "
-                "(kernel='pseudo')"
+                f"two tiles of {rows} row{'s' if rows > 1 else ''} of tangent features and computing them take "
+                f"{_size(enough)}, more than the budget of {_size(memory)}; give memory={enough:,} bytes or more, "
+                "or take a kernel with fewer features (kernel='pseudo')"
             )
         rows = n_devices * (rows // n_devices // 2)
 
@@ -150,7 +155,7 @@ def fixed_plan(kernel, model: Model, input_shape: tuple[int, ...], rows: int, pa
     seeds : int, default=None
         Of one pass; None is all of them.
     """
-    abstract, devices = _abstract(model), _default_devices()
+    abstract, devices = _abstract(model), default_devices()
     n_seeds = _n_seeds(kernel, abstract, tuple(input_shape))
     seeds = n_seeds if seeds is None or not splits_seeds(kernel) else min(seeds, n_seeds)
     row_bytes = _row_bytes(kernel, abstract, tuple(input_shape), seeds)
@@ -181,12 +186,11 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
     x = pad_rows(X[tile * plan.rows : (tile + 1) * plan.rows], plan.rows)
     abstract = _abstract(model)
     program = _program(kernel, abstract, X.shape[1:], plan.rows, plan.seeds, plan.devices)
-    spread, everywhere = _shardings(plan.devices)
-    x, model = jax.device_put(x, spread), jax.device_put(model, everywhere)
+    x, model = jax.device_put(x, by_rows(plan.devices)), jax.device_put(model, everywhere(plan.devices))
     if not isinstance(kernel, TangentKernel):
         return program(model, x)
     seeds = kernel.seeds(model, x)[start : start + plan.seeds]
-    seeds = jax.device_put(jnp.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0))), everywhere)
+    seeds = jax.device_put(jnp.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0))), everywhere(plan.devices))
     features = program(model, x, seeds)
     _prove(kernel, model, abstract, x, seeds, features)
     return jax.tree.map(np.asarray, features) if on_host else features
@@ -244,25 +248,34 @@ def _abstract(model: Model) -> _Abstract:
     return _Abstract(tree, shapes, jax.config.jax_enable_x64)
 
 
-def _default_devices():
+def default_devices() -> tuple:
+    """All devices of JAX's default backend, or its default device if one is set."""
     one = jax.config.jax_default_device
     return tuple(jax.local_devices()) if one is None else (one,)
 
 
-def _shardings(devices):
-    """Rows spread over the devices, and everything everywhere."""
-    mesh = Mesh(np.array(devices), ("rows",))
-    return NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
+def _mesh(devices):
+    return Mesh(np.array(devices), ("rows",))
+
+
+def by_rows(devices) -> NamedSharding:
+    """The first axis spread over the devices."""
+    return NamedSharding(_mesh(devices), PartitionSpec("rows"))
+
+
+def everywhere(devices) -> NamedSharding:
+    """All of it on every device."""
+    return NamedSharding(_mesh(devices), PartitionSpec())
 
 
 @lru_cache(maxsize=256)
 def _program(kernel, abstract, input_shape, rows, n_seeds, devices):
     """Compiled: from a model, a tile of inputs (rows, ...) and seeds (n_seeds, C) to features."""
-    spread, everywhere = _shardings(devices)
+    whole, spread = everywhere(devices), by_rows(devices)
     x = _tile(abstract, input_shape, rows)
     if not isinstance(kernel, TangentKernel):
-        return jax.jit(lambda model, x: x, in_shardings=(everywhere, spread)).lower(abstract.model, x).compile()
-    compute = jax.jit(kernel.features, in_shardings=(everywhere, spread, everywhere))
+        return jax.jit(lambda model, x: x, in_shardings=(whole, spread)).lower(abstract.model, x).compile()
+    compute = jax.jit(kernel.features, in_shardings=(whole, spread, whole))
     return compute.lower(abstract.model, x, _seeds(kernel, abstract, input_shape, n_seeds)).compile()
 
 
