@@ -25,6 +25,7 @@ from .metrics import (
     top_mass,
 )
 from .networks import CNN, MLP, Model, Network, Stateless, Variables
+from .projections import ProjectedNTK
 from .resnet import ResNet18
 from .scoring import make_robust_scorer, robust_accuracy
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
@@ -51,6 +52,7 @@ __all__ = [
     "Linearized",
     "Model",
     "Network",
+    "ProjectedNTK",
     "PseudoNTK",
     "ResNet18",
     "SingularGramError",

@@ -15,6 +15,7 @@ from .kernels import resolve_kernel
 from .machines import KernelSourceMixin
 from .networks import check_model, n_params, params_dtype
 from .plan import features_of, make_plan, parse_memory
+from .projections import ProjectedNTK
 
 
 class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSourceMixin, TangentEstimator):
@@ -29,6 +30,9 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         gets one output.
     kernel : {"pseudo", "trace"}, default="pseudo"
         "pseudo": P features, ∇g(x) with g = (1/√C) Σ_c f_c. "trace": C·P features, ∇f_c(x) / √C.
+    n_components : int, default=None
+        Number of random projections of those features, whose inner products are unbiased estimates of the
+        kernel's; see :class:`ProjectedNTK`. None keeps all features.
     input_shape : tuple of int, default=None
         Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X.
     memory : str or int, default="2GiB"
@@ -57,12 +61,23 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         **{k: v for k, v in TangentEstimator._shared_constraints.items() if k != "verbose"},
         "estimator": "no_validation",
         "kernel": [StrOptions({"pseudo", "trace"})],
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "memory": [str, Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(self, estimator=None, *, kernel="pseudo", input_shape=None, memory="2GiB", random_state=None):
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        kernel="pseudo",
+        n_components=None,
+        input_shape=None,
+        memory="2GiB",
+        random_state=None,
+    ):
         self.estimator = estimator
         self.kernel = kernel
+        self.n_components = n_components
         self.input_shape = input_shape
         self.memory = memory
         self.random_state = random_state
@@ -71,10 +86,15 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         """Learn the input shape, and the network where ``estimator`` has to be fitted (then y is needed)."""
         self._validate_params()
         X, _ = self._validated(X, reset=True, known_shape=self._source_shape())
-        self.model_ = self._source_model(X, y, 1, None, jax.random.split(self._key())[0])
+        of_model, of_projection = jax.random.split(self._key())
+        self.model_ = self._source_model(X, y, 1, None, of_model)
         n_outputs = check_model(self.model_, self.input_shape_)
         copies = n_outputs if self.kernel == "trace" else 1
-        self._n_features_out = copies * n_params(self.model_.variables.params)
+        self._n_features_out = self.n_components or copies * n_params(self.model_.variables.params)
+        self._kernel = resolve_kernel(self.kernel)
+        if self.n_components is not None:
+            seed = int(jax.random.randint(of_projection, (), 0, np.iinfo(np.int32).max))
+            self._kernel = ProjectedNTK(int(self.n_components), seed, of=self.kernel)
         return self
 
     def transform(self, X):
@@ -88,14 +108,13 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
                 f"{len(X)} rows of {self._n_features_out:,} tangent features take {size / 2**30:.2f} GiB, more "
                 f"than memory={self.memory!r}; transform fewer rows at once, use kernel='pseudo', or raise it"
             )
-        kernel = resolve_kernel(self.kernel)
-        plan = make_plan(kernel, self.model_, self.input_shape_, budget)
+        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget)
         result = np.empty((len(X), self._n_features_out), dtype)
         for tile in range(-(-len(X) // plan.rows)):
             rows = result[tile * plan.rows : (tile + 1) * plan.rows]
             for start in range(0, plan.n_seeds, plan.seeds):
-                features = features_of(kernel, self.model_, plan, X.astype(dtype), tile, start, on_host=True)
-                _write_columns(rows, features, start, plan.n_seeds)
+                features = features_of(self._kernel, self.model_, plan, X.astype(dtype), tile, start, on_host=True)
+                _write_columns(rows, features, start, plan.n_seeds if self.n_components is None else 1)
         return result.astype(X.dtype, copy=False)
 
     def __sklearn_tags__(self):

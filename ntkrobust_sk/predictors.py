@@ -126,15 +126,18 @@ def make_predictor(
                 folded = _add_folded(kernel, folded, features, _of_pass(kernel, part, start, plan.seeds))
         passes.append([np.asarray(leaf)[:size].astype(dtype) for leaf in folded])
     tangents = [jnp.asarray(np.concatenate(parts)) for parts in zip(*passes, strict=True)]
-    tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)
+    if kernel.has_gradients:
+        tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)
     return PrimalPredictor(kernel, model, tangents, offset)
 
 
 def _answers_primally(kernel, model, X, dual_coef, budget) -> bool:
     """Whether the primal form is cheaper, and its tangents fit."""
     n, n_targets = dual_coef.shape
-    if not isinstance(kernel, TangentKernel) or not kernel.has_gradients or n <= n_targets:
+    if not isinstance(kernel, TangentKernel) or n <= n_targets:
         return False
+    if not kernel.has_gradients:
+        return True
     seeds = jax.eval_shape(kernel.seeds, model, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)).shape[0]
     n_tangents = {2: seeds * n_targets, 3: seeds, 4: 1}[kernel.rank]
     return n_tangents * n_params(model.variables.params) * X.dtype.itemsize <= budget
