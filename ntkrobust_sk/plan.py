@@ -189,8 +189,9 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
     x, model = jax.device_put(x, by_rows(plan.devices)), jax.device_put(model, everywhere(plan.devices))
     if not isinstance(kernel, TangentKernel):
         return program(model, x)
-    seeds = kernel.seeds(model, x)[start : start + plan.seeds]
-    seeds = jax.device_put(jnp.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0))), everywhere(plan.devices))
+    seeds = _all_seeds(kernel, abstract, X.shape[1:])[start : start + plan.seeds]
+    seeds = np.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0)))
+    seeds = jax.device_put(seeds, everywhere(plan.devices))
     features = program(model, x, seeds)
     if kernel.has_gradients:
         _prove(kernel, model, abstract, x, seeds, features)
@@ -297,14 +298,18 @@ def _tile(abstract, input_shape, rows):
 
 
 def _seeds(kernel, abstract, input_shape, n_seeds):
-    seeds = jax.eval_shape(kernel.seeds, abstract.model, _tile(abstract, input_shape, 1))
+    seeds = _all_seeds(kernel, abstract, input_shape)
     return jax.ShapeDtypeStruct((n_seeds, seeds.shape[1]), seeds.dtype)
 
 
+@lru_cache(maxsize=256)
+def _all_seeds(kernel, abstract, input_shape) -> np.ndarray:
+    """The kernel's seeds (R, C); they depend on shapes alone."""
+    return np.asarray(kernel.seeds(abstract.model, _tile(abstract, input_shape, 1)))
+
+
 def _n_seeds(kernel, abstract, input_shape) -> int:
-    if not isinstance(kernel, TangentKernel):
-        return 1
-    return jax.eval_shape(kernel.seeds, abstract.model, _tile(abstract, input_shape, 1)).shape[0]
+    return len(_all_seeds(kernel, abstract, input_shape)) if isinstance(kernel, TangentKernel) else 1
 
 
 # Networks and kernels whose features were compared with a plain backward pass.

@@ -103,7 +103,7 @@ def tangent_features(model: Model, x: jax.Array, seeds=None, *, all_pairs: bool 
 
 def identity_seeds(model: Model, x) -> jax.Array:
     """One seed for each logit, (C, C)."""
-    logits = jax.eval_shape(model, x)
+    logits = jax.eval_shape(lambda model, x: model(x), model, x)
     return jnp.eye(logits.shape[1], dtype=logits.dtype)
 
 
