@@ -305,8 +305,10 @@ def _contract(kernel, model, left, right, *, dtype, by_layer, symmetrize):
         _check_block(kernel, jnp.shape(blocks[0]), len(left), len(right))
         blocks = blocks if dtype is None else [blocks[0].astype(dtype)]
     else:
-        blocks = kernel.contract_layers(left, right, dtype)
-        blocks = blocks if by_layer else [sum(blocks)]
+        # what overflows is found in the result
+        with np.errstate(over="ignore", invalid="ignore"):
+            blocks = kernel.contract_layers(left, right, dtype)
+            blocks = blocks if by_layer else [sum(blocks)]
     return [(block + _transpose(block)) / 2 for block in blocks] if symmetrize else blocks
 
 

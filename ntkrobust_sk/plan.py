@@ -196,7 +196,7 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
     if kernel.has_gradients:
         _prove(kernel, model, abstract, x, seeds, features)
     elif (kernel.base, abstract, X.shape[1:]) not in _PROVED:
-        features_of(kernel.base, model, fixed_plan(kernel.base, model, X.shape[1:], 1), X[:1], 0)
+        features_of(kernel.base, model, fixed_plan(kernel.base, model, X.shape[1:], 2), X[:2], 0)
     return jax.tree.map(np.asarray, features) if on_host else features
 
 
