@@ -60,7 +60,7 @@ class Layout:
         lead, shapes = array.shape[:-1], [self.shape]
         for name, argument in self.steps:
             shapes.append(argument if name == "reshape" else tuple(shapes[-1][a] for a in argument))
-        array = array.reshape(*lead, *shapes[-1])
+        array = array.reshape((*lead, *shapes[-1]))
         for (name, argument), shape in zip(self.steps[::-1], shapes[-2::-1], strict=True):
             back = shape if name == "reshape" else tuple(int(i) for i in np.argsort(argument))
             array = _step(array, len(lead), name, back)
@@ -69,7 +69,7 @@ class Layout:
 
 def _step(array, lead, name, argument):
     if name == "reshape":
-        return array.reshape(*array.shape[:lead], *argument)
+        return array.reshape((*array.shape[:lead], *argument))
     return array.transpose(*range(lead), *(a + lead for a in argument))
 
 
@@ -88,6 +88,20 @@ class Whole:
     values: Any
     layout: Layout
 
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.values.shape[1]
+
+    def room_for(self, n: int) -> Whole:
+        """For n examples, in NumPy, not written yet."""
+        n_seeds, _, p = self.values.shape
+        return Whole(np.empty((n_seeds, n, p), self.values.dtype), self.layout)
+
+    def write(self, at: int, rows: Whole) -> None:
+        """Place some examples' from the one at ``at`` on."""
+        self.values[:, at : at + rows.n] = rows.values
+
     def __getitem__(self, rows) -> Whole:
         """Of some examples."""
         return Whole(self.values[:, rows], self.layout)
@@ -95,6 +109,10 @@ class Whole:
     def inner(self, other: Whole):
         """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
         return self.values @ other.values.swapaxes(1, 2)
+
+    def inner_sum(self, other: Whole):
+        """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
+        return _summed_products(self.values, other.values)
 
     def inner_all(self, other: Whole):
         """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
@@ -136,6 +154,22 @@ class Factors:
     cotangents: Any
     layout: Layout
 
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.inputs.shape[0]
+
+    def room_for(self, n: int) -> Factors:
+        """For n examples, in NumPy, not written yet."""
+        inputs = np.empty((n, *self.inputs.shape[1:]), self.inputs.dtype)
+        n_seeds, _, *rest = self.cotangents.shape
+        return Factors(inputs, np.empty((n_seeds, n, *rest), self.cotangents.dtype), self.layout)
+
+    def write(self, at: int, rows: Factors) -> None:
+        """Place some examples' from the one at ``at`` on."""
+        self.inputs[at : at + rows.n] = rows.inputs
+        self.cotangents[:, at : at + rows.n] = rows.cotangents
+
     def __getitem__(self, rows) -> Factors:
         """Of some examples."""
         return Factors(self.inputs[rows], self.cotangents[:, rows], self.layout)
@@ -143,12 +177,30 @@ class Factors:
     def inner(self, other: Factors):
         """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
         products = _input_products(self.inputs, other.inputs)
+        if self.inputs.shape[2] == other.inputs.shape[2] == 1:
+            # one position: all seeds in one product
+            left, right = (f.cotangents[:, :, :, 0].transpose(2, 0, 1, 3) for f in (self, other))
+            return ((left @ right.swapaxes(2, 3)) * products[:, None, :, 0, :, 0]).sum(0)
         pairs = zip(self.cotangents, other.cotangents, strict=True)
         return _stack([(products * _row_products(a, b)).sum((0, 2, 4)) for a, b in pairs])
+
+    def inner_sum(self, other: Factors):
+        """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
+        if not self.inputs.shape[1:3] == other.inputs.shape[1:3] == (1, 1):
+            return self.inner(other).sum(0)
+        products = _input_products(self.inputs, other.inputs)[0, :, 0, :, 0]
+        return products * _summed_products(self.cotangents[:, :, 0, 0], other.cotangents[:, :, 0, 0])
 
     def inner_all(self, other: Factors):
         """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
         products = _input_products(self.inputs, other.inputs)
+        if self.inputs.shape[2] == other.inputs.shape[2] == 1:
+            # one position: all seeds in one product
+            (r, n, g, _, o), (q, m) = self.cotangents.shape, other.cotangents.shape[:2]
+            left = self.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, r * n, o)
+            right = other.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, q * m, o)
+            all_pairs = (left @ right.swapaxes(1, 2)).reshape(g, r, n, q, m)
+            return (all_pairs * products.reshape(g, 1, n, 1, m)).sum(0)
         left, right = self.cotangents, other.cotangents
         rows = [_stack([(products * _row_products(a, b)).sum((0, 2, 4)) for b in right]) for a in left]
         return _stack(rows).swapaxes(1, 2)
@@ -202,6 +254,45 @@ def forms_gradient(n_positions: int, n_in: int, n_out: int, n_seeds: int, all_pa
     return formed < factored
 
 
+def contraction_bytes(leaf: Whole | Factors, itemsize: int) -> int:
+    """What an inner product of two tiles like this takes at most, in a precision of so many bytes.
+
+    Parameters
+    ----------
+    leaf : Whole or Factors
+        Shapes are enough.
+    itemsize : int
+        If larger than the features' own, they are copied.
+    """
+    arrays = jax.tree.leaves(leaf)
+    copied = 2 * sum(math.prod(a.shape) * itemsize for a in arrays if itemsize > a.dtype.itemsize)
+    if isinstance(leaf, Whole):
+        n_seeds, n, _ = leaf.values.shape
+        return copied + 2 * n_seeds * n**2 * itemsize
+    n_seeds, n, n_groups, n_positions, _ = leaf.cotangents.shape
+    once = n_groups * (n * n_positions) ** 2 * itemsize
+    return copied + (2 * n_seeds if n_positions == 1 else 3) * once
+
+
+def stacked(parts, n: int) -> list[Whole | Factors]:
+    """Features of n examples in all, in NumPy, from those of a few at a time.
+
+    Parameters
+    ----------
+    parts : iterable of lists of Whole or Factors
+    n : int
+    """
+    whole, at = None, 0
+    for part in parts:
+        part = jax.tree.map(np.asarray, part)
+        whole = [leaf.room_for(n) for leaf in part] if whole is None else whole
+        size = part[0].n
+        for leaf, rows in zip(whole, part, strict=True):
+            leaf.write(at, rows)
+        at += size
+    return whole
+
+
 def joined(parts: list[Factors]) -> Factors:
     """The gradient of an array that is used more than once: all uses' positions, one after the other."""
     if len(parts) == 1:
@@ -209,6 +300,11 @@ def joined(parts: list[Factors]) -> Factors:
     inputs = jnp.concatenate([part.inputs for part in parts], axis=-2)
     cotangents = jnp.concatenate([part.cotangents for part in parts], axis=-2)
     return Factors(inputs, cotangents, parts[0].layout)
+
+
+def _summed_products(left, right):
+    """Σ_r left_r right_rᵀ, (n, m), of arrays (r, n, k) and (r, m, k)."""
+    return (left @ right.swapaxes(1, 2)).sum(0)
 
 
 def _stack(arrays):

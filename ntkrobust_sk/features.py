@@ -108,7 +108,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
                 f"{len(X)} rows of {self._n_features_out:,} tangent features take {size / 2**30:.2f} GiB, more "
                 f"than memory={self.memory!r}; transform fewer rows at once, use kernel='pseudo', or raise it"
             )
-        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget)
+        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget, n_rows=len(X))
         result = np.empty((len(X), self._n_features_out), dtype)
         for tile in range(-(-len(X) // plan.rows)):
             rows = result[tile * plan.rows : (tile + 1) * plan.rows]

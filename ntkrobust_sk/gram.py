@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError
+from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -16,7 +17,17 @@ from tqdm.auto import tqdm
 
 from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, params_dtype
-from .plan import Plan, default_devices, everywhere, features_of, fixed_plan, make_plan, parse_memory
+from .plan import (
+    Plan,
+    blas,
+    default_devices,
+    everywhere,
+    features_of,
+    fixed_plan,
+    host_threads,
+    make_plan,
+    parse_memory,
+)
 from .store import open_store, stored_sizes
 
 try:
@@ -117,16 +128,18 @@ def gram(
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
-    shown = plan is True
+    size, shown = (len(X), len(X if Y is None else Y)), plan is True
     if not isinstance(plan, Plan):
-        sizes = None if store is None else stored_sizes(store)
-        plan = make_plan(kernel, model, X.shape[1:], parse_memory(memory), sizes=sizes)
+        # a store may grow, and keeps the tiles that it has
+        n_rows, sizes = (max(size), None) if store is None else (None, stored_sizes(store))
+        budget = parse_memory(memory)
+        plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=n_rows, sizes=sizes, dtype=dtype)
     if shown:
         print(plan)
     if store is not None:
         return _fill_store(store, kernel, model, X, Y, plan, dtype, n_jobs, progress)
     tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
-    size, result = (len(X), len(X if Y is None else Y)), None
+    result = None
     finished = _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs)
     for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
         result = result or [_empty(size, block) for block in blocks]
@@ -252,7 +265,7 @@ def compute_tiles(
     plan : Plan
     """
     on_host = isinstance(kernel, TangentKernel) and len(plan.devices) == 1 and plan.devices[0].platform == "cpu"
-    contract = partial(_contract if on_host else _contract_compiled, kernel, model, dtype=dtype, by_layer=by_layer)
+    contract = _contract_on_host if on_host else _contract_compiled
 
     def features(inputs, tile, start):
         return features_of(kernel, model, plan, inputs, tile, start, on_host=on_host)
@@ -269,8 +282,10 @@ def compute_tiles(
             if len(plan.devices) > 1:
                 # rows stay where they are, columns go to all devices
                 right = jax.device_put(right, everywhere(plan.devices))
-            for i in partners:
-                blocks = contract(left[i], right, symmetrize=Y is None and i == j)
+            column = contract(kernel, model, [left[i] for i in partners], right, dtype, by_layer)
+            for i, blocks in zip(partners, column, strict=True):
+                if Y is None and i == j:
+                    blocks = [_symmetrized(block) for block in blocks]
                 if kernel_rank(kernel) == 3:
                     # the last pass may have seeds to spare
                     blocks = [block[:, :, : plan.n_seeds - start] for block in blocks]
@@ -280,8 +295,9 @@ def compute_tiles(
                     unfinished[i, j] = blocks
                 else:
                     yield (i, j), blocks
-        # not to hold two passes' features at once
-        left = right = None
+            # not to hold two columns' features at once
+            right = column = None
+        left = None
 
 
 def kernel_rank(kernel) -> int | None:
@@ -292,36 +308,57 @@ def kernel_rank(kernel) -> int | None:
 def _together(kernel, before, blocks):
     """Blocks of two passes: summed over seeds, or put side by side where the kernel keeps them apart."""
     if kernel_rank(kernel) == 2:
-        return [a + b for a, b in zip(before, blocks, strict=True)]
+        with _own_precision(blocks[0]):
+            return [a + b for a, b in zip(before, blocks, strict=True)]
     xp = np if isinstance(blocks[0], np.ndarray) else jnp
     return [xp.concatenate([a, b], axis=2) for a, b in zip(before, blocks, strict=True)]
 
 
-def _contract(kernel, model, left, right, *, dtype, by_layer, symmetrize):
-    """The blocks of two tiles, given what :func:`features_of` computed of each."""
-    if not isinstance(kernel, TangentKernel):
-        with jax.default_matmul_precision("highest"):
-            blocks = [kernel(model, left, right)]
-        _check_block(kernel, jnp.shape(blocks[0]), len(left), len(right))
-        blocks = blocks if dtype is None else [blocks[0].astype(dtype)]
-    else:
+def _contract_on_host(kernel, model, lefts, right, dtype, by_layer):
+    """Blocks of some tiles with one tile, by NumPy, in threads of our own.
+
+    BLAS's own threads would meet after each of these small products, and wait for each other whenever
+    something else runs on the machine.
+    """
+
+    n_threads = host_threads()
+    # whole pairs where there are enough of them, else layer by layer
+    size = len(right) if len(lefts) >= n_threads else 1
+    pieces = [(left[at : at + size], right[at : at + size]) for left in lefts for at in range(0, len(right), size)]
+
+    def contract(piece):
         # what overflows is found in the result
         with np.errstate(over="ignore", invalid="ignore"):
+            layers = kernel.contract_layers(*piece, dtype)
+            return layers if by_layer or size == 1 else [sum(layers)]
+
+    with blas().limit(limits=1), ThreadPoolExecutor(n_threads) as threads:
+        blocks = [block for found in threads.map(contract, pieces) for block in found]
+    per_pair = len(blocks) // len(lefts)
+    columns = [blocks[at : at + per_pair] for at in range(0, len(blocks), per_pair)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return columns if by_layer else [[sum(layers)] for layers in columns]
+
+
+def _contract_compiled(kernel, model, lefts, right, dtype, by_layer):
+    """Blocks of some tiles with one tile, by XLA."""
+    double = dtype is not None and jnp.dtype(dtype) == jnp.float64
+    with enable_x64(True) if double else nullcontext():
+        return [
+            _contract(kernel, model, left, right, None if dtype is None else str(dtype), by_layer)
+            for left in lefts
+        ]
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _contract(kernel, model, left, right, dtype, by_layer):
+    with jax.default_matmul_precision("highest"):
+        if isinstance(kernel, TangentKernel):
             blocks = kernel.contract_layers(left, right, dtype)
-            blocks = blocks if by_layer else [sum(blocks)]
-    return [(block + _transpose(block)) / 2 for block in blocks] if symmetrize else blocks
-
-
-@partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def _traced(kernel, model, left, right, dtype, by_layer, symmetrize):
-    return _contract(kernel, model, left, right, dtype=dtype, by_layer=by_layer, symmetrize=symmetrize)
-
-
-def _contract_compiled(kernel, model, left, right, *, dtype, by_layer, symmetrize):
-    if dtype is not None and jnp.dtype(dtype) == jnp.float64:
-        with enable_x64(True):
-            return _traced(kernel, model, left, right, "float64", by_layer, symmetrize)
-    return _traced(kernel, model, left, right, dtype, by_layer, symmetrize)
+            return blocks if by_layer else [sum(blocks)]
+        block = kernel(model, left, right)
+    _check_block(kernel, jnp.shape(block), len(left), len(right))
+    return [block if dtype is None else block.astype(dtype)]
 
 
 def _check_block(kernel, shape, n, m):
@@ -330,6 +367,16 @@ def _check_block(kernel, shape, n, m):
             f"a kernel must return a block (n, m), (n, m, C) or (n, m, C, C), got {shape} for n = {n} and m = {m} "
             f"from {kernel!r}"
         )
+
+
+def _own_precision(block):
+    """JAX computes with what is there in double precision in single precision unless told otherwise."""
+    return enable_x64(True) if block.dtype == np.float64 else nullcontext()
+
+
+def _symmetrized(block):
+    with _own_precision(block):
+        return (block + _transpose(block)) / 2
 
 
 def _transpose(block):

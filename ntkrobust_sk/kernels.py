@@ -69,8 +69,7 @@ class TangentKernel:
     def _contract_layer(self, a, b):
         if self.rank == 4:
             return a.inner_all(b).transpose(1, 3, 0, 2)
-        blocks = a.inner(b)
-        return blocks.sum(0) if self.rank == 2 else blocks.transpose(1, 2, 0)
+        return a.inner_sum(b) if self.rank == 2 else a.inner(b).transpose(1, 2, 0)
 
     def fold(self, features: Features, dual: jax.Array) -> list[jax.Array]:
         """Training points as tangents, one array for each parameter array, of dual coefficients (n, T).

@@ -111,7 +111,7 @@ def make_predictor(
     dual_coef, budget = np.asarray(dual_coef, np.float64), parse_memory(memory)
     if not _answers_primally(kernel, model, X, dual_coef, budget):
         return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(dual_coef.astype(dtype)), offset)
-    plan = make_plan(kernel, model, X.shape[1:], budget) if plan is None else plan
+    plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X)) if plan is None else plan
     n_tiles = -(-len(X) // plan.rows)
     # padded rows have the coefficient zero
     dual = np.zeros((n_tiles * plan.rows, dual_coef.shape[1]))

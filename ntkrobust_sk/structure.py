@@ -242,7 +242,11 @@ class _Walk:
             inner = eqn.params[INLINED[eqn.primitive.name]]
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
             return list(zip(*self.run(jaxpr, consts, inputs, kinds), strict=True))
-        outputs = _bind(eqn, inputs)
+        if self.probes is not None and DATA in kinds and _is_strided(eqn):
+            # only where cotangents are wanted: what has a rule of its own cannot be pushed forward
+            outputs = [_strided_convolution(eqn, *inputs)]
+        else:
+            outputs = _bind(eqn, inputs)
         if not from_params:
             return [(out, DATA if DATA in kinds else CONST) for out in outputs]
         if DATA not in kinds:
@@ -263,6 +267,65 @@ def _bind(eqn, inputs) -> list:
     subfuns, bind_params = bound if isinstance(bound, tuple) else ((), bound)
     outputs = eqn.primitive.bind(*subfuns, *inputs, **bind_params)
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def _is_strided(eqn) -> bool:
+    """Whether it is an ordinary convolution of images with strides, on a CPU."""
+    if eqn.primitive.name != "conv_general_dilated" or jax.default_backend() != "cpu":
+        return False
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    plain = params["feature_group_count"] == params["batch_group_count"] == 1
+    plain &= all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
+    channels_last = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
+    return plain and channels_last and max(params["window_strides"]) > 1
+
+
+def _strided_convolution(eqn, lhs, rhs):
+    """The convolution, with the gradient of its input taken phase by phase.
+
+    XLA computes that gradient on a CPU as a convolution of images widened by zeros, at a fraction of the
+    speed of an ordinary one. But every stride-th pixel is an ordinary convolution with every stride-th tap.
+    """
+
+    @jax.custom_vjp
+    def convolve(lhs, rhs):
+        return _bind(eqn, [lhs, rhs])[0]
+
+    def backward(saved, delta):
+        lhs, rhs = saved
+        (of_filter,) = jax.linear_transpose(lambda rhs: _bind(eqn, [lhs, rhs])[0], rhs)(delta)
+        return _by_phases(eqn, delta, rhs, lhs.shape).astype(lhs.dtype), of_filter
+
+    convolve.defvjp(lambda lhs, rhs: (convolve(lhs, rhs), (lhs, rhs)), backward)
+    return convolve(lhs, rhs)
+
+
+def _by_phases(eqn, delta, rhs, shape):
+    """Cotangents (n, *out, o) of the output as those (n, h, w, c) of the input."""
+    strides, padding = eqn.params["window_strides"], eqn.params["padding"]
+    first = [low // s for (low, _), s in zip(padding, strides, strict=True)]
+    last = [-(-(low + size) // s) for (low, _), size, s in zip(padding, shape[1:3], strides, strict=True)]
+
+    def phase(p, q):
+        taps = jnp.flip(rhs[p :: strides[0], q :: strides[1]], (0, 1)).swapaxes(2, 3)
+        if 0 in taps.shape:
+            return jnp.zeros((len(delta), last[0] - first[0], last[1] - first[1], shape[3]), delta.dtype)
+        around = [(taps.shape[d] - 1 - first[d], last[d] - delta.shape[1 + d]) for d in (0, 1)]
+        return jax.lax.conv_general_dilated(
+            delta,
+            taps,
+            (1, 1),
+            around,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=eqn.params["precision"],
+        )
+
+    rows = [jnp.stack([phase(p, q) for q in range(strides[1])], axis=3) for p in range(strides[0])]
+    interleaved = jnp.stack(rows, axis=2)  # (n, h / s, s, w / t, t, c)
+    n, height, s, width, t, c = interleaved.shape
+    image = interleaved.reshape(n, height * s, width * t, c)
+    start = [low - f * s for (low, _), f, s in zip(padding, first, strides, strict=True)]
+    return image[:, start[0] : start[0] + shape[1], start[1] : start[1] + shape[2]]
 
 
 def _origin(eqn, inputs, kinds) -> _Origin | None:
@@ -423,8 +486,8 @@ def _warn_if_opaque(meeting) -> None:
         warnings.warn(
             f"this network has parameters inside a `{name}`, whose layers cannot be seen: their gradients are "
             f"taken by one backward pass through the whole `{name}` for every example and output, which is exact "
-            "but can be ten to a thousand times slower than layer by layer. Unroll it if you can "
-            "(a Python loop, or scan's `unroll=True`)",
+            "but can be ten to a thousand times slower than layer by layer. Write a loop over "
+            "layers as a Python loop if you can",
             UserWarning,
             stacklevel=2,
         )
@@ -447,7 +510,8 @@ def _product(eqn, inputs, from_params, cotangents) -> Factors:
     w_free = [d for d in range(len(shape)) if d not in (*wc, *wb)]
     n_out = math.prod(shape[d] for d in w_free)
     layout = Layout(shape).then("transpose", (*wb, *w_free, *wc)).then("reshape", (n_groups, n_out, n_in))
-    seen = h.transpose(*b, *free, *c).reshape(1, n_groups, n_positions, n_in)
+    # integers would be taken for rows of a table
+    seen = h.astype(cotangents.dtype).transpose(*b, *free, *c).reshape(1, n_groups, n_positions, n_in)
     # the output's axes: batch, the left operand's free ones, the right operand's
     order = (n_positions, n_out) if at == 1 else (n_out, n_positions)
     delta = cotangents.reshape(len(cotangents), 1, n_groups, *order)
@@ -464,7 +528,7 @@ def _convolution(eqn, inputs, from_params, cotangents) -> Factors | None:
     out = shape[c_out] // n_groups
     layout = Layout(shape).then("transpose", (c_out, *spatial, c_in))
     layout = layout.then("reshape", (n_groups, out, size * shape[c_in]))
-    patches = _patches(eqn, inputs[0])  # (s, window, channels)
+    patches = _patches(eqn, inputs[0]).astype(cotangents.dtype)  # (s, window, channels)
     seen = patches.reshape(len(patches), size, n_groups, -1).transpose(2, 0, 1, 3)
     batch, channels, *places = (d + 1 for d in numbers.out_spec)
     delta = jnp.transpose(cotangents, (0, batch, *places, channels))

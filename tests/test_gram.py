@@ -1,25 +1,26 @@
-"""Gram matrices: exact where they claim to be, the same from every tiling, within memory, and bad input."""
+"""Gram matrices: exact where they claim to be, the same from every tiling, layer by layer, and bad input."""
 
 import sys
+import tracemalloc
+import weakref
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk import CNN, MLP, Model, TraceNTK, Variables, gram
-from ntkrobust_sk.gram import WORKING_COPIES, pad_rows, parse_memory, plan_tiles
-from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.networks import n_params
+from ntkrobust_sk import CNN, MLP, Model, PseudoNTK, Stateless, TraceNTK, Variables, gram
+from ntkrobust_sk.kernels import KERNELS, resolve_kernel
+from ntkrobust_sk.plan import features_of, fixed_plan, make_plan, parse_memory
 
 try:
     from jax import enable_x64
 except ImportError:  # JAX before 0.8
     from jax.experimental import enable_x64
 
-N_OUTPUTS, TILE = 3, 4
+# Products in tiles of few rows and of many take different ways through a BLAS.
+N_OUTPUTS, TILE, LARGE_TILE = 3, 4, 64
 SHAPE = (5,)
 # with two hidden layers, K(x, x') between classes is not symmetric
 NETWORK = MLP(n_outputs=N_OUTPUTS, widths=(4, 3), activation="tanh")
@@ -41,16 +42,9 @@ def draw_inputs(n, shape=SHAPE, seed=1, dtype=np.float32):
 MODEL, X = draw_model(), draw_inputs(11)
 
 
-def row_bytes(kernel, model=MODEL, itemsize=4):
-    return itemsize * n_params(model.variables.params) * (1 if kernel == "pseudo" else N_OUTPUTS)
-
-
-def memory_for(kernel, rows, panel=1):
-    """The least budget that gives tiles of that many rows and panels of so many tiles."""
-    return row_bytes(kernel) * rows * (1 + WORKING_COPIES + panel)
-
-
-in_tiles = partial(gram, memory=memory_for("trace", TILE))
+def in_tiles(kernel, model, X, Y=None, *, rows=TILE, panel=1, seeds=None, **options):
+    plan = fixed_plan(resolve_kernel(kernel), model, np.shape(X)[1:], rows, panel, seeds)
+    return gram(kernel, model, X, Y, plan=plan, **options)
 
 
 def transposed(K):
@@ -58,6 +52,7 @@ def transposed(K):
 
 
 def assert_rounding(found, expected, rtol=ROUNDING):
+    found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())
 
@@ -67,7 +62,7 @@ def assert_same(found, expected):
     if jax.default_backend() == "cpu":
         np.testing.assert_array_equal(found, expected)
     else:
-        assert_rounding(np.asarray(found), np.asarray(expected))
+        assert_rounding(found, expected)
 
 
 # What the entries are
@@ -79,12 +74,13 @@ def test_a_gram_matrix_holds_what_the_kernel_says_of_every_pair(kernel):
     with jax.default_matmul_precision("highest"):
         block = jax.jit(KERNELS[kernel].__call__)(MODEL, X[:6], X[:6])
     assert K.dtype == np.float32
-    assert_rounding(np.asarray(K), np.asarray(block))
+    assert_rounding(K, block)
 
 
+@pytest.mark.parametrize("rows", [TILE, LARGE_TILE])
 @each_kernel
-def test_the_gram_matrix_of_inputs_with_themselves_is_exactly_symmetric(kernel):
-    K = np.asarray(in_tiles(kernel, MODEL, X))
+def test_the_gram_matrix_of_inputs_with_themselves_is_exactly_symmetric(kernel, rows):
+    K = np.asarray(in_tiles(kernel, MODEL, draw_inputs(rows + 7), rows=rows))
     np.testing.assert_array_equal(K, transposed(K))
 
 
@@ -108,29 +104,61 @@ def test_any_number_of_rows_is_cut_from_the_same_matrix(n):
     assert_same(in_tiles("trace", MODEL, X[:3], X[:n]), whole[:3, :n])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8, 16])
+# In a large tile OpenBLAS computes single-precision entries in an order that depends on their places in it, and
+# the product of an array with itself in another than that with a copy. So what holds bit for bit there is that
+# the other rows of the call change nothing; moved to another place, an entry moves by rounding.
+
+MANY = draw_inputs(LARGE_TILE + 11)
+
+
+@pytest.mark.parametrize("n", [1, 7, LARGE_TILE - 1, LARGE_TILE, LARGE_TILE + 1])
+@each_kernel
+def test_in_large_tiles_the_other_rows_of_the_call_change_no_entry(kernel, n):
+    whole = np.asarray(in_tiles(kernel, MODEL, MANY, rows=LARGE_TILE))
+    assert_same(in_tiles(kernel, MODEL, MANY[:n], rows=LARGE_TILE), whole[:n, :n])
+    pairs = np.asarray(in_tiles(kernel, MODEL, MANY, MANY, rows=LARGE_TILE))
+    assert_same(in_tiles(kernel, MODEL, MANY[:n], MANY, rows=LARGE_TILE), pairs[:n])
+    assert_same(in_tiles(kernel, MODEL, MANY, MANY[:n], rows=LARGE_TILE), pairs[:, :n])
+    others = np.concatenate([MANY[:n], draw_inputs(5, seed=2)])
+    assert_same(np.asarray(in_tiles(kernel, MODEL, others, rows=LARGE_TILE))[:n, :n], whole[:n, :n])
+
+
+@each_kernel
+def test_in_large_tiles_entries_in_other_places_differ_by_rounding(kernel):
+    whole = np.asarray(in_tiles(kernel, MODEL, MANY, rows=LARGE_TILE))
+    order = np.random.default_rng(0).permutation(len(MANY))
+    assert_rounding(in_tiles(kernel, MODEL, MANY, MANY, rows=LARGE_TILE), whole)
+    assert_rounding(in_tiles(kernel, MODEL, MANY[2:9], MANY[5:], rows=LARGE_TILE), whole[2:9, 5:])
+    assert_rounding(in_tiles(kernel, MODEL, MANY[order], rows=LARGE_TILE), whole[order][:, order])
+
+
+@pytest.mark.parametrize("rows", [TILE, LARGE_TILE])
+@each_kernel
+def test_computed_again_a_matrix_is_the_same(kernel, rows):
+    first, again = (in_tiles(kernel, MODEL, MANY, rows=rows) for _ in range(2))
+    assert_same(again, first)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, LARGE_TILE])
 def test_the_size_of_tiles_changes_entries_by_rounding_only(rows):
-    found = gram("trace", MODEL, X, memory=memory_for("trace", rows))
-    assert_rounding(np.asarray(found), np.asarray(in_tiles("trace", MODEL, X)))
+    assert_rounding(in_tiles("trace", MODEL, X, rows=rows), in_tiles("trace", MODEL, X))
 
 
 @pytest.mark.parametrize("panel", [2, 5])
 def test_the_number_of_tiles_kept_changes_nothing(panel):
-    memory = memory_for("trace", TILE, panel)
-    assert plan_tiles(TraceNTK(), MODEL, SHAPE, memory) == (TILE, panel)
-    np.testing.assert_array_equal(gram("trace", MODEL, X, memory=memory), in_tiles("trace", MODEL, X))
-    np.testing.assert_array_equal(
-        gram("trace", MODEL, X[:5], X, memory=memory), in_tiles("trace", MODEL, X[:5], X)
-    )
+    assert_same(in_tiles("trace", MODEL, X, panel=panel), in_tiles("trace", MODEL, X))
+    assert_same(in_tiles("trace", MODEL, X[:5], X, panel=panel), in_tiles("trace", MODEL, X[:5], X))
 
 
 def test_images_go_in_as_they_are():
     network, shape = CNN(n_outputs=N_OUTPUTS, widths=(2,), strides=(2,)), (5, 3, 1)
     model, images = draw_model(network, shape), draw_inputs(6, shape)
-    whole = np.asarray(gram("trace", model, images, memory="20kB"))
-    assert plan_tiles(TraceNTK(), model, shape, 20_000)[0] > 1
-    assert_same(gram("trace", model, images[1:], images[:2], memory="20kB"), whole[1:, :2])
-    assert_rounding(np.asarray(gram("trace", model, images, memory="10kB")), whole)
+    whole = np.asarray(gram("trace", model, images, images, memory="10kB"))
+    plans = [make_plan(TraceNTK(), model, shape, parse_memory(memory), n_rows=6) for memory in ("10kB", "5kB")]
+    assert plans[0].rows > plans[1].rows > 1
+    assert_same(gram("trace", model, images[:5], images[:2], memory="10kB"), whole[:5, :2])
+    assert_rounding(gram("trace", model, images[1:], images[:2], memory="10kB"), whole[1:, :2])
+    assert_rounding(gram("trace", model, images, memory="5kB"), whole)
 
 
 def test_the_matrix_has_the_precision_of_the_parameters():
@@ -142,7 +170,7 @@ def test_the_matrix_has_the_precision_of_the_parameters():
         double = gram("trace", draw_model(dtype=np.float64), X.astype(np.float64), memory="10kB")
         single = in_tiles("trace", MODEL, X)
     assert double.dtype == np.float64
-    assert_rounding(np.asarray(single), np.asarray(double))
+    assert_rounding(single, double)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="results stay on the accelerator")
@@ -150,6 +178,143 @@ def test_on_a_cpu_the_result_is_a_writable_numpy_array():
     K = in_tiles("trace", MODEL, X[:2])
     assert type(K) is np.ndarray
     K[0, 0] = 0
+
+
+# Several passes over the seeds
+
+
+@pytest.mark.parametrize("panel", [1, 3])
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("kernel", ["trace", "class"])
+def test_several_passes_over_the_seeds_give_what_one_gives(kernel, seeds, panel):
+    plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, TILE, panel, seeds)
+    assert plan.passes == -(-N_OUTPUTS // seeds)
+    found = np.asarray(gram(kernel, MODEL, X, plan=plan))
+    assert_rounding(found, in_tiles(kernel, MODEL, X))
+    np.testing.assert_array_equal(found, transposed(found))
+    assert_rounding(gram(kernel, MODEL, X[:5], X, plan=plan), in_tiles(kernel, MODEL, X[:5], X))
+
+
+@pytest.mark.parametrize("kernel", ["full", "pseudo"])
+def test_kernels_that_need_all_seeds_at_once_take_one_pass(kernel):
+    plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, TILE, seeds=1)
+    assert plan.passes == 1
+    assert_same(gram(kernel, MODEL, X, plan=plan), in_tiles(kernel, MODEL, X))
+
+
+def test_scarce_memory_takes_several_passes_and_gives_the_same():
+    memory = 2**13
+    assert make_plan(KERNELS["class"], MODEL, SHAPE, memory, n_rows=len(X)).passes == N_OUTPUTS
+    assert_rounding(gram("class", MODEL, X, memory=memory), gram("class", MODEL, X))
+
+
+# Layer by layer
+
+
+def jacobians(model, x):
+    """The dense Jacobian (n, C, p) of every parameter array, by its path."""
+
+    def logits(params):
+        return Model(model.network, Variables(params, model.variables.state))(x)
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.jit(jax.jacrev(logits))(model.variables.params))
+    return {jax.tree_util.keystr(path): np.asarray(J).reshape(*J.shape[:2], -1) for path, J in leaves}
+
+
+OF_JACOBIANS = {
+    "trace": lambda J1, J2: np.einsum("ncp,mcp->nm", J1, J2) / N_OUTPUTS,
+    "class": lambda J1, J2: np.einsum("ncp,mcp->nmc", J1, J2),
+    "full": lambda J1, J2: np.einsum("ncp,mdp->nmcd", J1, J2),
+    "pseudo": lambda J1, J2: np.einsum("np,mp->nm", J1.sum(1), J2.sum(1)) / N_OUTPUTS,
+}
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+@each_kernel
+def test_every_layer_has_the_matrix_of_the_dense_jacobian_of_its_parameters(kernel, seeds):
+    layers = in_tiles(kernel, MODEL, X, seeds=seeds, by_layer=True)
+    columns = in_tiles(kernel, MODEL, X, X[:3], seeds=seeds, by_layer=True)
+    dense = jacobians(MODEL, X)
+    assert list(layers) == list(columns) == list(dense)
+    assert list(dense) == [f"['dense_{i}']['{name}']" for i in range(3) for name in ("bias", "kernel")]
+    for path, J in dense.items():
+        expected = OF_JACOBIANS[kernel](J, J)
+        assert_rounding(layers[path], expected)
+        assert_rounding(columns[path], expected[:, :3])
+        np.testing.assert_array_equal(layers[path], transposed(np.asarray(layers[path])))
+
+
+@each_kernel
+def test_layers_sum_to_the_kernel(kernel):
+    K = in_tiles(kernel, MODEL, X)
+    assert_rounding(sum(map(np.asarray, in_tiles(kernel, MODEL, X, by_layer=True).values())), K)
+    in_passes = in_tiles(kernel, MODEL, X, seeds=1, by_layer=True)
+    assert_rounding(sum(map(np.asarray, in_passes.values())), K)
+
+
+def test_a_layer_that_is_not_used_has_the_matrix_zero():
+    params = {"used": np.ones((5, 2), np.float32), "unused": np.ones(3, np.float32)}
+    model = Model(Stateless(lambda params, x: x @ params["used"]), Variables(params))
+    layers = in_tiles("trace", model, X, by_layer=True)
+    np.testing.assert_array_equal(layers["['unused']"], np.zeros((len(X), len(X)), np.float32))
+    assert_rounding(layers["['used']"], X @ X.T)
+
+
+def test_the_layers_of_a_kernel_without_tangent_features_are_refused():
+    with pytest.raises(ValueError, match="by_layer needs a kernel made of tangent features, got <function of_log"):
+        gram(of_logits, MODEL, X, by_layer=True)
+
+
+# Precision of the products
+
+
+def products(kernel, features):
+    """The Gram matrix of features, as exact as their precision in float64 allows."""
+    equation = {2: "rnp,rmp->nm", 3: "rnp,rmp->nmr", 4: "rnp,qmp->nmrq"}[KERNELS[kernel].rank]
+    whole = [leaf.astype("float64").whole().values for leaf in features]
+    return sum(np.einsum(equation, values, values) for values in whole)
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+@each_kernel
+def test_in_double_precision_products_of_single_precision_features_are_exact(kernel, seeds):
+    assert not jax.config.jax_enable_x64
+    plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, LARGE_TILE)
+    exact = products(kernel, features_of(KERNELS[kernel], MODEL, plan, X, 0, on_host=True))[: len(X), : len(X)]
+    scale = np.abs(exact).max()
+    for form in ("float64", np.float64, np.dtype("float64")):
+        double = np.asarray(in_tiles(kernel, MODEL, X, seeds=seeds, rows=LARGE_TILE, dtype=form))
+        assert double.dtype == np.float64
+        # features of other passes may be rounded otherwise
+        assert_rounding(double, exact, rtol=1e-14 if seeds is None else ROUNDING)
+        np.testing.assert_array_equal(double, transposed(double))
+    if seeds is None:
+        single = np.asarray(in_tiles(kernel, MODEL, X, rows=LARGE_TILE))
+        assert np.abs(single - exact).max() > 1e-8 * scale > 1e5 * np.abs(double - exact).max()
+
+
+def test_layers_are_given_in_double_precision_too():
+    layers = in_tiles("trace", MODEL, X, dtype="float64", by_layer=True)
+    assert {K.dtype for K in layers.values()} == {np.dtype(np.float64)}
+    assert_rounding(
+        sum(map(np.asarray, layers.values())), in_tiles("trace", MODEL, X, dtype="float64"), rtol=1e-14
+    )
+
+
+def test_products_of_double_precision_features_may_be_taken_in_single_precision():
+    with enable_x64(True):
+        model = draw_model(dtype=np.float64)
+        single = in_tiles("trace", model, X, dtype="float32")
+        double = in_tiles("trace", model, X)
+    assert single.dtype == np.float32
+    assert_rounding(single, double)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_matrix_of_a_kernel_without_features_is_given_in_the_precision_asked_for(dtype):
+    K = in_tiles(of_logits, MODEL, X, dtype=dtype)
+    assert K.dtype == dtype
+    assert_rounding(K, in_tiles(of_logits, MODEL, X))
 
 
 # What is computed, and how often
@@ -171,20 +336,31 @@ class Counted:
         return self.network.apply(params, state, x, train=train)
 
 
-@pytest.mark.parametrize("kernel", ["trace", "pseudo", lambda model, x1, x2: model(x1) @ model(x2).T])
-def test_nothing_is_traced_or_compiled_again_for_other_weights_or_ragged_ends(kernel, caplog):
-    network = Counted(NETWORK, name=repr(kernel))
-    compute = partial(gram, kernel, memory=memory_for("trace", TILE))
+@pytest.mark.parametrize(
+    "kernel, options",
+    [
+        ("trace", {}),
+        ("trace", {"by_layer": True}),
+        ("trace", {"dtype": "float64"}),
+        ("pseudo", {}),
+        (lambda model, x1, x2: model(x1) @ model(x2).T, {}),
+        (lambda model, x1, x2: model(x1) @ model(x2).T, {"dtype": "float64"}),
+    ],
+    ids=["trace", "trace, by layer", "trace, float64", "pseudo", "of logits", "of logits, float64"],
+)
+def test_nothing_is_traced_or_compiled_again_for_other_weights_or_ragged_ends(kernel, options, caplog):
+    network = Counted(NETWORK, name=repr((kernel, options)))
     first, other = draw_model(network, seed=0), draw_model(network, seed=1)
-    compute(first, X[:6])
-    compute(first, X[:6], X[:7])
+    options = options | {"plan": fixed_plan(resolve_kernel(kernel), first, SHAPE, TILE)}
+    gram(kernel, first, X[:6], **options)
+    gram(kernel, first, X[:6], X[:7], **options)
     before = list(network.traces[network.name])
     assert before
     with jax.log_compiles(jax.default_backend() == "cpu"):
         for model in (first, other):
             for n in (1, 3, TILE, 5, 11):
-                compute(model, X[:n])
-                compute(model, X[:n], X[1:3])
+                gram(kernel, model, X[:n], **options)
+                gram(kernel, model, X[:n], X[1:3], **options)
     assert network.traces[network.name] == before
     assert [record.getMessage() for record in caplog.records if "ompil" in record.getMessage()] == []
 
@@ -198,37 +374,115 @@ def calls(monkeypatch):
         function = getattr(module, name)
 
         def count(*args, **kwargs):
-            counts[name] = counts.get(name, 0) + 1
+            counts[name] = counts.get(name, 0) + (1 if name == "features_of" else len(args[2]))
             return function(*args, **kwargs)
 
         monkeypatch.setattr(module, name, count)
 
-    counted("_contract")
-    monkeypatch.setattr(module, "plan_tiles", lambda *args: (TILE, args[-1]))
-    counted("tile_features")
+    counted("features_of")
+    counted("_contract_on_host" if jax.default_backend() == "cpu" else "_contract_compiled")
     return counts
 
 
-def test_features_are_computed_once_where_all_of_them_fit_and_half_of_the_tiles_are_mirrored(calls):
-    gram("trace", MODEL, X, memory=3)
-    assert calls == {"tile_features": 3, "_contract": 6}
+def assert_computed(calls, features, products):
+    assert calls.pop("features_of") == features
+    assert list(calls.values()) == [products]
 
 
-def test_where_one_tile_fits_features_are_computed_again_for_every_panel(calls):
-    gram("trace", MODEL, X, memory=1)
-    assert calls == {"tile_features": 3 + 2 + 1, "_contract": 6}
+@pytest.mark.parametrize("seeds", [3, 2, 1])
+@pytest.mark.parametrize("by_layer", [False, True], ids=["", "by layer"])
+def test_features_are_computed_once_a_pass_where_all_fit_and_half_of_the_tiles_are_mirrored(
+    calls, seeds, by_layer
+):
+    passes = -(-N_OUTPUTS // seeds)
+    in_tiles("trace", MODEL, X, panel=3, seeds=seeds, by_layer=by_layer)
+    assert_computed(calls, features=3 * passes, products=6 * passes)
+
+
+@pytest.mark.parametrize("seeds", [3, 1])
+def test_where_one_tile_fits_features_are_computed_again_for_every_panel(calls, seeds):
+    passes = N_OUTPUTS // seeds
+    in_tiles("trace", MODEL, X, panel=1, seeds=seeds)
+    assert_computed(calls, features=(3 + 2 + 1) * passes, products=6 * passes)
 
 
 def test_features_of_rows_are_computed_once_and_those_of_columns_for_every_panel(calls):
-    gram("trace", MODEL, X, X[:6], memory=2)
-    assert calls == {"tile_features": 3 + 2 * 2, "_contract": 6}
+    in_tiles("trace", MODEL, X, X[:6], panel=2)
+    assert_computed(calls, features=3 + 2 * 2, products=6)
 
 
-def test_progress_is_shown_on_demand_only(capsys):
+def test_progress_and_plan_are_shown_on_demand_only(capsys):
     in_tiles("trace", MODEL, X)
+    gram("trace", MODEL, X)
     assert capsys.readouterr() == ("", "")
     in_tiles("trace", MODEL, X, progress=True)
-    assert "Gram tiles" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "Gram tiles" in err
+    assert out == ""
+    K = gram("trace", MODEL, X, memory="1MiB", plan=True)
+    assert capsys.readouterr() == (f"{make_plan(TraceNTK(), MODEL, SHAPE, 2**20, n_rows=len(X))}\n", "")
+    assert_same(gram("trace", MODEL, X, memory="1MiB"), K)
+
+
+# Memory
+
+
+def test_too_little_memory_is_refused_with_the_amount_that_is_enough():
+    with pytest.raises(MemoryError, match="kernel='pseudo'") as caught:
+        gram("trace", MODEL, X, memory=100)
+    enough = int(str(caught.value).split("memory=")[1].split(" ")[0].replace(",", ""))
+    assert_rounding(gram("trace", MODEL, X, memory=enough), in_tiles("trace", MODEL, X))
+
+
+@pytest.mark.parametrize("panel", [1, 2])
+def test_no_more_tiles_are_held_than_a_panel_and_one(monkeypatch, panel):
+    held, most = [], []
+
+    def watched(*args, **kwargs):
+        features = features_of(*args, **kwargs)
+        held[:] = [tile for tile in (*held, weakref.ref(jax.tree.leaves(features)[0])) if tile() is not None]
+        most.append(len(held))
+        return features
+
+    monkeypatch.setattr(sys.modules["ntkrobust_sk.gram"], "features_of", watched)
+    in_tiles("trace", MODEL, draw_inputs(6 * TILE), panel=panel)
+    assert max(most) == panel + 1
+
+
+def attending_to(table, x):
+    return jnp.tanh(table[x.astype(int)]).mean(1)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="NumPy's memory is measured")
+@pytest.mark.parametrize(
+    "network, shape, dtype",
+    [
+        pytest.param(CNN(n_outputs=1, widths=(8, 16), strides=(2, 1)), (8, 8, 1), None, id="convolutions"),
+        pytest.param(
+            CNN(n_outputs=1, widths=(8, 16), strides=(2, 1)),
+            (8, 8, 1),
+            "float64",
+            id="convolutions, in double precision",
+        ),
+        pytest.param(
+            Stateless(attending_to, lambda key, shape: jnp.zeros((7, 2))),
+            (48,),
+            None,
+            id="tokens looked up",
+        ),
+    ],
+)
+def test_contracting_tiles_keeps_to_the_memory_that_features_leave(network, shape, dtype):
+    model, x, memory = draw_model(network, shape), np.abs(draw_inputs(70, shape)), 2**20
+    plan = make_plan(PseudoNTK(), model, shape, memory, dtype=dtype)
+    K = gram("pseudo", model, x, plan=plan, dtype=dtype)
+    # features are JAX's own and not seen by tracemalloc
+    features = (plan.panel + 1) * plan.rows * plan.row_bytes
+    tracemalloc.start()
+    gram("pseudo", model, x, plan=plan, dtype=dtype)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert features + peak - K.nbytes <= memory
 
 
 # Kernels of the user's own
@@ -252,10 +506,11 @@ def between_classes(model, x1, x2):
 
 @pytest.mark.parametrize("kernel", [linear_kernel, by_class, between_classes])
 def test_a_kernel_without_features_is_given_the_inputs_tile_by_tile(kernel):
-    K = gram(kernel, MODEL, X, memory=1000)
-    assert_rounding(np.asarray(K), np.asarray(kernel(MODEL, X, X)))
+    K = gram(kernel, MODEL, X, memory=300)
+    assert 1 < make_plan(kernel, MODEL, SHAPE, 300, n_rows=len(X)).rows < len(X)
+    assert_rounding(K, kernel(MODEL, X, X))
     np.testing.assert_array_equal(K, transposed(np.asarray(K)))
-    assert_rounding(np.asarray(gram(kernel, MODEL, X[:5], X[3:], memory=1000)), np.asarray(K)[:5, 3:])
+    assert_rounding(gram(kernel, MODEL, X[:5], X[3:], memory=300), np.asarray(K)[:5, 3:])
 
 
 @pytest.mark.parametrize(
@@ -277,71 +532,6 @@ def test_a_kernel_that_returns_no_block_is_refused(kernel):
 def test_a_name_that_is_no_kernel_is_refused():
     with pytest.raises(ValueError, match="unknown kernel 'rbf'"):
         gram("rbf", MODEL, X)
-
-
-# Memory
-
-
-@each_kernel
-def test_tiles_have_the_rows_that_memory_allows_in_powers_of_two(kernel):
-    for rows in (1, 2, 8, 32):
-        assert plan_tiles(KERNELS[kernel], MODEL, SHAPE, memory_for(kernel, rows)) == (rows, 1)
-        rows_below, _ = plan_tiles(KERNELS[kernel], MODEL, SHAPE, memory_for(kernel, rows) * 2 - 1)
-        assert rows_below == rows
-
-
-def test_much_memory_makes_panels_longer_and_tiles_no_larger():
-    rows, panel = plan_tiles(TraceNTK(), MODEL, SHAPE, 2**30)
-    more_rows, longer = plan_tiles(TraceNTK(), MODEL, SHAPE, 2**31)
-    assert more_rows == rows
-    assert longer > 2 * panel
-
-
-def test_features_in_double_precision_take_twice_the_memory():
-    with enable_x64(True):
-        double = draw_model(dtype=np.float64)
-        assert plan_tiles(TraceNTK(), double, SHAPE, memory_for("trace", 8))[0] == 4
-
-
-def test_too_little_memory_is_refused_with_the_amount_that_is_enough():
-    with pytest.raises(MemoryError, match="kernel='pseudo'") as caught:
-        gram("trace", MODEL, X, memory=memory_for("trace", 1) - 1)
-    enough = int(str(caught.value).split("memory=")[1].split(" ")[0].replace(",", ""))
-    assert enough == memory_for("trace", 1)
-    assert_rounding(np.asarray(gram("trace", MODEL, X, memory=enough)), np.asarray(in_tiles("trace", MODEL, X)))
-
-
-@pytest.mark.parametrize(
-    "memory, expected",
-    [
-        ("2GiB", 2**31),
-        ("512MiB", 2**29),
-        ("4KiB", 2**12),
-        ("4kiB", 2**12),
-        ("1TiB", 2**40),
-        ("1.5 GB", 1_500_000_000),
-        (" 500MB ", 500_000_000),
-        (".5kB", 500),
-        ("7B", 7),
-        (1000, 1000),
-        (2.5e9, 2_500_000_000),
-    ],
-)
-def test_memory_is_read_in_binary_and_decimal_units(memory, expected):
-    assert parse_memory(memory) == expected
-    assert type(parse_memory(memory)) is int
-
-
-@pytest.mark.parametrize("memory", ["", "2", "GB", "2 gigs", "1.2.3GB", "-1GB", "1EiB", "1GBs", "2GiB 1MiB"])
-def test_memory_in_another_form_is_refused_with_the_right_one(memory):
-    with pytest.raises(ValueError, match="such as '2GiB' or '500MB', got"):
-        parse_memory(memory)
-
-
-@pytest.mark.parametrize("memory", [0, -1, "0GB", float("nan")])
-def test_memory_that_is_not_positive_is_refused(memory):
-    with pytest.raises(ValueError, match="must be positive"):
-        parse_memory(memory)
 
 
 # Inputs
@@ -369,12 +559,17 @@ def test_rows_and_columns_of_different_shapes_are_refused():
         gram("trace", MODEL, X, X[:, :4])
 
 
+@pytest.mark.parametrize("by_layer", [False, True], ids=["", "by layer"])
+@pytest.mark.parametrize("kernel", ["trace", "full"])
+def test_a_network_whose_gradients_overflow_is_reported_and_not_returned(kernel, by_layer):
+    steep = draw_model(MLP(n_outputs=N_OUTPUTS, widths=(4, 3)))
+    steep = Model(steep.network, jax.tree.map(lambda leaf: 1e11 * leaf, steep.variables))
+    assert np.isfinite(jax.tree.leaves(KERNELS[kernel].features(steep, X))[0]).all()
+    with pytest.raises(FloatingPointError, match="overflow in the network's parameters or inputs"):
+        gram(kernel, steep, X, by_layer=by_layer)
+
+
 def test_a_network_that_overflows_is_reported_and_not_returned():
     huge = Model(NETWORK, jax.tree.map(lambda leaf: np.full_like(leaf, 1e30), MODEL.variables))
     with pytest.raises(FloatingPointError, match="overflow in the network's parameters or inputs"):
         gram(of_logits, huge, X)
-
-
-def test_padding_repeats_the_first_row():
-    np.testing.assert_array_equal(pad_rows(X[2:5], 5), X[[2, 3, 4, 2, 2]])
-    assert pad_rows(X[:4], 4).base is X

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
-from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, TraceNTK, Variables, gram, testing
-from ntkrobust_sk.gram import plan_tiles
+from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, TraceNTK, Variables, gram, testing
 from ntkrobust_sk.kernels import KERNELS
+from ntkrobust_sk.plan import Plan
 from ntkrobust_sk.testing import (
     check_diagonal,
     check_dtype_drift,
@@ -80,8 +80,8 @@ def test_whatever_weights_and_inputs_every_kernel_is_symmetric_and_positive_semi
 @few
 @given(st.data(), models(SHAPE, networks=st.just(SMALL)), inputs(SHAPE, n_samples=5))
 def test_whatever_the_tiling_the_gram_matrix_is_the_same(data, model, X):
-    memory = data.draw(tilings("trace", model, SHAPE, max_rows=4))
-    found, whole = gram("trace", model, X, memory=memory), gram("trace", model, X)
+    plan = data.draw(tilings("trace", model, SHAPE, max_rows=4))
+    found, whole = gram("trace", model, X, plan=plan), gram("trace", model, X)
     np.testing.assert_allclose(found, whole, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(whole).max())
 
 
@@ -163,6 +163,9 @@ class OtherRank(TraceNTK):
     """Its rank is not that of its blocks."""
 
     rank = 3
+
+    def __call__(self, model, x1, x2):
+        return TraceNTK()(model, x1, x2)
 
 
 FAULTS = [
@@ -284,22 +287,31 @@ def test_drawn_models_differ_in_their_weights(case):
     assert first.network == other.network == SMALL
 
 
+@pytest.mark.parametrize("kernel", ["pseudo", of_probabilities])
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
-def test_drawn_tilings_have_tiles_of_every_power_of_two(rows, case):
-    model, _ = case
+def test_drawn_tilings_are_plans_with_tiles_of_every_power_of_two(kernel, rows, case):
+    def gives_them(plan):
+        return plan.rows == rows * len(plan.devices)
 
-    def gives_them(memory):
-        return plan_tiles(PseudoNTK(), model, SHAPE, memory)[0] == rows
-
-    memory = find(tilings("pseudo", model, SHAPE, max_rows=8), gives_them, settings=many)
-    assert gives_them(memory)
+    plan = find(tilings(kernel, case[0], SHAPE, max_rows=8), gives_them, settings=many)
+    assert isinstance(plan, Plan)
+    assert gram(kernel, *case, plan=plan).shape == (5, 5)
 
 
-def test_tiles_larger_than_any_are_refused(case):
-    with pytest.raises(ValueError, match="takes no tiles of 4096 rows, but powers of two up to"):
-        check_tiling_invariance("trace", *case, tile_rows=(4096,))
-    with pytest.raises(ValueError, match="takes no tiles of 3 rows"):
-        check_tiling_invariance("trace", *case, tile_rows=(3,))
+def test_no_drawn_tiling_has_larger_tiles_than_asked_for(case):
+    @many
+    @given(tilings("trace", case[0], SHAPE, max_rows=6))
+    def check(plan):
+        assert plan.rows in {rows * len(plan.devices) for rows in (1, 2, 4)}
+
+    check()
+
+
+@pytest.mark.parametrize("tile_rows", [(3,), (6,), (128,), (1, 2, 3)], ids=str)
+def test_tiles_of_any_size_are_compared(tile_rows, case):
+    check_tiling_invariance("trace", *case, tile_rows=tile_rows)
+    with pytest.raises(AssertionError, match=f"in tiles of {tile_rows[0]} rows"):
+        check_tiling_invariance(by_number_of_rows, *case, tile_rows=tile_rows)
 
 
 def test_without_hypothesis_checks_run_and_strategies_say_how_to_install_it(case, monkeypatch):

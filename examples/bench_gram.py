@@ -1,0 +1,329 @@
+"""The kernel engine against neural-tangents, and against its own promises.
+
+Prints a table, checks that both libraries agree to 1e-4 of the largest entry, and with ``--write`` puts the table
+into docs/benchmarks.md:
+
+    pip install --no-deps neural-tangents==0.6.5 frozendict
+    python examples/bench_gram.py --write
+
+All figures are ratios within one run, times are medians. The peer is neural-tangents 0.6.5 with ``vmap_axes=0``
+and ``jit``, with the tile that is fastest for it. It is charged its median time for one tile times the number of
+tiles in the upper half of the matrix, as its whole matrix would often take many minutes. Half an hour on 2 CPU
+cores; leave them alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntkrobust_sk import CNN, MLP, PGD, Model, ResNet18, gram
+from ntkrobust_sk.kernels import KERNELS
+from ntkrobust_sk.networks import Variables
+from ntkrobust_sk.neural_tangents_bridge import import_neural_tangents
+from ntkrobust_sk.plan import features_of, make_plan
+from ntkrobust_sk.predictors import make_predictor
+
+SEED = 0
+AGREEMENT = 1e-4
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+NETWORKS = {
+    "MLP 784-512-512-10": (MLP(n_outputs=10, widths=(512, 512)), (784,)),
+    "CNN 32-32-64-64": (CNN(n_outputs=10, widths=(32, 32, 64, 64), strides=(1, 2, 2, 1)), (32, 32, 3)),
+    "ResNet18": (ResNet18(n_outputs=10), (32, 32, 3)),
+}
+# Of neural-tangents: what it calls a kernel of ours.
+PEER_AXES = {
+    "trace": {"trace_axes": (-1,)},
+    "full": {"trace_axes": ()},
+    "class": {"trace_axes": (), "diagonal_axes": (-1,)},
+    "pseudo": {"trace_axes": ()},
+}
+IMPLEMENTATIONS = {1: "JACOBIAN_CONTRACTION", 2: "NTK_VECTOR_PRODUCTS", 3: "STRUCTURED_DERIVATIVES"}
+
+
+def draw(name: str, n: int):
+    """A model at initialisation and n random inputs."""
+    network, shape = NETWORKS[name]
+    model = Model(network, network.init(jax.random.key(SEED), shape))
+    return model, np.asarray(jax.random.normal(jax.random.key(SEED + 1), (n, *shape)))
+
+
+def median_seconds(function, *arguments, repeats: int = 5) -> float:
+    """Median of some calls after a first one, which compiles."""
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def peer_kernel(model, kernel: str, implementation: int = 3):
+    """neural-tangents' kernel as a compiled function of two blocks of inputs."""
+    nt = import_neural_tangents()
+
+    def logits(params, x):
+        out = Model(model.network, Variables(params, model.variables.state))(x)
+        return out.sum(1, keepdims=True) / np.sqrt(out.shape[1]) if kernel == "pseudo" else out
+
+    chosen = nt.NtkImplementation[IMPLEMENTATIONS[implementation]]
+    block = jax.jit(nt.empirical_ntk_fn(logits, **PEER_AXES[kernel], vmap_axes=0, implementation=chosen))
+
+    def of(x1, x2):
+        with jax.default_matmul_precision("highest"):
+            K = block(x1, x2, model.variables.params)
+        return K[:, :, 0, 0] if kernel == "pseudo" else K
+
+    return of
+
+
+def require_agreement(ours, peers) -> float:
+    """The largest difference relative to the largest entry."""
+    error = float(np.abs(np.asarray(ours) - np.asarray(peers)).max() / np.abs(np.asarray(peers)).max())
+    if not error < AGREEMENT:
+        raise SystemExit(f"the libraries disagree by {error:.2g}")
+    return error
+
+
+def peer_seconds(name: str, kernel: str, n: int, tiles, implementation: int = 3, repeats: int = 3):
+    """Seconds of the peer's n × n matrix with its best tile, that tile, and a block of it with its inputs."""
+    best = (np.inf, None, None)
+    for tile in tiles:
+        model, X = draw(name, tile)
+        block = partial(peer_kernel(model, kernel, implementation), X, X)
+        per_side = -(-n // tile)
+        seconds = median_seconds(block, repeats=repeats) * per_side * (per_side + 1) / 2
+        print(f"    neural-tangents, {name}, {kernel}, tiles of {tile}: {seconds:.3g} s for {n} rows", flush=True)
+        if seconds < best[0]:
+            require_agreement(gram(kernel, model, X), block())
+            best = (seconds, tile)
+    return best
+
+
+def compare(name, kernel, n, bar, *, tiles, repeats=5, implementation=3, what=None):
+    """One line of the table: the peer's time over ours."""
+    model, X = draw(name, n)
+    ours = median_seconds(gram, kernel, model, X, repeats=repeats)
+    peers, tile = peer_seconds(name, kernel, n, tiles, implementation)
+    ratio = peers / ours
+    case = what or f"{name}, N={n:,}, {kernel}: neural-tangents / ours"
+    detail = f"ours {ours:.3g} s, theirs {peers:.3g} s (tiles of {tile})"
+    return {"case": case, "bar": f"≥ {bar}", "measured": f"{ratio:.3g}", "detail": detail, "holds": ratio >= bar}
+
+
+def contraction() -> dict:
+    """Rate of contracting two tiles' features, against the machine's own matrix product."""
+    model, X = draw("CNN 32-32-64-64", 128)
+    kernel = KERNELS["trace"]
+    plan = make_plan(kernel, model, X.shape[1:], 2**31)
+    left, right = (features_of(kernel, model, plan, X, tile, on_host=True) for tile in (0, 1))
+    flops = sum(2 * plan.rows**2 * leaf.values.size / plan.rows for leaf in left if hasattr(leaf, "values"))
+    rate = flops / median_seconds(kernel.contract, left, right, repeats=15)
+    A = np.asarray(jax.random.normal(jax.random.key(0), (2048, 2048)))
+    sgemm = 2 * 2048**3 / median_seconds(np.matmul, A, A.T.copy(), repeats=15)
+    return {
+        "case": "contraction phase, CNN trace: share of the machine's sgemm rate",
+        "bar": "≥ 50 %",
+        "measured": f"{rate / sgemm:.0%}",
+        "detail": f"{rate / 1e9:.0f} of {sgemm / 1e9:.0f} GFLOP/s",
+        "holds": rate >= 0.5 * sgemm,
+    }
+
+
+def growth() -> dict:
+    """Time of twice the rows over time of the rows."""
+    seconds = {}
+    for n in (1024, 2048):
+        model, X = draw("CNN 32-32-64-64", n)
+        seconds[n] = median_seconds(gram, "trace", model, X, repeats=3)
+    ratio = seconds[2048] / seconds[1024]
+    return {
+        "case": "CNN trace: time(N=2,048) / time(N=1,024)",
+        "bar": "≤ 4.4",
+        "measured": f"{ratio:.3g}",
+        "detail": f"{seconds[2048]:.3g} s and {seconds[1024]:.3g} s",
+        "holds": ratio <= 4.4,
+    }
+
+
+def prediction() -> dict:
+    """Time of predicting 1,000 points, trained on few and on many."""
+    seconds = {}
+    for n in (500, 4000):
+        model, X = draw("MLP 784-512-512-10", n)
+        dual = np.random.default_rng(SEED).normal(size=(n, 10))
+        predictor = make_predictor(KERNELS["trace"], model, X, dual, np.zeros(10))
+        query = jnp.asarray(draw("MLP 784-512-512-10", 1000)[1])
+        answer = jax.jit(lambda predictor, query: predictor(query))
+        seconds[n] = median_seconds(answer, predictor, query, repeats=15)
+    ratio = seconds[4000] / seconds[500]
+    return {
+        "case": "predicting 1,000 points (MLP, trace): trained on 4,000 / on 500",
+        "bar": "0.85 to 1.15",
+        "measured": f"{ratio:.3g}",
+        "detail": f"{seconds[4000] * 1e3:.3g} ms and {seconds[500] * 1e3:.3g} ms",
+        "holds": 0.85 <= ratio <= 1.15,
+    }
+
+
+def attack_step(name: str) -> dict:
+    """Time of one PGD step on the full-kernel machine over a forward pass of the network."""
+    n_steps, n = 10, 128
+    model, X = draw(name, n)
+    dual = np.random.default_rng(SEED).normal(size=(n, 10))
+    predictor = make_predictor(KERNELS["full"], model, X, dual, np.zeros(10))
+    x, y = jnp.asarray(X), jnp.arange(n) % 10
+    forward = jax.jit(lambda model, x: model(x))
+    one = median_seconds(forward, model, x, repeats=15)
+    attack = PGD(0.1, n_steps=n_steps, bounds=None)
+    step = median_seconds(partial(attack, key=jax.random.key(0)), predictor, x, y) / n_steps
+    return {
+        "case": f"one attack step on the full-kernel machine ({name}): in forward passes",
+        "bar": "≤ 6",
+        "measured": f"{step / one:.3g}",
+        "detail": f"{step * 1e3:.3g} ms and {one * 1e3:.3g} ms, {n} inputs",
+        "holds": step <= 6 * one,
+    }
+
+
+def in_own_process(*arguments) -> dict:
+    """What ``--peak`` prints: peak memory can only be measured in a process of its own."""
+    command = [sys.executable, __file__, "--peak", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def peak(which: str, n: int, memory: str, tile: int) -> dict:
+    """Peak resident memory of this process after computing a CNN trace kernel."""
+    model, X = draw("CNN 32-32-64-64", n)
+    result = 0
+    if which == "ours":
+        result = gram("trace", model, X, memory=memory).nbytes
+    elif which == "theirs":
+        jax.block_until_ready(peer_kernel(model, "trace")(X[:tile], X[:tile]))
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "result": result}
+
+
+def memory_at_1024(tile: int) -> dict:
+    """Our peak at N = 1,024 over the peer's with its best tile, both less what the imports take."""
+    idle, theirs = in_own_process("idle", 1024, "1GiB", tile), in_own_process("theirs", 1024, "1GiB", tile)
+    above = theirs["peak"] - idle["peak"]
+    ours = in_own_process("ours", 1024, f"{int(above / 4 * 0.8)}B", tile)
+    ratio = (ours["peak"] - idle["peak"]) / above
+    return {
+        "case": f"CNN trace, N=1,024: our peak memory / neural-tangents' (tiles of {tile})",
+        "bar": "≤ 0.25",
+        "measured": f"{ratio:.3g}",
+        "detail": f"{(ours['peak'] - idle['peak']) / 2**20:,.0f} and {above / 2**20:,.0f} MiB above imports",
+        "holds": ratio <= 0.25,
+    }
+
+
+def memory_at_4096() -> dict:
+    """Peak resident memory at N = 4,096 with a budget of 1 GiB."""
+    found = in_own_process("ours", 4096, "1GiB", 1)
+    over = (found["peak"] - found["result"]) / 2**30 - 1
+    return {
+        "case": "CNN trace, N=4,096, memory='1GiB': peak less budget and result",
+        "bar": "≤ 0.7 GiB",
+        "measured": f"{over:.2f} GiB",
+        "detail": f"peak {found['peak'] / 2**30:.2f} GiB",
+        "holds": over <= 0.7,
+    }
+
+
+CASES = {
+    "mlp-full": lambda: compare("MLP 784-512-512-10", "full", 64, 1, tiles=(64,), repeats=15),
+    "mlp-trace": lambda: compare("MLP 784-512-512-10", "trace", 64, 1, tiles=(64,), repeats=15),
+    "mlp-1024": lambda: compare("MLP 784-512-512-10", "trace", 1024, 2, tiles=(64, 256, 1024)),
+    "cnn-32": lambda: compare("CNN 32-32-64-64", "trace", 32, 2, tiles=(8, 16, 32)),
+    "cnn-1024": lambda: compare("CNN 32-32-64-64", "trace", 1024, 4, tiles=(8, 16, 32, 64), repeats=3),
+    "authors": lambda: compare(
+        "CNN 32-32-64-64",
+        "trace",
+        32,
+        30,
+        tiles=(4,),
+        implementation=2,
+        what="the same CNN, N=32: the authors' way (implementation 2, 4×4 tiles) / ours",
+    ),
+    "resnet-class": lambda: compare("ResNet18", "class", 64, 3, tiles=(1, 2, 4), repeats=3),
+    "resnet-pseudo": lambda: compare("ResNet18", "pseudo", 64, 3, tiles=(1, 2, 4, 8), repeats=3),
+    "contraction": contraction,
+    "growth": growth,
+    "memory-1024": lambda: memory_at_1024(32),
+    "memory-4096": memory_at_4096,
+    "prediction": prediction,
+    "attack-mlp": lambda: attack_step("MLP 784-512-512-10"),
+    "attack-cnn": lambda: attack_step("CNN 32-32-64-64"),
+}
+
+
+def table(lines: list[dict]) -> str:
+    """The lines as Markdown."""
+    head = "| case | bar | measured | | context |\n|---|---|---|---|---|\n"
+    rows = [f"| {r['case']} | {r['bar']} | {r['measured']} | {verdict(r)} | {r['detail']} |" for r in lines]
+    return head + "\n".join(rows) + "\n"
+
+
+def verdict(line: dict) -> str:
+    return "holds" if line["holds"] else "**falls short**"
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return (
+        f"{os.cpu_count()} cores, {model or platform.machine()}; Python {platform.python_version()}, JAX "
+        f"{jax.__version__}, NumPy {np.__version__}, neural-tangents 0.6.5"
+    )
+
+
+def write(text: str) -> None:
+    """Replace the section between the marks in docs/benchmarks.md, or append it."""
+    begin, end = "<!-- bench_gram.py -->", "<!-- end of bench_gram.py -->"
+    whole = DOCS.read_text(encoding="utf-8")
+    before, _, rest = whole.partition(begin)
+    after = rest.partition(end)[2]
+    DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}{end}\n{after.lstrip()}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--peak", nargs=4, metavar=("WHICH", "N", "MEMORY", "TILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        which, n, memory, tile = options.peak
+        print(json.dumps(peak(which, int(n), memory, int(tile))))
+        return
+    lines = []
+    for name in options.cases:
+        lines.append(CASES[name]())
+        print(table(lines[-1:]).splitlines()[-1], flush=True)
+    text = (
+        "## Gram matrices against neural-tangents\n\n`python examples/bench_gram.py --write`, on "
+        f"{machine()}.\n\n{table(lines)}"
+    )
+    print(text)
+    if options.write:
+        write(text)
+
+
+if __name__ == "__main__":
+    main()
