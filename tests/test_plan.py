@@ -143,6 +143,20 @@ def test_tiles_are_cut_until_their_working_space_fits_too(working_space, feature
         plan_of("trace", "dense", memory)
 
 
+@pytest.mark.parametrize("row_kilobytes, chunk", [(128, 128), (129, 64), (1024, 16), (20_000, 1)])
+def test_where_working_space_leaves_the_cache_a_few_rows_are_computed_at_a_time(
+    working_space, monkeypatch, row_kilobytes, chunk
+):
+    monkeypatch.setattr(planning, "_contraction_bytes", lambda *args: 0)
+    working_space(row_kilobytes * 2**10)
+    plan = plan_of("trace", "dense", GENEROUS)
+    assert (plan.rows, plan.chunk) == (128, chunk)
+    at_once = chunk * row_kilobytes * 2**10
+    assert chunk == 1 or at_once <= planning.CACHE_BYTES
+    # the chunk's features are copied into the tile's
+    assert plan.working_bytes == at_once + (0 if chunk == plan.rows else chunk * plan.row_bytes)
+
+
 def test_where_the_compiler_states_no_working_space_features_alone_are_counted(working_space, features_only):
     working_space(None)
     plan = plan_of("trace", "dense", 2**20)
@@ -310,6 +324,19 @@ def test_features_of_a_tile_are_those_of_its_rows_and_the_first_row_fills_it_up(
     for leaf, same in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert type(leaf) is np.ndarray
         np.testing.assert_allclose(leaf, same, rtol=1e-5, atol=1e-6)
+
+
+@each_kernel
+def test_features_computed_a_few_rows_at_a_time_are_the_same(kernel):
+    model, X = draw_model("convolutional"), draw_inputs(7, NETWORKS["convolutional"][1])
+    plan = fixed_plan(KERNELS[kernel], model, X.shape[1:], rows=8)
+    whole = features_of(KERNELS[kernel], model, plan, X, 0, on_host=True)
+    for chunk in (1, 4):
+        parts = features_of(KERNELS[kernel], model, replace(plan, chunk=chunk), X, 0, on_host=True)
+        assert jax.tree.structure(parts) == jax.tree.structure(whole)
+        for leaf, same in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+            assert type(leaf) is np.ndarray
+            np.testing.assert_allclose(leaf, same, rtol=0, atol=1e-6 * np.abs(same).max())
 
 
 def test_in_the_last_pass_seeds_to_spare_are_zero():
