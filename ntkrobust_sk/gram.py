@@ -55,9 +55,10 @@ def gram(
 ):
     """Gram matrix of a kernel over inputs.
 
-    Every tile has the same shape, the last ones padded, so an entry never depends on the other rows of the
-    call. The features of a row are computed once for each panel of rows that fits in ``memory``, and only
-    tiles on and above the diagonal are computed when ``Y`` is None.
+    Every tile has the same shape, the last ones padded, so an entry's value does not depend on the other rows
+    of the call (its last bits depend on its place in the tile). The features of a row are computed once for
+    each panel of rows that fits in ``memory``, and only tiles on and above the diagonal are computed when ``Y``
+    is None.
 
     Parameters
     ----------

@@ -5,7 +5,9 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import sklearn.model_selection
@@ -73,3 +75,17 @@ def test_the_conventions_are_those_of_the_code():
     assert "`bounds=(0, 1)` unless" in " ".join(README.split())
     assert ntkrobust_sk.PGD(0.1).bounds == ntkrobust_sk.FGSM(0.1).bounds == (0, 1)
     assert "ntkrobust_sk.testing" in CODE and "TraceNTK" in CODE
+
+
+def test_the_example_of_large_kernels_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    network = ntkrobust_sk.CNN(n_outputs=2, widths=(3,), strides=(2,))
+    model = ntkrobust_sk.Model(network, network.init(jax.random.key(0), (4, 4, 1)))
+    images = np.random.default_rng(0).normal(size=(9, 4, 4, 1))
+    namespace = {"trainer": SimpleNamespace(model_=model), "images": images}
+    exec(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1], namespace)
+    assert capsys.readouterr().out.startswith("tiles of 16 rows")
+    assert (tmp_path / "K.zarr").is_dir() and len(namespace["layers"]) == 4
+    np.testing.assert_allclose(
+        sum(namespace["layers"].values()), ntkrobust_sk.gram("trace", model, images), rtol=1e-5
+    )
