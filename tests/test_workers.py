@@ -11,6 +11,7 @@ import jax
 import joblib
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, Model, TraceNTK, gram
 from ntkrobust_sk.plan import fixed_plan
@@ -97,6 +98,8 @@ def dies_once(model, x1, x2):
 
 
 def test_tiles_of_a_process_that_dies_are_computed_again_with_a_warning(tmp_path, monkeypatch):
+    # workers that are there already would not see the environment
+    get_reusable_executor().shutdown(wait=True)
     monkeypatch.setenv("NTKROBUST_TEST_MARK", str(tmp_path / "died"))
     monkeypatch.setenv("NTKROBUST_TEST_PARENT", str(os.getpid()))
     plan = fixed_plan(dies_once, MODEL, SHAPE, 4, 3)
