@@ -26,7 +26,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev,nets,plot,store,distributed]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,nets,plot,store,distributed,evolution]"
 	$(BIN)/python -m pip install --quiet --no-deps neural-tangents==0.6.5 frozendict
 	@touch $@
 

@@ -1,7 +1,7 @@
 """Empirical neural tangent kernels, adversarial training and attacks on kernel machines."""
 
 from .adapters import from_equinox, from_flax, from_haiku, from_nnx, from_stax
-from .attacks import FGSM, PGD, Clean
+from .attacks import FGSM, NFGSM, PGD, Clean
 from .datasets import (
     class_balanced_indices,
     load_cifar10,
@@ -10,6 +10,17 @@ from .datasets import (
     load_fashion_mnist,
     load_mnist,
 )
+from .displays import (
+    EvolutionDisplay,
+    ImageGridDisplay,
+    KernelDistanceDisplay,
+    RobustnessCurveDisplay,
+    SpecializationDisplay,
+    SpectrumDisplay,
+    TransferDisplay,
+)
+from .eigenfeatures import RobustFeatureSelector, eigenfeature_images, ntk_features
+from .evolution import EvolutionResult, KernelEvolution, load_evolution
 from .features import TangentFeatures
 from .gram import gram
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
@@ -24,8 +35,9 @@ from .metrics import (
     target_alignment,
     top_mass,
 )
-from .networks import CNN, MLP, Model, Network, Stateless, Variables
+from .networks import CNN, MLP, Model, Network, Normalized, Stateless, Variables
 from .projections import ProjectedNTK
+from .report import write_report
 from .resnet import ResNet18
 from .scoring import make_robust_scorer, robust_accuracy
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
@@ -39,6 +51,7 @@ __all__ = [
     "CNN",
     "FGSM",
     "MLP",
+    "NFGSM",
     "PGD",
     "AdversarialKernelTrainer",
     "Cholesky",
@@ -47,23 +60,35 @@ __all__ = [
     "Eigh",
     "EmpiricalNTKClassifier",
     "EmpiricalNTKRegressor",
+    "EvolutionDisplay",
+    "EvolutionResult",
     "FullNTK",
+    "ImageGridDisplay",
     "InaccurateSolveError",
+    "KernelDistanceDisplay",
+    "KernelEvolution",
     "Linearized",
     "Model",
     "Network",
+    "Normalized",
     "ProjectedNTK",
     "PseudoNTK",
     "ResNet18",
+    "RobustFeatureSelector",
+    "RobustnessCurveDisplay",
     "SingularGramError",
+    "SpecializationDisplay",
+    "SpectrumDisplay",
     "Stateless",
     "TangentFeatures",
     "TraceNTK",
     "TrainState",
     "TrainingDivergedError",
+    "TransferDisplay",
     "Variables",
     "class_balanced_indices",
     "effective_rank",
+    "eigenfeature_images",
     "from_equinox",
     "from_flax",
     "from_haiku",
@@ -78,13 +103,16 @@ __all__ = [
     "load_cifar10",
     "load_cifar100",
     "load_digits_images",
+    "load_evolution",
     "load_fashion_mnist",
     "load_mnist",
     "make_robust_scorer",
+    "ntk_features",
     "polar_dynamics",
     "robust_accuracy",
     "solve",
     "target_alignment",
     "top_mass",
     "train",
+    "write_report",
 ]

@@ -210,6 +210,59 @@ class FGSM:
         return self._as_pgd()(model, x, y, key=key)
 
 
+@dataclass(frozen=True)
+class NFGSM:
+    """One step from a noisy input, for training only: N-FGSM (de Jorge et al. 2022, arXiv:2202.01181).
+
+    x ← clip(x + η + step_size · sign ∇_x loss(x + η)), η uniform in ±noise · epsilon. The change is *not*
+    projected to the ball of radius epsilon, which is what avoids catastrophic overfitting: it reaches
+    noise · epsilon + step_size. Scores project it as they do every attack; it is a weak one.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the L∞ ball that training is meant for, in units of the data.
+    noise : float, default=2.0
+        Largest noise, in units of epsilon.
+    step_size : float, default=None
+        None is epsilon.
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`PGD`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, Model
+    >>> network = MLP(n_outputs=2)
+    >>> model = Model(network, network.init(jax.random.key(0), (4,)))
+    >>> x, y = jax.numpy.full((3, 4), 0.5), jax.numpy.array([0, 1, 1])
+    >>> x_adv = NFGSM(epsilon=0.1)(model, x, y, key=jax.random.key(1))
+    >>> bool(abs(x_adv - x).max() <= 0.3 + 1e-6)
+    True
+    """
+
+    epsilon: float
+    noise: float = 2.0
+    step_size: float | None = None
+    bounds: tuple | None = (0.0, 1.0)
+    norm = "linf"
+
+    def __post_init__(self):
+        _check_nonnegative("noise", self.noise)
+        object.__setattr__(self, "bounds", PGD(self.epsilon, 1, self.step_size, bounds=self.bounds).bounds)
+
+    def __call__(self, model, x, y, *, key):
+        """Inputs to train on (n, ...), from inputs (n, ...), labels (n,) and a key or one for each example."""
+        if isinstance(x, np.ndarray):
+            check_bounds(self, x)
+        x = jnp.asarray(x)
+        keys = _one_key_each(key, x.shape[0])
+        noise = PGD(self.noise * self.epsilon, 1, bounds=self.bounds)
+        noisy = _start(NORMS["linf"], x, keys, _ball(noise, x))
+        length = self.epsilon if self.step_size is None else self.step_size
+        return PGD(length, 1, length, random_start=False, bounds=self.bounds)(model, noisy, y, key=keys)
+
+
 def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
     """Cross-entropy (n,) of integer labels, squared error (n,) of real targets.
 

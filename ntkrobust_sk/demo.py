@@ -18,16 +18,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
 from .attacks import PGD
-from .datasets import class_balanced_indices, load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
+from .datasets import class_balanced_indices
 from .machines import EmpiricalNTKClassifier
 from .metrics import effective_rank, kernel_distance
+from .splits import load_splits
 from .trainer import AdversarialKernelTrainer
-
-LOADERS = {"cifar10": load_cifar10, "fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,9 @@ def run_demo(demo: Demo, out: str | os.PathLike) -> bool:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    X, y, X_test, y_test = _load(demo)
+    X, y, X_test, y_test = load_splits(
+        demo.data, demo.data_dir, n_train=demo.n_train, n_test=demo.n_test, random_state=demo.random_state
+    )
     kernel_set = class_balanced_indices(y, min(demo.n_kernel, len(y)), random_state=demo.random_state)
     test_attack = PGD(demo.epsilon, n_steps=demo.test_steps)
     train_attack = PGD(demo.epsilon, n_steps=demo.train_steps)
@@ -147,26 +147,6 @@ def run_demo(demo: Demo, out: str | os.PathLike) -> bool:
     print(table(results))
     print(f"Results and figure: {out.resolve()}")
     return all(claim["holds"] for claim in results["claims"])
-
-
-def _load(demo: Demo):
-    """Training and test images (n, h, w, c) and labels."""
-    if demo.data == "digits":
-        X, y = load_digits_images()
-        X, X_test, y, y_test = train_test_split(
-            X, y, test_size=demo.n_test, random_state=demo.random_state, stratify=y
-        )
-        n_train = min(demo.n_train, len(y))
-    else:
-        X, y = LOADERS[demo.data](demo.data_dir, split="train")
-        X_test, y_test = LOADERS[demo.data](demo.data_dir, split="test")
-        chosen = class_balanced_indices(y_test, demo.n_test, random_state=demo.random_state)
-        X_test, y_test = X_test[chosen], y_test[chosen]
-        n_train = demo.n_train
-    if n_train < len(y):
-        chosen = class_balanced_indices(y, n_train, random_state=demo.random_state)
-        X, y = X[chosen], y[chosen]
-    return X, y, X_test, y_test
 
 
 def _results(demo, accuracy, grams, seconds) -> dict:

@@ -261,6 +261,51 @@ class CNN:
         return dense(params["dense"], h.mean((1, 2))), state
 
 
+@dataclass(frozen=True)
+class Normalized:
+    """A network on (x − mean) / std, so that attacks keep to the units of x.
+
+    Parameters
+    ----------
+    network : Network
+    mean, std : tuple of float
+        One number for each channel (the last axis of the inputs), or one for all.
+
+    Raises
+    ------
+    ValueError
+        For a standard deviation that is not positive.
+
+    Examples
+    --------
+    >>> import jax
+    >>> network = Normalized(MLP(n_outputs=2), mean=(0.5,), std=(0.25,))
+    >>> inner = Model(network.network, network.init(jax.random.key(0), (4,)))
+    >>> x = jax.numpy.full((1, 4), 0.75)
+    >>> bool((Model(network, inner.variables)(x) == inner((x - 0.5) / 0.25)).all())
+    True
+    """
+
+    network: Network
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std must be positive and finite, got {self.std}; a constant channel needs none")
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """The network's own variables."""
+        return self.network.init(key, input_shape)
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the network's new state."""
+        mean, std = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype)
+        return self.network.apply(params, state, (x - mean) / std, train=train)
+
+
 def check_model(model: Callable, input_shape: tuple[int, ...]) -> int:
     """Number C of logits of a model, found without computing them.
 

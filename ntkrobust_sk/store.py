@@ -129,6 +129,24 @@ class GramStore:
         return rows, slice(j * self.rows, min((j + 1) * self.rows, m))
 
 
+def read_gram(path) -> np.ndarray:
+    """The matrix in the finished store at ``path``, every tile checked.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no store.
+    DamagedTileError
+        Naming the tile that cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no Gram store {path}")
+    array = _open(path)
+    there = array.attrs.asdict()["ntkrobust_sk"]
+    return GramStore(path, array, there["tile_rows"], "n_Y" not in there).read()
+
+
 def stored_sizes(path) -> tuple[int, int] | None:
     """Rows of a tile and seeds of a pass of the store at ``path``, on which its entries' last bits depend."""
     path = Path(path)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,54 @@ def train(
             _check_finite(state, data.per_epoch)
         if step == target:
             yield state
+
+
+class Averaged(NamedTuple):
+    """State of :func:`averaging`: the optimiser's own, the mean so far, and the number of updates."""
+
+    inner: PyTree
+    mean: PyTree
+    count: jax.Array
+
+
+@lru_cache(maxsize=64)
+def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """An optimiser that also keeps an exponential moving average of the parameters.
+
+    m ← d m + (1 − d) θ after every update, with d = min(decay, (1 + t) / (10 + t)), which lets the average
+    follow the first updates. Training itself is not changed; :func:`averaged` gives the model of the mean.
+
+    Parameters
+    ----------
+    optimizer : optax.GradientTransformation
+    decay : float
+        In [0, 1).
+
+    Returns
+    -------
+    optax.GradientTransformation
+        The same one for the same arguments, so that compiled code is shared.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay!r}")
+
+    def init(params):
+        return Averaged(optimizer.init(params), params, jnp.zeros((), jnp.int32))
+
+    def update(gradient, state, params=None):
+        updates, inner = optimizer.update(gradient, state.inner, params)
+        kept = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        mean = optax.incremental_update(optax.apply_updates(params, updates), state.mean, 1 - kept)
+        return updates, Averaged(inner, mean, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(state: TrainState) -> Model:
+    """The model of the averaged parameters where :func:`averaging` keeps them, otherwise the model as it is."""
+    if not isinstance(state.opt_state, Averaged):
+        return state.model
+    return Model(state.model.network, Variables(state.opt_state.mean, state.model.variables.state))
 
 
 def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:

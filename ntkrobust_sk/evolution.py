@@ -1,0 +1,748 @@
+"""The paper's two-stage experiment: how kernels evolve in training, and what they are good for.
+
+Stage 1 trains a network, benignly, adversarially, or first one and then the other, and keeps its states; at each
+of them the kernel is measured. Stage 2 trains what some of those kernels can do: the network, its linearisation,
+or the linearisation alone, benignly or adversarially (Loo et al. 2022, arXiv:2210.12030). Everything is kept in
+one folder, and a stopped run goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from . import metrics
+from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
+from .datasets import class_balanced_indices
+from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
+from .estimators import NETWORK_ROWS, NETWORKS, evaluate, initial_model
+from .gram import gram
+from .kernels import resolve_kernel
+from .machines import MACHINE_ROWS
+from .networks import Model, Normalized, check_choice
+from .predictors import make_predictor
+from .rundir import RunDirectory, load_checkpoint, read_arrays, read_json, save_checkpoint
+from .solvers import solve
+from .splits import Splits, load_splits, require_enough
+from .stages import Stage, kept_states, state_file
+from .store import read_gram
+from .tangent import linearize
+from .trainer import DYNAMICS
+from .training import averaged
+
+REGIMES = ("benign", "adversarial", "flip")
+STAGE2 = ("benign", "adversarial")
+ATTACKS = ("pgd", "fgsm", "n-fgsm")
+# Between whole epochs, where the kernel moves fastest; the paper's.
+FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
+# Restarts of the attack that stage 2 is also scored with.
+STRONG_RESTARTS = 5
+TOP = 10
+
+
+@dataclass(frozen=True)
+class KernelEvolution:
+    """The settings of an experiment, and the experiment.
+
+    Parameters
+    ----------
+    data : {"digits", "cifar10", "fashion-mnist", "mnist"} or path of an ``.npz`` file, default="digits"
+        As for :func:`~ntkrobust_sk.splits.load_splits`; inputs must lie in [0, 1].
+    data_dir : path, default=None
+        Folder with the canonical files.
+    network : {"mlp", "cnn", "resnet18"}, default="cnn"
+    n_train, n_test : int
+        Examples for training and for scoring; all of the latter are attacked.
+    n_kernel : int, default=300
+        Training examples, balanced over the classes, on which kernels are measured.
+    epsilon : float, default=0.15
+        L∞ radius, in units of the data.
+    attack : {"pgd", "fgsm", "n-fgsm"}, default="pgd"
+        In training. Scores are always taken under PGD.
+    train_steps, test_steps : int
+        PGD steps in training and in scoring.
+    clean_step : bool, default=True
+        Adversarial training makes a clean update before each adversarial one, as the paper's code does.
+    regimes : tuple of {"benign", "adversarial", "flip"}
+        Stage 1. "flip" is the benign network, adversarially trained from ``flip_epoch`` on.
+    epochs : int, default=20
+        Of stage 1.
+    flip_epoch : int, default=None
+        None is half of the epochs.
+    fractions : tuple of float
+        Epochs, besides the whole ones, at which states are kept.
+    learning_rate, momentum, batch_size
+        Of stochastic gradient descent.
+    normalize : bool, default=False
+        Normalise each channel by the training set, inside of the network, so that epsilon keeps its unit.
+    average_decay : float, default=None
+        Measure and score a moving average of the parameters; None takes them as they are.
+    patience : int, default=None
+        End a regime when the robust accuracy of ``n_validation`` training examples, held out, has not risen for
+        so many epochs. None never does.
+    n_validation : int, default=0
+    stage2_from : tuple of (regime, epoch)
+        Where stage 2 starts. None is the last epoch of the benign and of the adversarial network.
+    stage2_epochs : int, default=10
+    stage2_learning_rate : float, default=0.01
+    dynamics : tuple of {"standard", "linearized", "centered"}
+        Of stage 2.
+    stage2 : tuple of {"benign", "adversarial"}
+        Training of stage 2.
+    freeze_state : bool, default=True
+        Keep batch-norm statistics in stage 2 ("standard"; the others have none to move).
+    alpha : float, default=1e-2
+        Ridge of closed-form regression on the kernel set.
+    n_features : int, default=10
+        Eigenfeatures that are scored one by one; see :func:`~ntkrobust_sk.eigenfeatures.ntk_features`.
+    seeds : int, default=1
+        Repetitions; they share data and differ in initial weights, data order and attack noise.
+    random_state : int, default=0
+
+    Raises
+    ------
+    ValueError
+        For settings that do not fit each other.
+
+    Examples
+    --------
+    >>> KernelEvolution(epochs=2, fractions=(0.5,)).checkpoints
+    (0.0, 0.5, 1.0, 2.0)
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    network: str = "cnn"
+    n_train: int = 1397
+    n_test: int = 400
+    n_kernel: int = 300
+    epsilon: float = 0.15
+    attack: str = "pgd"
+    train_steps: int = 10
+    test_steps: int = 40
+    clean_step: bool = True
+    regimes: tuple[str, ...] = REGIMES
+    epochs: int = 20
+    flip_epoch: int | None = None
+    fractions: tuple[float, ...] = FRACTIONS
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    batch_size: int = 128
+    normalize: bool = False
+    average_decay: float | None = None
+    patience: int | None = None
+    n_validation: int = 0
+    stage2_from: tuple[tuple[str, float], ...] | None = None
+    stage2_epochs: int = 10
+    stage2_learning_rate: float = 0.01
+    dynamics: tuple[str, ...] = DYNAMICS
+    stage2: tuple[str, ...] = STAGE2
+    freeze_state: bool = True
+    alpha: float = 1e-2
+    n_features: int = 10
+    seeds: int = 1
+    random_state: int = 0
+
+    def __post_init__(self):
+        for name, known in (("regimes", REGIMES), ("dynamics", DYNAMICS), ("stage2", STAGE2)):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for value in getattr(self, name):
+                check_choice(f"entry of {name}", value, known)
+        check_choice("attack", self.attack, ATTACKS)
+        check_choice("network", self.network, NETWORKS)
+        for name in ("n_train", "n_test", "n_kernel", "batch_size", "seeds", "test_steps", "train_steps"):
+            _require(self, name, lambda value: value >= 1, "at least 1")
+        for name in ("epochs", "stage2_epochs", "n_validation", "n_features", "alpha", "epsilon"):
+            _require(self, name, lambda value: 0 <= value < math.inf, "finite and not negative")
+        for name in ("learning_rate", "stage2_learning_rate"):
+            _require(self, name, lambda value: 0 < value < math.inf, "positive and finite")
+        if "flip" in self.regimes and "benign" not in self.regimes:
+            raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
+        flip = self.epochs // 2 if self.flip_epoch is None else self.flip_epoch
+        object.__setattr__(self, "flip_epoch", flip)
+        object.__setattr__(self, "fractions", tuple(float(f) for f in self.fractions))
+        if flip not in self.checkpoints:
+            raise ValueError(f"flip_epoch must be an epoch that is kept, {_brief(self.checkpoints)}, got {flip}")
+        if (self.patience is None) != (self.n_validation == 0):
+            raise ValueError(
+                "patience and n_validation go together: examples held out, and how many epochs their robust "
+                f"accuracy may fail to rise; got {self.patience} and {self.n_validation}"
+            )
+        starts = self.stage2_from
+        if starts is None:
+            starts = [(regime, self.epochs) for regime in self.regimes if regime != "flip"]
+        object.__setattr__(self, "stage2_from", tuple((regime, float(epoch)) for regime, epoch in starts))
+        for regime, epoch in self.stage2_from:
+            check_choice("regime in stage2_from", regime, self.regimes)
+            if epoch not in self.checkpoints:
+                raise ValueError(
+                    f"stage2_from asks for epoch {epoch:g}, but kept are {_brief(self.checkpoints)}. "
+                    "Add it to fractions, or raise epochs"
+                )
+
+    @cached_property
+    def checkpoints(self) -> tuple[float, ...]:
+        """Epochs at which states are kept and kernels measured."""
+        fractions = (f for f in self.fractions if 0 < f < self.epochs)
+        return tuple(sorted({*map(float, range(self.epochs + 1)), *fractions}))
+
+    @cached_property
+    def train_attack(self):
+        """The attack in training."""
+        made = {"pgd": partial(PGD, n_steps=self.train_steps), "fgsm": FGSM, "n-fgsm": NFGSM}
+        return made[self.attack](self.epsilon)
+
+    @cached_property
+    def test_attack(self) -> PGD:
+        """The attack in scoring."""
+        return PGD(self.epsilon, n_steps=self.test_steps)
+
+    def run(self, out: str | os.PathLike, *, splits: Splits | None = None, progress: bool = True):
+        """Run the experiment, or what is left of it.
+
+        Parameters
+        ----------
+        out : path
+            The run's folder; one that holds the same experiment is gone on with.
+        splits : Splits, default=None
+            Data in place of what ``data`` names.
+        progress : bool, default=True
+            Show a bar.
+
+        Returns
+        -------
+        EvolutionResult
+
+        Raises
+        ------
+        RunMismatchError
+            If the folder holds another experiment.
+        TrainingDivergedError
+            When training does; what was finished is kept.
+        """
+        splits = splits or load_splits(
+            self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
+        )
+        require_enough(splits.y, min(self.n_kernel, len(splits.y)))
+        run = RunDirectory.open(out, settings_of(self, splits))
+        work = _Work(self, run, splits)
+        tasks = work.tasks()
+        with tqdm(total=len(tasks), desc=f"evolution of {self.data}", unit="task", disable=not progress) as bar:
+            for name, compute in tasks:
+                bar.set_postfix_str(name)
+                if name not in work.results:
+                    work.results[name] = {"task": name, **compute()}
+                    run.append(work.results[name])
+                bar.update()
+        return load_evolution(out)
+
+
+# What suits a data set; a file of the user's own takes the defaults.
+PRESETS = {
+    "digits": {},
+    "mnist": {"n_train": 5000, "n_test": 500, "epsilon": 0.1, "test_steps": 20, "epochs": 10},
+    "fashion-mnist": {"n_train": 5000, "n_test": 500, "epsilon": 0.05, "test_steps": 20, "epochs": 10},
+    "cifar10": {
+        "n_train": 5000,
+        "n_test": 500,
+        "epsilon": 4 / 255,
+        "train_steps": 7,
+        "test_steps": 20,
+        "epochs": 10,
+    },
+}
+
+
+def preset(data: str = "digits", **given) -> KernelEvolution:
+    """The experiment that suits a data set, with whatever is given (not None) in its place.
+
+    >>> preset("cifar10", epochs=None, seeds=3).epochs
+    10
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    return KernelEvolution(data=str(data), **PRESETS.get(data, {}) | given)
+
+
+def settings_of(experiment: KernelEvolution, splits: Splits) -> dict:
+    """What two runs must agree in to be the same: settings, data and version, but not where the data lie."""
+    settings = {field.name: getattr(experiment, field.name) for field in fields(experiment)}
+    del settings["data_dir"]
+    return settings | {"sha256_data": sha256(splits), "version": version("ntkrobust_sk")}
+
+
+class _Work:
+    """An experiment's tasks, in their order: what each computes goes into the results under its name."""
+
+    def __init__(self, experiment: KernelEvolution, run: RunDirectory, splits: Splits):
+        self.experiment, self.run, self.splits = experiment, run, splits
+        n_kernel = min(experiment.n_kernel, len(splits.y))
+        held_out = experiment.n_validation
+        chosen = class_balanced_indices(splits.y, held_out or n_kernel, random_state=experiment.random_state)
+        self.validation = None
+        if held_out:
+            kept = np.setdiff1d(np.arange(len(splits.y)), chosen)
+            self.validation = splits.X[chosen], splits.y[chosen]
+            self.splits = splits = splits._replace(X=splits.X[kept], y=splits.y[kept])
+            chosen = class_balanced_indices(splits.y, n_kernel, random_state=experiment.random_state)
+        # by class, so that a kernel shows its blocks
+        chosen = chosen[np.argsort(splits.y[chosen], kind="stable")]
+        self.X_kernel, self.y_kernel = splits.X[chosen], splits.y[chosen]
+        self.n_outputs = int(splits.y.max()) + 1
+        self.walks = {}
+        # the results by task; those of a stopped run first
+        self.results = {result["task"]: result for result in run.results()}
+
+    def tasks(self) -> list:
+        """Pairs of a name and a function that returns a dict."""
+        experiment, found = self.experiment, []
+        for seed in range(experiment.seeds):
+            for regime in experiment.regimes:
+                for epoch in self.epochs(regime):
+                    found.append((f"{seed}/{regime}/{epoch:g}", partial(self.checkpoint, seed, regime, epoch)))
+            for regime, epoch in experiment.stage2_from:
+                start = f"{seed}/{regime}/{epoch:g}"
+                found.append((f"{start}/closed-form", partial(self.closed_form, seed, regime, epoch)))
+                for dynamics, training in product(experiment.dynamics, experiment.stage2):
+                    compute = partial(self.stage_two, seed, regime, epoch, dynamics, training)
+                    found.append((f"{start}/{dynamics}/{training}", compute))
+            if experiment.stage2_from:
+                found.append((f"{seed}/transfer", partial(self.transfer, seed)))
+            for regime in experiment.regimes:
+                found.append((f"{seed}/{regime}/features", partial(self.features, seed, regime)))
+                found.append((f"{seed}/{regime}/images", partial(self.images, seed, regime)))
+        return found
+
+    def epochs(self, regime) -> list[float]:
+        """Epochs at which a regime has states of its own."""
+        first = self.experiment.flip_epoch + 1e-9 if regime == "flip" else 0
+        return [epoch for epoch in self.experiment.checkpoints if epoch >= first]
+
+    # training
+
+    def key(self, seed, *purpose) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self.experiment.random_state), seed)
+        for part in purpose:
+            key = jax.random.fold_in(key, part)
+        return key
+
+    def first_model(self, seed) -> Model:
+        """The network with the seed's initial weights, the same for all regimes."""
+        X, network = self.splits.X, NETWORKS[self.experiment.network]
+        model = initial_model(network, X.shape[1:], self.n_outputs, self.key(seed, 0))
+        if not self.experiment.normalize:
+            return model
+        axes = tuple(range(X.ndim - 1))
+        mean, std = X.mean(axes, dtype=np.float64), X.std(axes, dtype=np.float64)
+        return Model(Normalized(model.network, tuple(mean.tolist()), tuple(std.tolist())), model.variables)
+
+    def stage(self, training, learning_rate, freeze_state=False, average_decay=None) -> Stage:
+        experiment = self.experiment
+        attacks = (Clean(),)
+        if training != "benign":
+            attacks = (*attacks, experiment.train_attack) if experiment.clean_step else (experiment.train_attack,)
+        common = {"momentum": experiment.momentum, "batch_size": experiment.batch_size}
+        return Stage(attacks, learning_rate, **common, freeze_state=freeze_state, average_decay=average_decay)
+
+    def walk(self, seed, regime):
+        """The states of a regime in order, trained where they are not on disk."""
+        experiment = self.experiment
+        stage = self.stage(regime, experiment.learning_rate, average_decay=experiment.average_decay)
+        start = stage.first_state(self.first_model(seed), self.key(seed, 1))
+        if regime == "flip":
+            start = self.state(seed, "benign", float(experiment.flip_epoch))
+        folder = self.folder(seed, regime)
+        return kept_states(folder, stage, start, self.splits.X, self.splits.y, self.epochs(regime))
+
+    def folder(self, seed, regime) -> Path:
+        return self.run.path / "checkpoints" / f"seed-{seed}" / regime
+
+    def state(self, seed, regime, epoch):
+        """The state of a regime at an epoch."""
+        started = self.walks.pop((seed, regime), iter(()))
+        for walk in (started, self.walk(seed, regime)):
+            for at, state in walk:
+                if at == epoch:
+                    self.walks[seed, regime] = walk
+                    return state
+        raise LookupError(f"epoch {epoch:g} of {regime} is not kept")
+
+    def model(self, seed, regime, epoch) -> Model:
+        """What is measured: the network at an epoch, or its average, or the best one if it was stopped."""
+        best = self.stopped(seed, regime)
+        return averaged(self.state(seed, regime, epoch if best is None else min(epoch, best)))
+
+    def stopped(self, seed, regime) -> float | None:
+        """The best epoch of a regime that ended early."""
+        results = [self.results.get(f"{seed}/{regime}/{epoch:g}", {}) for epoch in self.epochs(regime)]
+        scores = {r["epoch"]: r["validation"] for r in results if "validation" in r and r["epoch"] % 1 == 0}
+        if self.validation is None or not scores:
+            return None
+        best = max(scores, key=scores.get)
+        return best if max(scores) - best >= self.experiment.patience else None
+
+    # measuring
+
+    def scores(self, model, seed, rows=NETWORK_ROWS, name=None) -> dict:
+        X, y = self.splits.X_test, self.splits.y_test
+        X_adv = self.adversarial(model, X, y, seed, rows, name)
+        return {"clean": accuracy(model, X, y, rows), "robust": accuracy(model, X_adv, y, rows)}
+
+    def adversarial(self, model, X, y, seed, rows=NETWORK_ROWS, name=None):
+        """Attacked examples, kept under ``name`` if there is one."""
+        X_adv = attack_in_tiles(
+            self.experiment.test_attack, model, X, y.astype(np.int32), key=self.key(seed, 2), rows=rows
+        )
+        if name is not None:
+            save_checkpoint(self.adversarial_file(seed, name), {"X": X_adv})
+        return X_adv
+
+    def adversarial_file(self, seed, name) -> Path:
+        return self.run.joined("adversarial", f"seed-{seed}", f"{name.replace('/', '-')}.safetensors")
+
+    def checkpoint(self, seed, regime, epoch) -> dict:
+        """Accuracies and kernels of a state of stage 1."""
+        found = {"kind": "checkpoint", "seed": seed, "regime": regime, "epoch": epoch}
+        best = self.stopped(seed, regime)
+        if best is not None and epoch > best + self.experiment.patience:
+            return found | {"kind": "stopped", "best": best}
+        state = self.state(seed, regime, epoch)
+        model = averaged(state)
+        found |= {"steps": int(state.step), "loss": float(state.loss) if np.isfinite(state.loss) else None}
+        found |= self.scores(model, seed)
+        if self.validation is not None:
+            X, y = self.validation
+            found["validation"] = accuracy(model, self.adversarial(model, X, y, seed), y)
+        X_adv = self.adversarial(model, self.X_kernel, self.y_kernel, seed)
+        for images, X in (("clean", self.X_kernel), ("adversarial", X_adv)):
+            store = self.run.joined("kernels", kernel_name(seed, regime, epoch, images))
+            K = gram("trace", model, X, store=store)
+            found |= {f"{images}_{name}": value for name, value in kernel_metrics(K, self.y_kernel).items()}
+        return found | class_metrics(gram("class", model, self.X_kernel, by_layer=True), self.y_kernel)
+
+    def closed_form(self, seed, regime, epoch) -> dict:
+        """Kernel regression on the kernel set."""
+        model = self.model(seed, regime, epoch)
+        predictor = self.regression(model, self.kernel_at(seed, regime, epoch, model))
+        found = {"kind": "closed form", "seed": seed, "regime": regime, "epoch": epoch}
+        return found | self.scores(predictor, seed, MACHINE_ROWS, f"{regime}/{epoch:g}/closed-form")
+
+    def kernel_at(self, seed, regime, epoch, model):
+        """The stored kernel, or that of an earlier state if the regime was stopped there."""
+        best = self.stopped(seed, regime)
+        epoch = epoch if best is None else min(epoch, best)
+        store = self.run.joined("kernels", kernel_name(seed, regime, epoch, "clean"))
+        return gram("trace", model, self.X_kernel, store=store)
+
+    def regression(self, model, K):
+        targets = np.eye(self.n_outputs)[self.y_kernel]
+        offset = targets.mean(0)
+        dual = solve(K, targets - offset, alpha=self.experiment.alpha)
+        return make_predictor(resolve_kernel("trace"), model, self.X_kernel, dual, offset)
+
+    def stage_two(self, seed, regime, epoch, dynamics, training) -> dict:
+        """Training on a kernel, or from it."""
+        experiment, name = self.experiment, f"{regime}/{epoch:g}/{dynamics}/{training}"
+        model = self.model(seed, regime, epoch)
+        if dynamics != "standard":
+            model = linearize(model, centered=dynamics == "centered")
+        stage = self.stage(training, experiment.stage2_learning_rate, freeze_state=experiment.freeze_state)
+        start = stage.first_state(model, self.key(seed, 3))
+        folder = self.folder(seed, f"stage2/{name}")
+        epochs = [float(e) for e in range(experiment.stage2_epochs + 1)]
+        states = kept_states(folder, stage, start, self.splits.X, self.splits.y, epochs, keep_all=False)
+        *_, (_, state) = states
+        found = {"kind": "stage 2", "seed": seed, "regime": regime, "epoch": epoch, "dynamics": dynamics}
+        found |= {"training": training, **self.scores(state.model, seed, name=name)}
+        return found | {"robust_restarts": self.strong(state.model, seed)}
+
+    def strong(self, model, seed) -> float:
+        """Accuracy under the strongest attack here: several restarts of twice the steps."""
+        experiment, X, y = self.experiment, self.splits.X_test, self.splits.y_test.astype(np.int32)
+        attack = PGD(experiment.epsilon, n_steps=2 * experiment.test_steps, n_restarts=STRONG_RESTARTS)
+        X_adv = attack_in_tiles(attack, model, X, y, key=self.key(seed, 4), rows=NETWORK_ROWS)
+        return accuracy(model, X_adv, y)
+
+    def predictors(self, seed):
+        """Name, model and rows of a tile of everything that stage 2 has made."""
+        for regime, epoch in self.experiment.stage2_from:
+            model, name = self.model(seed, regime, epoch), f"{regime}/{epoch:g}"
+            yield f"{name}/network", model, NETWORK_ROWS
+            predictor = self.regression(model, self.kernel_at(seed, regime, epoch, model))
+            yield f"{name}/closed-form", predictor, MACHINE_ROWS
+            for dynamics, training in product(self.experiment.dynamics, self.experiment.stage2):
+                yield (
+                    f"{name}/{dynamics}/{training}",
+                    self.second_model(seed, name, model, dynamics, training),
+                    (NETWORK_ROWS),
+                )
+
+    def second_model(self, seed, start_name, model, dynamics, training) -> Model:
+        """The model that a finished run of stage 2 has left."""
+        if dynamics != "standard":
+            model = linearize(model, centered=dynamics == "centered")
+        stage = self.stage(training, self.experiment.stage2_learning_rate)
+        like = stage.first_state(model, self.key(seed, 3))
+        folder = self.folder(seed, f"stage2/{start_name}/{dynamics}/{training}")
+        return load_checkpoint(state_file(folder, float(self.experiment.stage2_epochs)), like).model
+
+    def transfer(self, seed) -> dict:
+        """Accuracy of every model (columns) on the adversarial examples of every model (rows)."""
+        X, y = self.splits.X_test, self.splits.y_test
+        found = list(self.predictors(seed))
+        matrix = []
+        for name, model, rows in found:
+            file = self.adversarial_file(seed, name)
+            if file.exists():
+                X_adv = load_checkpoint(file, {"X": X})["X"]
+            else:
+                X_adv = self.adversarial(model, X, y, seed, rows, name)
+            X_adv = np.asarray(X_adv)
+            matrix.append([accuracy(other, X_adv, y, size) for _, other, size in found])
+        names = [name for name, _, _ in found]
+        clean = [accuracy(model, X, y, rows) for _, model, rows in found]
+        return {"kind": "transfer", "seed": seed, "names": names, "clean": clean, "matrix": matrix}
+
+    def features(self, seed, regime) -> dict:
+        """Usefulness and robustness of the kernel's leading eigenfeatures at the end of stage 1."""
+        experiment, epoch = self.experiment, self.experiment.checkpoints[-1]
+        model = self.model(seed, regime, epoch)
+        features = ntk_features(
+            "trace",
+            model,
+            self.X_kernel,
+            self.y_kernel,
+            self.splits.X_test,
+            self.splits.y_test,
+            experiment.test_attack,
+            n_features=experiment.n_features,
+            key=self.key(seed, 5),
+            K=self.kernel_at(seed, regime, epoch, model),
+        )
+        found = {"kind": "features", "seed": seed, "regime": regime, "epoch": epoch}
+        values = ("eigenvalues", "usefulness", "robustness")
+        return found | {name: getattr(features, name).tolist() for name in values}
+
+    def images(self, seed, regime) -> dict:
+        """What maximises each class's regression direction, and its leading eigenvector."""
+        epoch = self.experiment.checkpoints[-1]
+        model = self.model(seed, regime, epoch)
+        K = np.asarray(gram("class", model, self.X_kernel))
+        drawn = {
+            "regression": eigenfeature_images(model, self.X_kernel, regression_coefficients(K, self.y_kernel)),
+            "eigenvector": eigenfeature_images(model, self.X_kernel, class_eigenvectors(K, self.y_kernel)),
+        }
+        save_checkpoint(
+            self.run.joined("images", f"seed-{seed}", f"{regime}.safetensors"),
+            {name: found.images for name, found in drawn.items()},
+        )
+        found = {"kind": "images", "seed": seed, "regime": regime, "epoch": epoch}
+        for name, images in drawn.items():
+            found[f"{name}_cosines"] = images.cosines.tolist()
+            found[f"{name}_likeness"] = class_likeness(images.images, self.splits.X, self.splits.y)
+        return found
+
+
+def accuracy(model, X, y, rows: int = NETWORK_ROWS) -> float:
+    """Share of inputs (n, ...) whose highest score is that of their label."""
+    return float(np.mean(evaluate(model, X, rows).argmax(1) == y))
+
+
+def kernel_metrics(K, y) -> dict:
+    """Scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
+    Y = np.eye(int(y.max()) + 1)[y]
+    return {
+        "effective_rank": metrics.effective_rank(K),
+        "participation_ratio": metrics.effective_rank(K, "participation"),
+        "top_mass": metrics.top_mass(K, min(TOP, len(K))),
+        "target_alignment": metrics.target_alignment(K, Y),
+        "centered_target_alignment": metrics.target_alignment(K, Y, centered=True),
+    }
+
+
+def class_metrics(layers: dict, y) -> dict:
+    """Specialisation of the class kernels, and what each layer contributes, of blocks (n, n, C) by layer."""
+    Y = np.eye(int(y.max()) + 1)[y]
+    whole = sum(layers.values())
+    matrix = metrics.kernel_specialization(whole, Y)
+    total, by_layer = float(np.trace(whole.mean(2))), {}
+    for name, block in layers.items():
+        K = np.asarray(block, np.float64).mean(2)
+        by_layer[name] = {
+            "share": float(np.trace(K)) / total,
+            "effective_rank": metrics.effective_rank(K),
+            # uncentred: the kernel of the last bias is constant
+            "target_alignment": metrics.target_alignment(K, Y),
+        }
+    return {
+        "specialization": float(np.diag(matrix).mean()),
+        "specialization_matrix": matrix.tolist(),
+        "layers": by_layer,
+    }
+
+
+def class_likeness(images, X, y) -> float:
+    """Share of classes whose image correlates with the mean of their own examples more than with any other's.
+
+    Means are taken less the mean over classes, so that what all classes share does not count.
+    """
+    means = np.stack([X[y == c].mean(0).ravel() for c in range(len(images))])
+    means = means - means.mean(0)
+    images = images.reshape(len(images), -1)
+    images = images - images.mean(0)
+    norms = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(means, axis=1)
+    correlation = images @ means.T / np.maximum(norms, np.finfo(float).tiny)
+    return float(np.mean(correlation.argmax(1) == np.arange(len(images))))
+
+
+def kernel_name(seed, regime, epoch, images) -> str:
+    """Name of a Gram store in a run's folder of kernels."""
+    return f"seed-{seed}-{regime}-{epoch:08.3f}-{images}.zarr"
+
+
+def sha256(splits: Splits) -> str:
+    """Of all examples and labels."""
+    digest = hashlib.sha256()
+    for array in splits:
+        array = np.ascontiguousarray(array)
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class EvolutionResult:
+    """What a run has found so far.
+
+    Attributes
+    ----------
+    path : Path
+        The run's folder.
+    experiment : KernelEvolution
+    results : list of dict
+        Each with its ``kind``: "checkpoint", "stage 2", "closed form", "transfer", "features" or "images".
+    """
+
+    path: Path
+    experiment: KernelEvolution
+    results: list
+
+    def of_kind(self, kind: str, **where) -> list[dict]:
+        """The results of a kind with these values."""
+        found = (result for result in self.results if result["kind"] == kind)
+        return [result for result in found if all(result[name] == value for name, value in where.items())]
+
+    def to_frame(self, kind: str = "checkpoint"):
+        """Results of a kind as a tidy table: a row for each, a column for each number.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("tables need pandas: pip install 'ntkrobust_sk[evolution]'") from error
+        rows = [
+            {name: value for name, value in result.items() if not isinstance(value, dict | list)}
+            for result in self.of_kind(kind)
+        ]
+        return pandas.DataFrame(rows).drop(columns=["task", "kind"], errors="ignore")
+
+    def epochs(self, seed: int, regime: str) -> list[float]:
+        """Epochs at which the kernel of a regime was measured; those of "flip" begin with the benign ones."""
+        own = [result["epoch"] for result in self.of_kind("checkpoint", seed=seed, regime=regime)]
+        if regime != "flip" or not own:
+            return own
+        return [epoch for epoch in self.epochs(seed, "benign") if epoch < own[0]] + own
+
+    def at(self, seed: int, regime: str, epoch: float) -> dict:
+        """The measurements of one state."""
+        found = self.of_kind("checkpoint", seed=seed, regime=self._kept_as(regime, epoch), epoch=epoch)
+        if not found:
+            raise LookupError(
+                f"{self.path} has no epoch {epoch:g} of {regime!r} with seed {seed}; there are "
+                f"{_brief(self.epochs(seed, regime))}"
+            )
+        return found[0]
+
+    def kernel(self, seed: int, regime: str, epoch: float, images: str = "clean") -> np.ndarray:
+        """The trace kernel (n_kernel, n_kernel) of a state, on clean images or on those attacked through it."""
+        self.at(seed, regime, epoch)
+        name = kernel_name(seed, self._kept_as(regime, epoch), epoch, images)
+        return read_gram(self.path / "kernels" / name)
+
+    def _kept_as(self, regime, epoch):
+        return "benign" if regime == "flip" and epoch <= self.experiment.flip_epoch else regime
+
+    def curve(self, seed: int, regime: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs and a measurement over them, such as "clean_effective_rank" or "robust"."""
+        epochs = self.epochs(seed, regime)
+        return np.array(epochs), np.array([self.at(seed, regime, epoch)[name] for epoch in epochs])
+
+    def velocity(self, seed: int, regime: str, images: str = "clean") -> tuple[np.ndarray, np.ndarray]:
+        """Kernel velocity per epoch, at the middle of each interval between measurements."""
+        epochs, kernels = self._kernels(seed, regime, images)
+        steps = zip(kernels, kernels[1:], np.diff(epochs), strict=False)
+        velocity = [metrics.kernel_velocity(a, b, float(dt)) for a, b, dt in steps]
+        return (epochs[1:] + epochs[:-1]) / 2, np.array(velocity)
+
+    def polar(self, seed: int, regime: str, images: str = "clean"):
+        """Epochs, radius and angle of the kernel's way from the first to the last; see ``polar_dynamics``."""
+        epochs, kernels = self._kernels(seed, regime, images)
+        radius, angle = zip(*(metrics.polar_dynamics(K, kernels[0], kernels[-1]) for K in kernels), strict=True)
+        return epochs, np.array(radius), np.array(angle)
+
+    def _kernels(self, seed, regime, images):
+        epochs = self.epochs(seed, regime)
+        return np.array(epochs), [self.kernel(seed, regime, epoch, images) for epoch in epochs]
+
+    def distances(self, states, images: str = "clean") -> np.ndarray:
+        """Kernel distances between all pairs of states (seed, regime, epoch), (s, s)."""
+        kernels = [self.kernel(*state, images=images) for state in states]
+        return np.array([[metrics.kernel_distance(a, b) for b in kernels] for a in kernels])
+
+    def images(self, seed: int, regime: str) -> dict[str, np.ndarray]:
+        """Images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
+        return read_arrays(self.path / "images" / f"seed-{seed}" / f"{regime}.safetensors")
+
+
+def load_evolution(path: str | os.PathLike) -> EvolutionResult:
+    """The results in a run's folder, finished or not.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no run.
+    """
+    path = Path(path)
+    if not (path / "settings.json").exists():
+        raise FileNotFoundError(f"{path} holds no run: there is no settings.json")
+    settings = read_json(path / "settings.json")
+    known = {field.name for field in fields(KernelEvolution)}
+    experiment = KernelEvolution(**{name: value for name, value in settings.items() if name in known})
+    return EvolutionResult(path, experiment, RunDirectory(path).results())
+
+
+def _require(experiment, name, holds, what):
+    if not holds(getattr(experiment, name)):
+        raise ValueError(f"{name} must be {what}, got {getattr(experiment, name)!r}")
+
+
+def _brief(epochs) -> str:
+    shown = [f"{epoch:g}" for epoch in epochs]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:5], "...", *shown[-3:]])

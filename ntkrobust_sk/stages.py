@@ -1,0 +1,126 @@
+"""A stage of training whose states are kept: trained where they are missing, read where they are not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from .networks import Model
+from .rundir import DamagedCheckpointError, load_checkpoint, save_checkpoint
+from .trainer import SGD, with_hyperparameters
+from .training import Averaged, TrainState, averaging, initial_state, train
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a stage is trained.
+
+    Attributes
+    ----------
+    attacks : tuple
+        As for :func:`~ntkrobust_sk.train`: one update per batch and attack.
+    learning_rate, momentum : float
+    batch_size : int
+    freeze_state : bool
+        Keep batch-norm statistics as they are.
+    average_decay : float or None
+        Of the moving average of the parameters; None keeps none.
+    """
+
+    attacks: tuple
+    learning_rate: float
+    momentum: float = 0.9
+    batch_size: int = 128
+    freeze_state: bool = False
+    average_decay: float | None = None
+
+    @property
+    def optimizer(self):
+        """Stochastic gradient descent, with or without an average."""
+        return SGD if self.average_decay is None else averaging(SGD, self.average_decay)
+
+    def first_state(self, model: Model, key: jax.Array) -> TrainState:
+        """The state before the first step."""
+        state = initial_state(model, key, SGD)
+        state = with_hyperparameters(state, learning_rate=self.learning_rate, momentum=self.momentum)
+        if self.average_decay is None:
+            return state
+        average = Averaged(state.opt_state, model.variables.params, np.int32(0))
+        return replace(state, opt_state=jax.device_put(average))
+
+
+def kept_states(
+    folder: Path, stage: Stage, start: TrainState, X, y, epochs: Sequence[float], *, keep_all: bool = True
+) -> Iterator[tuple[float, TrainState]]:
+    """States at given epochs, each on disk when it is yielded.
+
+    Parameters
+    ----------
+    folder : Path
+        Of this stage alone.
+    stage : Stage
+    start : TrainState
+    X, y : array
+        Training examples.
+    epochs : sequence of float
+        Rising. Those before ``start`` are passed over.
+    keep_all : bool, default=True
+        Whether the files of epochs gone by are kept; without them a damaged file means training from ``start``.
+
+    Yields
+    ------
+    epoch : float
+    state : TrainState
+
+    Warns
+    -----
+    RuntimeWarning
+        Naming a file that is damaged; its state is trained again from the last good one.
+    """
+    files = [state_file(folder, epoch) for epoch in epochs]
+    first = 0
+    if not keep_all:
+        first = next((i for i in reversed(range(len(files))) if _read(files[i], start) is not None), 0)
+    state, running = start, None
+    for i in range(first, len(files)):
+        found = _read(files[i], start)
+        if found is None:
+            running = running or _train(stage, state, X, y, epochs[i:])
+            found = next(running)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(files[i], found)
+        else:
+            running = None
+        state = found
+        if not keep_all and i > 0:
+            files[i - 1].unlink(missing_ok=True)
+        yield epochs[i], state
+
+
+def state_file(folder: Path, epoch: float) -> Path:
+    """Where the state at an epoch is.
+
+    >>> state_file(Path("benign"), 2.5).as_posix()
+    'benign/0002.500.safetensors'
+    """
+    return folder / f"{epoch:08.3f}.safetensors"
+
+
+def _train(stage, state, X, y, epochs):
+    common = {"optimizer": stage.optimizer, "attacks": stage.attacks, "batch_size": stage.batch_size}
+    return train(state, X, y, epochs=epochs, freeze_state=stage.freeze_state, **common)
+
+
+def _read(file, like) -> TrainState | None:
+    if not file.exists():
+        return None
+    try:
+        return load_checkpoint(file, like)
+    except DamagedCheckpointError as error:
+        warnings.warn(f"{error}; it is computed again from the last good one", RuntimeWarning, stacklevel=3)
+        return None
