@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import product
@@ -45,8 +45,8 @@ STAGE2 = ("benign", "adversarial")
 ATTACKS = ("pgd", "fgsm", "n-fgsm")
 # Between whole epochs, where the kernel moves fastest; the paper's.
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
-# Restarts of the attack that stage 2 is also scored with.
-STRONG_RESTARTS = 5
+# Further restarts of the attack that stage 2 is scored with.
+RESTARTS = 4
 TOP = 10
 
 
@@ -63,7 +63,7 @@ class KernelEvolution:
     network : {"mlp", "cnn", "resnet18"}, default="cnn"
     n_train, n_test : int
         Examples for training and for scoring; all of the latter are attacked.
-    n_kernel : int, default=300
+    n_kernel : int, default=200
         Training examples, balanced over the classes, on which kernels are measured.
     epsilon : float, default=0.15
         L∞ radius, in units of the data.
@@ -125,11 +125,11 @@ class KernelEvolution:
     network: str = "cnn"
     n_train: int = 1397
     n_test: int = 400
-    n_kernel: int = 300
+    n_kernel: int = 200
     epsilon: float = 0.15
     attack: str = "pgd"
     train_steps: int = 10
-    test_steps: int = 40
+    test_steps: int = 20
     clean_step: bool = True
     regimes: tuple[str, ...] = REGIMES
     epochs: int = 20
@@ -168,21 +168,20 @@ class KernelEvolution:
             _require(self, name, lambda value: 0 < value < math.inf, "positive and finite")
         if "flip" in self.regimes and "benign" not in self.regimes:
             raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
-        flip = self.epochs // 2 if self.flip_epoch is None else self.flip_epoch
-        object.__setattr__(self, "flip_epoch", flip)
         object.__setattr__(self, "fractions", tuple(float(f) for f in self.fractions))
-        if flip not in self.checkpoints:
-            raise ValueError(f"flip_epoch must be an epoch that is kept, {_brief(self.checkpoints)}, got {flip}")
+        if self.flips_at not in self.checkpoints:
+            raise ValueError(
+                f"flip_epoch must be an epoch that is kept, {_brief(self.checkpoints)}, got {self.flip_epoch}"
+            )
         if (self.patience is None) != (self.n_validation == 0):
             raise ValueError(
                 "patience and n_validation go together: examples held out, and how many epochs their robust "
                 f"accuracy may fail to rise; got {self.patience} and {self.n_validation}"
             )
-        starts = self.stage2_from
-        if starts is None:
-            starts = [(regime, self.epochs) for regime in self.regimes if regime != "flip"]
-        object.__setattr__(self, "stage2_from", tuple((regime, float(epoch)) for regime, epoch in starts))
-        for regime, epoch in self.stage2_from:
+        if self.stage2_from is not None:
+            starts = tuple((regime, float(epoch)) for regime, epoch in self.stage2_from)
+            object.__setattr__(self, "stage2_from", starts)
+        for regime, epoch in self.starts:
             check_choice("regime in stage2_from", regime, self.regimes)
             if epoch not in self.checkpoints:
                 raise ValueError(
@@ -195,6 +194,18 @@ class KernelEvolution:
         """Epochs at which states are kept and kernels measured."""
         fractions = (f for f in self.fractions if 0 < f < self.epochs)
         return tuple(sorted({*map(float, range(self.epochs + 1)), *fractions}))
+
+    @cached_property
+    def flips_at(self) -> float:
+        """Epoch at which the "flip" regime turns adversarial."""
+        return float(self.epochs // 2 if self.flip_epoch is None else self.flip_epoch)
+
+    @cached_property
+    def starts(self) -> tuple[tuple[str, float], ...]:
+        """Where stage 2 starts."""
+        if self.stage2_from is not None:
+            return self.stage2_from
+        return tuple((regime, float(self.epochs)) for regime in self.regimes if regime != "flip")
 
     @cached_property
     def train_attack(self):
@@ -309,13 +320,13 @@ class _Work:
             for regime in experiment.regimes:
                 for epoch in self.epochs(regime):
                     found.append((f"{seed}/{regime}/{epoch:g}", partial(self.checkpoint, seed, regime, epoch)))
-            for regime, epoch in experiment.stage2_from:
+            for regime, epoch in experiment.starts:
                 start = f"{seed}/{regime}/{epoch:g}"
                 found.append((f"{start}/closed-form", partial(self.closed_form, seed, regime, epoch)))
                 for dynamics, training in product(experiment.dynamics, experiment.stage2):
                     compute = partial(self.stage_two, seed, regime, epoch, dynamics, training)
                     found.append((f"{start}/{dynamics}/{training}", compute))
-            if experiment.stage2_from:
+            if experiment.starts:
                 found.append((f"{seed}/transfer", partial(self.transfer, seed)))
             for regime in experiment.regimes:
                 found.append((f"{seed}/{regime}/features", partial(self.features, seed, regime)))
@@ -324,7 +335,7 @@ class _Work:
 
     def epochs(self, regime) -> list[float]:
         """Epochs at which a regime has states of its own."""
-        first = self.experiment.flip_epoch + 1e-9 if regime == "flip" else 0
+        first = self.experiment.flips_at + 1e-9 if regime == "flip" else 0
         return [epoch for epoch in self.experiment.checkpoints if epoch >= first]
 
     # training
@@ -359,7 +370,7 @@ class _Work:
         stage = self.stage(regime, experiment.learning_rate, average_decay=experiment.average_decay)
         start = stage.first_state(self.first_model(seed), self.key(seed, 1))
         if regime == "flip":
-            start = self.state(seed, "benign", float(experiment.flip_epoch))
+            start = self.state(seed, "benign", experiment.flips_at)
         folder = self.folder(seed, regime)
         return kept_states(folder, stage, start, self.splits.X, self.splits.y, self.epochs(regime))
 
@@ -392,10 +403,21 @@ class _Work:
 
     # measuring
 
-    def scores(self, model, seed, rows=NETWORK_ROWS, name=None) -> dict:
+    def scores(self, model, seed, rows=NETWORK_ROWS, name=None, restarts=False) -> dict:
+        """Clean and robust accuracy, and that under several restarts of the attack."""
         X, y = self.splits.X_test, self.splits.y_test
         X_adv = self.adversarial(model, X, y, seed, rows, name)
-        return {"clean": accuracy(model, X, y, rows), "robust": accuracy(model, X_adv, y, rows)}
+        found = {"clean": accuracy(model, X, y, rows), "robust": accuracy(model, X_adv, y, rows)}
+        if not restarts:
+            return found
+        # what fell already stays down
+        standing = evaluate(model, X_adv, rows).argmax(1) == y
+        if standing.any():
+            attack = replace(self.experiment.test_attack, n_restarts=RESTARTS)
+            X, y, key = X[standing], y[standing].astype(np.int32), self.key(seed, 4)
+            X_adv = attack_in_tiles(attack, model, X, y, key=key, rows=rows)
+            standing[standing] = evaluate(model, X_adv, rows).argmax(1) == y
+        return found | {"robust_restarts": float(np.mean(standing))}
 
     def adversarial(self, model, X, y, seed, rows=NETWORK_ROWS, name=None):
         """Attacked examples, kept under ``name`` if there is one."""
@@ -462,19 +484,11 @@ class _Work:
         states = kept_states(folder, stage, start, self.splits.X, self.splits.y, epochs, keep_all=False)
         *_, (_, state) = states
         found = {"kind": "stage 2", "seed": seed, "regime": regime, "epoch": epoch, "dynamics": dynamics}
-        found |= {"training": training, **self.scores(state.model, seed, name=name)}
-        return found | {"robust_restarts": self.strong(state.model, seed)}
-
-    def strong(self, model, seed) -> float:
-        """Accuracy under the strongest attack here: several restarts of twice the steps."""
-        experiment, X, y = self.experiment, self.splits.X_test, self.splits.y_test.astype(np.int32)
-        attack = PGD(experiment.epsilon, n_steps=2 * experiment.test_steps, n_restarts=STRONG_RESTARTS)
-        X_adv = attack_in_tiles(attack, model, X, y, key=self.key(seed, 4), rows=NETWORK_ROWS)
-        return accuracy(model, X_adv, y)
+        return found | {"training": training, **self.scores(state.model, seed, name=name, restarts=True)}
 
     def predictors(self, seed):
         """Name, model and rows of a tile of everything that stage 2 has made."""
-        for regime, epoch in self.experiment.stage2_from:
+        for regime, epoch in self.experiment.starts:
             model, name = self.model(seed, regime, epoch), f"{regime}/{epoch:g}"
             yield f"{name}/network", model, NETWORK_ROWS
             predictor = self.regression(model, self.kernel_at(seed, regime, epoch, model))
@@ -687,7 +701,7 @@ class EvolutionResult:
         return read_gram(self.path / "kernels" / name)
 
     def _kept_as(self, regime, epoch):
-        return "benign" if regime == "flip" and epoch <= self.experiment.flip_epoch else regime
+        return "benign" if regime == "flip" and epoch <= self.experiment.flips_at else regime
 
     def curve(self, seed: int, regime: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Epochs and a measurement over them, such as "clean_effective_rank" or "robust"."""

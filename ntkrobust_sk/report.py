@@ -28,6 +28,7 @@ from .displays import (
     TransferDisplay,
     spectrum,
 )
+from .evolution import RESTARTS
 from .rundir import write_atomically
 
 # Drawn in this colour, which becomes that of the text around the figure, in the dark and in the light.
@@ -140,11 +141,11 @@ def accuracy_section(result) -> str:
     )
     head = (
         "<tr><th>where it starts</th><th>dynamics</th><th>training</th>"
-        '<th class="number">clean</th><th class="number">robust</th><th class="number">stronger attack</th></tr>'
+        '<th class="number">clean</th><th class="number">robust</th><th class="number">with restarts</th></tr>'
     )
     note = (
-        f"PGD with {result.experiment.test_steps} steps and one random start; the stronger attack takes twice the "
-        "steps and the worst of five starts."
+        f"PGD with {result.experiment.test_steps} steps and one random start; with restarts, the worst of "
+        f"{1 + RESTARTS} starts."
     )
     return (
         f'<section><h2>Accuracy</h2><p class="soft">{note}</p><div class="scroll"><table><thead>{head}</thead>'

@@ -1,0 +1,392 @@
+"""The two-stage experiment: what it finds, and that it goes on where it was stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ntkrobust_sk import (
+    PGD,
+    KernelEvolution,
+    effective_rank,
+    gram,
+    kernel_distance,
+    kernel_velocity,
+    load_evolution,
+    polar_dynamics,
+)
+from ntkrobust_sk.cli import main
+from ntkrobust_sk.evolution import class_likeness, preset
+from ntkrobust_sk.rundir import RunMismatchError
+from ntkrobust_sk.splits import Splits, load_splits
+
+# An MLP, because it compiles in no time.
+SMALL = KernelEvolution(
+    network="mlp",
+    n_train=120,
+    n_test=40,
+    n_kernel=30,
+    epochs=4,
+    flip_epoch=2,
+    fractions=(0.5,),
+    train_steps=2,
+    test_steps=3,
+    stage2_epochs=2,
+    n_features=2,
+    batch_size=32,
+    seeds=2,
+)
+OPTIONS = [
+    "--network",
+    "mlp",
+    "--n-train",
+    "120",
+    "--n-test",
+    "40",
+    "--n-kernel",
+    "30",
+    "--epochs",
+    "4",
+    "--flip-epoch",
+    "2",
+    "--fractions",
+    "0.5",
+    "--train-steps",
+    "2",
+    "--test-steps",
+    "3",
+    "--stage2-epochs",
+    "2",
+    "--n-features",
+    "2",
+    "--batch-size",
+    "32",
+    "--seeds",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return SMALL.run(tmp_path_factory.mktemp("evolution") / "run", progress=False)
+
+
+def final_bytes(path):
+    return (Path(path) / "results.jsonl").read_bytes()
+
+
+def test_every_state_regime_and_stage_is_measured(result):
+    epochs = [0.0, 0.5, 1.0, 2.0, 3.0, 4.0]
+    assert SMALL.checkpoints == tuple(epochs)
+    for seed in (0, 1):
+        assert result.epochs(seed, "benign") == result.epochs(seed, "adversarial") == epochs
+        assert result.epochs(seed, "flip") == epochs
+    assert [r["epoch"] for r in result.of_kind("checkpoint", seed=0, regime="flip")] == [3.0, 4.0]
+    assert len(result.of_kind("stage 2")) == 2 * 2 * 3 * 2
+    assert len(result.of_kind("closed form")) == 2 * 2
+    assert len(result.of_kind("transfer")) == 2 and len(result.of_kind("images")) == 6
+    for found in result.of_kind("checkpoint") + result.of_kind("stage 2") + result.of_kind("closed form"):
+        assert 0 <= found["robust"] <= found["clean"] <= 1
+    assert all(r["robust_restarts"] <= r["robust"] for r in result.of_kind("stage 2"))
+
+
+def test_results_hold_nothing_that_json_does_not(result):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    for line in final_bytes(result.path).splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
+def test_a_tidy_table_has_a_row_for_each_result_and_a_column_for_each_number(result):
+    frame = result.to_frame()
+    assert len(frame) == 2 * (6 + 6 + 2)
+    assert {"seed", "regime", "epoch", "clean", "robust", "clean_effective_rank"} <= set(frame.columns)
+    assert frame.select_dtypes("number").notna().drop(columns="loss").all().all()
+    stage2 = result.to_frame("stage 2")
+    assert stage2.groupby(["dynamics", "training"]).size().eq(4).all()
+
+
+def test_all_regimes_of_a_seed_start_from_the_same_network_and_seeds_differ(result):
+    first = [result.kernel(seed, regime, 0.0) for seed in (0, 1) for regime in ("benign", "adversarial", "flip")]
+    np.testing.assert_array_equal(first[0], first[1])
+    np.testing.assert_array_equal(first[0], first[2])
+    assert kernel_distance(first[0], first[3]) > 1e-4
+
+
+def test_a_stored_kernel_is_that_of_the_state_it_names(result):
+    work = work_of(result)
+    model = work.model(0, "adversarial", 2.0)
+    K = gram("trace", model, work.X_kernel)
+    np.testing.assert_allclose(result.kernel(0, "adversarial", 2.0), K, rtol=1e-5, atol=1e-5 * K.max())
+    measured = result.at(0, "adversarial", 2.0)
+    assert measured["clean_effective_rank"] == pytest.approx(effective_rank(K), rel=1e-4)
+    assert sum(layer["share"] for layer in measured["layers"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def work_of(result):
+    from ntkrobust_sk.evolution import _Work
+    from ntkrobust_sk.rundir import RunDirectory
+
+    splits = load_splits("digits", n_train=SMALL.n_train, n_test=SMALL.n_test)
+    return _Work(result.experiment, RunDirectory(result.path), splits)
+
+
+def test_flip_is_the_benign_network_before_and_the_adversarial_training_of_it_after(result):
+    np.testing.assert_array_equal(result.kernel(0, "flip", 2.0), result.kernel(0, "benign", 2.0))
+    assert kernel_distance(result.kernel(0, "flip", 4.0), result.kernel(0, "benign", 4.0)) > 1e-6
+
+
+def test_velocity_and_polar_dynamics_are_those_of_the_stored_kernels(result):
+    epochs = result.epochs(0, "benign")
+    kernels = [result.kernel(0, "benign", epoch) for epoch in epochs]
+    at, velocity = result.velocity(0, "benign")
+    np.testing.assert_allclose(at, [0.25, 0.75, 1.5, 2.5, 3.5])
+    assert velocity[1] == kernel_velocity(kernels[1], kernels[2], 0.5)
+    _, radius, angle = result.polar(0, "benign")
+    assert (radius[3], angle[3]) == polar_dynamics(kernels[3], kernels[0], kernels[-1])
+    assert radius[0] == angle[0] == 0 and radius[-1] == pytest.approx(1)
+
+
+def test_a_transfer_matrix_has_each_models_own_robust_accuracy_on_its_diagonal(result):
+    transfer = result.of_kind("transfer", seed=0)[0]
+    own = dict(zip(transfer["names"], np.diag(transfer["matrix"]), strict=True))
+    assert len(own) == 2 * (2 + 6)
+    for found in result.of_kind("stage 2", seed=0):
+        name = f"{found['regime']}/{found['epoch']:g}/{found['dynamics']}/{found['training']}"
+        assert own[name] == found["robust"]
+    for found in result.of_kind("closed form", seed=0):
+        assert own[f"{found['regime']}/{found['epoch']:g}/closed-form"] == found["robust"]
+    for regime in ("benign", "adversarial"):
+        assert own[f"{regime}/4/network"] == result.at(0, regime, 4.0)["robust"]
+
+
+def test_centred_stage_2_starts_from_nothing_and_linearised_from_the_network(tmp_path):
+    experiment = replace(
+        SMALL,
+        stage2_epochs=0,
+        seeds=1,
+        epochs=1,
+        flip_epoch=1,
+        fractions=(),
+        stage2_from=None,
+        regimes=("benign",),
+    )
+    result = experiment.run(tmp_path / "run", progress=False)
+    scores = {r["dynamics"]: r["clean"] for r in result.of_kind("stage 2", training="benign")}
+    assert scores["linearized"] == scores["standard"] == result.at(0, "benign", 1.0)["clean"]
+    labels = load_splits("digits", n_train=120, n_test=40).y_test
+    assert scores["centered"] == np.mean(labels == 0)
+
+
+def test_running_again_changes_nothing(result):
+    before = final_bytes(result.path)
+    again = SMALL.run(result.path, progress=False)
+    assert final_bytes(result.path) == before and again.results == result.results
+
+
+@pytest.mark.parametrize("seconds_after_first_result", [0.0, 2.5])
+def test_a_run_that_is_killed_and_started_again_finds_the_same_to_the_bit(
+    result, tmp_path, seconds_after_first_result
+):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ntkrobust_sk.cli", "evolve", "--out", str(out), *OPTIONS]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "results.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(seconds_after_first_result)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    n_before = len((out / "results.jsonl").read_bytes().splitlines())
+    assert 0 < n_before < len(result.results)
+    SMALL.run(out, progress=False)
+    assert final_bytes(out) == final_bytes(result.path)
+
+
+def test_a_damaged_checkpoint_is_named_and_computed_again_from_the_last_good_one(result, tmp_path):
+    experiment = replace(SMALL, seeds=1, stage2=(), regimes=("benign",), stage2_from=(), n_features=0)
+    out = tmp_path / "run"
+    whole = final_bytes(experiment.run(out, progress=False).path)
+    file = out / "checkpoints" / "seed-0" / "benign" / "0002.000.safetensors"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-3] + b"abc")
+    (out / "results.jsonl").unlink()
+    with pytest.warns(RuntimeWarning, match=r"0002\.000\.safetensors is damaged"):
+        experiment.run(out, progress=False)
+    assert final_bytes(out) == whole and file.read_bytes() == kept
+
+
+def test_another_experiment_in_the_same_folder_is_refused_with_the_difference(result):
+    before = final_bytes(result.path)
+    with pytest.raises(RunMismatchError, match=r"learning_rate: 0\.05 there, 0\.1 here"):
+        replace(SMALL, learning_rate=0.1).run(result.path, progress=False)
+    X, y, X_test, y_test = load_splits("digits", n_train=120, n_test=40)
+    with pytest.raises(RunMismatchError, match="sha256_data"):
+        SMALL.run(result.path, splits=Splits(X * 0.9, y, X_test, y_test), progress=False)
+    assert final_bytes(result.path) == before
+
+
+def test_an_epoch_that_was_never_kept_is_refused_with_those_that_are(result):
+    with pytest.raises(LookupError, match=r"no epoch 1\.5 of 'benign' with seed 0; there are 0, 0\.5, 1"):
+        result.kernel(0, "benign", 1.5)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        load_evolution(result.path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"regimes": ("benign", "hostile")}, "unknown entry of regimes 'hostile'"),
+        ({"regimes": ("flip",)}, "'flip' starts from the benign network"),
+        ({"network": "vgg"}, "unknown network 'vgg'"),
+        ({"attack": "cw"}, "unknown attack 'cw'"),
+        ({"dynamics": ("lazy",)}, "unknown entry of dynamics 'lazy'"),
+        ({"epsilon": float("nan")}, "epsilon must be finite"),
+        ({"epsilon": -0.1}, "epsilon must be finite"),
+        ({"n_train": 0}, "n_train must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"flip_epoch": 30}, "flip_epoch must be an epoch that is kept"),
+        ({"stage2_from": (("benign", 1.7),)}, r"stage2_from asks for epoch 1\.7, but kept are 0, "),
+        ({"stage2_from": (("other", 1.0),)}, "unknown regime in stage2_from 'other'"),
+        ({"patience": 2}, "patience and n_validation go together"),
+        ({"n_validation": 20}, "patience and n_validation go together"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        KernelEvolution(**settings)
+
+
+def test_fewer_images_than_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="5 examples cannot hold one of each of the 10 classes"):
+        replace(SMALL, n_kernel=5).run(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_early_stopping_ends_a_regime_and_stage_2_takes_its_best_network(tmp_path):
+    experiment = replace(
+        SMALL, seeds=1, regimes=("benign",), epochs=6, flip_epoch=3, learning_rate=1e-6, patience=2,
+        n_validation=30, stage2_epochs=0, stage2=("benign",), dynamics=("standard",), n_features=0,
+    )  # fmt: skip
+    result = experiment.run(tmp_path / "run", progress=False)
+    # a learning rate that changes nothing: the first state is the best
+    assert result.epochs(0, "benign") == [0.0, 0.5, 1.0, 2.0]
+    assert {r["best"] for r in result.of_kind("stopped")} == {0.0}
+    assert result.of_kind("stage 2")[0]["clean"] == result.at(0, "benign", 0.0)["clean"]
+
+
+def test_averaged_normalised_networks_are_trained_and_measured(tmp_path):
+    common = {
+        "seeds": 1,
+        "stage2": (),
+        "stage2_from": (),
+        "regimes": ("benign",),
+        "n_features": 0,
+        "epochs": 2,
+        "flip_epoch": 1,
+    }
+    plain = replace(SMALL, **common).run(tmp_path / "plain", progress=False)
+    experiment = replace(SMALL, **common, average_decay=0.9, normalize=True, attack="n-fgsm")
+    result = experiment.run(tmp_path / "run", progress=False)
+    assert (
+        result.at(0, "benign", 2.0)["clean_effective_rank"] != plain.at(0, "benign", 2.0)["clean_effective_rank"]
+    )
+    model = work_of(result).model(0, "benign", 2.0)
+    X = load_splits("digits", n_train=120, n_test=40).X
+    assert model.network.mean == pytest.approx([X.mean()], rel=1e-5)
+    assert model.network.std == pytest.approx([X.std()], rel=1e-5)
+
+
+def test_likeness_is_the_share_of_classes_whose_image_is_most_like_their_own_mean():
+    rng = np.random.default_rng(0)
+    means = rng.uniform(size=(4, 6, 6, 1))
+    y = np.repeat(np.arange(4), 5)
+    X = means[y] + rng.normal(size=(20, 6, 6, 1)) / 100
+    assert class_likeness(means, X, y) == 1
+    assert class_likeness(means[[1, 0, 2, 3]], X, y) == 0.5
+    assert class_likeness(3 - 2 * means, X, y) == 0
+
+
+def test_presets_give_way_to_what_is_given():
+    assert preset("cifar10").epsilon == 4 / 255 and preset("cifar10", epsilon=0.1).epsilon == 0.1
+    assert preset("mine.npz", seeds=None) == KernelEvolution(data="mine.npz")
+
+
+def test_a_file_of_ones_own_runs_from_the_command_line_and_bad_input_is_told_in_a_line(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = np.clip(rng.normal(size=(60, 4, 4, 1)) / 8 + y[:, None, None, None] / 3, 0, 1).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", X=X, y=np.array(["a", "b", "c"])[y])
+    out = str(tmp_path / "run")
+    command = [
+        "evolve",
+        "--data",
+        str(tmp_path / "mine.npz"),
+        "--out",
+        out,
+        *OPTIONS,
+        "--seeds",
+        "1",
+        "--n-test",
+        "15",
+        "--n-train",
+        "40",
+        "--n-kernel",
+        "12",
+        "--epochs",
+        "2",
+        "--flip-epoch",
+        "1",
+    ]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"Report: {tmp_path.resolve() / 'run' / 'report.html'}" in printed
+    assert load_evolution(out).experiment.data == str(tmp_path / "mine.npz")
+    assert main([*command, "--epsilon", "0.2"]) == 2
+    assert "epsilon: 0.15 there, 0.2 here" in capsys.readouterr().err
+    assert main(["evolve", "--out", out, "--data", "nothing"]) == 2
+    assert "unknown data 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--epsilon", "4/0"], ["--epsilon", "big"], ["--stage2-from", "benign"]])
+def test_options_that_cannot_be_read_are_refused(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["evolve", "--out", "x", *option])
+    assert "expected" in capsys.readouterr().err
+
+
+def test_a_fraction_is_read_as_one(tmp_path, monkeypatch):
+    seen = {}
+
+    def run(self, out):
+        seen["experiment"] = self
+        raise ValueError("enough")
+
+    monkeypatch.setattr(KernelEvolution, "run", run)
+    assert main(["evolve", "--out", str(tmp_path / "x"), "--epsilon", "4/255", "--stage2-from", "benign:2.5"]) == 2
+    assert seen["experiment"].epsilon == 4 / 255 and seen["experiment"].stage2_from == (("benign", 2.5),)
+
+
+def test_the_attack_in_scoring_is_the_paper_s_with_these_steps():
+    assert SMALL.test_attack == PGD(0.15, n_steps=3)
+
+
+def test_no_warning_is_raised_by_an_ordinary_run(tmp_path):
+    experiment = replace(
+        SMALL, seeds=1, epochs=1, flip_epoch=1, regimes=("benign",), stage2_from=None, n_features=1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        experiment.run(tmp_path / "run", progress=False)
+    assert jax.devices()
