@@ -214,8 +214,8 @@ class FGSM:
 class NFGSM:
     """One step from a noisy input, for training only: N-FGSM (de Jorge et al. 2022, arXiv:2202.01181).
 
-    x ← clip(x + η + step_size · sign ∇_x loss(x + η)), η uniform in ±noise · epsilon. The change is *not*
-    projected to the ball of radius epsilon, which is what avoids catastrophic overfitting: it reaches
+    z = clip(x + η), η uniform in ±noise · epsilon, and then clip(z + step_size · sign ∇_z loss(z)). The change is
+    *not* projected to the ball of radius epsilon, which is what avoids catastrophic overfitting: it reaches
     noise · epsilon + step_size. Scores project it as they do every attack; it is a weak one.
 
     Parameters

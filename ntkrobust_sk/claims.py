@@ -74,8 +74,8 @@ def kernels_differ(result) -> Claim:
     seeds = _seeds(result, "benign", "adversarial")
     if len(seeds) < 2:
         return _untested("1a", text, statistic, "needs both regimes and two seeds or more")
-    last = {regime: result.epochs(seeds[0], regime)[-1] for regime in ("benign", "adversarial")}
-    states = [(seed, regime, last[regime]) for regime in last for seed in seeds]
+    regimes = ("benign", "adversarial")
+    states = [(seed, regime, result.epochs(seed, regime)[-1]) for regime in regimes for seed in seeds]
     distances = result.distances(states)
     n = len(seeds)
     across = distances[:n, n:].ravel().tolist()
@@ -124,7 +124,7 @@ def kernel_gives_robustness(result) -> Claim:
     if not gains:
         return _untested("2", text, statistic, "needs benign stage 2 from both regimes")
     # two standard errors of a difference of two shares are at most sqrt(2 / n)
-    margin = np.sqrt(2 / result.experiment.n_test)
+    margin = np.sqrt(2 / result.of_kind("checkpoint")[0]["n_test"])
     measured = "; ".join(f"{kind} {_spread(values, '+.3f')}" for kind, values in gains.items())
     holds = all(min(values) > margin for values in gains.values())
     return Claim("2", text, statistic, f"{measured} (two standard errors: {margin:.3f})", _verdict(holds), gains)
@@ -139,7 +139,8 @@ def frozen_kernel_is_enough(result) -> Claim:
     )
     gains, strong, last = [], [], None
     for seed in _seeds(result, "adversarial"):
-        last = result.epochs(seed, "adversarial")[-1]
+        stopped = result.of_kind("stopped", seed=seed, regime="adversarial")
+        last = stopped[0]["best"] if stopped else result.epochs(seed, "adversarial")[-1]
         found = [_second(result, seed, "adversarial", kind, "adversarial") for kind in ("linearized", "centered")]
         found = [second for second in found if second]
         if found:
@@ -166,11 +167,12 @@ def kernels_slow_down(result) -> Claim:
                 continue
             epochs = np.array(result.epochs(seed, regime))
             at, velocity = result.velocity(seed, regime)
-            path, quarter = velocity * np.diff(epochs), epochs[-1] / 4
-            early, late = at <= quarter, at >= 3 * quarter
-            ratios.setdefault(regime, []).append(float(path[early].sum() / path[late].sum()))
-    if not ratios:
-        return _untested("4", text, statistic, "needs four epochs or more")
+            dt, quarter = np.diff(epochs), epochs[-1] / 4
+            parts = at <= quarter, at >= 3 * quarter
+            early, late = (np.average(velocity[part], weights=dt[part]) for part in parts)
+            ratios.setdefault(regime, []).append(float(early / late) if late > 0 else np.inf)
+    if len(ratios) < 2:
+        return _untested("4", text, statistic, "needs both regimes, and four epochs or more")
     measured = "; ".join(f"{regime} {_spread(values, '.1f')}" for regime, values in ratios.items())
     holds = all(min(values) > 5 for values in ratios.values())
     return Claim("4", text, statistic, measured, _verdict(holds), ratios)
@@ -299,14 +301,15 @@ def _seeds(result, *regimes) -> list[int]:
     """Seeds for which these regimes were measured to the end."""
     found = []
     for seed in range(result.experiment.seeds):
-        epochs = [result.epochs(seed, regime) for regime in regimes]
-        if all(kept and (kept[-1] == result.experiment.epochs or _ended(result, seed)) for kept in epochs):
+        if all(_ended(result, seed, regime) for regime in regimes):
             found.append(seed)
     return found
 
 
-def _ended(result, seed) -> bool:
-    return bool(result.of_kind("stopped", seed=seed))
+def _ended(result, seed, regime) -> bool:
+    epochs = result.epochs(seed, regime)
+    stopped = result.of_kind("stopped", seed=seed, regime=regime)
+    return bool(epochs) and (epochs[-1] == result.experiment.epochs or bool(stopped))
 
 
 def _untested(number, text, statistic, why) -> Claim:

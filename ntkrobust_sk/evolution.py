@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
-from .datasets import class_balanced_indices
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
 from .estimators import NETWORK_ROWS, NETWORKS, evaluate, initial_model
 from .gram import gram
@@ -33,7 +32,7 @@ from .networks import Model, Normalized, check_choice
 from .predictors import make_predictor
 from .rundir import RunDirectory, load_checkpoint, read_arrays, read_json, save_checkpoint
 from .solvers import solve
-from .splits import Splits, load_splits, require_enough
+from .splits import Splits, chosen_indices, load_splits, require_enough
 from .stages import Stage, kept_states, state_file
 from .store import read_gram
 from .tangent import linearize
@@ -47,6 +46,8 @@ ATTACKS = ("pgd", "fgsm", "n-fgsm")
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
 # Further restarts of the attack that stage 2 is scored with.
 RESTARTS = 4
+# Of signed-gradient ascent on an image; half of them cross the range of the pixels.
+IMAGE_STEPS = 50
 TOP = 10
 
 
@@ -224,7 +225,7 @@ class KernelEvolution:
         Parameters
         ----------
         out : path
-            The run's folder; one that holds the same experiment is gone on with.
+            The run's folder; one that holds the same experiment is gone on with, also with more seeds.
         splits : Splits, default=None
             Data in place of what ``data`` names.
         progress : bool, default=True
@@ -285,9 +286,9 @@ def preset(data: str = "digits", **given) -> KernelEvolution:
 
 
 def settings_of(experiment: KernelEvolution, splits: Splits) -> dict:
-    """What two runs must agree in to be the same: settings, data and version, but not where the data lie."""
-    settings = {field.name: getattr(experiment, field.name) for field in fields(experiment)}
-    del settings["data_dir"]
+    """What two runs must agree in to be the same; a run may get more seeds, and its data may have moved."""
+    free = ("seeds", "data_dir")
+    settings = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.name not in free}
     return settings | {"sha256_data": sha256(splits), "version": version("ntkrobust_sk")}
 
 
@@ -298,13 +299,13 @@ class _Work:
         self.experiment, self.run, self.splits = experiment, run, splits
         n_kernel = min(experiment.n_kernel, len(splits.y))
         held_out = experiment.n_validation
-        chosen = class_balanced_indices(splits.y, held_out or n_kernel, random_state=experiment.random_state)
+        chosen = chosen_indices(splits.y, held_out or n_kernel, experiment.random_state)
         self.validation = None
         if held_out:
             kept = np.setdiff1d(np.arange(len(splits.y)), chosen)
             self.validation = splits.X[chosen], splits.y[chosen]
             self.splits = splits = splits._replace(X=splits.X[kept], y=splits.y[kept])
-            chosen = class_balanced_indices(splits.y, n_kernel, random_state=experiment.random_state)
+            chosen = chosen_indices(splits.y, min(n_kernel, len(splits.y)), experiment.random_state)
         # by class, so that a kernel shows its blocks
         chosen = chosen[np.argsort(splits.y[chosen], kind="stable")]
         self.X_kernel, self.y_kernel = splits.X[chosen], splits.y[chosen]
@@ -440,6 +441,7 @@ class _Work:
         state = self.state(seed, regime, epoch)
         model = averaged(state)
         found |= {"steps": int(state.step), "loss": float(state.loss) if np.isfinite(state.loss) else None}
+        found |= {"n_test": len(self.splits.y_test)}
         found |= self.scores(model, seed)
         if self.validation is not None:
             X, y = self.validation
@@ -535,8 +537,8 @@ class _Work:
             model,
             self.X_kernel,
             self.y_kernel,
-            self.splits.X_test,
-            self.splits.y_test,
+            self.splits.X_test[: experiment.n_kernel],
+            self.splits.y_test[: experiment.n_kernel],
             experiment.test_attack,
             n_features=experiment.n_features,
             key=self.key(seed, 5),
@@ -552,8 +554,11 @@ class _Work:
         model = self.model(seed, regime, epoch)
         K = np.asarray(gram("class", model, self.X_kernel))
         drawn = {
-            "regression": eigenfeature_images(model, self.X_kernel, regression_coefficients(K, self.y_kernel)),
-            "eigenvector": eigenfeature_images(model, self.X_kernel, class_eigenvectors(K, self.y_kernel)),
+            name: eigenfeature_images(model, self.X_kernel, coefficients(K, self.y_kernel), n_steps=IMAGE_STEPS)
+            for name, coefficients in (
+                ("regression", regression_coefficients),
+                ("eigenvector", class_eigenvectors),
+            )
         }
         save_checkpoint(
             self.run.joined("images", f"seed-{seed}", f"{regime}.safetensors"),
@@ -748,8 +753,10 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
         raise FileNotFoundError(f"{path} holds no run: there is no settings.json")
     settings = read_json(path / "settings.json")
     known = {field.name for field in fields(KernelEvolution)}
-    experiment = KernelEvolution(**{name: value for name, value in settings.items() if name in known})
-    return EvolutionResult(path, experiment, RunDirectory(path).results())
+    results = RunDirectory(path).results()
+    seeds = 1 + max((result["seed"] for result in results), default=0)
+    settings = {name: value for name, value in settings.items() if name in known}
+    return EvolutionResult(path, KernelEvolution(**settings, seeds=seeds), results)
 
 
 def _require(experiment, name, holds, what):

@@ -254,7 +254,7 @@ def forms_gradient(n_positions: int, n_in: int, n_out: int, n_seeds: int, all_pa
     return formed < factored
 
 
-def contraction_bytes(leaf: Whole | Factors, itemsize: int) -> int:
+def contraction_bytes(leaf: Whole | Factors, itemsize: int, all_pairs: bool = False) -> int:
     """What an inner product of two tiles like this takes at most, in a precision of so many bytes.
 
     Parameters
@@ -263,15 +263,17 @@ def contraction_bytes(leaf: Whole | Factors, itemsize: int) -> int:
         Shapes are enough.
     itemsize : int
         If larger than the features' own, they are copied.
+    all_pairs : bool, default=False
+        Whether products of different seeds are taken.
     """
     arrays = jax.tree.leaves(leaf)
     copied = 2 * sum(math.prod(a.shape) * itemsize for a in arrays if itemsize > a.dtype.itemsize)
     if isinstance(leaf, Whole):
         n_seeds, n, _ = leaf.values.shape
-        return copied + 2 * n_seeds * n**2 * itemsize
+        return copied + 2 * n_seeds ** (1 + all_pairs) * n**2 * itemsize
     n_seeds, n, n_groups, n_positions, _ = leaf.cotangents.shape
-    once = n_groups * (n * n_positions) ** 2 * itemsize
-    return copied + (2 * n_seeds if n_positions == 1 else 3) * once
+    once, blocks = n_groups * (n * n_positions) ** 2 * itemsize, 2 * n_seeds ** (1 + all_pairs)
+    return copied + (blocks * once if n_positions == 1 else 3 * once + blocks * n**2 * itemsize)
 
 
 def stacked(parts, n: int) -> list[Whole | Factors]:

@@ -293,8 +293,10 @@ class Normalized:
     def __post_init__(self):
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        if not all(0 < value < math.inf for value in self.std):
+        if not self.std or not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"std must be positive and finite, got {self.std}; a constant channel needs none")
+        if not all(math.isfinite(value) for value in self.mean) or len(self.mean) not in (1, len(self.std)):
+            raise ValueError(f"mean must be finite, one number or as many as std, got {self.mean} and {self.std}")
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """The network's own variables."""

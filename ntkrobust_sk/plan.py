@@ -85,7 +85,10 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Features of a panel and of one more tile, and the working space."""
+        """Features of a panel and of one more tile, and the working space.
+
+        The result is not in it, nor, where the seeds take several passes, the unfinished tiles, which are parts of it.
+        """
         return (self.panel + 1) * self.rows * self.row_bytes + self.working_bytes
 
     def __str__(self) -> str:
@@ -144,7 +147,7 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
     n_devices = len(devices)
     rows = n_devices * min(TILE_ROWS.get(devices[0].platform, TILE_ROWS_ACCELERATOR), -(-n_rows // n_devices))
     n_seeds = _n_seeds(kernel, abstract, input_shape)
-    seeds = n_seeds
+    seeds, dtype = n_seeds, params_dtype(abstract.model.variables.params)
     if splits_seeds(kernel):
         of_one = _row_bytes(kernel, abstract, input_shape, 1)
         seeds = max(1, min(n_seeds, int(0.6 * memory) // (n_rows * of_one)))
@@ -162,9 +165,11 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
             working = _working_bytes(kernel, abstract, input_shape, chunk, seeds, devices) + chunk * row_bytes
         # features are computed, and then contracted
         working = max(working, _contraction_bytes(kernel, abstract, input_shape, rows, seeds, itemsize))
-        # two tiles at least: one of rows and one of columns
-        if 2 * rows * row_bytes + working <= memory * n_devices:
-            panel = (memory * n_devices - working) // (rows * row_bytes) - 1
+        # two tiles at least: one of rows and one of columns, and the block of each pair of a column
+        block = _block_bytes(kernel, rows, seeds, itemsize or dtype.itemsize)
+        if 2 * rows * row_bytes + block + working <= memory * n_devices:
+            panel = (memory * n_devices - working - rows * row_bytes) // (rows * row_bytes + block)
+            working += panel * block
             return Plan(rows, chunk, int(panel), seeds, n_seeds, row_bytes, working, memory * n_devices, devices)
         if rows > n_devices and sizes is None:
             rows = n_devices * (rows // n_devices // 2)
@@ -172,7 +177,7 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
             seeds = seeds // 2
             row_bytes = _row_bytes(kernel, abstract, input_shape, seeds)
         else:
-            enough = -(-(2 * rows * row_bytes + working) // n_devices)
+            enough = -(-(2 * rows * row_bytes + block + working) // n_devices)
             raise MemoryError(
                 f"two tiles of {rows} row{'s' if rows > 1 else ''} of tangent features and computing them take "
                 f"{_size(enough)}, more than the budget of {_size(memory)}; give memory={enough:,} bytes or more, "
@@ -307,8 +312,17 @@ def _contraction_bytes(kernel, abstract, input_shape, rows, n_seeds, itemsize) -
     x = _tile(abstract, input_shape, rows)
     features = jax.eval_shape(kernel.features, abstract.model, x, _seeds(kernel, abstract, input_shape, n_seeds))
     itemsize = max(itemsize, x.dtype.itemsize)
-    of_one_layer = max(contraction_bytes(leaf, itemsize) for leaf in features)
-    return host_threads() * (of_one_layer + 2 * len(features) * rows**2 * itemsize)
+    of_one_layer = max(contraction_bytes(leaf, itemsize, kernel.rank == 4) for leaf in features)
+    block = _block_bytes(kernel, rows, n_seeds, itemsize)
+    # each thread's layers and their sums, and what a tile on the diagonal takes to be made symmetric
+    return host_threads() * (of_one_layer + 2 * len(features) * block) + 3 * block
+
+
+def _block_bytes(kernel, rows, n_seeds, itemsize) -> int:
+    """The kernel of one pair of tiles, in one pass over seeds."""
+    if not isinstance(kernel, TangentKernel):
+        return 0
+    return rows**2 * n_seeds ** (kernel.rank - 2) * itemsize
 
 
 @cache

@@ -57,6 +57,8 @@ class RunDirectory:
         file = path / "settings.json"
         if file.exists():
             there = read_json(file)
+            if not isinstance(there, dict):
+                raise RunMismatchError(f"{file} holds no settings of a run; use another folder")
             names = [*settings, *(name for name in there if name not in settings)]
             differences = [
                 f"{name}: {there.get(name)!r} there, {settings.get(name)!r} here"
@@ -69,7 +71,8 @@ class RunDirectory:
                     f"{'; '.join(differences)}. Use another folder, or delete this one"
                 )
             return cls(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # a run that was killed at once has left no more than a part of its settings
+        if path.exists() and (not path.is_dir() or any(p.name != "settings.json.part" for p in path.iterdir())):
             raise RunMismatchError(f"{path} is there, but holds no run (no settings.json); use another folder")
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(settings, indent=2).encode() + b"\n")
@@ -102,9 +105,15 @@ class RunDirectory:
         file = self.path / "results.jsonl"
         line = json.dumps(result).encode() + b"\n"
         with _explained(file), file.open("ab") as out:
-            out.write(line)
-            out.flush()
-            os.fsync(out.fileno())
+            size = out.tell()
+            try:
+                out.write(line)
+                out.flush()
+                os.fsync(out.fileno())
+            except OSError:
+                # not half a line, which would take the next one with it
+                os.truncate(file, size)
+                raise
 
     def joined(self, *parts: str) -> Path:
         """A path inside the folder, whose parent is there."""
@@ -166,7 +175,12 @@ def save_checkpoint(path: Path, tree: Any) -> None:
     tree : pytree
     """
     safetensors = _safetensors()
-    arrays = {name: _plain(leaf) for name, leaf in _named_leaves(tree)}
+    leaves = _named_leaves(tree)
+    arrays = {name: _plain(leaf) for name, leaf in leaves}
+    if len(arrays) < len(leaves) or any(array.dtype.kind not in "biuf" for array in arrays.values()):
+        raise TypeError(
+            "a checkpoint holds NumPy's numbers under names of their own; cast bfloat16 to float32 first"
+        )
     write_atomically(path, safetensors.save(arrays, metadata={"sha256": _digest(arrays)}))
 
 
@@ -188,6 +202,10 @@ def load_checkpoint(path: Path, like: Any) -> Any:
     """
     arrays = read_arrays(path)
     leaves = []
+    if unknown := sorted(set(arrays) - {name for name, _ in _named_leaves(like)}):
+        raise DamagedCheckpointError(
+            f"the checkpoint {path} is of something else: it holds {', '.join(unknown[:5])}"
+        )
     for name, leaf in _named_leaves(like):
         plain = _plain(leaf)
         if name not in arrays or arrays[name].shape != plain.shape or arrays[name].dtype != plain.dtype:
@@ -237,7 +255,9 @@ def _plain(leaf) -> np.ndarray:
 
 
 def _restored(array, leaf):
-    return jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else jnp.asarray(array)
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(array)
 
 
 def _digest(arrays) -> str:

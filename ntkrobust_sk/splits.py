@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,8 @@ def load_splits(data: str, data_dir=None, *, n_train: int, n_test: int, random_s
     data_dir : path, default=None
         Folder with the canonical files; see :mod:`ntkrobust_sk.datasets`.
     n_train, n_test : int
-        At most so many, balanced over the classes (digits and files: in their own proportions).
+        At most so many, balanced over the classes (in their own proportions where a class has too few; where
+        the test examples are taken out of X, these are).
     random_state : int, default=0
         Seed of the choice.
 
@@ -96,8 +98,17 @@ def require_enough(y, *counts: int) -> None:
 def _some(X, y, n, random_state):
     if n >= len(y):
         return X, y
-    chosen = class_balanced_indices(y, n, random_state=random_state)
+    chosen = chosen_indices(y, n, random_state)
     return X[chosen], y[chosen]
+
+
+def chosen_indices(y, n: int, random_state: int) -> np.ndarray:
+    """n of the examples, balanced over the classes, or in their proportions where a class has too few."""
+    if np.bincount(y).min() >= -(-n // len(np.unique(y))):
+        return class_balanced_indices(y, n, random_state=random_state)
+    if n >= len(y):
+        return np.arange(len(y))
+    return train_test_split(np.arange(len(y)), train_size=n, random_state=random_state, stratify=y)[0]
 
 
 def _from_file(path: str | os.PathLike):
@@ -107,7 +118,15 @@ def _from_file(path: str | os.PathLike):
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in ("X", "y", "X_test", "y_test") if name in file}
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        EOFError,
+        OSError,
+    ) as error:
         raise ValueError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
     for X_name, y_name in (("X", "y"), ("X_test", "y_test")):
         if (X_name in found) != (y_name in found) or "X" not in found:
@@ -118,6 +137,11 @@ def _from_file(path: str | os.PathLike):
     for X_name, y_name in (("X", "y"), ("X_test", "y_test")):
         if X_name in found:
             found[X_name], found[y_name] = _checked(path, X_name, found[X_name], found[y_name])
+    if "X_test" in found and found["X_test"].shape[1:] != found["X"].shape[1:]:
+        raise ValueError(
+            f"X and X_test in {path} hold examples of shapes {found['X'].shape[1:]} and "
+            f"{found['X_test'].shape[1:]}; expected one shape"
+        )
     classes = np.unique(found["y"])
     for name in ("y", "y_test"):
         if name in found:
@@ -130,10 +154,14 @@ def _from_file(path: str | os.PathLike):
 def _checked(path, name, X, y):
     if not np.issubdtype(X.dtype, np.floating):
         raise ValueError(f"{name} in {path} is of {X.dtype}; expected floating numbers, such as pixels in [0, 1]")
-    if X.ndim < 2 or y.shape != X.shape[:1] or len(X) == 0:
+    if X.ndim < 2 or y.shape != X.shape[:1] or X.size == 0:
         raise ValueError(
             f"{name} in {path} is of shape {X.shape} and its labels {y.shape}; expected (n, ...), (n,)"
         )
+    with np.errstate(over="ignore"):
+        X = X.astype(np.float32)
     if not np.isfinite(X).all():
-        raise ValueError(f"{name} in {path} holds NaN or infinity")
-    return X.astype(np.float32), y
+        raise ValueError(f"{name} in {path} holds NaN, infinity or numbers beyond float32")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise ValueError(f"the labels of {name} in {path} hold NaN or infinity")
+    return X, y

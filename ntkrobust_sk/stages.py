@@ -68,7 +68,7 @@ def kept_states(
     X, y : array
         Training examples.
     epochs : sequence of float
-        Rising. Those before ``start`` are passed over.
+        Rising, none before ``start``.
     keep_all : bool, default=True
         Whether the files of epochs gone by are kept; without them a damaged file means training from ``start``.
 
@@ -85,7 +85,10 @@ def kept_states(
     files = [state_file(folder, epoch) for epoch in epochs]
     first = 0
     if not keep_all:
-        first = next((i for i in reversed(range(len(files))) if _read(files[i], start) is not None), 0)
+        first = next((i for i in reversed(range(len(files))) if files[i].exists()), 0)
+        if _read(files[first], start) is None:
+            files[first].unlink(missing_ok=True)
+            first = 0
     state, running = start, None
     for i in range(first, len(files)):
         found = _read(files[i], start)

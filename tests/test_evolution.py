@@ -45,34 +45,23 @@ SMALL = KernelEvolution(
     batch_size=32,
     seeds=2,
 )
-OPTIONS = [
-    "--network",
-    "mlp",
-    "--n-train",
-    "120",
-    "--n-test",
-    "40",
-    "--n-kernel",
-    "30",
-    "--epochs",
-    "4",
-    "--flip-epoch",
-    "2",
-    "--fractions",
-    "0.5",
-    "--train-steps",
-    "2",
-    "--test-steps",
-    "3",
-    "--stage2-epochs",
-    "2",
-    "--n-features",
-    "2",
-    "--batch-size",
-    "32",
-    "--seeds",
-    "2",
-]
+# the same, as options of the command
+GIVEN = {
+    "network": "mlp",
+    "n-train": "120",
+    "n-test": "40",
+    "n-kernel": "30",
+    "epochs": "4",
+    "flip-epoch": "2",
+    "fractions": "0.5",
+    "train-steps": "2",
+    "test-steps": "3",
+    "stage2-epochs": "2",
+    "n-features": "2",
+    "batch-size": "32",
+    "seeds": "2",
+}
+OPTIONS = [part for name, value in GIVEN.items() for part in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ GENEROUS, MIDDLING, SCARCE = 2**30, 2**22, 2**16
 def features_only(monkeypatch):
     """Plans in which contracting features takes nothing."""
     monkeypatch.setattr(planning, "_contraction_bytes", lambda *args: 0)
+    monkeypatch.setattr(planning, "_block_bytes", lambda *args: 0)
     planning._plan.cache_clear()
     yield
     planning._plan.cache_clear()
@@ -74,7 +75,9 @@ def test_a_plan_keeps_to_its_memory_and_leaves_no_room_for_another_tile(kernel, 
     tile = plan.rows * plan.row_bytes
     assert plan.memory == memory
     assert plan.peak_bytes == (plan.panel + 1) * tile + plan.working_bytes <= memory
-    assert plan.peak_bytes + tile > memory
+    # one number a pair, one for each class, or one for each pair of classes
+    block = plan.rows**2 * plan.seeds ** {"trace": 0, "pseudo": 0, "class": 1, "full": 2}[kernel] * 4
+    assert plan.peak_bytes + tile + block > memory
     assert plan.panel >= 1
     assert plan.rows in [2**i for i in range(10)]
     assert plan.n_seeds == (1 if kernel == "pseudo" else N_OUTPUTS)
@@ -148,6 +151,7 @@ def test_where_working_space_leaves_the_cache_a_few_rows_are_computed_at_a_time(
     working_space, monkeypatch, row_kilobytes, chunk
 ):
     monkeypatch.setattr(planning, "_contraction_bytes", lambda *args: 0)
+    monkeypatch.setattr(planning, "_block_bytes", lambda *args: 0)
     working_space(row_kilobytes * 2**10)
     plan = plan_of("trace", "dense", GENEROUS)
     assert (plan.rows, plan.chunk) == (128, chunk)

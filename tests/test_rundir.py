@@ -316,7 +316,7 @@ def test_a_safetensors_file_without_a_checksum_is_damaged(checkpoint):
 def test_a_checkpoint_of_something_else_is_refused_with_what_was_expected(checkpoint, like, expected):
     save_checkpoint(checkpoint, small_tree())
     with pytest.raises(DamagedCheckpointError, match=rf"state\.safetensors is of something else: {expected}"):
-        load_checkpoint(checkpoint, like)
+        load_checkpoint(checkpoint, small_tree() | like)
 
 
 def test_a_missing_checkpoint_is_a_missing_file_and_not_a_damaged_one(checkpoint):

@@ -249,8 +249,8 @@ BROKEN = {
     "fewer labels to score": (changed("y_test", np.zeros(1, int)), r"X_test in .* and its labels \(1,\)"),
     "nothing": (lambda content: arrays(0), r"X in .* is of shape \(0, 2, 3\)"),
     "nothing to score": (lambda content: arrays(n_test=0), r"X_test in .* is of shape \(0, 2, 3\)"),
-    "NaN": (changed("X", np.full((N, 3), np.nan)), r"X in .*own\.npz holds NaN or infinity"),
-    "infinity": (changed("X_test", np.full((N_TEST, 3), np.inf)), "X_test in .* holds NaN or infinity"),
+    "NaN": (changed("X", np.full((N, 3), np.nan)), r"X in .*own\.npz holds NaN, infinity"),
+    "infinity": (changed("X_test", np.full((N_TEST, 3), np.inf)), "X_test in .* holds NaN, infinity"),
     "unseen labels": (
         changed("y_test", np.array([0, 1, 2, 9, 7, 9])),
         r"y_test in .* has labels that y has not: \[7, 9\]",

@@ -1,0 +1,89 @@
+"""The paper's claims against what runs of ``ntkrobust evolve`` have found, as Markdown.
+
+    python examples/paper_table.py runs/digits runs/cifar10 --write
+
+puts the tables into ``docs/reproduction.md``.
+"""
+
+import argparse
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ntkrobust_sk import load_evolution
+from ntkrobust_sk.claims import check_claims
+
+DOCS = Path(__file__).parents[1] / "docs" / "reproduction.md"
+
+
+def section(path: Path) -> str:
+    """Claims and accuracies of one run."""
+    result = load_evolution(path)
+    e = result.experiment
+    head = (
+        f"### {e.data}, {e.network}\n\n{e.n_train:,} training images, {e.n_test} test images, kernels of "
+        f"{e.n_kernel}; epsilon {e.epsilon:.4g}, PGD-{e.train_steps} in training, PGD-{e.test_steps} in scoring; "
+        f"{e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: {e.seeds}.\n"
+    )
+    claims = ["| claim | measured | | statistic |", "|---|---|---|---|"]
+    for claim in check_claims(result):
+        verdict = claim.verdict if claim.verdict == "holds" else f"**{claim.verdict}**"
+        claims.append(f"| {claim.number}. {claim.text} | {claim.measured} | {verdict} | {claim.statistic} |")
+    rows = [
+        "| where it starts | dynamics | training | clean | robust | with restarts |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [f"| {' | '.join(row)} |" for row in accuracies(result)]
+    return "\n".join([head, *claims, "", *rows, ""])
+
+
+def accuracies(result) -> list[list[str]]:
+    """Rows of the table of accuracies: means over seeds, with standard deviations."""
+    found = {}
+    for regime in result.experiment.regimes:
+        for seed in range(result.experiment.seeds):
+            last = result.at(seed, regime, result.epochs(seed, regime)[-1])
+            found.setdefault((f"{regime} network", "stage 1", ""), []).append(last)
+    for record in result.of_kind("closed form"):
+        found.setdefault((f"{record['regime']} kernel", "closed form", "benign"), []).append(record)
+    for record in result.of_kind("stage 2"):
+        how = (f"{record['regime']} kernel", record["dynamics"], record["training"])
+        found.setdefault(how, []).append(record)
+    return [
+        [*how, *(mean([r[name] for r in records if name in r]) for name in ("clean", "robust", "robust_restarts"))]
+        for how, records in found.items()
+    ]
+
+
+def mean(values) -> str:
+    if not values:
+        return ""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/reproduction.md")
+    options = parser.parse_args()
+    made = (
+        f"Made by `python examples/paper_table.py --write` on {os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind} ({platform.machine()}); Python {platform.python_version()}, JAX "
+        f"{version('jax')}.\n\n"
+    )
+    text = made + "\n".join(section(path) for path in options.runs)
+    print(text)
+    if options.write:
+        begin, end = "<!-- paper_table.py -->", "<!-- end of paper_table.py -->"
+        whole = DOCS.read_text(encoding="utf-8")
+        before, _, rest = whole.partition(begin)
+        after = rest.partition(end)[2]
+        DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}{end}\n{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

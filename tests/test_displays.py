@@ -1,0 +1,151 @@
+"""Displays: what they draw is what was measured, on their own axes or on those given."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from ntkrobust_sk import (
+    MLP,
+    PGD,
+    AdversarialKernelTrainer,
+    EvolutionDisplay,
+    ImageGridDisplay,
+    KernelDistanceDisplay,
+    RobustnessCurveDisplay,
+    SpecializationDisplay,
+    SpectrumDisplay,
+    TransferDisplay,
+    gram,
+    kernel_distance,
+    kernel_specialization,
+)
+
+X = np.random.default_rng(0).uniform(size=(12, 4)).astype(np.float32)
+Y = np.array(["a", "b", "c"] * 4)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return AdversarialKernelTrainer(MLP(widths=(3,)), max_epochs=1, random_state=0).fit(X, Y)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def kernel(seed):
+    A = np.random.default_rng(seed).normal(size=(6, 3))
+    return A @ A.T
+
+
+def fake_result():
+    """Two seeds of two regimes with three states each."""
+    epochs = [0.0, 1.0, 2.0]
+    numbers = {"benign": 0, "adversarial": 100}
+
+    def kernel_of(seed, regime, epoch, images="clean"):
+        return kernel(int(10 * seed + epoch + numbers[regime]))
+
+    return SimpleNamespace(
+        path="somewhere",
+        experiment=SimpleNamespace(regimes=("benign", "adversarial"), seeds=2),
+        epochs=lambda seed, regime: epochs,
+        kernel=kernel_of,
+        curve=lambda seed, regime, name: (np.array(epochs), np.array([0.1, 0.2, 0.3]) * (1 + seed)),
+        velocity=lambda seed, regime: (np.array([0.5, 1.5]), np.array([1.0, 0.1]) * (1 + seed)),
+        distances=lambda states, images: np.array(
+            [[kernel_distance(kernel_of(*a), kernel_of(*b)) for b in states] for a in states]
+        ),
+        at=lambda seed, regime, epoch: {"specialization_matrix": (np.eye(3) + 0.5).tolist()},
+        of_kind=lambda kind, seed: (
+            [{"matrix": [[0.1, 0.9], [0.8, 0.2]], "names": ["one", "two"]}] if seed == 0 else []
+        ),
+        images=lambda seed, regime: {"regression": np.full((3, 4, 4, 1), 0.5)},
+    )
+
+
+def test_distances_of_a_run_are_drawn_with_their_regimes_marked():
+    display = KernelDistanceDisplay.from_evolution(fake_result())
+    drawn = np.asarray(display.ax_.images[0].get_array())
+    assert drawn.shape == (6, 6) and drawn[0, 3] == pytest.approx(kernel_distance(kernel(0), kernel(100)))
+    assert [tick.get_text().split("\n")[0] for tick in display.ax_.get_xticklabels()] == ["benign", "adversarial"]
+
+
+def test_distances_of_estimators_are_those_of_their_kernels(trainer):
+    other = AdversarialKernelTrainer(MLP(widths=(3,)), max_epochs=0, random_state=1).fit(X, Y)
+    display = KernelDistanceDisplay.from_estimator({"one": trainer, "other": other}, X)
+    expected = kernel_distance(trainer.gram(X), other.gram(X))
+    assert display.distances[0, 1] == pytest.approx(expected) and display.distances[0, 0] == 0
+    assert f"{expected:.3f}" in [text.get_text() for text in display.ax_.texts]
+
+
+@pytest.mark.parametrize("name", ["robust", "velocity", "distance_to_start"])
+def test_a_curve_is_the_mean_over_seeds_with_the_range_shaded(name):
+    display = EvolutionDisplay.from_evolution(fake_result(), name)
+    assert [line.get_label() for line in display.ax_.lines] == ["benign", "adversarial"]
+    epochs, values = display.curves["benign"]
+    np.testing.assert_allclose(display.ax_.lines[0].get_ydata(), values.mean(0))
+    np.testing.assert_array_equal(display.ax_.lines[0].get_xdata(), epochs)
+    assert len(values) == 2 and len(display.ax_.collections) == 2
+    assert display.ax_.get_yscale() == ("log" if name == "velocity" else "linear")
+
+
+def test_spectra_are_eigenvalues_over_their_sum(trainer):
+    display = SpectrumDisplay.from_evolution(fake_result())
+    assert [line.get_label() for line in display.ax_.lines] == ["initial", "benign", "adversarial"]
+    eigenvalues = np.linalg.eigvalsh(kernel(2))[::-1]
+    np.testing.assert_allclose(display.ax_.lines[1].get_ydata(), np.maximum(eigenvalues, 0) / eigenvalues.sum())
+    own = SpectrumDisplay.from_estimator(trainer, X).eigenvalues["AdversarialKernelTrainer"]
+    assert own.sum() == pytest.approx(np.trace(trainer.gram(X)), rel=1e-5)
+
+
+def test_a_robustness_curve_is_robust_accuracy_at_each_radius(trainer):
+    attack = PGD(0.2, n_steps=2)
+    display = RobustnessCurveDisplay.from_estimator({"mine": trainer}, X, Y, attack, epsilons=[0, 0.2])
+    expected = [trainer.score(X, Y), trainer.robust_score(X, Y, attack)]
+    np.testing.assert_allclose(display.accuracies["mine"], expected)
+    assert len(RobustnessCurveDisplay.from_estimator(trainer, X, Y, PGD(0.2, n_steps=1)).epsilons) == 10
+
+
+def test_specialisation_is_that_of_the_class_kernel(trainer):
+    display = SpecializationDisplay.from_estimator(trainer, X, Y)
+    K = np.asarray(gram("class", trainer.model_, X))
+    np.testing.assert_allclose(display.matrix, kernel_specialization(K, np.eye(3)[[0, 1, 2] * 4]), rtol=1e-5)
+    low, high = SpecializationDisplay.from_evolution(fake_result(), "benign").ax_.images[0].get_clim()
+    assert low + high == pytest.approx(2)
+
+
+def test_a_transfer_matrix_names_its_models_and_writes_its_numbers():
+    display = TransferDisplay.from_evolution(fake_result())
+    assert [text.get_text() for text in display.ax_.texts] == ["0.10", "0.90", "0.80", "0.20"]
+    with pytest.raises(LookupError, match="no transfer matrix for seed 1"):
+        TransferDisplay.from_evolution(fake_result(), seed=1)
+
+
+def test_images_stand_in_rows_each_in_its_place():
+    images = {"one": np.zeros((2, 4, 3, 1)), "two": np.ones((2, 4, 3, 3)) * [0.2, 0.4, 0.6]}
+    display = ImageGridDisplay(images, ["left", "right"]).plot()
+    canvas = np.asarray(display.ax_.images[0].get_array())
+    assert canvas.shape == (9, 7, 4)
+    np.testing.assert_allclose(canvas[5:9, 4:7], np.broadcast_to([0.2, 0.4, 0.6, 1], (4, 3, 4)))
+    np.testing.assert_allclose(canvas[:4, :3], np.broadcast_to([0, 0, 0, 1.0], (4, 3, 4)))
+    assert canvas[4, :, 3].max() == canvas[:, 3, 3].max() == 0
+    assert ImageGridDisplay.from_evolution(fake_result()).ax_.get_xticklabels()[2].get_text() == "class 2"
+
+
+def test_an_axes_that_is_given_is_drawn_into():
+    figure, ax = plt.subplots()
+    display = EvolutionDisplay.from_evolution(fake_result(), "robust", ax=ax)
+    assert display.ax_ is ax and display.figure_ is figure
+    assert TransferDisplay([[0.5]], ["one"]).plot().ax_ is not ax
+
+
+def test_an_estimator_that_is_not_fitted_is_refused():
+    from sklearn.exceptions import NotFittedError
+
+    with pytest.raises(NotFittedError):
+        SpectrumDisplay.from_estimator(AdversarialKernelTrainer(), X)
