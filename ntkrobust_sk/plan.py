@@ -87,7 +87,7 @@ class Plan:
     def peak_bytes(self) -> int:
         """Features of a panel and of one more tile, and the working space.
 
-        The result is not in it, nor, where the seeds take several passes, the unfinished tiles, which are parts of it.
+        The result is not in it, nor, where the seeds take several passes, the unfinished tiles: parts of it.
         """
         return (self.panel + 1) * self.rows * self.row_bytes + self.working_bytes
 

@@ -337,6 +337,7 @@ def test_a_file_of_ones_own_runs_from_the_command_line_and_bad_input_is_told_in_
         "2",
         "--flip-epoch",
         "1",
+        "--stage2-from",
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
