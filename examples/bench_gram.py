@@ -312,17 +312,16 @@ def main() -> None:
         which, n, memory, tile = options.peak
         print(json.dumps(peak(which, int(n), memory, int(tile))))
         return
+    head = "## Gram matrices against neural-tangents\n\n`python examples/bench_gram.py --write`, on "
     lines = []
     for name in options.cases:
         lines.append(CASES[name]())
         print(table(lines[-1:]).splitlines()[-1], flush=True)
-    text = (
-        "## Gram matrices against neural-tangents\n\n`python examples/bench_gram.py --write`, on "
-        f"{machine()}.\n\n{table(lines)}"
-    )
+        text = f"{head}{machine()}.\n\n{table(lines)}"
+        if options.write:
+            # after every case, so that what was measured is kept whatever happens
+            write(text)
     print(text)
-    if options.write:
-        write(text)
 
 
 if __name__ == "__main__":

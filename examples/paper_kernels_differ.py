@@ -2,7 +2,7 @@
 
 All seven ``paper_*.py`` share one run: whichever comes first trains and measures, the others read.
 
-RESULT
+What came out, and on what hardware: docs/reproduction.md.
 """
 
 import json
