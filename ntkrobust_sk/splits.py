@@ -69,9 +69,11 @@ def load_splits(data: str, data_dir=None, *, n_train: int, n_test: int, random_s
         X, y, X_test, y_test = (*load_digits_images(), None, None) if data == "digits" else _from_file(data)
         require_enough(y, n_train, n_test)
         if X_test is None:
-            X, X_test, y, y_test = train_test_split(
-                X, y, test_size=min(n_test, len(y) // 2), random_state=random_state, stratify=y
-            )
+            if n_test > len(y) - len(np.unique(y)):
+                raise ValueError(
+                    f"n_test={n_test:,} leaves too few of the {len(y):,} examples to train on; ask for fewer"
+                )
+            X, X_test, y, y_test = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
         return Splits(*_some(X, y, n_train, random_state), *_some(X_test, y_test, n_test, random_state))
     if data not in LOADERS:
         known = ", ".join(map(repr, ("digits", *LOADERS)))

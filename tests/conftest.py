@@ -8,9 +8,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TQDM_MININTERVAL", "1")
 # lets scikit-learn run its array API checks too; SciPy reads it when it is imported
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
-# Most of a small test's time is compilation: programs are optimised little, and kept for the other workers and
+# Most of a small test's time is compilation: programs are optimised less, and kept for the other workers and
 # for the processes that tests start.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 own_cache = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if own_cache:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ntkrobust-tests-")

@@ -158,8 +158,8 @@ def test_a_missing_data_folder_is_named(data, tmp_path, capsys):
         ("--alpha -1", "alpha must be finite and not negative, got -1.0"),
         ("--test-steps 0", "n_steps must be a positive integer"),
         ("--n-kernel 3", "at least the number of classes"),
-        ("--n-train -5", "at least the number of classes"),
-        ("--n-test 5000", "test_size=5000"),
+        ("--n-train -5", "cannot hold one of each"),
+        ("--n-test 5000", "n_test=5,000 leaves too few"),
     ],
 )
 def test_settings_that_cannot_work_are_named_before_any_training(arguments, message, tmp_path, capsys):
