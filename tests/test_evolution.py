@@ -41,6 +41,7 @@ SMALL = KernelEvolution(
     train_steps=2,
     test_steps=3,
     stage2_epochs=2,
+    dynamics=("standard", "centered"),
     n_features=2,
     batch_size=32,
     seeds=2,
@@ -61,7 +62,8 @@ GIVEN = {
     "batch-size": "32",
     "seeds": "2",
 }
-OPTIONS = [part for name, value in GIVEN.items() for part in (f"--{name}", value)]
+OPTIONS = ["--dynamics", "standard", "centered"]
+OPTIONS += [part for name, value in GIVEN.items() for part in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_every_state_regime_and_stage_is_measured(result):
         assert result.epochs(seed, "benign") == result.epochs(seed, "adversarial") == epochs
         assert result.epochs(seed, "flip") == epochs
     assert [r["epoch"] for r in result.of_kind("checkpoint", seed=0, regime="flip")] == [3.0, 4.0]
-    assert len(result.of_kind("stage 2")) == 2 * 2 * 3 * 2
+    assert len(result.of_kind("stage 2")) == 2 * 2 * 2 * 2
     assert len(result.of_kind("closed form")) == 2 * 2
     assert len(result.of_kind("transfer")) == 2 and len(result.of_kind("images")) == 6
     for found in result.of_kind("checkpoint") + result.of_kind("stage 2") + result.of_kind("closed form"):
@@ -149,7 +151,7 @@ def test_velocity_and_polar_dynamics_are_those_of_the_stored_kernels(result):
 def test_a_transfer_matrix_has_each_models_own_robust_accuracy_on_its_diagonal(result):
     transfer = result.of_kind("transfer", seed=0)[0]
     own = dict(zip(transfer["names"], np.diag(transfer["matrix"]), strict=True))
-    assert len(own) == 2 * (2 + 6)
+    assert len(own) == 2 * (2 + 4)
     for found in result.of_kind("stage 2", seed=0):
         name = f"{found['regime']}/{found['epoch']:g}/{found['dynamics']}/{found['training']}"
         assert own[name] == found["robust"]
@@ -162,6 +164,8 @@ def test_a_transfer_matrix_has_each_models_own_robust_accuracy_on_its_diagonal(r
 def test_centred_stage_2_starts_from_nothing_and_linearised_from_the_network(tmp_path):
     experiment = replace(
         SMALL,
+        dynamics=("standard", "linearized", "centered"),
+        stage2=("benign",),
         stage2_epochs=0,
         seeds=1,
         epochs=1,
