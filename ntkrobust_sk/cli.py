@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
@@ -15,7 +16,7 @@ from .report import write_report
 from .trainer import DYNAMICS
 
 # What can go wrong without the library being wrong: told in one line.
-EXPECTED = (ValueError, LookupError, ArithmeticError, OSError, ImportError, MemoryError)
+EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +51,9 @@ def evolve(options: dict) -> int:
     start, out = time.perf_counter(), options.pop("out")
     _say_where_from("evolve", options["data"], options["data_dir"])
     experiment = preset(**options)
+    if missing := [name for name in ("safetensors", "zarr", "matplotlib") if find_spec(name) is None]:
+        # the report, which comes last, needs them too
+        raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
     result = experiment.run(out)
     report = write_report(result)
     print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")

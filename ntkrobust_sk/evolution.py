@@ -33,7 +33,7 @@ from .predictors import make_predictor
 from .rundir import RunDirectory, load_checkpoint, read_arrays, read_json, save_checkpoint
 from .solvers import solve
 from .splits import Splits, chosen_indices, load_splits, require_enough
-from .stages import Stage, kept_states, state_file
+from .stages import Stage, kept_states
 from .store import read_gram
 from .tangent import linearize
 from .trainer import DYNAMICS
@@ -475,18 +475,10 @@ class _Work:
 
     def stage_two(self, seed, regime, epoch, dynamics, training) -> dict:
         """Training on a kernel, or from it."""
-        experiment, name = self.experiment, f"{regime}/{epoch:g}/{dynamics}/{training}"
-        model = self.model(seed, regime, epoch)
-        if dynamics != "standard":
-            model = linearize(model, centered=dynamics == "centered")
-        stage = self.stage(training, experiment.stage2_learning_rate, freeze_state=experiment.freeze_state)
-        start = stage.first_state(model, self.key(seed, 3))
-        folder = self.folder(seed, f"stage2/{name}")
-        epochs = [float(e) for e in range(experiment.stage2_epochs + 1)]
-        states = kept_states(folder, stage, start, self.splits.X, self.splits.y, epochs, keep_all=False)
-        *_, (_, state) = states
+        name = f"{regime}/{epoch:g}/{dynamics}/{training}"
+        model = self.second_model(seed, name, self.model(seed, regime, epoch), dynamics, training)
         found = {"kind": "stage 2", "seed": seed, "regime": regime, "epoch": epoch, "dynamics": dynamics}
-        return found | {"training": training, **self.scores(state.model, seed, name=name, restarts=True)}
+        return found | {"training": training, **self.scores(model, seed, name=name, restarts=True)}
 
     def predictors(self, seed):
         """Name, model and rows of a tile of everything that stage 2 has made."""
@@ -496,20 +488,21 @@ class _Work:
             predictor = self.regression(model, self.kernel_at(seed, regime, epoch, model))
             yield f"{name}/closed-form", predictor, MACHINE_ROWS
             for dynamics, training in product(self.experiment.dynamics, self.experiment.stage2):
-                yield (
-                    f"{name}/{dynamics}/{training}",
-                    self.second_model(seed, name, model, dynamics, training),
-                    (NETWORK_ROWS),
-                )
+                second = f"{name}/{dynamics}/{training}"
+                yield second, self.second_model(seed, second, model, dynamics, training), NETWORK_ROWS
 
-    def second_model(self, seed, start_name, model, dynamics, training) -> Model:
-        """The model that a finished run of stage 2 has left."""
+    def second_model(self, seed, name, model, dynamics, training) -> Model:
+        """What stage 2 makes of a model, trained where its state is not on disk."""
+        experiment = self.experiment
         if dynamics != "standard":
             model = linearize(model, centered=dynamics == "centered")
-        stage = self.stage(training, self.experiment.stage2_learning_rate)
-        like = stage.first_state(model, self.key(seed, 3))
-        folder = self.folder(seed, f"stage2/{start_name}/{dynamics}/{training}")
-        return load_checkpoint(state_file(folder, float(self.experiment.stage2_epochs)), like).model
+        stage = self.stage(training, experiment.stage2_learning_rate, freeze_state=experiment.freeze_state)
+        start = stage.first_state(model, self.key(seed, 3))
+        folder = self.folder(seed, f"stage2/{name}")
+        epochs = [float(epoch) for epoch in range(experiment.stage2_epochs + 1)]
+        states = kept_states(folder, stage, start, self.splits.X, self.splits.y, epochs, keep_all=False)
+        *_, (_, state) = states
+        return state.model
 
     def transfer(self, seed) -> dict:
         """Accuracy of every model (columns) on the adversarial examples of every model (rows)."""

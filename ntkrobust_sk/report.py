@@ -81,14 +81,15 @@ def write_report(result, path: str | os.PathLike | None = None) -> Path:
         f"{experiment.n_kernel} training examples; {seeds}."
     )
     title = f"Kernel evolution: {experiment.data}, {experiment.network}"
-    sections = [claims_section(result), accuracy_section(result), slider_section(result), curves_section(result)]
+    data = slider_data(result)
+    sections = [claims_section(result), accuracy_section(result), slider_section(data), curves_section(result)]
     sections += [kernels_section(result), features_section(result), settings_section(result)]
     template = Template(files("ntkrobust_sk").joinpath("report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=escape(title),
         lead=escape(lead),
         sections="\n".join(section for section in sections if section),
-        data=json.dumps(slider_data(result)).replace("</", "<\\/"),
+        data=json.dumps(data).replace("</", "<\\/"),
     )
     write_atomically(path, page.encode())
     return path
@@ -153,9 +154,8 @@ def accuracy_section(result) -> str:
     )
 
 
-def slider_section(result) -> str:
-    """Kernels and spectra of the first seed at an epoch that the reader chooses."""
-    data = slider_data(result)
+def slider_section(data: dict) -> str:
+    """Kernels and spectra at an epoch that the reader chooses, of what :func:`slider_data` found."""
     last = len(data["epochs"]) - 1
     kernels = "".join(
         f'<figure><img id="kernel-{r["name"]}" src="{r["kernels"][0]}" alt="Kernel of the {r["name"]} network" '

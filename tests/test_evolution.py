@@ -16,6 +16,7 @@ import pytest
 
 from ntkrobust_sk import (
     PGD,
+    Clean,
     KernelEvolution,
     effective_rank,
     gram,
@@ -23,6 +24,7 @@ from ntkrobust_sk import (
     kernel_velocity,
     load_evolution,
     polar_dynamics,
+    train,
 )
 from ntkrobust_sk.cli import main
 from ntkrobust_sk.evolution import class_likeness, preset
@@ -135,6 +137,33 @@ def work_of(result):
 def test_flip_is_the_benign_network_before_and_the_adversarial_training_of_it_after(result):
     np.testing.assert_array_equal(result.kernel(0, "flip", 2.0), result.kernel(0, "benign", 2.0))
     assert kernel_distance(result.kernel(0, "flip", 4.0), result.kernel(0, "benign", 4.0)) > 1e-6
+
+
+def test_flip_trains_on_from_the_benign_state_clean_step_then_adversarial(result):
+    work = work_of(result)
+    benign, flipped = work.state(0, "benign", 2.0), work.state(0, "flip", 3.0)
+    stage = work.stage("adversarial", SMALL.learning_rate)
+    X, y = work.splits.X, work.splits.y
+    options = {"optimizer": stage.optimizer, "attacks": (Clean(), SMALL.train_attack), "batch_size": 32}
+    (expected,) = train(benign, X, y, epochs=(3.0,), **options)
+    params = (jax.tree.leaves(state.model.variables.params) for state in (expected, flipped))
+    for a, b in zip(*params, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_damaged_state_of_stage_2_is_trained_again(result):
+    work = work_of(result)
+    model = work.model(0, "benign", 4.0)
+    arguments = (0, "benign/4/centered/benign", model, "centered", "benign")
+    before = work.second_model(*arguments)
+    (file,) = work.folder(0, "stage2/benign/4/centered/benign").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"x")
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        after = work.second_model(*arguments)
+    for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert file.read_bytes() == whole
 
 
 def test_velocity_and_polar_dynamics_are_those_of_the_stored_kernels(result):
@@ -382,5 +411,4 @@ def test_no_warning_is_raised_by_an_ordinary_run(tmp_path):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        experiment.run(tmp_path / "run", progress=False)
-    assert jax.devices()
+        assert experiment.run(tmp_path / "run", progress=False).of_kind("checkpoint")
