@@ -1,12 +1,14 @@
 """The demo and its command line, on a few digits."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from ntkrobust_sk import cli, demo
+from ntkrobust_sk.evolution import preset
 
 FEW = "--n-train 200 --n-kernel 60 --n-test 40 --max-epochs 1 --train-steps 2 --test-steps 2 --network mlp"
 PREDICTORS = {
@@ -116,13 +118,22 @@ def test_a_real_run_whose_claim_fails_exits_with_1(tmp_path, capsys):
     assert "DOES NOT HOLD" in captured.out and "a claim does not hold" in captured.err
 
 
-def test_the_readme_s_command_is_understood(monkeypatch):
-    text = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
-    command = text.split("`ntkrobust ")[1].split("`")[0]
+def test_the_readme_s_commands_are_understood(monkeypatch):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (asked,) = re.findall(r"`ntkrobust (demo [^`]+)`", " ".join(text.split()))
     seen = []
     monkeypatch.setattr(cli, "run_demo", lambda settings, out: seen.append(settings) or True)
-    assert cli.main(shlex.split(command)) == 0
+    assert cli.main(shlex.split(asked)) == 0
     assert seen == [demo.settings_for("cifar10", data_dir="DIR", n_train=2000)]
+
+    monkeypatch.setattr(cli, "evolve", lambda options: seen.append(options) or 0)
+    commands = re.findall(r"^ntkrobust (evolve .+)$", text, re.MULTILINE)
+    for command in commands:
+        assert cli.main(shlex.split(command)) == 0
+        options = seen.pop()
+        out = options.pop("out")
+        assert out.startswith("runs/") and preset(**options).data == options["data"]
+    assert len(commands) >= 3
 
 
 # Bad input
