@@ -20,7 +20,8 @@ from .displays import (
     TransferDisplay,
 )
 from .eigenfeatures import RobustFeatureSelector, eigenfeature_images, ntk_features
-from .evolution import EvolutionResult, KernelEvolution, load_evolution
+from .evolution import KernelEvolution, load_evolution
+from .evolution_result import EvolutionResult
 from .features import TangentFeatures
 from .gram import gram
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK

@@ -225,19 +225,19 @@ def images_look_like_classes(result) -> Claim:
     """5c: features of adversarial kernels look more like their class."""
     text = "Visualised features of adversarial kernels look more like their class."
     statistic = (
-        "share of classes whose image (of the regression direction) correlates most with its own class's mean; "
-        "holds if larger for the adversarial than for the benign kernel in every seed"
+        "correlation of a class's image (of the regression direction) with the mean of its examples, mean over "
+        "classes; holds if larger for the adversarial than for the benign kernel in every seed"
     )
     pairs = []
     for seed in range(result.experiment.seeds):
-        found = {r["regime"]: r["regression_likeness"] for r in result.of_kind("images", seed=seed)}
+        found = {r["regime"]: r["regression_correlation"] for r in result.of_kind("images", seed=seed)}
         if {"adversarial", "benign"} <= set(found):
             pairs.append((found["adversarial"], found["benign"]))
     if not pairs:
         return _untested("5c", text, statistic, "needs images of both regimes")
     adversarial, benign = map(list, zip(*pairs, strict=True))
     values = {"adversarial": adversarial, "benign": benign}
-    measured = f"adversarial {_spread(adversarial, '.2f')}, benign {_spread(benign, '.2f')}"
+    measured = f"adversarial {_spread(adversarial)}, benign {_spread(benign)}"
     holds = all(a > b for a, b in pairs)
     return Claim("5c", text, statistic, measured, _verdict(holds), values)
 

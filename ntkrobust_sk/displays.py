@@ -75,7 +75,7 @@ class KernelDistanceDisplay(_Display):
 
     @classmethod
     def from_evolution(cls, result, *, seed=0, regimes=None, images="clean", ax=None):
-        """Of all states of some regimes of a run (an :class:`~ntkrobust_sk.evolution.EvolutionResult`)."""
+        """Of all states of some regimes of a run (an :class:`~ntkrobust_sk.EvolutionResult`)."""
         regimes = [r for r in (regimes or result.experiment.regimes) if result.epochs(seed, r)]
         states = [(seed, regime, epoch) for regime in regimes for epoch in result.epochs(seed, regime)]
         groups = [(regime, len(result.epochs(seed, regime))) for regime in regimes]

@@ -8,7 +8,6 @@ one folder, and a stopped run goes on from there.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from dataclasses import dataclass, fields, replace
@@ -21,20 +20,21 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from . import metrics
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
 from .estimators import NETWORK_ROWS, NETWORKS, evaluate, initial_model
+from .evolution_result import EvolutionResult, brief, kernel_name
 from .gram import gram
 from .kernels import resolve_kernel
 from .machines import MACHINE_ROWS
+from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
 from .networks import Model, Normalized, check_choice
 from .predictors import make_predictor
-from .rundir import RunDirectory, load_checkpoint, read_arrays, read_json, save_checkpoint
+from .rundir import RunDirectory, load_checkpoint, read_json, save_checkpoint
 from .solvers import solve
 from .splits import Splits, chosen_indices, load_splits, require_enough
 from .stages import Stage, kept_states
-from .store import read_gram
+from .store import hash_arrays
 from .tangent import linearize
 from .trainer import DYNAMICS
 from .training import averaged
@@ -48,7 +48,6 @@ FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
 RESTARTS = 4
 # Of signed-gradient ascent on an image; half of them cross the range of the pixels.
 IMAGE_STEPS = 50
-TOP = 10
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class KernelEvolution:
         object.__setattr__(self, "fractions", tuple(float(f) for f in self.fractions))
         if self.flips_at not in self.checkpoints:
             raise ValueError(
-                f"flip_epoch must be an epoch that is kept, {_brief(self.checkpoints)}, got {self.flip_epoch}"
+                f"flip_epoch must be an epoch that is kept, {brief(self.checkpoints)}, got {self.flip_epoch}"
             )
         if (self.patience is None) != (self.n_validation == 0):
             raise ValueError(
@@ -186,7 +185,7 @@ class KernelEvolution:
             check_choice("regime in stage2_from", regime, self.regimes)
             if epoch not in self.checkpoints:
                 raise ValueError(
-                    f"stage2_from asks for epoch {epoch:g}, but kept are {_brief(self.checkpoints)}. "
+                    f"stage2_from asks for epoch {epoch:g}, but kept are {brief(self.checkpoints)}. "
                     "Add it to fractions, or raise epochs"
                 )
 
@@ -289,7 +288,7 @@ def settings_of(experiment: KernelEvolution, splits: Splits) -> dict:
     """What two runs must agree in to be the same; a run may get more seeds, and its data may have moved."""
     free = ("seeds", "data_dir")
     settings = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.name not in free}
-    return settings | {"sha256_data": sha256(splits), "version": version("ntkrobust_sk")}
+    return settings | {"sha256_data": hash_arrays(splits), "version": version("ntkrobust_sk")}
 
 
 class _Work:
@@ -560,177 +559,10 @@ class _Work:
         found = {"kind": "images", "seed": seed, "regime": regime, "epoch": epoch}
         for name, images in drawn.items():
             found[f"{name}_cosines"] = images.cosines.tolist()
-            found[f"{name}_likeness"] = class_likeness(images.images, self.splits.X, self.splits.y)
+            correlations = class_correlations(images.images, self.splits.X, self.splits.y)
+            found[f"{name}_correlation"] = float(np.diag(correlations).mean())
+            found[f"{name}_recognised"] = float(np.mean(correlations.argmax(1) == np.arange(self.n_outputs)))
         return found
-
-
-def accuracy(model, X, y, rows: int = NETWORK_ROWS) -> float:
-    """Share of inputs (n, ...) whose highest score is that of their label."""
-    return float(np.mean(evaluate(model, X, rows).argmax(1) == y))
-
-
-def kernel_metrics(K, y) -> dict:
-    """Scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
-    Y = np.eye(int(y.max()) + 1)[y]
-    return {
-        "effective_rank": metrics.effective_rank(K),
-        "participation_ratio": metrics.effective_rank(K, "participation"),
-        "top_mass": metrics.top_mass(K, min(TOP, len(K))),
-        "target_alignment": metrics.target_alignment(K, Y),
-        "centered_target_alignment": metrics.target_alignment(K, Y, centered=True),
-    }
-
-
-def class_metrics(layers: dict, y) -> dict:
-    """Specialisation of the class kernels, and what each layer contributes, of blocks (n, n, C) by layer."""
-    Y = np.eye(int(y.max()) + 1)[y]
-    whole = sum(layers.values())
-    matrix = metrics.kernel_specialization(whole, Y)
-    total, by_layer = float(np.trace(whole.mean(2))), {}
-    for name, block in layers.items():
-        K = np.asarray(block, np.float64).mean(2)
-        by_layer[name] = {
-            "share": float(np.trace(K)) / total,
-            "effective_rank": metrics.effective_rank(K),
-            # uncentred: the kernel of the last bias is constant
-            "target_alignment": metrics.target_alignment(K, Y),
-        }
-    return {
-        "specialization": float(np.diag(matrix).mean()),
-        "specialization_matrix": matrix.tolist(),
-        "layers": by_layer,
-    }
-
-
-def class_likeness(images, X, y) -> float:
-    """Share of classes whose image correlates with the mean of their own examples more than with any other's.
-
-    Means are taken less the mean over classes, so that what all classes share does not count.
-    """
-    means = np.stack([X[y == c].mean(0).ravel() for c in range(len(images))])
-    means = means - means.mean(0)
-    images = images.reshape(len(images), -1)
-    images = images - images.mean(0)
-    norms = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(means, axis=1)
-    correlation = images @ means.T / np.maximum(norms, np.finfo(float).tiny)
-    return float(np.mean(correlation.argmax(1) == np.arange(len(images))))
-
-
-def kernel_name(seed, regime, epoch, images) -> str:
-    """Name of a Gram store in a run's folder of kernels."""
-    return f"seed-{seed}-{regime}-{epoch:08.3f}-{images}.zarr"
-
-
-def sha256(splits: Splits) -> str:
-    """Of all examples and labels."""
-    digest = hashlib.sha256()
-    for array in splits:
-        array = np.ascontiguousarray(array)
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class EvolutionResult:
-    """What a run has found so far.
-
-    Attributes
-    ----------
-    path : Path
-        The run's folder.
-    experiment : KernelEvolution
-    results : list of dict
-        Each with its ``kind``: "checkpoint", "stage 2", "closed form", "transfer", "features" or "images".
-    """
-
-    path: Path
-    experiment: KernelEvolution
-    results: list
-
-    def of_kind(self, kind: str, **where) -> list[dict]:
-        """The results of a kind with these values."""
-        found = (result for result in self.results if result["kind"] == kind)
-        return [result for result in found if all(result[name] == value for name, value in where.items())]
-
-    def to_frame(self, kind: str = "checkpoint"):
-        """Results of a kind as a tidy table: a row for each, a column for each number.
-
-        Returns
-        -------
-        pandas.DataFrame
-
-        Raises
-        ------
-        ImportError
-            Without pandas.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("tables need pandas: pip install 'ntkrobust_sk[evolution]'") from error
-        rows = [
-            {name: value for name, value in result.items() if not isinstance(value, dict | list)}
-            for result in self.of_kind(kind)
-        ]
-        return pandas.DataFrame(rows).drop(columns=["task", "kind"], errors="ignore")
-
-    def epochs(self, seed: int, regime: str) -> list[float]:
-        """Epochs at which the kernel of a regime was measured; those of "flip" begin with the benign ones."""
-        own = [result["epoch"] for result in self.of_kind("checkpoint", seed=seed, regime=regime)]
-        if regime != "flip" or not own:
-            return own
-        return [epoch for epoch in self.epochs(seed, "benign") if epoch < own[0]] + own
-
-    def at(self, seed: int, regime: str, epoch: float) -> dict:
-        """The measurements of one state."""
-        found = self.of_kind("checkpoint", seed=seed, regime=self._kept_as(regime, epoch), epoch=epoch)
-        if not found:
-            raise LookupError(
-                f"{self.path} has no epoch {epoch:g} of {regime!r} with seed {seed}; there are "
-                f"{_brief(self.epochs(seed, regime))}"
-            )
-        return found[0]
-
-    def kernel(self, seed: int, regime: str, epoch: float, images: str = "clean") -> np.ndarray:
-        """The trace kernel (n_kernel, n_kernel) of a state, on clean images or on those attacked through it."""
-        self.at(seed, regime, epoch)
-        name = kernel_name(seed, self._kept_as(regime, epoch), epoch, images)
-        return read_gram(self.path / "kernels" / name)
-
-    def _kept_as(self, regime, epoch):
-        return "benign" if regime == "flip" and epoch <= self.experiment.flips_at else regime
-
-    def curve(self, seed: int, regime: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs and a measurement over them, such as "clean_effective_rank" or "robust"."""
-        epochs = self.epochs(seed, regime)
-        return np.array(epochs), np.array([self.at(seed, regime, epoch)[name] for epoch in epochs])
-
-    def velocity(self, seed: int, regime: str, images: str = "clean") -> tuple[np.ndarray, np.ndarray]:
-        """Kernel velocity per epoch, at the middle of each interval between measurements."""
-        epochs, kernels = self._kernels(seed, regime, images)
-        steps = zip(kernels, kernels[1:], np.diff(epochs), strict=False)
-        velocity = [metrics.kernel_velocity(a, b, float(dt)) for a, b, dt in steps]
-        return (epochs[1:] + epochs[:-1]) / 2, np.array(velocity)
-
-    def polar(self, seed: int, regime: str, images: str = "clean"):
-        """Epochs, radius and angle of the kernel's way from the first to the last; see ``polar_dynamics``."""
-        epochs, kernels = self._kernels(seed, regime, images)
-        radius, angle = zip(*(metrics.polar_dynamics(K, kernels[0], kernels[-1]) for K in kernels), strict=True)
-        return epochs, np.array(radius), np.array(angle)
-
-    def _kernels(self, seed, regime, images):
-        epochs = self.epochs(seed, regime)
-        return np.array(epochs), [self.kernel(seed, regime, epoch, images) for epoch in epochs]
-
-    def distances(self, states, images: str = "clean") -> np.ndarray:
-        """Kernel distances between all pairs of states (seed, regime, epoch), (s, s)."""
-        kernels = [self.kernel(*state, images=images) for state in states]
-        return np.array([[metrics.kernel_distance(a, b) for b in kernels] for a in kernels])
-
-    def images(self, seed: int, regime: str) -> dict[str, np.ndarray]:
-        """Images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
-        return read_arrays(self.path / "images" / f"seed-{seed}" / f"{regime}.safetensors")
 
 
 def load_evolution(path: str | os.PathLike) -> EvolutionResult:
@@ -755,8 +587,3 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
 def _require(experiment, name, holds, what):
     if not holds(getattr(experiment, name)):
         raise ValueError(f"{name} must be {what}, got {getattr(experiment, name)!r}")
-
-
-def _brief(epochs) -> str:
-    shown = [f"{epoch:g}" for epoch in epochs]
-    return ", ".join(shown if len(shown) <= 12 else [*shown[:5], "...", *shown[-3:]])

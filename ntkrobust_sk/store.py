@@ -229,7 +229,7 @@ def _require_same(path, there, made_from, X, Y):
             differences.append(f"{name}: {n_there} rows there, {None if inputs is None else len(inputs)} here")
         elif inputs is not None and n_there > len(inputs):
             differences.append(f"{name}: {n_there} rows there, only {len(inputs)} here")
-        elif inputs is not None and hash_there != _hash([inputs[:n_there]]):
+        elif inputs is not None and hash_there != hash_arrays([inputs[:n_there]]):
             differences.append(f"{name}: the first {n_there} rows hold other numbers")
     if differences:
         raise StoreMismatchError(
@@ -257,7 +257,7 @@ def _provenance(kernel, model, dtype) -> dict:
     return {
         "kernel": _name(kernel),
         "network": _name(model.network),
-        "sha256_variables": _hash(leaves),
+        "sha256_variables": hash_arrays(leaves),
         "dtype": str(np.dtype(dtype)),
         "platform": jax.default_backend(),
         "version": version("ntkrobust_sk"),
@@ -265,8 +265,8 @@ def _provenance(kernel, model, dtype) -> dict:
 
 
 def _data(X, Y) -> dict:
-    known = {"n_X": len(X), "sha256_X": _hash([X])}
-    return known if Y is None else known | {"n_Y": len(Y), "sha256_Y": _hash([Y])}
+    known = {"n_X": len(X), "sha256_X": hash_arrays([X])}
+    return known if Y is None else known | {"n_Y": len(Y), "sha256_Y": hash_arrays([Y])}
 
 
 def _name(configuration) -> str:
@@ -274,7 +274,8 @@ def _name(configuration) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(configuration))
 
 
-def _hash(arrays) -> str:
+def hash_arrays(arrays) -> str:
+    """SHA-256 of arrays: their dtypes, the shapes of their rows, their bytes."""
     digest = hashlib.sha256()
     for array in arrays:
         array = np.ascontiguousarray(array)

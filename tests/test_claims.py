@@ -415,9 +415,9 @@ def test_a_range_is_stated_if_there_are_several_seeds(seeds, shown):
 
 def drawn(benign, adversarial):
     others = [
-        {"kind": "images", "seed": seed, "regime": regime, "regression_likeness": likeness}
+        {"kind": "images", "seed": seed, "regime": regime, "regression_correlation": correlation}
         for regime, values in (("benign", benign), ("adversarial", adversarial))
-        for seed, likeness in enumerate(values)
+        for seed, correlation in enumerate(values)
     ]
     return MadeUp(max(len(benign), len(adversarial)), others=others)
 
@@ -433,7 +433,7 @@ def drawn(benign, adversarial):
     ],
     ids=str,
 )
-def test_images_look_like_classes_if_more_of_them_do_for_the_adversarial_kernel(benign, adversarial, verdict):
+def test_images_look_like_classes_if_they_do_more_for_the_adversarial_kernel(benign, adversarial, verdict):
     claim = claims.images_look_like_classes(drawn(benign, adversarial))
     assert claim.verdict == verdict and claim.values == {"benign": benign, "adversarial": adversarial}
 

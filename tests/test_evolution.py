@@ -27,7 +27,8 @@ from ntkrobust_sk import (
     train,
 )
 from ntkrobust_sk.cli import main
-from ntkrobust_sk.evolution import class_likeness, preset
+from ntkrobust_sk.evolution import preset
+from ntkrobust_sk.measurements import class_correlations
 from ntkrobust_sk.rundir import RunMismatchError
 from ntkrobust_sk.splits import Splits, load_splits
 
@@ -330,14 +331,20 @@ def test_averaged_normalised_networks_are_trained_and_measured(tmp_path):
     assert model.network.std == pytest.approx([X.std()], rel=1e-5)
 
 
-def test_likeness_is_the_share_of_classes_whose_image_is_most_like_their_own_mean():
+def test_images_of_classes_are_correlated_with_the_classes_means():
     rng = np.random.default_rng(0)
     means = rng.uniform(size=(4, 6, 6, 1))
     y = np.repeat(np.arange(4), 5)
     X = means[y] + rng.normal(size=(20, 6, 6, 1)) / 100
-    assert class_likeness(means, X, y) == 1
-    assert class_likeness(means[[1, 0, 2, 3]], X, y) == 0.5
-    assert class_likeness(3 - 2 * means, X, y) == 0
+    images = rng.uniform(size=(4, 6, 6, 1))
+    own = np.stack([X[y == c].mean(0) for c in range(4)])
+    found = class_correlations(images, X, y)
+    for i, j in ((0, 0), (1, 3)):
+        a, b = (images[i] - images.mean(0)).ravel(), (own[j] - own.mean(0)).ravel()
+        assert found[i, j] == pytest.approx(a @ b / np.sqrt(a @ a * (b @ b)))
+    assert np.diag(class_correlations(means, X, y)).min() > 0.99
+    assert class_correlations(means[[1, 0, 2, 3]], X, y).argmax(1).tolist() == [1, 0, 2, 3]
+    assert np.diag(class_correlations(3 - 2 * means, X, y)).max() < -0.99
 
 
 def test_presets_give_way_to_what_is_given():

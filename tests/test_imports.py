@@ -44,6 +44,8 @@ ORDER = [
     "rundir",
     "stages",
     "eigenfeatures",
+    "measurements",
+    "evolution_result",
     "evolution",
     "displays",
     "claims",

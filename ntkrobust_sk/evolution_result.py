@@ -1,0 +1,130 @@
+"""What a run of the two-stage experiment has found: its results as a table, its kernels, and how they moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import metrics
+from .rundir import read_arrays
+from .store import read_gram
+
+
+@dataclass(frozen=True)
+class EvolutionResult:
+    """What a run has found so far.
+
+    Attributes
+    ----------
+    path : Path
+        The run's folder.
+    experiment : KernelEvolution
+        Its settings.
+    results : list of dict
+        Each with its ``kind``: "checkpoint", "stage 2", "closed form", "transfer", "features" or "images".
+    """
+
+    path: Path
+    experiment: Any
+    results: list[dict]
+
+    def of_kind(self, kind: str, **where) -> list[dict]:
+        """The results of a kind with these values."""
+        found = (result for result in self.results if result["kind"] == kind)
+        return [result for result in found if all(result[name] == value for name, value in where.items())]
+
+    def to_frame(self, kind: str = "checkpoint"):
+        """Results of a kind as a tidy table: a row for each, a column for each number.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("tables need pandas: pip install 'ntkrobust_sk[evolution]'") from error
+        rows = [
+            {name: value for name, value in result.items() if not isinstance(value, dict | list)}
+            for result in self.of_kind(kind)
+        ]
+        return pandas.DataFrame(rows).drop(columns=["task", "kind"], errors="ignore")
+
+    def epochs(self, seed: int, regime: str) -> list[float]:
+        """Epochs at which the kernel of a regime was measured; those of "flip" begin with the benign ones."""
+        own = [result["epoch"] for result in self.of_kind("checkpoint", seed=seed, regime=regime)]
+        if regime != "flip" or not own:
+            return own
+        return [epoch for epoch in self.epochs(seed, "benign") if epoch < own[0]] + own
+
+    def at(self, seed: int, regime: str, epoch: float) -> dict:
+        """The measurements of one state."""
+        found = self.of_kind("checkpoint", seed=seed, regime=self._kept_as(regime, epoch), epoch=epoch)
+        if not found:
+            raise LookupError(
+                f"{self.path} has no epoch {epoch:g} of {regime!r} with seed {seed}; there are "
+                f"{brief(self.epochs(seed, regime))}"
+            )
+        return found[0]
+
+    def kernel(self, seed: int, regime: str, epoch: float, images: str = "clean") -> np.ndarray:
+        """The trace kernel (n_kernel, n_kernel) of a state, on clean images or on those attacked through it."""
+        self.at(seed, regime, epoch)
+        name = kernel_name(seed, self._kept_as(regime, epoch), epoch, images)
+        return read_gram(self.path / "kernels" / name)
+
+    def _kept_as(self, regime, epoch):
+        return "benign" if regime == "flip" and epoch <= self.experiment.flips_at else regime
+
+    def curve(self, seed: int, regime: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs and a measurement over them, such as "clean_effective_rank" or "robust"."""
+        epochs = self.epochs(seed, regime)
+        return np.array(epochs), np.array([self.at(seed, regime, epoch)[name] for epoch in epochs])
+
+    def velocity(self, seed: int, regime: str, images: str = "clean") -> tuple[np.ndarray, np.ndarray]:
+        """Kernel velocity per epoch, at the middle of each interval between measurements."""
+        epochs, kernels = self._kernels(seed, regime, images)
+        steps = zip(kernels, kernels[1:], np.diff(epochs), strict=False)
+        velocity = [metrics.kernel_velocity(a, b, float(dt)) for a, b, dt in steps]
+        return (epochs[1:] + epochs[:-1]) / 2, np.array(velocity)
+
+    def polar(self, seed: int, regime: str, images: str = "clean"):
+        """Epochs, radius and angle of the kernel's way from the first to the last; see ``polar_dynamics``."""
+        epochs, kernels = self._kernels(seed, regime, images)
+        radius, angle = zip(*(metrics.polar_dynamics(K, kernels[0], kernels[-1]) for K in kernels), strict=True)
+        return epochs, np.array(radius), np.array(angle)
+
+    def _kernels(self, seed, regime, images):
+        epochs = self.epochs(seed, regime)
+        return np.array(epochs), [self.kernel(seed, regime, epoch, images) for epoch in epochs]
+
+    def distances(self, states, images: str = "clean") -> np.ndarray:
+        """Kernel distances between all pairs of states (seed, regime, epoch), (s, s)."""
+        kernels = [self.kernel(*state, images=images) for state in states]
+        found = np.zeros((len(kernels), len(kernels)))
+        for i, j in combinations(range(len(kernels)), 2):
+            found[i, j] = found[j, i] = metrics.kernel_distance(kernels[i], kernels[j])
+        return found
+
+    def images(self, seed: int, regime: str) -> dict[str, np.ndarray]:
+        """Images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
+        return read_arrays(self.path / "images" / f"seed-{seed}" / f"{regime}.safetensors")
+
+
+def kernel_name(seed, regime, epoch, images) -> str:
+    """Name of a Gram store in a run's folder of kernels."""
+    return f"seed-{seed}-{regime}-{epoch:08.3f}-{images}.zarr"
+
+
+def brief(epochs) -> str:
+    shown = [f"{epoch:g}" for epoch in epochs]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:5], "...", *shown[-3:]])

@@ -1,0 +1,61 @@
+"""What is measured of a network and its kernels at one moment, as plain numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import metrics
+from .estimators import NETWORK_ROWS, evaluate
+
+TOP = 10
+
+
+def accuracy(model, X, y, rows: int = NETWORK_ROWS) -> float:
+    """Share of inputs (n, ...) whose highest score is that of their label."""
+    return float(np.mean(evaluate(model, X, rows).argmax(1) == y))
+
+
+def kernel_metrics(K, y) -> dict:
+    """Scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
+    Y = np.eye(int(y.max()) + 1)[y]
+    return {
+        "effective_rank": metrics.effective_rank(K),
+        "participation_ratio": metrics.effective_rank(K, "participation"),
+        "top_mass": metrics.top_mass(K, min(TOP, len(K))),
+        "target_alignment": metrics.target_alignment(K, Y),
+        "centered_target_alignment": metrics.target_alignment(K, Y, centered=True),
+    }
+
+
+def class_metrics(layers: dict, y) -> dict:
+    """Specialisation of the class kernels, and what each layer contributes, of blocks (n, n, C) by layer."""
+    Y = np.eye(int(y.max()) + 1)[y]
+    whole = sum(layers.values())
+    matrix = metrics.kernel_specialization(whole, Y)
+    total, by_layer = float(np.trace(whole.mean(2))), {}
+    for name, block in layers.items():
+        K = np.asarray(block, np.float64).mean(2)
+        by_layer[name] = {
+            "share": float(np.trace(K)) / total,
+            "effective_rank": metrics.effective_rank(K),
+            # uncentred: the kernel of the last bias is constant
+            "target_alignment": metrics.target_alignment(K, Y),
+        }
+    return {
+        "specialization": float(np.diag(matrix).mean()),
+        "specialization_matrix": matrix.tolist(),
+        "layers": by_layer,
+    }
+
+
+def class_correlations(images, X, y) -> np.ndarray:
+    """Correlations (C, C) of an image for each class (rows) with the mean of each class's examples (columns).
+
+    Images and means are taken less their mean over classes, so that what all classes share does not count.
+    """
+    means = np.stack([X[y == c].mean(0).ravel() for c in range(len(images))])
+    means = means - means.mean(0)
+    images = images.reshape(len(images), -1)
+    images = images - images.mean(0)
+    norms = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(means, axis=1)
+    return images @ means.T / np.maximum(norms, np.finfo(float).tiny)
