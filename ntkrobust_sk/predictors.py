@@ -123,7 +123,10 @@ def make_predictor(
             features = features_of(kernel, model, plan, X, tile, start)
             part = dual[tile * plan.rows : (tile + 1) * plan.rows]
             with enable_x64(True):
-                folded = _add_folded(kernel, folded, features, _of_pass(kernel, part, start, plan.seeds))
+                part = _of_pass(kernel, part, start, plan.seeds)
+                # zeros to begin with: one program serves the first tile and the others
+                folded = _nothing_folded(kernel, features, part) if folded is None else folded
+                folded = _add_folded(kernel, folded, features, part)
         passes.append([np.asarray(leaf)[:size].astype(dtype) for leaf in folded])
     tangents = [jnp.asarray(np.concatenate(parts)) for parts in zip(*passes, strict=True)]
     if kernel.has_gradients:
@@ -153,5 +156,9 @@ def _of_pass(kernel, dual, start, n_seeds):
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_folded(kernel, tangents, features, dual):
-    folded = kernel.fold(features, dual)
-    return folded if tangents is None else jax.tree.map(jnp.add, tangents, folded)
+    return jax.tree.map(jnp.add, tangents, kernel.fold(features, dual))
+
+
+def _nothing_folded(kernel, features, dual):
+    shapes = jax.eval_shape(kernel.fold, features, dual)
+    return [np.zeros(leaf.shape, leaf.dtype) for leaf in shapes]

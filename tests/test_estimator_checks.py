@@ -1,13 +1,15 @@
-"""All of scikit-learn's estimator checks, in JAX's default float32 and in x64."""
+"""All of scikit-learn's estimator checks in JAX's default float32, and those of numbers in x64 too."""
 
 import jax
 import pytest
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
 
 from ntkrobust_sk import (
+    PGD,
     AdversarialKernelTrainer,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
+    RobustFeatureSelector,
     TangentFeatures,
 )
 
@@ -16,18 +18,51 @@ ESTIMATORS = [
     EmpiricalNTKClassifier(random_state=0),
     EmpiricalNTKRegressor(random_state=0),
     TangentFeatures(random_state=0),
+    RobustFeatureSelector(
+        attack=PGD(0.1, n_steps=1, bounds=None), kernel="pseudo", n_candidates=3, n_features=2, random_state=0
+    ),
 ]
 # The check compares to 1e-7, below float32 rounding; stochastic gradient descent carries the order of a sum over
 # the batch into the weights. It holds in x64, and for the kernel machines in float32 too.
 BELOW_ROUNDING = {(AdversarialKernelTrainer, "check_sample_weight_equivalence_on_dense_data")}
+# What another precision could change.
+OF_NUMBERS = {
+    "check_array_api_input",
+    "check_classifiers_train",
+    "check_dtype_object",
+    "check_estimators_dtypes",
+    "check_estimators_pickle",
+    "check_fit_idempotent",
+    "check_methods_sample_order_invariance",
+    "check_methods_subset_invariance",
+    "check_regressors_train",
+    "check_sample_weight_equivalence_on_dense_data",
+    "check_transformer_general",
+    "check_transformer_preserve_dtypes",
+}
 
 
-@pytest.mark.parametrize("x64", [False, True], ids=["float32", "x64"])
+def name_of(check) -> str:
+    return getattr(check, "func", check).__name__
+
+
 @parametrize_with_checks(ESTIMATORS)
-def test_scikit_learn_check(estimator, check, x64, request):
-    name = getattr(check, "func", check).__name__
-    if not x64 and (type(estimator), name) in BELOW_ROUNDING:
+def test_scikit_learn_check(estimator, check, request):
+    if (type(estimator), name_of(check)) in BELOW_ROUNDING:
         reason = "float32 sums depend on their order by more than the check's tolerance of 1e-7"
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    with jax.enable_x64(x64):
+    check(estimator)
+
+
+@pytest.mark.parametrize(
+    "estimator, check",
+    [
+        pytest.param(estimator, check, id=f"{type(estimator).__name__}-{name_of(check)}")
+        for each in ESTIMATORS
+        for estimator, check in estimator_checks_generator(each)
+        if name_of(check) in OF_NUMBERS
+    ],
+)
+def test_scikit_learn_check_in_double_precision(estimator, check):
+    with jax.enable_x64(True):
         check(estimator)
