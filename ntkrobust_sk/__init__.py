@@ -1,7 +1,9 @@
 """Empirical neural tangent kernels, adversarial training and attacks on kernel machines."""
 
 from .adapters import from_equinox, from_flax, from_haiku, from_nnx, from_stax
+from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
+from .autoattack import AutoAttack
 from .datasets import (
     class_balanced_indices,
     load_cifar10,
@@ -22,6 +24,7 @@ from .displays import (
 from .eigenfeatures import RobustFeatureSelector, eigenfeature_images, ntk_features
 from .evolution import KernelEvolution, load_evolution
 from .evolution_result import EvolutionResult
+from .fab import FAB
 from .features import TangentFeatures
 from .gram import gram
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
@@ -42,6 +45,7 @@ from .report import write_report
 from .resnet import ResNet18
 from .scoring import make_robust_scorer, robust_accuracy
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
+from .square import Square
 from .tangent import Linearized, linearize
 from .trainer import AdversarialKernelTrainer
 from .training import TrainingDivergedError, TrainState, train
@@ -49,12 +53,15 @@ from .training import TrainingDivergedError, TrainState, train
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "APGD",
     "CNN",
+    "FAB",
     "FGSM",
     "MLP",
     "NFGSM",
     "PGD",
     "AdversarialKernelTrainer",
+    "AutoAttack",
     "Cholesky",
     "ClassNTK",
     "Clean",
@@ -80,6 +87,7 @@ __all__ = [
     "SingularGramError",
     "SpecializationDisplay",
     "SpectrumDisplay",
+    "Square",
     "Stateless",
     "TangentFeatures",
     "TraceNTK",

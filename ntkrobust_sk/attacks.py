@@ -6,81 +6,31 @@ or, for real targets, the squared error. Example i's randomness depends on ``key
 shape (n,) holds one for each example. The estimators call attacks like that, so that no example depends on
 its batch.
 
-Whoever asked for an attack should not trust it: :func:`project_into` puts whatever came back into ball and
-bounds again.
+Whoever asked for an attack should not trust it: :func:`~ntkrobust_sk.balls.project_into` puts whatever came
+back into ball and bounds again.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .loops import runs_fused
+from .balls import (
+    NORMS,
+    ball_of,
+    check_bounds,
+    check_floating,
+    check_nonnegative,
+    plain_bounds,
+    project,
+    project_into,
+)
+from .loops import as_pytree, runs_fused
 from .networks import check_choice
-
-
-def _flat_norm(v):
-    """Euclidean norm of each example, broadcastable against it; its squares neither underflow nor overflow."""
-    axes = tuple(range(1, v.ndim))
-    largest = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
-    scaled = v / jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
-
-
-@dataclass(frozen=True)
-class Linf:
-    """The largest change of any feature."""
-
-    def sample(self, key, shape, dtype, epsilon):
-        """Uniform in the ball of radius epsilon, for one example."""
-        return jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0) * epsilon
-
-    def steepest(self, gradient):
-        """Direction of unit norm along which a linear function rises most, for each example."""
-        return jnp.sign(gradient)
-
-    def project(self, delta, epsilon):
-        """Nearest point of the ball, for each example."""
-        return jnp.clip(delta, -epsilon, epsilon)
-
-
-@dataclass(frozen=True)
-class L2:
-    """The Euclidean length of the change of all features."""
-
-    def sample(self, key, shape, dtype, epsilon):
-        """Uniform in the ball of radius epsilon, for one example."""
-        key_direction, key_radius = jax.random.split(key)
-        direction = jax.random.normal(key_direction, shape, dtype)
-        radius = jax.random.uniform(key_radius, (), dtype) ** (1.0 / math.prod(shape))
-        return epsilon * radius * direction / jnp.sqrt(jnp.sum(direction**2))
-
-    def steepest(self, gradient):
-        """Direction of unit norm along which a linear function rises most, for each example."""
-        length = _flat_norm(gradient)
-        return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
-
-    def project(self, delta, epsilon):
-        """Nearest point of the ball, for each example."""
-        return delta * jnp.minimum(1, epsilon / jnp.maximum(_flat_norm(delta), jnp.finfo(delta.dtype).tiny))
-
-
-NORMS = {"linf": Linf(), "l2": L2()}
-
-
-class _Ball(NamedTuple):
-    """The numbers of an attack, arrays so that other values do not compile again."""
-
-    epsilon: jax.Array
-    step_size: jax.Array
-    lower: jax.Array
-    upper: jax.Array
 
 
 @dataclass(frozen=True)
@@ -143,15 +93,15 @@ class PGD:
     bounds: tuple | None = (0.0, 1.0)
 
     def __post_init__(self):
-        _check_nonnegative("epsilon", self.epsilon)
+        check_nonnegative("epsilon", self.epsilon)
         if self.step_size is not None:
-            _check_nonnegative("step_size", self.step_size)
+            check_nonnegative("step_size", self.step_size)
         for name in ("n_steps", "n_restarts"):
             value = getattr(self, name)
             if not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         check_choice("norm", self.norm, NORMS)
-        object.__setattr__(self, "bounds", _plain_bounds(self.bounds))
+        object.__setattr__(self, "bounds", plain_bounds(self.bounds))
 
     def __call__(self, model, x, y, *, key):
         """Adversarial examples.
@@ -171,14 +121,14 @@ class PGD:
         """
         if isinstance(x, np.ndarray):
             check_bounds(self, x)
-        model = model if jax.tree.structure(model) != jax.tree.structure(0) else jax.tree_util.Partial(model)
+        model = as_pytree(model)
         x, y = jnp.asarray(x), jnp.asarray(y)
-        keys = _one_key_each(key, x.shape[0])
-        ball = _ball(self, x)
+        keys = one_key_each(key, x.shape[0])
+        ball = ball_of(self, x)
         best = _one_run(self, model, x, y, keys, ball)
         for restart in range(1, self.n_restarts):
-            other = _one_run(self, model, x, y, _fold_keys(keys, restart), ball)
-            best = _worse_of(model, best, other, y)
+            other = _one_run(self, model, x, y, fold_keys(keys, restart), ball)
+            best = worse_of(model, best, other, y)
         return best
 
 
@@ -248,7 +198,7 @@ class NFGSM:
     norm = "linf"
 
     def __post_init__(self):
-        _check_nonnegative("noise", self.noise)
+        check_nonnegative("noise", self.noise)
         object.__setattr__(self, "bounds", PGD(self.epsilon, 1, self.step_size, bounds=self.bounds).bounds)
 
     def __call__(self, model, x, y, *, key):
@@ -256,9 +206,9 @@ class NFGSM:
         if isinstance(x, np.ndarray):
             check_bounds(self, x)
         x = jnp.asarray(x)
-        keys = _one_key_each(key, x.shape[0])
+        keys = one_key_each(key, x.shape[0])
         noise = PGD(self.noise * self.epsilon, 1, bounds=self.bounds)
-        noisy = _start(NORMS["linf"], x, keys, _ball(noise, x))
+        noisy = _start(NORMS["linf"], x, keys, ball_of(noise, x))
         length = self.epsilon if self.step_size is None else self.step_size
         return PGD(length, 1, length, random_start=False, bounds=self.bounds)(model, noisy, y, key=keys)
 
@@ -290,28 +240,18 @@ def _cross_entropy(scores, y):
     return jax.nn.softplus(jax.nn.logsumexp(others, axis=1) - right)
 
 
-def project_into(x_adv, x, attack):
-    """``x_adv`` moved to the attack's ball around ``x`` and to its bounds; ``x`` itself for :class:`Clean`.
-
-    Attacks that state no ``epsilon`` are left as they are; those that do state ``norm`` and ``bounds`` too.
-    """
-    if not hasattr(attack, "epsilon"):
-        return x_adv
-    return _project(NORMS[attack.norm], x, x_adv, _ball(attack, x))
-
-
 def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
     """Adversarial examples of all of ``X``, in tiles of one shape, projected once more.
 
     Parameters
     ----------
     attack : callable
-        ``attack(model, x, y, key=key) -> x_adv``.
+        ``attack(model, x, y, key=key) -> x_adv``. One that has ``in_tiles`` goes through the examples itself.
     model : callable pytree
     X : array (n, ...)
     y : array (n,) of int labels, or real targets (n, C)
-    key : JAX PRNG key
-        Row i gets the key folded with i, so its example does not depend on the other rows.
+    key : JAX PRNG key, or one for each example (n,)
+        Of one key row i gets the key folded with i, so its example does not depend on the other rows.
     rows : int
         Rows of a tile.
 
@@ -319,42 +259,31 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     -------
     array (n, ...), on the host
     """
-    _check_floating(X)
+    check_floating(X)
     check_bounds(attack, X)
-    keys = _one_key_each(key, math.ceil(len(X) / rows) * rows)
+    keys = one_key_each(key, len(X))
+    if hasattr(attack, "in_tiles"):
+        return attack.in_tiles(model, X, y, key=keys, rows=rows)
     result = np.empty_like(X)
     for start in range(0, len(X), rows):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
         x = jnp.asarray(X[index])
-        x_adv = attack(model, x, jnp.asarray(y[index]), key=keys[start : start + rows])
+        x_adv = attack(model, x, jnp.asarray(y[index]), key=keys[index])
         kept = slice(start, min(start + rows, len(X)))
         result[kept] = project_into(x_adv, x, attack)[: kept.stop - kept.start]
     return result
 
 
-def check_bounds(attack, X) -> None:
-    """Raise ValueError when inputs lie outside of the attack's bounds."""
-    if getattr(attack, "bounds", None) is None or len(X) == 0:
-        return
-    # In the dtype of the data: float32(-0.1) is below -0.1.
-    lower, upper = (_bound(b, X).astype(X.dtype) for b in attack.bounds)
-    if (lower > X).any() or (upper < X).any():
-        raise ValueError(
-            f"the attack's bounds are {_brief(attack.bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
-            "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
-        )
-
-
 @partial(jax.jit, static_argnames=("norm",))
 def _start(norm, x, keys, ball):
     noise = jax.vmap(lambda k: norm.sample(k, x.shape[1:], x.dtype, ball.epsilon))(keys)
-    return _project(norm, x, x + noise, ball)
+    return project(norm, x, x + noise, ball)
 
 
 @partial(jax.jit, static_argnames=("norm",))
 def _step(norm, model, x, y, x_adv, ball):
     gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x_adv)
-    return _project(norm, x, x_adv + ball.step_size * norm.steepest(gradient), ball)
+    return project(norm, x, x_adv + ball.step_size * norm.steepest(gradient), ball)
 
 
 @partial(jax.jit, static_argnames=("norm",))
@@ -373,7 +302,7 @@ def _one_run(attack, model, x, y, keys, ball):
 
 
 @jax.jit
-def _worse_of(model, first, second, y):
+def worse_of(model, first, second, y):
     """Of each example the one that fools the model, of two such or two others the one with the higher loss."""
 
     def badness(z):
@@ -386,11 +315,7 @@ def _worse_of(model, first, second, y):
     return jnp.where(better.reshape(-1, *[1] * (first.ndim - 1)), second, first)
 
 
-def _project(norm, x, x_adv, ball):
-    return jnp.clip(x + norm.project(x_adv - x, ball.epsilon), ball.lower, ball.upper)
-
-
-def _one_key_each(key, n):
+def one_key_each(key, n):
     """A key for each of n examples: those given, or one key folded with each position."""
     if not isinstance(key, jax.Array):
         raise TypeError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {key!r}")
@@ -405,63 +330,10 @@ def _one_key_each(key, n):
 
 @partial(jax.jit, static_argnums=1)
 def _example_keys(key, n):
-    return _fold_keys(key, jnp.arange(n))
+    return fold_keys(key, jnp.arange(n))
 
 
 @jax.jit
-def _fold_keys(keys, data):
+def fold_keys(keys, data):
     axes = (0 if jnp.ndim(keys) else None, 0 if jnp.ndim(data) else None)
     return jax.vmap(jax.random.fold_in, axes)(keys, data)
-
-
-def _ball(attack, x) -> _Ball:
-    _check_floating(x)
-    dtype = np.dtype(x.dtype)
-    n_steps = getattr(attack, "n_steps", 1)
-    step_size = getattr(attack, "step_size", None)
-    step_size = 2 * attack.epsilon / n_steps if step_size is None else step_size
-    lower, upper = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
-    numbers = (np.asarray(attack.epsilon), np.asarray(step_size), _bound(lower, x), _bound(upper, x))
-    return _Ball(*(number.astype(dtype) for number in numbers))
-
-
-def _check_floating(x):
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"inputs must be floating, to be changed by less than one, got {x.dtype}; cast them first")
-
-
-def _bound(bound, x) -> np.ndarray:
-    """A bound broadcastable against the examples: a number, or (1, *features)."""
-    bound = np.asarray(bound)
-    if bound.ndim == 0:
-        return bound
-    if bound.size != math.prod(x.shape[1:]):
-        raise ValueError(
-            f"bounds have {bound.size} numbers, but inputs have {math.prod(x.shape[1:])} features (shape "
-            f"{x.shape[1:]}); give one number, or one for each feature"
-        )
-    return bound.reshape(1, *x.shape[1:])
-
-
-def _plain_bounds(bounds):
-    if bounds is None:
-        return None
-    try:
-        low, high = (np.asarray(b, dtype=float) for b in bounds)
-        ordered = (low.ravel() <= high.ravel()).all()
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"bounds must be None or (low, high), each a number or one number for each feature, got {bounds!r}"
-        ) from None
-    if not ordered:
-        raise ValueError(f"bounds must be (low, high) with low <= high and no NaN, got {_brief(bounds)}")
-    return tuple(b.item() if b.ndim == 0 else tuple(b.ravel().tolist()) for b in (low, high))
-
-
-def _brief(bounds):
-    return tuple(b if np.ndim(b) == 0 else f"<{np.size(b)} numbers>" for b in bounds)
-
-
-def _check_nonnegative(name, value):
-    if not (isinstance(value, int | float | np.number) and math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0 in units of the data, got {value!r}")

@@ -20,9 +20,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from .attacks import attack_in_tiles
-from .estimators import TangentEstimator, evaluate
+from .estimators import TangentEstimator
 from .gram import gram
 from .kernels import resolve_kernel
+from .loops import evaluate
 from .machines import MACHINE_ROWS, KernelSourceMixin
 from .networks import Model, Variables, params_dtype
 from .predictors import make_predictor

@@ -17,8 +17,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from .attacks import attack_in_tiles
 from .gram import gram
+from .loops import evaluate
 from .networks import CNN, MLP, Model, Network, check_choice, check_model, params_dtype, positive_tuple
-from .plan import pad_rows
 from .resnet import ResNet18
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
@@ -194,18 +194,6 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
 
     def _score(self, y, answers, sample_weight):
         return float(accuracy_score(y, answers, sample_weight=sample_weight))
-
-
-def evaluate(model, X: np.ndarray, rows: int) -> np.ndarray:
-    """Scores (n, T) of a model over X (n, ...), in tiles of exactly ``rows`` rows."""
-    model = model if jax.tree.structure(model) != jax.tree.structure(0) else jax.tree_util.Partial(model)
-    tiles = [X[start : start + rows] for start in range(0, len(X), rows)]
-    return np.concatenate([np.asarray(_call(model, pad_rows(tile, rows)))[: len(tile)] for tile in tiles])
-
-
-@jax.jit
-def _call(model, x):
-    return model(x)
 
 
 def initial_model(network, input_shape, n_outputs: int, key) -> Model:

@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
-from .estimators import NETWORK_ROWS, NETWORKS, evaluate, initial_model
+from .estimators import NETWORK_ROWS, NETWORKS, initial_model
 from .evolution_result import EvolutionResult, brief, kernel_name
 from .gram import gram
 from .kernels import resolve_kernel
+from .loops import evaluate
 from .machines import MACHINE_ROWS
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
 from .networks import Model, Normalized, check_choice

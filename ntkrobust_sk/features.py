@@ -17,6 +17,9 @@ from .networks import check_model, n_params, params_dtype
 from .plan import features_of, make_plan, parse_memory
 from .projections import ProjectedNTK
 
+# Rows of a tile.
+ROWS = 64
+
 
 class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSourceMixin, TangentEstimator):
     """A network's tangent features: rows whose inner products are the empirical NTK.
@@ -108,7 +111,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
                 f"{len(X)} rows of {self._n_features_out:,} tangent features take {size / 2**30:.2f} GiB, more "
                 f"than memory={self.memory!r}; transform fewer rows at once, use kernel='pseudo', or raise it"
             )
-        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget, n_rows=len(X))
+        # as many at once however many there are: a row's features depend on nothing but the row, to the last bit
+        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget, n_rows=ROWS)
         result = np.empty((len(X), self._n_features_out), dtype)
         for tile in range(-(-len(X) // plan.rows)):
             rows = result[tile * plan.rows : (tile + 1) * plan.rows]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from . import metrics
-from .estimators import NETWORK_ROWS, evaluate
+from .estimators import NETWORK_ROWS
+from .loops import evaluate
 
 TOP = 10
 

@@ -11,7 +11,8 @@ import optax
 from sklearn.utils._param_validation import Interval, StrOptions
 from tqdm.auto import tqdm
 
-from .attacks import Clean, check_bounds
+from .attacks import Clean
+from .balls import check_bounds
 from .estimators import NETWORK_ROWS, TangentClassifierMixin, TangentEstimator, initial_model
 from .networks import check_model, params_dtype
 from .tangent import linearize

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .attacks import Clean, check_bounds, example_losses
+from .attacks import Clean, example_losses
+from .balls import check_bounds
 from .loops import runs_fused
 from .networks import Model, PyTree, Variables, check_model, params_dtype
 from .tangent import Linearized

@@ -11,7 +11,8 @@ import pytest
 from scipy.stats import kstest
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, Variables, attacks, linearize
-from ntkrobust_sk.attacks import FGSM, L2, NORMS, PGD, Clean, attack_in_tiles, example_losses, project_into
+from ntkrobust_sk.attacks import FGSM, PGD, Clean, attack_in_tiles, example_losses
+from ntkrobust_sk.balls import L2, NORMS, project_into
 from ntkrobust_sk.predictors import make_predictor
 
 try:
@@ -550,7 +551,7 @@ def test_of_two_runs_the_wrong_answer_is_kept_even_at_a_lower_loss():
     y, identity = jnp.asarray([0]), jax.tree_util.Partial(lambda x: x)
     assert example_losses(correct_at_high_loss, y) > example_losses(fooled_at_low_loss, y)
     for pair in itertools.permutations((fooled_at_low_loss, correct_at_high_loss)):
-        np.testing.assert_array_equal(attacks._worse_of(identity, *pair, y), fooled_at_low_loss)
+        np.testing.assert_array_equal(attacks.worse_of(identity, *pair, y), fooled_at_low_loss)
 
 
 def test_of_two_wrong_answers_and_of_two_real_targets_the_higher_loss_is_kept():
@@ -559,7 +560,7 @@ def test_of_two_wrong_answers_and_of_two_real_targets_the_higher_loss_is_kept():
     for pair, y in itertools.product(
         itertools.permutations((low, high)), (jnp.asarray([0]), jnp.asarray([[0.0, 0.0]]))
     ):
-        np.testing.assert_array_equal(attacks._worse_of(identity, *pair, y), high)
+        np.testing.assert_array_equal(attacks.worse_of(identity, *pair, y), high)
 
 
 # Configuration

@@ -11,7 +11,8 @@ import pytest
 from scipy.stats import kstest
 
 from ntkrobust_sk import CNN, FGSM, MLP, NFGSM, Model, Normalized, train
-from ntkrobust_sk.attacks import attack_in_tiles, project_into
+from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.balls import project_into
 
 KEY = jax.random.key(0)
 N, N_FEATURES, N_CLASSES, EPSILON = 8, 4, 3, 0.1

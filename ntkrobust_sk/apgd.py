@@ -1,0 +1,273 @@
+"""Auto-PGD: projected ascent that finds its own step size and keeps whatever fooled the model on the way.
+
+Croce & Hein 2020, arXiv:2003.01690. Nothing has to be tuned, which is what makes it fit for evaluations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
+from .balls import NORMS, ball_of, check_bounds, project
+from .loops import as_pytree, runs_fused
+from .networks import check_choice
+
+# Share of the momentum term in a step: where the step leads, and where the last one came from.
+MOMENTUM = 0.75
+# A step size is kept as long as the loss rises in more than this share of the steps.
+RHO = 0.75
+# The first window between two looks at the step size, by how much it shrinks, and its least: shares of all steps.
+FIRST_WINDOW, DECREMENT, LEAST_WINDOW = 0.22, 0.03, 0.06
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690).
+
+    Starts on the surface of the ball with a step of 2 · epsilon and halves it, from the best point so far, where
+    the loss has stopped to rise. Of each example a point that fooled the model is returned if there was one,
+    otherwise the one with the highest loss.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the ball, in units of the data.
+    n_steps : int, default=100
+    norm : {"linf", "l2"}, default="linf"
+    loss : {"ce", "dlr", "targeted-dlr"}, default="ce"
+        "ce" is the cross-entropy (or the squared error of real targets). "dlr", the difference of logits ratio
+        (max_{c≠y} z_c − z_y) / (z_(1) − z_(3)), is invariant to shifts and scales of the logits z, which hide
+        the gradient of the cross-entropy; it needs three classes. "targeted-dlr", (z_t − z_y) / (z_(1) −
+        (z_(3) + z_(4)) / 2), drives towards one class t after the other; it needs four.
+    n_restarts : int, default=1
+        Independent runs, for each target if there are targets.
+    n_targets : int, default=9
+        Target classes: those of the highest scores besides the first. Fewer if there are fewer classes.
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`~ntkrobust_sk.PGD`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :class:`~ntkrobust_sk.PGD`; when called, for a loss that needs more classes than there are, or
+        integer labels.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import APGD, MLP, Model
+    >>> network = MLP(n_outputs=4)
+    >>> model = Model(network, network.init(jax.random.key(0), (6,)))
+    >>> x, y = jax.numpy.full((3, 6), 0.5), jax.numpy.array([0, 1, 3])
+    >>> x_adv = APGD(epsilon=0.1, n_steps=10, loss="dlr")(model, x, y, key=jax.random.key(1))
+    >>> bool(abs(x_adv - x).max() <= 0.1 + 1e-6)
+    True
+    """
+
+    epsilon: float
+    n_steps: int = 100
+    norm: str = "linf"
+    loss: str = "ce"
+    n_restarts: int = 1
+    n_targets: int = 9
+    bounds: tuple | None = (0.0, 1.0)
+
+    def __post_init__(self):
+        plain = PGD(self.epsilon, self.n_steps, norm=self.norm, n_restarts=self.n_restarts, bounds=self.bounds)
+        object.__setattr__(self, "bounds", plain.bounds)
+        check_choice("loss", self.loss, LOSSES)
+        if not (isinstance(self.n_targets, int | np.integer) and self.n_targets >= 1):
+            raise ValueError(f"n_targets must be a positive integer, got {self.n_targets!r}")
+
+    def __call__(self, model, x, y, *, key):
+        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
+        if isinstance(x, np.ndarray):
+            check_bounds(self, x)
+        model, x, y = as_pytree(model), jnp.asarray(x), jnp.asarray(y)
+        keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
+        n_classes = _n_classes(self.loss, model, x, y)
+        # ranks among the scores of the input; the first is the answer that has to be changed
+        ranks = range(2, min(self.n_targets + 1, n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
+        best = None
+        for run, rank in enumerate(rank for rank in ranks for _ in range(self.n_restarts)):
+            target = _target(model, x, rank)
+            other = _one_run(self, model, x, y, target, fold_keys(keys, run), ball)
+            best = other if best is None else worse_of(model, best, other, y)
+        return best
+
+
+def dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    """Difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
+    ordered = jnp.sort(scores, axis=1)
+    others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
+    return (others.max(1) - _at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + TINY)
+
+
+def targeted_dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    """The same towards the class ``target`` (n,) of each example."""
+    ordered = jnp.sort(scores, axis=1)
+    return (_at(scores, target) - _at(scores, y)) / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + TINY)
+
+
+TINY = 1e-12
+LOSSES = {"ce": lambda scores, y, target: example_losses(scores, y), "dlr": dlr, "targeted-dlr": targeted_dlr}
+CLASSES_NEEDED = {"ce": 1, "dlr": 3, "targeted-dlr": 4}
+
+
+class _State(NamedTuple):
+    """Where the ascent is, for each of n examples."""
+
+    x: jax.Array
+    previous: jax.Array
+    gradient: jax.Array
+    step_size: jax.Array
+    loss: jax.Array
+    # the point of the highest loss, and one that fooled the model
+    best: jax.Array
+    best_gradient: jax.Array
+    best_loss: jax.Array
+    fooling: jax.Array
+    fooled: jax.Array
+    # since the last look at the step size
+    n_rises: jax.Array
+    loss_then: jax.Array
+    halved_then: jax.Array
+
+
+def _one_run(attack, model, x, y, target, keys, ball):
+    state = _begin(attack.norm, attack.loss, model, x, y, target, keys, ball)
+    looks, windows = _looks(attack.n_steps)
+    schedule = (np.arange(attack.n_steps) == 0, looks, windows)
+    if runs_fused(model, x):
+        state = _all_steps(attack.norm, attack.loss, model, x, y, target, ball, state, schedule)
+    else:
+        for now in zip(*schedule, strict=True):
+            state = _step(attack.norm, attack.loss, model, x, y, target, ball, state, now)
+    return jnp.where(_each(state.fooled, x), state.fooling, state.best)
+
+
+@partial(jax.jit, static_argnames=("norm", "loss"))
+def _begin(norm, loss, model, x, y, target, keys, ball):
+    norm = NORMS[norm]
+    noise = jax.vmap(lambda key: norm.sample(key, x.shape[1:], x.dtype, jnp.ones((), x.dtype)))(keys)
+    start = project(norm, x, x + ball.epsilon * noise / norm.length(noise), ball)
+    value, fooled, gradient = _ascend(loss, model, start, y, target)
+    n = len(x)
+    return _State(
+        start,
+        start,
+        gradient,
+        jnp.broadcast_to(2 * ball.epsilon, (n,)),
+        jnp.zeros_like(value),
+        start,
+        gradient,
+        value,
+        start,
+        fooled,
+        jnp.zeros(n, jnp.int32),
+        value,
+        jnp.ones(n, bool),
+    )
+
+
+@partial(jax.jit, static_argnames=("norm", "loss"))
+def _step(norm, loss, model, x, y, target, ball, state, now):
+    norm, (is_first, looks, window) = NORMS[norm], now
+    share = jnp.where(is_first, 1.0, MOMENTUM).astype(x.dtype)
+    ahead = state.x + _each(state.step_size, x) * norm.steepest(state.gradient)
+    ahead = project(norm, x, ahead, ball)
+    ahead = state.x + share * (ahead - state.x) + (1 - share) * (state.x - state.previous)
+    at = project(norm, x, ahead, ball)
+    value, fooled, gradient = _ascend(loss, model, at, y, target)
+    better, newly = value > state.best_loss, fooled & ~state.fooled
+    best = jnp.where(_each(better, x), at, state.best)
+    best_gradient = jnp.where(_each(better, x), gradient, state.best_gradient)
+    best_loss = jnp.where(better, value, state.best_loss)
+    n_rises = state.n_rises + (value > state.loss)
+    # halve where the loss rose too seldom, or where since the last look, with this step size, nothing was won
+    seldom = n_rises <= RHO * window
+    stuck = ~state.halved_then & (state.loss_then >= best_loss)
+    halve = looks & (seldom | stuck)
+    return _State(
+        jnp.where(_each(halve, x), best, at),
+        state.x,
+        jnp.where(_each(halve, x), best_gradient, gradient),
+        jnp.where(halve, state.step_size / 2, state.step_size),
+        value,
+        best,
+        best_gradient,
+        best_loss,
+        jnp.where(_each(newly, x), at, state.fooling),
+        state.fooled | fooled,
+        jnp.where(looks, 0, n_rises),
+        jnp.where(looks, best_loss, state.loss_then),
+        jnp.where(looks, halve, state.halved_then),
+    )
+
+
+@partial(jax.jit, static_argnames=("norm", "loss"))
+def _all_steps(norm, loss, model, x, y, target, ball, state, schedule):
+    def body(state, now):
+        return _step(norm, loss, model, x, y, target, ball, state, now), None
+
+    return jax.lax.scan(body, state, schedule)[0]
+
+
+def _ascend(loss, model, x, y, target):
+    """Losses (n,), whether the answer is wrong (n,), and the gradient (n, ...)."""
+
+    def total(z):
+        scores = model(z)
+        values = LOSSES[loss](scores, y, target)
+        return values.sum(), (values, scores)
+
+    gradient, (values, scores) = jax.grad(total, has_aux=True)(x)
+    integer = jnp.issubdtype(y.dtype, jnp.integer)
+    fooled = scores.argmax(1) != y if integer else jnp.zeros(len(x), bool)
+    return values, fooled, gradient
+
+
+@partial(jax.jit, static_argnames="rank")
+def _target(model, x, rank):
+    """The class (n,) of the rank-th highest score."""
+    return jnp.argsort(model(x), axis=1)[:, -rank]
+
+
+@lru_cache(maxsize=256)
+def _looks(n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """After which steps the step size is looked at, and how many steps each look covers."""
+    window, least = (max(int(share * n_steps), 1) for share in (FIRST_WINDOW, LEAST_WINDOW))
+    decrement = max(int(DECREMENT * n_steps), 1)
+    looks, windows, since = np.zeros(n_steps, bool), np.ones(n_steps, np.int32), 0
+    for step in range(n_steps):
+        since, windows[step] = since + 1, window
+        if since == window:
+            looks[step], since, window = True, 0, max(window - decrement, least)
+    return looks, windows
+
+
+def _n_classes(loss, model, x, y) -> int:
+    n_classes = jax.eval_shape(model, x).shape[1]
+    if n_classes < CLASSES_NEEDED[loss]:
+        raise ValueError(
+            f"loss={loss!r} needs {CLASSES_NEEDED[loss]} classes or more, but the model gives {n_classes} scores; "
+            "use loss='ce'"
+        )
+    if loss != "ce" and not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"loss={loss!r} needs integer labels, got {y.dtype}; use loss='ce'")
+    return n_classes
+
+
+def _each(values, x):
+    """Values (n,) broadcastable against x (n, ...)."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _at(scores, y):
+    return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]

@@ -1,0 +1,199 @@
+"""AutoAttack: four attacks that need no tuning, one after the other (Croce & Hein 2020, arXiv:2003.01690)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .apgd import APGD
+from .attacks import PGD, attack_in_tiles, example_losses, one_key_each
+from .balls import check_bounds, check_floating
+from .fab import FAB
+from .loops import as_pytree, evaluate
+from .square import Square
+
+# Rows attacked at once where the caller states none.
+ROWS = 128
+# Operations through which no gradient passes.
+FLAT = ("argmax", "argmin", "ceil", "floor", "round", "sign", "stop_gradient")
+
+
+@dataclass(frozen=True)
+class AutoAttack:
+    """The standard ensemble: APGD on cross-entropy, APGD and FAB towards targets, and Square.
+
+    Examples that one member has broken are not attacked again, so the robust accuracy is that of the worst case
+    over all of them. With fewer than four classes there is no targeted ratio of logits: for three APGD takes the
+    untargeted one, for two the cross-entropy is all there is. Square is an L∞ attack here and is left out of L2.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the ball, in units of the data.
+    norm : {"linf", "l2"}, default="linf"
+    n_steps : int, default=100
+        Of APGD and FAB.
+    n_queries : int, default=5000
+        Of Square.
+    n_targets : int, default=9
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`~ntkrobust_sk.PGD`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :class:`~ntkrobust_sk.PGD`. TypeError inside of ``jit``: which member is called for which example
+        depends on what was found.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import AutoAttack, MLP, Model
+    >>> network = MLP(n_outputs=4)
+    >>> model = Model(network, network.init(jax.random.key(0), (6,)))
+    >>> X = np.random.default_rng(0).uniform(size=(20, 6)).astype(np.float32)
+    >>> y = np.asarray(model(X).argmax(1))
+    >>> report = AutoAttack(epsilon=0.1, n_steps=10, n_queries=50).run(model, X, y, key=jax.random.key(1))
+    >>> report.names
+    ('clean', 'apgd-ce', 'apgd-t', 'fab-t', 'square')
+    >>> report.accuracies[0], bool((np.diff(report.accuracies) <= 0).all()), report.flags
+    (1.0, True, ())
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    n_steps: int = 100
+    n_queries: int = 5000
+    n_targets: int = 9
+    bounds: tuple | None = (0.0, 1.0)
+
+    def __post_init__(self):
+        plain = PGD(self.epsilon, self.n_steps, norm=self.norm, bounds=self.bounds)
+        object.__setattr__(self, "bounds", plain.bounds)
+        Square(self.epsilon, self.n_queries)
+        FAB(self.epsilon, n_targets=self.n_targets)
+
+    def members(self, n_classes: int) -> dict[str, Callable]:
+        """The attacks on a model with so many scores, by name, in their order."""
+        common = {"norm": self.norm, "bounds": self.bounds}
+        found = {"apgd-ce": APGD(self.epsilon, self.n_steps, **common)}
+        if n_classes == 3:
+            found["apgd-dlr"] = APGD(self.epsilon, self.n_steps, loss="dlr", **common)
+        if n_classes > 3:
+            targeted = APGD(self.epsilon, self.n_steps, loss="targeted-dlr", n_targets=self.n_targets, **common)
+            found["apgd-t"] = targeted
+        found["fab-t"] = FAB(self.epsilon, self.n_steps, n_targets=self.n_targets, **common)
+        if self.norm == "linf":
+            found["square"] = Square(self.epsilon, self.n_queries, bounds=self.bounds)
+        return found
+
+    def __call__(self, model, x, y, *, key):
+        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
+        return self.run(model, x, y, key=key).x_adv
+
+    def in_tiles(self, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
+        """What :func:`~ntkrobust_sk.attacks.attack_in_tiles` asks for."""
+        return self.run(model, X, y, key=key, rows=rows).x_adv
+
+    def run(self, model, X, y, *, key, rows: int = ROWS) -> AutoAttackReport:
+        """Attack, and tell what each member has added.
+
+        Parameters
+        ----------
+        model : callable
+            ``x -> scores`` (n, C).
+        X : array (n, ...)
+        y : array (n,) of int labels
+        key : JAX PRNG key, or one for each example (n,)
+        rows : int
+            Of a tile.
+
+        Returns
+        -------
+        AutoAttackReport
+        """
+        if isinstance(X, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+            raise TypeError("AutoAttack decides by what it finds, which jit does not know: call it outside")
+        model, X, y = as_pytree(model), np.asarray(X), np.asarray(y)
+        check_floating(X)
+        check_bounds(self, X)
+        keys = one_key_each(key, len(X))
+        x_adv, fallen_to = X.copy(), np.full(len(X), -1)
+        standing = np.asarray(_right(model, X, y, rows))
+        fallen_to[~standing] = 0
+        n_classes = jax.eval_shape(model, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)).shape[1]
+        members = self.members(n_classes)
+        for number, attack in enumerate(members.values(), 1):
+            at = np.flatnonzero(fallen_to == -1)
+            if not len(at):
+                break
+            found = attack_in_tiles(attack, model, X[at], y[at].astype(np.int32), key=keys[at], rows=rows)
+            fell = ~_right(model, found, y[at], rows)
+            x_adv[at[fell]], fallen_to[at[fell]] = found[fell], number
+        names = ("clean", *members)
+        return AutoAttackReport(x_adv, fallen_to, names, tuple(flags(model, X, y, rows, names, fallen_to)))
+
+
+@dataclass(frozen=True)
+class AutoAttackReport:
+    """What AutoAttack has found.
+
+    Attributes
+    ----------
+    x_adv : array (n, ...)
+        A point of each example that is answered wrongly, or the example itself if none was found.
+    fallen_to : int array (n,)
+        Position in ``names`` of what broke the example; 0 where it was answered wrongly as it is, −1 where it
+        still stands.
+    names : tuple of str
+        "clean", and the members in their order.
+    flags : tuple of str
+        Reasons not to trust the robust accuracy.
+    """
+
+    x_adv: np.ndarray
+    fallen_to: np.ndarray
+    names: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Accuracy on clean examples, and after each member."""
+        fallen = [np.mean((self.fallen_to >= 0) & (self.fallen_to <= i)) for i in range(len(self.names))]
+        return [float(1 - share) for share in fallen]
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of examples that still stand."""
+        return self.accuracies[-1]
+
+
+def flags(model, X, y, rows, names, fallen_to) -> list[str]:
+    """Signs that gradients are hidden, or that the model draws lots (as in the reference implementation)."""
+    found = []
+    x, labels = jnp.asarray(X[:rows]), jnp.asarray(y[:rows].astype(np.int32))
+    # not compiled: what draws anew in every call of a bare function would draw once
+    scores, again = np.asarray(model(x)), np.asarray(model(x))
+    if np.abs(scores - again).max() > 1e-4 * max(np.abs(scores).max(), 1e-30):
+        found.append("randomness: two evaluations of the same inputs differ; average over its draws in the attack")
+    if scores.min() >= 0 and scores.max() <= 1 and np.allclose(scores.sum(1), 1, atol=1e-5):
+        found.append("probabilities: scores look like the output of a softmax; give the model's logits")
+    gradient = jax.grad(lambda z: example_losses(model(z), labels).sum())(x)
+    flat = np.asarray((gradient == 0).reshape(len(x), -1).all(1)).mean()
+    if flat > 0.01:
+        found.append(f"zero gradients: of the cross-entropy, at {flat:.0%} of the inputs")
+    text = str(jax.make_jaxpr(model)(x))
+    if operations := [name for name in FLAT if re.search(rf"= {name}\b", text)]:
+        found.append(f"flat operations: no gradient passes through {', '.join(operations)}")
+    if "square" in names and (n := int(np.sum(fallen_to == names.index("square")))):
+        found.append(f"square: it broke {n} examples without gradients that the others did not break with them")
+    return found
+
+
+def _right(model, X, y, rows) -> np.ndarray:
+    return evaluate(model, X, rows).argmax(1) == y

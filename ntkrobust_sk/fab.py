@@ -1,0 +1,203 @@
+"""Fast adaptive boundary attack: the least change that crosses over (Croce & Hein 2020, arXiv:1907.02044).
+
+Unlike ascent on a loss it looks for the *nearest* point of the decision boundary, by projections onto its
+linearisation. It needs no step size, and a model's scale of logits does not matter to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .attacks import PGD, fold_keys, one_key_each
+from .balls import NORMS, ball_of, check_bounds
+from .loops import as_pytree, runs_fused
+
+# At most so much of a step goes back towards the input; beyond the boundary by so much; back from it by so much.
+ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
+# Of Newton's method, which meets a piecewise linear function's root in as many steps as it passes pieces.
+NEWTON_STEPS = 20
+
+
+@dataclass(frozen=True)
+class FAB:
+    """Targeted fast adaptive boundary attack (Croce & Hein 2020, arXiv:1907.02044; with targets: 2003.01690).
+
+    For one target class after the other: linearise z_y − z_t, project the iterate and the input onto the plane
+    where it vanishes (within the bounds), go a little beyond a mixture of both, and, once the answer is wrong,
+    back towards the input. Of each example the nearest point found is returned if it lies within epsilon,
+    otherwise the input.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the ball, in units of the data. Points beyond it do not count.
+    n_steps : int, default=100
+        For each target and restart.
+    norm : {"linf", "l2"}, default="linf"
+    n_restarts : int, default=1
+        The first starts at the input, others around it.
+    n_targets : int, default=9
+        Target classes: those of the highest scores besides the first. Fewer if there are fewer classes.
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`~ntkrobust_sk.PGD`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :class:`~ntkrobust_sk.PGD`; when called, for labels that are not integers.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import FAB, MLP, Model
+    >>> network = MLP(n_outputs=4)
+    >>> model = Model(network, network.init(jax.random.key(0), (6,)))
+    >>> x = jax.random.uniform(jax.random.key(1), (3, 6))
+    >>> y = model(x).argmax(1)
+    >>> x_adv = FAB(epsilon=1.0, n_steps=20)(model, x, y, key=jax.random.key(2))
+    >>> bool((model(x_adv).argmax(1) != y).any())
+    True
+    """
+
+    epsilon: float
+    n_steps: int = 100
+    norm: str = "linf"
+    n_restarts: int = 1
+    n_targets: int = 9
+    bounds: tuple | None = (0.0, 1.0)
+
+    def __post_init__(self):
+        plain = PGD(self.epsilon, self.n_steps, norm=self.norm, n_restarts=self.n_restarts, bounds=self.bounds)
+        object.__setattr__(self, "bounds", plain.bounds)
+        if not (isinstance(self.n_targets, int | np.integer) and self.n_targets >= 1):
+            raise ValueError(f"n_targets must be a positive integer, got {self.n_targets!r}")
+
+    def __call__(self, model, x, y, *, key):
+        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
+        nearest, distance = self.nearest(model, x, y, key=key)
+        x, near = jnp.asarray(x), distance <= ball_of(self, x).epsilon
+        return jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), nearest, x)
+
+    def nearest(self, model, x, y, *, key):
+        """The nearest wrongly answered points (n, ...) that were found, and how far they are (n,).
+
+        An input that is answered wrongly is its own nearest point; one for which nothing was found is infinitely
+        far from it.
+        """
+        if isinstance(x, np.ndarray):
+            check_bounds(self, x)
+        model, x, y = as_pytree(model), jnp.asarray(x), jnp.asarray(y)
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            raise ValueError(f"this attack needs integer labels, got {y.dtype}")
+        keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
+        order = _order(model, x)
+        wrong = order[:, -1] != y
+        found = _Found(x, jnp.where(wrong, 0, jnp.inf).astype(x.dtype))
+        n_targets = min(self.n_targets, order.shape[1] - 1)
+        for target in range(n_targets):
+            for restart in range(self.n_restarts):
+                run_keys = fold_keys(keys, target * self.n_restarts + restart) if restart else None
+                found = _one_run(self, model, x, y, order[:, -2 - target], run_keys, ball, found)
+        return found.x, found.distance
+
+
+class _Found(NamedTuple):
+    """The nearest wrongly answered point of each example, and its distance."""
+
+    x: jax.Array
+    distance: jax.Array
+
+
+def _one_run(attack, model, x, y, target, keys, ball, found):
+    at = x if keys is None else _around(attack.norm, x, keys, ball, found)
+    if runs_fused(model, x):
+        return _all_steps(attack.norm, model, x, y, target, ball, at, found, attack.n_steps)[1]
+    for _ in range(attack.n_steps):
+        at, found = _step(attack.norm, model, x, y, target, ball, at, found)
+    return found
+
+
+@jax.jit
+def _order(model, x):
+    return jnp.argsort(model(x), axis=1)
+
+
+@partial(jax.jit, static_argnames="norm")
+def _around(norm, x, keys, ball, found):
+    norm = NORMS[norm]
+    noise = jax.vmap(lambda key: norm.sample(key, x.shape[1:], x.dtype, jnp.ones((), x.dtype)))(keys)
+    radius = jnp.minimum(found.distance, ball.epsilon).reshape(-1, *[1] * (x.ndim - 1)) / 2
+    return jnp.clip(x + radius * noise / norm.length(noise), ball.lower, ball.upper)
+
+
+@partial(jax.jit, static_argnames="norm")
+def _step(norm, model, x, y, target, ball, at, found):
+    name, norm = norm, NORMS[norm]
+
+    def differences(z):
+        scores = model(z)
+        ahead = jnp.take_along_axis(scores, target[:, None], 1) - jnp.take_along_axis(scores, y[:, None], 1)
+        return ahead.sum(), ahead[:, 0]
+
+    gradient, difference = jax.grad(differences, has_aux=True)(at)
+    # the plane where the linearisation at the iterate vanishes, seen from the iterate and from the input
+    from_at = to_plane(name, gradient, -difference, at, ball)
+    behind = jnp.sum(gradient * (x - at), axis=tuple(range(1, x.ndim)))
+    from_x = to_plane(name, gradient, -difference - behind, x, ball)
+    lengths = [jnp.maximum(norm.length(step), 1e-8) for step in (from_at, from_x)]
+    alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), ALPHA_MAX)
+    mixed = (at + ETA * from_at) * (1 - alpha) + (x + ETA * from_x) * alpha
+    at = jnp.clip(mixed, ball.lower, ball.upper)
+    wrong, distance = model(at).argmax(1) != y, norm.length(at - x).reshape(-1)
+    nearer = wrong & (distance < found.distance)
+
+    def each(values):
+        return values.reshape(-1, *[1] * (x.ndim - 1))
+
+    found = _Found(jnp.where(each(nearer), at, found.x), jnp.where(nearer, distance, found.distance))
+    return jnp.where(each(wrong), x + BETA * (at - x), at), found
+
+
+@partial(jax.jit, static_argnames="norm")
+def _all_steps(norm, model, x, y, target, ball, at, found, n_steps):
+    def body(_, state):
+        return _step(norm, model, x, y, target, ball, *state)
+
+    return jax.lax.fori_loop(0, n_steps, body, (at, found))
+
+
+def to_plane(norm: str, w, r, x, ball):
+    """The shortest d with ⟨w, d⟩ = r and x + d within the bounds; where there is none, the furthest that way.
+
+    Every feature goes the way that helps, d_i = sign(r w_i) min(λ v_i, p_i), up to the distance p_i of its bound:
+    v = 1 for L∞ and |w| for L2. ⟨w, d⟩ grows with λ along a concave, piecewise linear function, on which Newton's
+    method comes from below without ever going too far.
+
+    Parameters
+    ----------
+    norm : {"linf", "l2"}
+    w, x : array (n, ...)
+    r : array (n,)
+    ball : Ball
+    """
+    axes, each = tuple(range(1, x.ndim)), (-1, *[1] * (x.ndim - 1))
+    sign = jnp.where(r.reshape(each) >= 0, 1, -1) * jnp.sign(w)
+    room = jnp.where(sign > 0, ball.upper - x, jnp.where(sign < 0, x - ball.lower, 0))
+    weight = jnp.abs(w)
+    speed = jnp.ones_like(w) if norm == "linf" else weight
+    wanted = jnp.abs(r)
+
+    def newton(_, rate):
+        step = rate.reshape(each) * speed
+        reached = jnp.sum(weight * jnp.minimum(step, room), axis=axes)
+        slope = jnp.sum(jnp.where(step < room, weight * speed, 0), axis=axes)
+        return jnp.where(slope > 0, rate + jnp.maximum(wanted - reached, 0) / jnp.where(slope > 0, slope, 1), rate)
+
+    rate = jax.lax.fori_loop(0, NEWTON_STEPS, newton, jnp.zeros_like(wanted))
+    return sign * jnp.minimum(rate.reshape(each) * speed, room)

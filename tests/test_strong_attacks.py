@@ -1,0 +1,455 @@
+"""APGD, FAB, Square and AutoAttack: the algorithms written plainly, closed forms, and what they promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linprog, minimize
+
+from ntkrobust_sk import APGD, CNN, FAB, MLP, PGD, AutoAttack, Model, Square, robust_accuracy
+from ntkrobust_sk.apgd import _looks, dlr, targeted_dlr
+from ntkrobust_sk.attacks import attack_in_tiles, example_losses
+from ntkrobust_sk.balls import NORMS, Ball
+from ntkrobust_sk.fab import to_plane
+from ntkrobust_sk.square import _sizes, margin
+
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
+
+KEY = jax.random.key(0)
+C, N = 5, 40
+SHAPES = {"rows": (12,), "images": (5, 4, 2)}
+each_norm = pytest.mark.parametrize("norm", NORMS)
+each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def network(shape=(12,), seed=0, network=None):
+    network = network or MLP(n_outputs=C, widths=(16,))
+    params, state = network.init(jax.random.key(seed), shape)
+    return Model(network, type(network.init(KEY, shape))(jax.tree.map(lambda leaf: 3 * leaf, params), state))
+
+
+def data(model, shape=(12,), n=N):
+    """Inputs and the model's own answers."""
+    X = np.random.default_rng(1).uniform(0.05, 0.95, size=(n, *shape)).astype(np.float32)
+    return X, np.array(model(X).argmax(1), np.int32)
+
+
+def linear(weights, offset=0.0):
+    weights = jnp.asarray(weights)
+    return jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w + offset, weights)
+
+
+def accuracy(model, X, y):
+    return float((np.asarray(model(X)).argmax(1) == y).mean())
+
+
+# Every attack
+
+
+def everything(norm, epsilon=0.1, bounds=(0.0, 1.0), short=True):
+    n, common = 8 if short else 40, {"norm": norm, "bounds": bounds}
+    found = {loss: APGD(epsilon, n, loss=loss, n_targets=2, **common) for loss in ("ce", "dlr", "targeted-dlr")}
+    found["fab"] = FAB(epsilon, n, n_targets=2, **common)
+    found["autoattack"] = AutoAttack(epsilon, n_steps=n, n_queries=10, n_targets=2, **common)
+    return found | ({"square": Square(epsilon, 10 * n, bounds=bounds)} if norm == "linf" else {})
+
+
+@each_norm
+@each_shape
+def test_examples_lie_in_ball_and_bounds_and_fool_more_than_the_inputs_do(norm, shape):
+    model = network(shape)
+    X, y = data(model, shape)
+    epsilon = 0.15 if norm == "linf" else 0.6
+    for name, attack in everything(norm, epsilon, short=False).items():
+        x_adv = np.asarray(attack(model, X, y, key=KEY))
+        assert x_adv.shape == X.shape and x_adv.dtype == np.float32
+        assert x_adv.min() >= 0 and x_adv.max() <= 1
+        delta = (x_adv.astype(float) - X).reshape(N, -1)
+        length = np.abs(delta).max(1) if norm == "linf" else np.linalg.norm(delta, axis=1)
+        assert length.max() <= epsilon * (1 + 1e-5), name
+        assert accuracy(model, x_adv, y) < 0.9, name
+        np.testing.assert_array_equal(x_adv, attack(model, X, y, key=KEY))
+
+
+@each_norm
+def test_an_example_does_not_depend_on_the_others(norm):
+    model = network()
+    X, y = data(model)
+    for name, attack in everything(norm, 0.2).items():
+        together = attack_in_tiles(attack, model, X, y, key=KEY, rows=16)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(N))
+        alone = attack_in_tiles(attack, model, X[7:9], y[7:9], key=keys[7:9], rows=16)
+        np.testing.assert_allclose(alone, together[7:9], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "bounds", [None, (np.linspace(-0.2, 0, 12), np.linspace(1, 1.3, 12))], ids=["none", "each"]
+)
+def test_bounds_may_be_missing_or_differ_between_features(bounds):
+    model = network()
+    X, y = data(model)
+    for attack in everything("linf", 0.4, bounds).values():
+        x_adv = np.asarray(attack(model, X, y, key=KEY))
+        assert np.abs(x_adv - X).max() <= 0.4 + 1e-6 and (x_adv > 1).any()
+        if bounds is not None:
+            assert (x_adv >= np.float32(bounds[0])).all() and (x_adv <= np.float32(bounds[1])).all()
+
+
+def test_compiled_loops_and_python_loops_agree(monkeypatch):
+    model = network()
+    X, y = data(model)
+    attacks = everything("linf", 0.15)
+    compiled = {name: attack(model, X, y, key=KEY) for name, attack in attacks.items()}
+    for module in ("apgd", "fab", "square"):
+        monkeypatch.setattr(f"ntkrobust_sk.{module}.runs_fused", lambda *_: False)
+    for name, attack in attacks.items():
+        np.testing.assert_allclose(attack(model, X, y, key=KEY), compiled[name], atol=1e-5, err_msg=name)
+
+
+# APGD
+
+
+def plain_apgd(gradient, value, fools, x, start, epsilon, n_steps, norm):
+    """Algorithm 1 of Croce & Hein 2020 for one example, with the step size's schedule written out."""
+
+    def inside(z):
+        delta = z - x
+        if norm == "linf":
+            delta = np.clip(delta, -epsilon, epsilon)
+        else:
+            delta = delta * min(1, epsilon / max(np.linalg.norm(delta), 1e-300))
+        return np.clip(x + delta, 0, 1)
+
+    def steepest(g):
+        return np.sign(g) if norm == "linf" else g / np.linalg.norm(g)
+
+    checkpoints = [0]
+    window, least, decrement = int(0.22 * n_steps), max(int(0.06 * n_steps), 1), max(int(0.03 * n_steps), 1)
+    while checkpoints[-1] + window <= n_steps:
+        checkpoints.append(checkpoints[-1] + window)
+        window = max(window - decrement, least)
+    step, before, now, best = 2 * epsilon, start, start, start
+    fooling = [start] if fools(start) else []
+    values, at_last_checkpoint, halved = [0.0], value(start), True
+    for k in range(1, n_steps + 1):
+        z = inside(now + step * steepest(gradient(now)))
+        share = 1.0 if k == 1 else 0.75
+        ahead = inside(now + share * (z - now) + (1 - share) * (now - before))
+        before, now = now, ahead
+        values.append(value(now))
+        fooling += [now] if fools(now) else []
+        best = now if value(now) > value(best) else best
+        if k in checkpoints:
+            last = checkpoints[checkpoints.index(k) - 1]
+            rises = sum(values[i] > values[i - 1] for i in range(last + 1, k + 1))
+            seldom = rises <= 0.75 * (k - last)
+            stuck = not halved and at_last_checkpoint >= value(best)
+            halved, at_last_checkpoint = seldom or stuck, value(best)
+            if halved:
+                step, now = step / 2, best
+    return fooling[0] if fooling else best
+
+
+@each_norm
+def test_the_iterates_are_those_of_the_published_algorithm(norm):
+    with enable_x64(True):
+        rng = np.random.default_rng(3)
+        weights, bend = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+        model = jax.tree_util.Partial(lambda x: jnp.sin(3 * x) @ weights + jnp.cos(2 * x) @ bend)
+        X, epsilon, n_steps = rng.uniform(size=(9, 6)), 0.12, 30
+        y = np.asarray(model(X).argmax(1), np.int32)
+        found = np.asarray(APGD(epsilon, n_steps, norm=norm)(model, X, y, key=KEY))
+        # where each starts, by an attack that makes no step worth the name
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(9))
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+        noise = np.stack([NORMS[norm].sample(k, (6,), np.float64, 1.0) for k in keys])
+        length = np.abs(noise).max(1) if norm == "linf" else np.linalg.norm(noise, axis=1)
+        starts = np.clip(X + epsilon * noise / length[:, None], 0, 1)
+        n_fooled = 0
+        for x, label, start, x_adv in zip(X, y, starts, found, strict=True):
+            label = np.array([label], np.int32)
+            value = lambda z, label=label: float(example_losses(model(z[None]), label)[0])  # noqa: E731
+            gradient = jax.jit(jax.grad(lambda z, label=label: example_losses(model(z[None]), label)[0]))
+            fools = lambda z, label=label: int(model(z[None]).argmax(1)[0]) != label[0]  # noqa: E731
+            expected = plain_apgd(
+                lambda z, g=gradient: np.asarray(g(z)), value, fools, x, start, epsilon, n_steps, norm
+            )
+            np.testing.assert_allclose(x_adv, expected, atol=1e-9)
+            n_fooled += fools(x_adv)
+        assert 0 < n_fooled < 9
+
+
+def test_the_step_size_is_looked_at_as_published():
+    looks, windows = _looks(100)
+    # 22, then 3 fewer each time, never less than 6
+    assert (np.flatnonzero(looks) + 1).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert windows[looks].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
+
+
+def test_ratios_of_logits_do_not_change_with_shift_and_scale():
+    rng = np.random.default_rng(0)
+    scores, y, t = rng.normal(size=(20, C)), rng.integers(C, size=20), rng.integers(C, size=20)
+    for loss in (dlr, targeted_dlr):
+        value = np.asarray(loss(jnp.asarray(scores), jnp.asarray(y), jnp.asarray(t)))
+        moved = np.asarray(loss(jnp.asarray(100 * scores + 7), jnp.asarray(y), jnp.asarray(t)))
+        np.testing.assert_allclose(value, moved, rtol=1e-3, atol=1e-4)
+    ordered = np.sort(scores, 1)
+    fooled = scores.argmax(1) != y
+    assert ((np.asarray(dlr(jnp.asarray(scores), jnp.asarray(y), None)) > 0) == fooled).all()
+    expected = (scores[0, t[0]] - scores[0, y[0]]) / (ordered[0, -1] - (ordered[0, -3] + ordered[0, -4]) / 2)
+    assert value[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_finds_what_plain_gradient_ascent_does_not_where_logits_are_large():
+    model = network()
+    X, y = data(model, n=100)
+    # in single precision the cross-entropy of sure answers has no gradient left
+    sure = jax.tree_util.Partial(lambda model, x: 1e4 * model(x), model)
+    accuracies = [accuracy(sure, APGD(0.06, 30, loss=loss)(sure, X, y, key=KEY), y) for loss in ("ce", "dlr")]
+    assert accuracies[1] <= accuracies[0] < 1
+
+
+@pytest.mark.parametrize("loss, classes", [("dlr", 2), ("targeted-dlr", 3)])
+def test_losses_that_need_more_classes_say_so(loss, classes):
+    model = linear(np.ones((12, classes), np.float32))
+    with pytest.raises(ValueError, match="classes or more, but the model gives"):
+        APGD(0.1, loss=loss)(model, np.full((2, 12), 0.5, np.float32), np.zeros(2, np.int32), key=KEY)
+
+
+# FAB
+
+
+@pytest.mark.parametrize("seed", range(6))
+@each_norm
+def test_the_nearest_point_of_a_plane_is_that_of_a_general_solver(norm, seed):
+    rng = np.random.default_rng(seed)
+    x, w = rng.uniform(size=7), rng.normal(size=7)
+    w[0] = 0
+    lower, upper = -x, 1 - x
+    most = np.where(w > 0, w * upper, w * lower).sum()
+    r = (0.2 + 0.7 * rng.uniform()) * most * (-1 if seed % 2 else 1)
+    if seed % 2:
+        r = (0.2 + 0.7 * rng.uniform()) * np.where(w > 0, w * lower, w * upper).sum()
+    with enable_x64(True):
+        ball = Ball(*(jnp.asarray(v) for v in (0.1, 0.1, 0.0, 1.0)))
+        (d,) = np.asarray(to_plane(norm, jnp.asarray(w[None]), jnp.asarray([r]), jnp.asarray(x[None]), ball))
+    assert w @ d == pytest.approx(r, abs=1e-9) and (d >= lower - 1e-12).all() and (d <= upper + 1e-12).all()
+    if norm == "linf":
+        # the last variable bounds the size of all others
+        sides = np.block([[np.eye(7), -np.ones((7, 1))], [-np.eye(7), -np.ones((7, 1))]])
+        box = [*zip(lower, upper, strict=True), (0, None)]
+        best = linprog([0] * 7 + [1], A_ub=sides, b_ub=np.zeros(14), A_eq=[[*w, 0]], b_eq=[r], bounds=box).fun
+        assert np.abs(d).max() == pytest.approx(best, abs=1e-9)
+    else:
+        plane = {"type": "eq", "fun": lambda d: w @ d - r}
+        box = list(zip(lower, upper, strict=True))
+        best = minimize(lambda d: d @ d, np.zeros(7), bounds=box, constraints=plane, tol=1e-14, method="SLSQP")
+        assert d @ d == pytest.approx(best.fun, rel=1e-5)
+
+
+def test_a_plane_out_of_reach_is_approached_as_far_as_the_bounds_allow():
+    ball = Ball(*(jnp.asarray(v, jnp.float32) for v in (0.1, 0.1, 0.0, 1.0)))
+    d = to_plane("linf", jnp.array([[1.0, -2.0]]), jnp.array([100.0]), jnp.array([[0.25, 0.5]]), ball)
+    np.testing.assert_allclose(d, [[0.75, -0.5]])
+
+
+@each_norm
+def test_between_linear_scores_it_finds_the_exact_distance(norm):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(12, C)).astype(np.float32)
+    model = linear(weights)
+    X, y = data(model)
+    nearest, distance = FAB(10.0, 30, norm=norm, bounds=None).nearest(model, X, y, key=KEY)
+    scores = X @ weights
+    gaps = scores[np.arange(N), y][:, None] - scores
+    across = weights[:, y].T[:, None, :] - weights.T
+    dual = np.abs(across).sum(2) if norm == "linf" else np.linalg.norm(across, axis=2)
+    exact = np.where(np.arange(C) == y[:, None], np.inf, gaps / np.maximum(dual, 1e-9)).min(1)
+    assert accuracy(model, nearest, y) == 0
+    assert (distance >= exact * (1 - 1e-4)).all()
+    np.testing.assert_allclose(distance, exact, rtol=0.01)
+
+
+def test_points_beyond_epsilon_do_not_count_and_wrong_answers_stay_as_they_are():
+    model = network()
+    X, y = data(model)
+    y[:5] = (y[:5] + 1) % C
+    attack = FAB(0.05, 20)
+    nearest, distance = attack.nearest(model, X, y, key=KEY)
+    x_adv = np.asarray(attack(model, X, y, key=KEY))
+    assert (np.asarray(distance[:5]) == 0).all() and (x_adv[:5] == X[:5]).all()
+    far = np.asarray(distance) > 0.05
+    assert 0 < far.sum() < N
+    np.testing.assert_array_equal(x_adv[far], X[far])
+    np.testing.assert_array_equal(x_adv[~far], np.asarray(nearest)[~far])
+    assert accuracy(model, x_adv, y) == far.mean()
+
+
+# Square
+
+
+def test_proposals_shrink_as_published():
+    sizes = _sizes(10_000, 0.8, (32, 32, 3))
+    # the side of a square with 0.8 / 2^k of the pixels
+    for query, halvings in ((1, 0), (10, 0), (11, 1), (50, 1), (51, 2), (501, 4), (8001, 9)):
+        assert sizes[query - 1] == max(round((0.8 / 2**halvings * 1024) ** 0.5), 1)
+    # of rows so many features, and fewer queries go through the same shares
+    assert (
+        _sizes(10_000, 0.5, (12,))[0] == 6
+        and _sizes(100, 0.5, (12,))[0] == 2
+        and _sizes(100, 0.1, (4,)).min() == 1
+    )
+
+
+@each_shape
+def test_with_enough_queries_a_linear_model_is_brought_to_the_worst_corner(shape):
+    size = int(np.prod(shape))
+    weights = np.random.default_rng(0).normal(size=(size, 2)).astype(np.float32)
+    X = np.full((6, *shape), 0.5, np.float32)
+    # an answer that no corner of the ball can change
+    model = linear(weights, jnp.array([1e3, 0.0], jnp.float32))
+    x_adv = Square(0.1, 3000)(model, X, np.zeros(6, np.int32), key=KEY)
+    lost = 1e3 + X.reshape(6, -1) @ (weights[:, 0] - weights[:, 1]) - margin(model(x_adv), jnp.zeros(6, jnp.int32))
+    most = 0.1 * np.abs(weights[:, 0] - weights[:, 1]).sum()
+    assert (np.asarray(lost) > 0.9 * most).all()
+
+
+def test_it_needs_no_gradient():
+    model = network()
+    X, y = data(model)
+    steps = jax.tree_util.Partial(lambda model, x: model(jnp.round(x * 8) / 8), model)
+    y = np.asarray(steps(X).argmax(1), np.int32)
+    assert accuracy(steps, PGD(0.2, 20, random_start=False)(steps, X, y, key=KEY), y) == 1
+    assert accuracy(steps, Square(0.2, 300)(steps, X, y, key=KEY), y) < 0.8
+
+
+# AutoAttack
+
+
+class Counting:
+    """An attack that counts its calls' rows."""
+
+    def __init__(self, attack, seen):
+        self.attack, self.seen = attack, seen
+        self.epsilon, self.norm, self.bounds = attack.epsilon, attack.norm, attack.bounds
+
+    def __call__(self, model, x, y, *, key):
+        self.seen.append(len(x))
+        return self.attack(model, x, y, key=key)
+
+
+def test_what_one_member_broke_is_not_attacked_again_and_every_fall_is_real(monkeypatch):
+    model = network()
+    X, y = data(model, n=60)
+    y[:4] = (y[:4] + 1) % C
+    attack, seen = AutoAttack(0.08, n_steps=10, n_queries=40), {}
+    plain = attack.members(C)
+    counted = {name: Counting(member, seen.setdefault(name, [])) for name, member in plain.items()}
+    monkeypatch.setattr(AutoAttack, "members", lambda *_: counted)
+    report = attack.run(model, X, y, key=KEY, rows=8)
+    assert report.names == ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
+    assert report.accuracies[0] == 56 / 60
+    for i, name in enumerate(plain, 1):
+        standing = round(report.accuracies[i - 1] * 60)
+        assert sum(seen[name]) == -(-standing // 8) * 8, name
+    assert 0 < report.robust_accuracy < report.accuracies[0]
+    assert report.robust_accuracy == accuracy(model, report.x_adv, y) == (report.fallen_to == -1).mean()
+    np.testing.assert_array_equal(report.x_adv[report.fallen_to <= 0], X[report.fallen_to <= 0])
+
+
+@pytest.mark.parametrize("classes, names", [(2, ["apgd-ce", "fab-t"]), (3, ["apgd-ce", "apgd-dlr", "fab-t"])])
+def test_with_few_classes_it_makes_do(classes, names):
+    weights = np.random.default_rng(0).normal(size=(12, classes)).astype(np.float32)
+    model = linear(weights, -0.5 * weights.sum(0))
+    X, y = data(model)
+    attack = AutoAttack(0.3, norm="l2", n_steps=5)
+    assert list(attack.members(classes)) == names
+    assert attack.run(model, X, y, key=KEY).robust_accuracy < 1
+
+
+def test_it_is_no_weaker_than_plain_gradient_ascent_and_scores_estimators():
+    from sklearn.datasets import load_iris
+
+    from ntkrobust_sk import AdversarialKernelTrainer
+
+    X, y = load_iris(return_X_y=True)
+    trainer = AdversarialKernelTrainer(MLP(widths=(16,)), max_epochs=20, random_state=0).fit(X, y)
+    strong = AutoAttack(0.4, n_steps=20, n_queries=100, bounds=None)
+    found = robust_accuracy(trainer, X, y, strong)
+    assert found <= robust_accuracy(trainer, X, y, PGD(0.4, 20, bounds=None)) < trainer.score(X, y)
+
+
+def flags_of(model, X, y):
+    flags = AutoAttack(0.1, n_steps=3, n_queries=60).run(model, X, y, key=KEY).flags
+    return sorted(flag.split(":")[0] for flag in flags)
+
+
+def test_an_honest_network_raises_no_flag():
+    model = network()
+    assert flags_of(model, *data(model)) == []
+    model = network(SHAPES["images"], network=CNN(C, (4,), (2,)))
+    assert flags_of(model, *data(model, SHAPES["images"])) == []
+
+
+def test_models_that_hide_their_gradients_are_flagged():
+    model = network()
+    X, y = data(model)
+    steps = jax.tree_util.Partial(lambda model, x: model(jnp.round(x * 6) / 6), model)
+    steps_y = np.asarray(steps(X).argmax(1), np.int32)
+    assert flags_of(steps, X, steps_y) == ["flat operations", "square", "zero gradients"]
+    softmax = jax.tree_util.Partial(lambda model, x: jax.nn.softmax(model(x)), model)
+    assert "probabilities" in flags_of(softmax, X, y)
+    rng = np.random.default_rng(0)
+
+    def drawing(x):
+        noise = jax.pure_callback(
+            lambda: rng.normal(size=12).astype(np.float32), jax.ShapeDtypeStruct((12,), "f4")
+        )
+        return model(x + 0.3 * jax.lax.stop_gradient(noise))
+
+    assert {"randomness", "flat operations"} <= set(flags_of(drawing, X, y))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (lambda: APGD(-1), "epsilon must be"),
+        (lambda: APGD(0.1, loss="hinge"), "unknown loss"),
+        (lambda: APGD(0.1, norm="l0"), "unknown norm"),
+        (lambda: APGD(0.1, n_targets=0), "n_targets must be"),
+        (lambda: FAB(0.1, n_steps=0), "n_steps must be"),
+        (lambda: FAB(0.1, n_targets=1.5), "n_targets must be"),
+        (lambda: Square(0.1, n_queries=0), "n_queries must be"),
+        (lambda: Square(0.1, share=0), "share must be"),
+        (lambda: AutoAttack(0.1, norm="l7"), "unknown norm"),
+        (lambda: AutoAttack("8/255"), "epsilon must be"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(made, message):
+    with pytest.raises(ValueError, match=message):
+        made()
+
+
+@pytest.mark.parametrize("attack", everything("linf").values(), ids=everything("linf"))
+def test_data_that_make_no_sense_are_refused(attack):
+    model = network()
+    X, y = data(model)
+    with pytest.raises(ValueError, match="bounds are"):
+        attack(model, X + 1, y, key=KEY)
+    with pytest.raises(TypeError, match="must be floating"):
+        attack(model, np.ones((3, 12), int), np.zeros(3, np.int32), key=KEY)
+    with pytest.raises(TypeError, match="must be a JAX PRNG key"):
+        attack(model, X, y, key=3)
+
+
+def test_autoattack_inside_of_jit_says_that_it_cannot():
+    model = network()
+    X, y = data(model)
+    with pytest.raises(TypeError, match="call it outside"):
+        jax.jit(lambda x: AutoAttack(0.1)(model, x, y, key=KEY))(X)
