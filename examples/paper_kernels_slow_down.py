@@ -2,7 +2,11 @@
 
 All seven ``paper_*.py`` share one run: whichever comes first trains and measures, the others read.
 
-What came out, and on what hardware: docs/reproduction.md.
+Digits, three seeds: the velocity of the first quarter is 14.7 times that of the last for benign training (10.5 to
+22.6), and 4.2 times for adversarial training (2.9 to 6.5): the adversarial kernel slows down too, but less than
+the five times that were asked for in every seed, so that the claim does not hold.
+
+On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
 """
 
 import json

@@ -2,7 +2,11 @@
 
 All seven ``paper_*.py`` share one run: whichever comes first trains and measures, the others read.
 
-What came out, and on what hardware: docs/reproduction.md.
+Digits, three seeds: effective rank 24.1 against 10.6, specialisation 1.249 against 1.158: both hold. Images of the
+classes' regression directions correlate with the classes' means as much for the adversarial kernel (0.512) as for
+the benign one (0.520): this does not hold.
+
+On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
 """
 
 import json

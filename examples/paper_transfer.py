@@ -2,7 +2,10 @@
 
 All seven ``paper_*.py`` share one run: whichever comes first trains and measures, the others read.
 
-What came out, and on what hardware: docs/reproduction.md.
+Digits, three seeds: another model on the same kernel loses 0.823 (0.811 to 0.840) of what the model's own examples
+cost it: holds.
+
+On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
 """
 
 import json

@@ -15,7 +15,7 @@ from .attacks import PGD, fold_keys, one_key_each
 from .balls import ball_of, check_bounds
 from .loops import as_pytree, runs_fused
 
-# After which query, of 10,000, the share of features that a proposal changes is halved once more.
+# After which query the share of features that a proposal changes is halved once more.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -153,8 +153,7 @@ def _inside(x, x_adv, ball):
 @lru_cache(maxsize=256)
 def _sizes(n_queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
     """Side of the square, or number of features, in every query but the first."""
-    at = np.arange(1, n_queries) * 10_000 // n_queries
-    shares = share / 2.0 ** np.searchsorted(HALVED_AFTER, at, side="left")
+    shares = share / 2.0 ** np.searchsorted(HALVED_AFTER, np.arange(1, n_queries), side="left")
     if len(shape) != 3:
         return np.maximum(np.round(shares * math.prod(shape)), 1).astype(np.int32)
     height, width, _ = shape

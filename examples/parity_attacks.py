@@ -1,0 +1,153 @@
+"""
+Do our attacks find what the reference implementations find?
+============================================================
+
+One network is trained on digits, its weights are handed to PyTorch, and the same test images are attacked by
+this library and by the reference implementations: AutoAttack with its members (PyPI ``pyautoattack``) and PGD
+(``foolbox``). Robust accuracies may differ by half a point for AutoAttack and PGD, by one for a member alone.
+
+Needs ``pip install torch pyautoattack foolbox``. Run ``python examples/parity_attacks.py``; ``--out FILE`` writes
+the numbers as JSON, ``--write`` puts the table into ``docs/attacks.md``.
+"""
+
+import argparse
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from pyautoattack import AutoAttack as ReferenceAutoAttack
+from torch.nn import functional
+
+from ntkrobust_sk import APGD, CNN, FAB, PGD, AdversarialKernelTrainer, AutoAttack, Square, load_digits_images
+from ntkrobust_sk.attacks import attack_in_tiles
+
+N, EPSILON, EPOCHS = 1000, 0.1, 8
+ROWS = 250
+POINTS = {"AutoAttack": 0.5, "PGD-40": 0.5}
+DOCS = Path(__file__).parents[1] / "docs" / "attacks.md"
+
+
+class InTorch(torch.nn.Module):
+    """The library's CNN with the same weights: NCHW, and padding as JAX's "SAME" has it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.strides = model.network.strides
+        self.params = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), model.variables.params)
+
+    def forward(self, x):
+        for i, stride in enumerate(self.strides):
+            kernel = self.params[f"conv_{i}"]["kernel"].permute(3, 2, 0, 1)
+            pads = []
+            for size in (x.shape[3], x.shape[2]):
+                total = max((-(-size // stride) - 1) * stride + kernel.shape[2] - size, 0)
+                pads += [total // 2, total - total // 2]
+            x = functional.conv2d(functional.pad(x, pads), kernel, self.params[f"conv_{i}"]["bias"], stride)
+            x = functional.relu(x)
+        return x.mean((2, 3)) @ self.params["dense"]["kernel"] + self.params["dense"]["bias"]
+
+
+def ours(model, attack, X, y):
+    """Robust accuracy and seconds."""
+    start = time.perf_counter()
+    x_adv = attack_in_tiles(attack, model, X, y, key=jax.random.key(0), rows=ROWS)
+    seconds = time.perf_counter() - start
+    return float((np.asarray(model(x_adv)).argmax(1) == y).mean()), seconds
+
+
+def theirs(net, X, y, members):
+    """Robust accuracy and seconds of the reference implementation, with some members or all."""
+    kind = {"version": "standard"} if members is None else {"version": "custom", "attacks": members}
+    attack = ReferenceAutoAttack(net, norm="Linf", eps=EPSILON, seed=0, **kind)
+    if members is not None:
+        attack.apgd.n_restarts = attack.fab.n_restarts = attack.apgd_targeted.n_restarts = 1
+        attack.fab.n_target_classes = attack.apgd_targeted.n_target_classes = 9
+    x, labels = torch.from_numpy(X.transpose(0, 3, 1, 2).copy()), torch.from_numpy(y.astype(np.int64))
+    start = time.perf_counter()
+    x_adv, *_ = attack.run_standard_evaluation(x, labels, batch_size=ROWS)
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        return float((net(x_adv).argmax(1) == labels).double().mean()), seconds
+
+
+def by_foolbox(model, X, y, attack):
+    """Robust accuracy and seconds of foolbox's PGD through JAX."""
+    import eagerpy
+    import foolbox
+
+    fmodel = foolbox.models.JAXModel(lambda x: model(x), bounds=(0, 1))
+    pgd = foolbox.attacks.LinfPGD(abs_stepsize=2 * EPSILON / attack.n_steps, steps=attack.n_steps)
+    fooled, start = [], time.perf_counter()
+    for at in range(0, len(X), ROWS):
+        x, labels = (eagerpy.astensor(jax.numpy.asarray(part[at : at + ROWS])) for part in (X, y))
+        fooled.append(np.asarray(pgd(fmodel, x, labels, epsilons=EPSILON)[2].raw))
+    return float(1 - np.concatenate(fooled).mean()), time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/attacks.md")
+    options = parser.parse_args()
+
+    X, y = load_digits_images()
+    order = np.random.default_rng(0).permutation(len(X))
+    train, test = order[:-N], order[-N:]
+    network = CNN(widths=(16, 32), strides=(2, 2))
+    trainer = AdversarialKernelTrainer(
+        network, attack=PGD(EPSILON, n_steps=5), max_epochs=EPOCHS, random_state=0
+    ).fit(X[train], y[train])
+    model, X, y = trainer.model_, X[test], y[test].astype(np.int32)
+    net = InTorch(model).eval()
+    with torch.no_grad():
+        logits = net(torch.from_numpy(X.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(logits, np.asarray(model(X)), atol=1e-4)
+    clean = float((logits.argmax(1) == y).mean())
+
+    pairs = {
+        "AutoAttack": (AutoAttack(EPSILON), None),
+        "APGD, cross-entropy": (APGD(EPSILON), ["apgd-ce"]),
+        "APGD, targeted": (APGD(EPSILON, loss="targeted-dlr"), ["apgd-t"]),
+        "FAB, targeted": (FAB(EPSILON), ["fab-t"]),
+        "Square": (Square(EPSILON), ["square"]),
+    }
+    found = {}
+    for name, (attack, members) in pairs.items():
+        found[name] = {"ours": ours(model, attack, X, y), "reference": theirs(net, X, y, members)}
+        print(name, found[name], flush=True)
+    plain = PGD(EPSILON, n_steps=40)
+    found["PGD-40"] = {"ours": ours(model, plain, X, y), "reference": by_foolbox(model, X, y, plain)}
+    lines = [
+        f"{N:,} digits, a CNN of {EPOCHS} epochs of adversarial training, clean accuracy {clean:.3f}; L∞, epsilon "
+        f"{EPSILON}; JAX {version('jax')}, PyTorch {version('torch')}, pyautoattack {version('pyautoattack')}, "
+        f"foolbox {version('foolbox')}.",
+        "",
+        "| attack | robust, ours | robust, reference | difference, points | allowed | ours / reference, seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    held = True
+    for name, pair in found.items():
+        (a, seconds), (b, of_reference) = pair["ours"], pair["reference"]
+        points, allowed = 100 * abs(a - b), POINTS.get(name, 1.0)
+        held &= points <= allowed
+        lines.append(
+            f"| {name} | {a:.3f} | {b:.3f} | {points:.1f} | {allowed} | {seconds:.1f} / {of_reference:.1f} |"
+        )
+    print("\n".join(lines))
+    if options.out:
+        options.out.write_text(json.dumps({"clean": clean, "attacks": found}, indent=2) + "\n")
+    if options.write:
+        begin, end = "<!-- parity_attacks.py -->", "<!-- end of parity_attacks.py -->"
+        before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+        text = "\n".join(lines)
+        DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    if not held:
+        raise SystemExit("a difference is larger than allowed")
+
+
+if __name__ == "__main__":
+    main()
