@@ -5,7 +5,7 @@ All seven ``paper_*.py`` share one run: whichever comes first trains and measure
 Digits, three seeds: the flipped network's kernel ends at 0.417 (0.319 to 0.516) of the benign one's distance from
 the adversarial kernel: holds. Its robust accuracy is 0.055 less.
 
-On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
+Two of the seeds took 34 minutes on one core of an AMD EPYC. All figures: docs/reproduction.md.
 """
 
 import json

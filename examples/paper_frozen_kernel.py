@@ -2,10 +2,10 @@
 
 All seven ``paper_*.py`` share one run: whichever comes first trains and measures, the others read.
 
-Digits, three seeds: the better of linearised and centred is 0.048 more robust (0.035 to 0.060) than the adversarially
-trained network: holds. Under four more restarts stage 2 keeps 0.764.
+Digits, three seeds: the better of linearised and centred is 0.048 more robust (0.035 to 0.060) than the
+adversarially trained network: holds. Under four more restarts stage 2 keeps 0.764.
 
-On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
+Two of the seeds took 34 minutes on one core of an AMD EPYC. All figures: docs/reproduction.md.
 """
 
 import json

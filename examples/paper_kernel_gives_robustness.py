@@ -2,10 +2,10 @@
 
 All seven ``paper_*.py`` share one run: whichever comes first trains and measures, the others read.
 
-Digits, three seeds: robust accuracy gains 0.588 (linearised), 0.550 (centred) and 0.289 (closed form) over the same
-on the benign kernel; two standard errors are 0.071: holds.
+Digits, three seeds: robust accuracy gains 0.588 (linearised), 0.550 (centred) and 0.289 (closed form) over the
+same on the benign kernel; two standard errors are 0.071: holds.
 
-On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
+Two of the seeds took 34 minutes on one core of an AMD EPYC. All figures: docs/reproduction.md.
 """
 
 import json

@@ -6,7 +6,7 @@ Digits, three seeds: at the last epoch benign and adversarial kernels are 0.032 
 regime 0.012 to 0.018: holds. After a quarter of the epochs 0.615 of that distance is there (0.478 to 0.716 over
 seeds): in one seed a little less than the half that was asked for, so that this part does not hold.
 
-On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
+Two of the seeds took 34 minutes on one core of an AMD EPYC. All figures: docs/reproduction.md.
 """
 
 import json

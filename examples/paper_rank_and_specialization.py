@@ -6,7 +6,7 @@ Digits, three seeds: effective rank 24.1 against 10.6, specialisation 1.249 agai
 classes' regression directions correlate with the classes' means as much for the adversarial kernel (0.512) as for
 the benign one (0.520): this does not hold.
 
-On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
+Two of the seeds took 34 minutes on one core of an AMD EPYC. All figures: docs/reproduction.md.
 """
 
 import json

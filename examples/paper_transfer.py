@@ -5,7 +5,7 @@ All seven ``paper_*.py`` share one run: whichever comes first trains and measure
 Digits, three seeds: another model on the same kernel loses 0.823 (0.811 to 0.840) of what the model's own examples
 cost it: holds.
 
-On one core of an x86-64 server a seed takes some 13 minutes. All figures: docs/reproduction.md.
+Two of the seeds took 34 minutes on one core of an AMD EPYC. All figures: docs/reproduction.md.
 """
 
 import json
