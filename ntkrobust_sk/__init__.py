@@ -44,6 +44,7 @@ from .projections import ProjectedNTK
 from .report import write_report
 from .resnet import ResNet18
 from .scoring import make_robust_scorer, robust_accuracy
+from .sklearn_models import as_model
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
 from .square import Square
 from .tangent import Linearized, linearize
@@ -95,6 +96,7 @@ __all__ = [
     "TrainingDivergedError",
     "TransferDisplay",
     "Variables",
+    "as_model",
     "class_balanced_indices",
     "effective_rank",
     "eigenfeature_images",

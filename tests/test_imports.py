@@ -40,6 +40,7 @@ ORDER = [
     "autoattack",
     "training",
     "metrics",
+    "sklearn_models",
     "scoring",
     "estimators",
     "trainer",
