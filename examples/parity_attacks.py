@@ -6,6 +6,10 @@ One network is trained on digits, its weights are handed to PyTorch, and the sam
 this library and by the reference implementations: AutoAttack with its members (PyPI ``pyautoattack``) and PGD
 (``foolbox``). Robust accuracies may differ by half a point for AutoAttack and PGD, by one for a member alone.
 
+The reference's squares never reach an image's last row and column (it draws their corners from one too few), which
+on 8 × 8 pixels is a quarter of them. So Square is compared once more on images with one more row and column that
+the network does not see.
+
 Needs ``pip install torch pyautoattack foolbox``. Run ``python examples/parity_attacks.py``; ``--out FILE`` writes
 the numbers as JSON, ``--write`` puts the table into ``docs/attacks.md``.
 """
@@ -27,6 +31,7 @@ from ntkrobust_sk.attacks import attack_in_tiles
 
 N, EPSILON, EPOCHS = 1000, 0.1, 8
 ROWS = 250
+# Allowed differences, in points; 1 for the others.
 POINTS = {"AutoAttack": 0.5, "PGD-40": 0.5}
 DOCS = Path(__file__).parents[1] / "docs" / "attacks.md"
 
@@ -49,6 +54,17 @@ class InTorch(torch.nn.Module):
             x = functional.conv2d(functional.pad(x, pads), kernel, self.params[f"conv_{i}"]["bias"], stride)
             x = functional.relu(x)
         return x.mean((2, 3)) @ self.params["dense"]["kernel"] + self.params["dense"]["bias"]
+
+
+class Cropped(torch.nn.Module):
+    """A network that does not see the last row and column."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x[:, :, :-1, :-1])
 
 
 def ours(model, attack, X, y):
@@ -119,6 +135,12 @@ def main():
     for name, (attack, members) in pairs.items():
         found[name] = {"ours": ours(model, attack, X, y), "reference": theirs(net, X, y, members)}
         print(name, found[name], flush=True)
+    wider = np.pad(X, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    cropped = jax.tree_util.Partial(lambda model, x: model(x[:, :-1, :-1]), model)
+    found["Square, a row and column more"] = {
+        "ours": ours(cropped, Square(EPSILON), wider, y),
+        "reference": theirs(Cropped(net), wider, y, ["square"]),
+    }
     plain = PGD(EPSILON, n_steps=40)
     found["PGD-40"] = {"ours": ours(model, plain, X, y), "reference": by_foolbox(model, X, y, plain)}
     lines = [
@@ -133,7 +155,7 @@ def main():
     for name, pair in found.items():
         (a, seconds), (b, of_reference) = pair["ours"], pair["reference"]
         points, allowed = 100 * abs(a - b), POINTS.get(name, 1.0)
-        held &= points <= allowed
+        held &= points <= allowed or name == "Square"
         lines.append(
             f"| {name} | {a:.3f} | {b:.3f} | {points:.1f} | {allowed} | {seconds:.1f} / {of_reference:.1f} |"
         )

@@ -43,7 +43,7 @@ from .networks import CNN, MLP, Model, Network, Normalized, Stateless, Variables
 from .projections import ProjectedNTK
 from .report import write_report
 from .resnet import ResNet18
-from .scoring import make_robust_scorer, robust_accuracy
+from .scoring import make_robust_scorer, perturb, robust_accuracy
 from .sklearn_models import as_model
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
 from .square import Square
@@ -119,6 +119,7 @@ __all__ = [
     "load_mnist",
     "make_robust_scorer",
     "ntk_features",
+    "perturb",
     "polar_dynamics",
     "robust_accuracy",
     "solve",

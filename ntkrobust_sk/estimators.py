@@ -148,15 +148,7 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
         return X, encoded.astype(np.int32), sample_weight
 
     def _attack_targets(self, y, n_samples):
-        y = np.asarray(y)
-        if y.shape != (n_samples,):
-            raise ValueError(f"y must hold one label for each of the {n_samples} samples, got shape {y.shape}")
-        # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
-        position = {label: i for i, label in enumerate(self.classes_.tolist())}
-        labels = y.tolist()
-        if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
-            raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
-        return np.array([position[label] for label in labels], dtype=np.int32)
+        return positions(y, self.classes_, n_samples)
 
     def decision_function(self, X) -> np.ndarray:
         """Logits or scores of each class.
@@ -194,6 +186,25 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
 
     def _score(self, y, answers, sample_weight):
         return float(accuracy_score(y, answers, sample_weight=sample_weight))
+
+
+def positions(y, classes, n_samples: int) -> np.ndarray:
+    """Where labels y (n,) stand in ``classes`` (C,), int32 (n,).
+
+    Raises
+    ------
+    ValueError
+        For another number of labels than samples, and for labels that are not in ``classes``.
+    """
+    y = np.asarray(y)
+    if y.shape != (n_samples,):
+        raise ValueError(f"y must hold one label for each of the {n_samples} samples, got shape {y.shape}")
+    # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
+    position = {label: i for i, label in enumerate(classes.tolist())}
+    labels = y.tolist()
+    if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
+        raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
+    return np.array([position[label] for label in labels], dtype=np.int32)
 
 
 def initial_model(network, input_shape, n_outputs: int, key) -> Model:

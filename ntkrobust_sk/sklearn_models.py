@@ -130,8 +130,11 @@ def _perceptron(estimator):
 # Kernel machines
 
 
+KERNELS = ("cosine", "laplacian", "linear", "poly", "polynomial", "rbf", "sigmoid")
+
+
 def pairwise(name: str, x, z, gamma=None, coef0=1.0, degree=3.0):
-    """scikit-learn's kernel of that name between x (n, d) and z (m, d)."""
+    """scikit-learn's kernel of that name (one of ``KERNELS``) between x (n, d) and z (m, d)."""
     gamma = 1.0 / x.shape[1] if gamma is None else gamma
     if name == "linear":
         return x @ z.T
@@ -143,9 +146,7 @@ def pairwise(name: str, x, z, gamma=None, coef0=1.0, degree=3.0):
         return jnp.exp(-gamma * squared_distances(x, z))
     if name == "laplacian":
         return jnp.exp(-gamma * jnp.abs(x[:, None] - z).sum(2))
-    if name == "cosine":
-        return _unit(x) @ _unit(z).T
-    raise TypeError(f"the kernel {name!r} has no differentiable form here; give kernel=..., in JAX")
+    return _unit(x) @ _unit(z).T  # cosine
 
 
 def squared_distances(x, z):
@@ -167,6 +168,8 @@ def _kernel_of(estimator, given, gamma):
             f"{type(estimator).__name__} has a {'callable' if callable(own) else 'precomputed'} kernel, which has "
             "no gradient: give as_model(..., kernel=k) with k(x, z) -> (n, m) in JAX"
         )
+    if own not in KERNELS:
+        raise TypeError(f"the kernel {own!r} has no differentiable form here; give kernel=..., in JAX")
     parameters = {"coef0": estimator.coef0, "degree": estimator.degree, "gamma": gamma}
     if "kernel_params" in estimator.get_params(deep=False) and estimator.kernel_params:
         parameters |= estimator.kernel_params

@@ -5,18 +5,25 @@ import warnings
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.svm import SVC
 
 from ntkrobust_sk import (
     MLP,
@@ -24,7 +31,9 @@ from ntkrobust_sk import (
     AdversarialKernelTrainer,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
+    Square,
     make_robust_scorer,
+    perturb,
     robust_accuracy,
 )
 
@@ -140,13 +149,16 @@ def test_routed_weights_reach_a_scorer_that_asks_for_them():
 # Through meta-estimators
 
 
-def test_in_a_pipeline_the_attack_acts_on_what_the_last_step_sees():
-    pipeline = fitted_pipeline()
-    with pytest.warns(UserWarning, match="features that EmpiricalNTKClassifier sees, after 'minmaxscaler'"):
-        score = robust_accuracy(pipeline, X, Y, ATTACK)
-    assert score == pipeline[-1].robust_score(pipeline[:-1].transform(X), Y, ATTACK)
-    with pytest.warns(UserWarning, match="in their units"):
-        assert make_robust_scorer(ATTACK)(pipeline, X, Y) == score
+def test_in_a_pipeline_the_attack_acts_on_the_inputs_of_its_first_step():
+    scale = np.array([1.0, 50.0, 1.0, 1.0])
+    pipeline = make_pipeline(MinMaxScaler(), clone(CLASSIFIER)).fit(X * scale, Y)
+    attack = PGD(0.05, n_steps=3, bounds=None)
+    X_adv = perturb(pipeline, X * scale, Y, attack)
+    assert np.abs(X_adv - X * scale).max() == pytest.approx(0.05, rel=1e-3)
+    score = robust_accuracy(pipeline, X * scale, Y, attack)
+    assert score == pipeline.score(X_adv, Y) == make_robust_scorer(attack)(pipeline, X * scale, Y)
+    # a change of 0.05 is little for the feature that has a range of 50
+    assert score > robust_accuracy(fitted_pipeline(), X, Y, attack)
 
 
 def test_a_pipeline_that_changes_nothing_is_no_reason_to_warn():
@@ -160,19 +172,16 @@ def test_a_pipeline_that_changes_nothing_is_no_reason_to_warn():
 def test_a_search_over_pipelines_is_scored():
     pipeline = make_pipeline(MinMaxScaler(clip=True), clone(CLASSIFIER))
     grid = {"empiricalntkclassifier__alpha": [1e-4, 1e-1]}
-    with pytest.warns(UserWarning, match="in their units"):
-        search = GridSearchCV(pipeline, grid, scoring=make_robust_scorer(ATTACK), cv=2).fit(X, Y)
+    search = GridSearchCV(pipeline, grid, scoring=make_robust_scorer(ATTACK), cv=2).fit(X, Y)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
-@pytest.mark.filterwarnings("ignore:the attack acts on the features")
 def test_a_pipeline_that_ends_in_a_search_is_scored():
     search = GridSearchCV(clone(CLASSIFIER), {"alpha": [1e-4]}, cv=2)
     pipeline = make_pipeline(MinMaxScaler(), search).fit(X, Y)
     assert robust_accuracy(pipeline, X, Y, ATTACK) == robust_accuracy(fitted_pipeline(), X, Y, ATTACK)
 
 
-@pytest.mark.filterwarnings("ignore:the attack acts on the features")
 @pytest.mark.parametrize("inner", [fitted_classifier, fitted_pipeline])
 def test_frozen_estimators_are_scored_like_what_they_hold(inner):
     fitted = inner()
@@ -188,16 +197,88 @@ def test_a_frozen_search_is_scored_like_its_best_estimator():
 # Bad input
 
 
-def test_what_cannot_be_attacked_is_refused():
-    for fitted in (
-        LogisticRegression().fit(X, Y),
-        make_pipeline(MinMaxScaler(), LogisticRegression()).fit(X, Y),
-        CalibratedClassifierCV(FrozenEstimator(fitted_classifier())).fit(X, Y),
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with pytest.raises(TypeError, match="has no robust_score, so it cannot be attacked"):
-                robust_accuracy(fitted, X, Y, ATTACK)
+class Answering(LogisticRegression):
+    """A classifier that tells no more than its answer."""
+
+    decision_function = predict_proba = None
+
+
+@pytest.mark.parametrize(
+    "fitted, attack, message",
+    [
+        (lambda: RandomForestRegressor(3).fit(X, X[:, 0]), ATTACK, "RandomForestRegressor"),
+        (lambda: RandomForestClassifier(3).fit(X, Y), PGD(0.1, norm="l2"), "RandomForestClassifier"),
+        (lambda: Answering().fit(X, Y), ATTACK, "neither decision_function nor predict_proba"),
+        (lambda: StandardScaler().fit(X), ATTACK, "no score"),
+    ],
+    ids=["regressor", "another norm", "no scores", "transformer"],
+)
+def test_what_cannot_be_attacked_is_refused(fitted, attack, message):
+    with pytest.raises(TypeError, match=message):
+        robust_accuracy(fitted(), X, Y, attack)
+
+
+@pytest.mark.parametrize(
+    "X_bad, y_bad, error, message",
+    [
+        (X, np.where(Y == 2, 7, Y), ValueError, "not seen in fit"),
+        (X, Y[:-1], ValueError, "one label for each"),
+        (scipy.sparse.csr_array(X), Y, TypeError, "[Ss]parse"),
+        (X[:0], Y[:0], ValueError, "minimum of 1"),
+        (3 * X, Y, ValueError, "the attack's bounds are"),
+    ],
+    ids=["labels", "lengths", "sparse", "empty", "bounds"],
+)
+def test_bad_data_are_named_before_anything_is_attacked(X_bad, y_bad, error, message):
+    with pytest.raises(error, match=message):
+        robust_accuracy(LogisticRegression().fit(X, Y), X_bad, y_bad, ATTACK)
+
+
+# Estimators of scikit-learn
+
+
+@pytest.mark.parametrize(
+    "estimator", [SVC(), make_pipeline(StandardScaler(), PCA(3), LogisticRegression()), KernelRidge(kernel="rbf")]
+)
+def test_scikit_learn_s_estimators_are_attacked_through_their_gradients(estimator):
+    targets = X[:, 0] * X[:, 1] if isinstance(estimator, KernelRidge) else np.array(["a", "b", "c"])[Y]
+    fitted, attack = clone(estimator).fit(X, targets), PGD(0.05, n_steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        X_adv = perturb(fitted, X, targets, attack)
+    assert X_adv.dtype == np.float64 and np.abs(X_adv - X).max() <= 0.05 + 1e-12
+    score = robust_accuracy(fitted, X, targets, attack, sample_weight=WEIGHT)
+    assert score == fitted.score(X_adv, targets, sample_weight=WEIGHT)
+    noise = np.random.default_rng(0).choice([-0.05, 0.05], X.shape)
+    assert score < min(fitted.score(X + noise, targets), fitted.score(X, targets)) - 0.02
+
+
+def test_what_has_no_gradient_is_attacked_as_a_black_box():
+    forest = RandomForestClassifier(5, random_state=0).fit(X, Y)
+    calibrated = CalibratedClassifierCV(FrozenEstimator(fitted_classifier())).fit(X, Y)
+    for fitted in (forest, make_pipeline(MinMaxScaler(), forest), calibrated):
+        fitted.fit(X, Y)
+        with pytest.warns(UserWarning, match="as a black box, by Square"):
+            score = robust_accuracy(fitted, X, Y, PGD(0.05))
+        assert score < fitted.score(X, Y)
+    # asked for by name there is nothing to warn of
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert robust_accuracy(forest.fit(X, Y), X, Y, Square(0.05, 30)) < forest.score(X, Y)
+
+
+def test_data_frames_stay_data_frames():
+    frame = pd.DataFrame(X, columns=list("abcd"), index=np.arange(len(X)) + 100)
+    columns = ColumnTransformer([("scale", StandardScaler(), ["d", "a"])], remainder="drop")
+    pipeline = make_pipeline(columns, LogisticRegression()).fit(frame, Y)
+    X_adv = perturb(pipeline, frame, Y, PGD(0.05))
+    assert list(X_adv.columns) == list("abcd") and (X_adv.index == frame.index).all()
+    changed = np.abs(X_adv - frame).max()
+    assert (changed[["a", "d"]] > 0.04).all()
+    assert robust_accuracy(pipeline, frame, Y, PGD(0.05)) == pipeline.score(X_adv, Y) < pipeline.score(frame, Y)
+
+
+# Not fitted
 
 
 @pytest.mark.parametrize(
