@@ -20,8 +20,8 @@ from .loops import as_pytree, runs_fused
 
 # At most so much of a step goes back towards the input; beyond the boundary by so much; back from it by so much.
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
-# Of Newton's method, which meets a piecewise linear function's root in as many steps as it passes pieces.
-NEWTON_STEPS = 20
+# Of Newton's method at most; it passes at least one piece of a piecewise linear function in each.
+NEWTON_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,10 @@ def _step(norm, model, x, y, target, ball, at, found):
 
     gradient, difference = jax.grad(differences, has_aux=True)(at)
     # the plane where the linearisation at the iterate vanishes, seen from the iterate and from the input
-    from_at = to_plane(name, gradient, -difference, at, ball)
     behind = jnp.sum(gradient * (x - at), axis=tuple(range(1, x.ndim)))
-    from_x = to_plane(name, gradient, -difference - behind, x, ball)
+    wanted = jnp.concatenate([-difference, -difference - behind])
+    both = to_plane(name, jnp.tile(gradient, (2, *[1] * (x.ndim - 1))), wanted, jnp.concatenate([at, x]), ball)
+    from_at, from_x = jnp.split(both, 2)
     lengths = [jnp.maximum(norm.length(step), 1e-8) for step in (from_at, from_x)]
     alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), ALPHA_MAX)
     mixed = (at + ETA * from_at) * (1 - alpha) + (x + ETA * from_x) * alpha
@@ -193,11 +194,19 @@ def to_plane(norm: str, w, r, x, ball):
     speed = jnp.ones_like(w) if norm == "linf" else weight
     wanted = jnp.abs(r)
 
-    def newton(_, rate):
+    def look(rate):
+        """What is missing at a rate, in units of the slope; 0 where nothing is, or nothing more can be had."""
         step = rate.reshape(each) * speed
-        reached = jnp.sum(weight * jnp.minimum(step, room), axis=axes)
+        missing = wanted - jnp.sum(weight * jnp.minimum(step, room), axis=axes)
         slope = jnp.sum(jnp.where(step < room, weight * speed, 0), axis=axes)
-        return jnp.where(slope > 0, rate + jnp.maximum(wanted - reached, 0) / jnp.where(slope > 0, slope, 1), rate)
+        short = (missing > 4 * jnp.finfo(x.dtype).eps * wanted) & (slope > 0)
+        return jnp.where(short, missing / jnp.where(short, slope, 1), 0)
 
-    rate = jax.lax.fori_loop(0, NEWTON_STEPS, newton, jnp.zeros_like(wanted))
+    def newton(state):
+        n_steps, rate, missing = state
+        return n_steps + 1, rate + missing, look(rate + missing)
+
+    start = jnp.zeros_like(wanted)
+    state = (0, start, look(start))
+    _, rate, _ = jax.lax.while_loop(lambda s: (s[0] < NEWTON_STEPS) & jnp.any(s[2] > 0), newton, state)
     return sign * jnp.minimum(rate.reshape(each) * speed, room)
