@@ -28,6 +28,7 @@ from .balls import (
     plain_bounds,
     project,
     project_into,
+    settle,
 )
 from .loops import as_pytree, runs_fused
 from .networks import check_choice
@@ -241,7 +242,7 @@ def _cross_entropy(scores, y):
 
 
 def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
-    """Adversarial examples of all of ``X``, in tiles of one shape, projected once more.
+    """Adversarial examples of all of ``X``, in tiles of one shape, projected once more, to the last bit.
 
     Parameters
     ----------
@@ -270,7 +271,8 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
         x = jnp.asarray(X[index])
         x_adv = attack(model, x, jnp.asarray(y[index]), key=keys[index])
         kept = slice(start, min(start + rows, len(X)))
-        result[kept] = project_into(x_adv, x, attack)[: kept.stop - kept.start]
+        inside = np.asarray(project_into(x_adv, x, attack))[: kept.stop - kept.start]
+        result[kept] = settle(inside, X[kept], attack)
     return result
 
 

@@ -95,6 +95,35 @@ def project_into(x_adv, x, attack):
     return project(NORMS[attack.norm], x, x_adv, ball_of(attack, x))
 
 
+def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
+    """``x_adv`` (n, ...) moved by the last bits by which rounding took it out of the ball around ``x``.
+
+    Afterwards the distance, computed in double precision, is at most the attack's epsilon. What lies in bounds
+    with ``x`` stays in them.
+
+    >>> from ntkrobust_sk import PGD
+    >>> x = np.array([[0.7]], np.float32)
+    >>> x_adv = x + np.float32(0.1)
+    >>> float(x_adv[0, 0]) - float(x[0, 0]) > 0.1
+    True
+    >>> float(settle(x_adv, x, PGD(0.1))[0, 0]) - float(x[0, 0]) <= 0.1
+    True
+    """
+    if not hasattr(attack, "epsilon"):
+        return x_adv
+    while True:
+        delta = np.asarray(x_adv, np.float64) - x
+        if attack.norm == "linf":
+            out = np.abs(delta) > attack.epsilon
+        else:
+            lengths = np.sqrt((delta.reshape(len(delta), -1) ** 2).sum(1))
+            # the sum of squares is rounded too
+            out = (lengths * (1 + 1e-14) > attack.epsilon).reshape(-1, *[1] * (delta.ndim - 1)) & (delta != 0)
+        if not out.any():
+            return x_adv
+        x_adv = np.where(out, np.nextafter(x_adv, x), x_adv)
+
+
 def check_bounds(attack, X) -> None:
     """Raise ValueError when inputs lie outside of the attack's bounds."""
     if getattr(attack, "bounds", None) is None or len(X) == 0:

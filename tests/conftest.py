@@ -11,3 +11,18 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")
 # What JAX traces is many small objects, which the collector would go through again and again.
 gc.set_threshold(100_000, 50, 50)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from ntkrobust_sk import plan  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """What a module has compiled goes with it: a process may map only so many pieces of memory."""
+    yield
+    for cached in (plan._program, plan._plan):
+        cached.cache_clear()
+    jax.clear_caches()
+    gc.collect()

@@ -233,6 +233,30 @@ def test_in_tiles_nothing_comes_of_nothing():
     )
 
 
+@each_norm
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_in_tiles_examples_lie_in_ball_and_bounds_to_the_last_bit(norm, bounds, tmp_path):
+    rng = np.random.default_rng(0)
+    low, high = BOUNDS[bounds] or (-3, 3)
+    low, high = (
+        np.asarray(np.broadcast_to(np.reshape(b, -1), 32), np.float32).reshape(IMAGE) for b in (low, high)
+    )
+    X = np.clip(rng.uniform(-0.2, 1.2, size=(2000, *IMAGE)).astype(np.float32), low, high)
+
+    def outwards(model, x, y, *, key):
+        return x + 10 * jax.random.normal(key[0], x.shape)
+
+    for epsilon in (8 / 255, 0.1, 1e-5, 0.7):
+        outwards.epsilon, outwards.norm, outwards.bounds = epsilon, norm, BOUNDS[bounds]
+        np.save(tmp_path / "x.npy", attack_in_tiles(outwards, None, X, np.zeros(2000, int), key=KEY, rows=500))
+        x_adv = np.load(tmp_path / "x.npy")
+        assert x_adv.dtype == np.float32
+        length = lengths(x_adv.astype(float) - X, norm)
+        assert length.max() <= epsilon and np.median(length) > 0.5 * epsilon
+        if BOUNDS[bounds] is not None:
+            assert (low <= x_adv).all() and (x_adv <= high).all()
+
+
 def test_in_tiles_a_foreign_attack_that_leaves_the_ball_is_brought_back():
     class Outside:
         epsilon, norm, bounds = EPSILON, "linf", (0.0, 1.0)
