@@ -68,6 +68,8 @@ class L2:
         return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
 
 
+# Times that examples are moved inwards at most; once or twice is enough.
+SETTLING = 8
 NORMS = {"linf": Linf(), "l2": L2()}
 
 
@@ -109,19 +111,22 @@ def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
     >>> float(settle(x_adv, x, PGD(0.1))[0, 0]) - float(x[0, 0]) <= 0.1
     True
     """
+    x_adv = np.asarray(x_adv).astype(x.dtype)
     if not hasattr(attack, "epsilon"):
         return x_adv
-    while True:
-        delta = np.asarray(x_adv, np.float64) - x
+    for _ in range(SETTLING):
+        delta = x_adv.astype(np.float64) - x
         if attack.norm == "linf":
-            out = np.abs(delta) > attack.epsilon
+            sizes = np.abs(delta)
         else:
-            lengths = np.sqrt((delta.reshape(len(delta), -1) ** 2).sum(1))
-            # the sum of squares is rounded too
-            out = (lengths * (1 + 1e-14) > attack.epsilon).reshape(-1, *[1] * (delta.ndim - 1)) & (delta != 0)
+            sizes = np.sqrt((delta.reshape(len(delta), -1) ** 2).sum(1)).reshape(-1, *[1] * (delta.ndim - 1))
+        # a little less, since the sum of squares is rounded too
+        share = attack.epsilon * (1 - 1e-14) / np.where(sizes > 0, sizes, 1)
+        out = (share < 1) & (delta != 0) & (sizes > 0)
         if not out.any():
-            return x_adv
-        x_adv = np.where(out, np.nextafter(x_adv, x), x_adv)
+            break
+        x_adv = np.where(out, np.nextafter((x + delta * share).astype(x.dtype), x), x_adv)
+    return x_adv
 
 
 def check_bounds(attack, X) -> None:
