@@ -22,6 +22,13 @@ from .displays import (
     TransferDisplay,
 )
 from .eigenfeatures import RobustFeatureSelector, eigenfeature_images, ntk_features
+from .evaluation import (
+    RobustnessReport,
+    TransferMatrix,
+    minimal_perturbations,
+    robustness_report,
+    transfer_matrix,
+)
 from .evolution import KernelEvolution, load_evolution
 from .evolution_result import EvolutionResult
 from .fab import FAB
@@ -85,6 +92,7 @@ __all__ = [
     "ResNet18",
     "RobustFeatureSelector",
     "RobustnessCurveDisplay",
+    "RobustnessReport",
     "SingularGramError",
     "SpecializationDisplay",
     "SpectrumDisplay",
@@ -95,6 +103,7 @@ __all__ = [
     "TrainState",
     "TrainingDivergedError",
     "TransferDisplay",
+    "TransferMatrix",
     "Variables",
     "as_model",
     "class_balanced_indices",
@@ -118,13 +127,16 @@ __all__ = [
     "load_fashion_mnist",
     "load_mnist",
     "make_robust_scorer",
+    "minimal_perturbations",
     "ntk_features",
     "perturb",
     "polar_dynamics",
     "robust_accuracy",
+    "robustness_report",
     "solve",
     "target_alignment",
     "top_mass",
     "train",
+    "transfer_matrix",
     "write_report",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from .evaluation import transfer_matrix
 from .gram import gram
 from .metrics import kernel_distance, kernel_specialization
 from .scoring import robust_accuracy
@@ -308,6 +309,12 @@ class TransferDisplay(_Display):
         if not found:
             raise LookupError(f"{result.path} has no transfer matrix for seed {seed}: stage 2 is not finished")
         return cls(found[0]["matrix"], found[0]["names"]).plot(ax)
+
+    @classmethod
+    def from_estimators(cls, estimators, X, y, attack, *, random_state=0, ax=None):
+        """Of fitted classifiers or models by name, as :func:`~ntkrobust_sk.transfer_matrix` takes them."""
+        found = transfer_matrix(estimators, X, y, attack, random_state=random_state)
+        return cls(found.matrix, found.names).plot(ax)
 
     def plot(self, ax=None, *, cmap="viridis"):
         """Draw into an axes, or a new one; returns the display."""

@@ -14,9 +14,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from .attacks import attack_in_tiles
+from .attacks import attack_in_tiles, one_key_each
 from .estimators import NETWORK_ROWS, key_of, positions
-from .networks import params_dtype
+from .loops import as_pytree, evaluate
+from .networks import Model, params_dtype
 from .sklearn_models import as_model
 from .square import Square
 
@@ -104,31 +105,163 @@ def perturb(estimator, X, y, attack, *, random_state=0):
     ((150, 4), dtype('float64'))
     """
     check_is_fitted(estimator)
-    estimator = _held(estimator)
-    if hasattr(estimator, "perturb"):
-        return estimator.perturb(X, y, attack, random_state=random_state)
-    if not (is_classifier(estimator) or is_regressor(estimator)):
-        raise TypeError(
-            f"{type(estimator).__name__} is no classifier and no regressor: there is no score to attack"
+    held = _held(estimator)
+    if hasattr(held, "perturb"):
+        return held.perturb(X, y, attack, random_state=random_state)
+    if not callable(attack) or isinstance(attack, type):
+        raise TypeError(f"an attack is needed, such as PGD(epsilon=8/255), got {attack!r}")
+    subject = attackable(held, X, y)
+    return subject.like(subject.perturb(subject.usable(attack), key_of(random_state)))
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An estimator or a model as attacks see it, with inputs and labels that have been checked.
+
+    Attributes
+    ----------
+    source : estimator or model
+    model : callable pytree
+        From inputs like ``X`` to scores.
+    X : array (n, ...)
+        Inputs in the precision in which they are attacked.
+    y : int32 array (n,)
+        Positions in ``classes``; of a regressor its targets, float (n, T).
+    classes : array (C,) or None
+    rows : int
+        Of a tile.
+    x64 : bool
+        Whether double precision is needed.
+    opaque : str or None
+        Why there are no gradients, where there are none.
+    given : array or data frame
+        X as it came.
+    """
+
+    source: object
+    model: Callable
+    X: np.ndarray
+    y: np.ndarray
+    classes: np.ndarray | None
+    rows: int
+    x64: bool
+    opaque: str | None
+    given: object
+
+    def usable(self, attack):
+        """The attack, or one that needs no gradients where there are none, and a warning."""
+        if self.opaque is None or isinstance(attack, Square):
+            return attack
+        if self.classes is None or getattr(attack, "norm", None) != "linf":
+            error = TypeError(self.opaque)
+            error.add_note("Only classifiers are attacked as black boxes, and in the L∞ norm.")
+            raise error
+        attack = Square(attack.epsilon, QUERIES, bounds=attack.bounds)
+        warnings.warn(
+            f"{self.opaque}: so {type(self.source).__name__} is attacked as a black box, by {attack!r}. What "
+            "stands may fall to an attack with gradients",
+            UserWarning,
+            stacklevel=3,
         )
-    checked = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X", estimator=estimator)
-    last = _held(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
-    model, attack = _model_and_attack(estimator, attack)
+        return attack
+
+    def perturb(self, attack, key, at=slice(None)) -> np.ndarray:
+        """Adversarial examples of the rows ``at``; ``key`` is one, or one for each of *all* rows."""
+        keys = one_key_each(key, len(self.X))
+        with self.precision():
+            X, y = self.X[at], self.y[at]
+            return attack_in_tiles(attack, self.model, X, y, key=keys[at], rows=self.rows)
+
+    def precision(self):
+        """The context in which the model is called."""
+        return enable_x64(self.x64)
+
+    def answers(self, X) -> np.ndarray:
+        """Positions in ``classes`` (n,) of the answers to inputs like ``X``; a regressor has none."""
+        X = np.asarray(X, self.X.dtype).reshape(-1, *self.X.shape[1:])
+        if self.own:
+            with self.precision():
+                return evaluate(self.model, X, self.rows).argmax(1)
+        return positions(self.source.predict(self.like(X)), self.classes, len(X))
+
+    @property
+    def own(self) -> bool:
+        """Whether an answer is the highest score, by definition: of models and of this library's estimators."""
+        return not hasattr(self.source, "predict") or hasattr(self.source, "_predictor")
+
+    def like(self, X):
+        """Inputs in the form in which they came: a data frame, flat rows, or images."""
+        if hasattr(self.given, "columns"):
+            index = self.given.index if len(X) == len(self.given) else None
+            return type(self.given)(X, columns=self.given.columns, index=index)
+        return X.reshape(-1, *np.shape(self.given)[1:])
+
+
+def attackable(estimator, X, y, *, classes=None) -> Subject:
+    """An estimator, or a model, with inputs and labels, checked and ready to be attacked.
+
+    Parameters
+    ----------
+    estimator : fitted estimator, or callable
+        As for :func:`robust_accuracy`; or a function from inputs to scores, such as a
+        :class:`~ntkrobust_sk.Model` or what :func:`~ntkrobust_sk.as_model` gives.
+    X, y
+        What is to be attacked.
+    classes : array (C,), default=None
+        What the scores of a model stand for; None is 0..C-1.
+
+    Returns
+    -------
+    Subject
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        For what :func:`robust_accuracy` cannot attack.
+    """
+    if callable(estimator) and not hasattr(estimator, "fit"):
+        return _model_subject(estimator, X, y, classes)
+    check_is_fitted(estimator)
+    estimator = _held(estimator)
+    name = type(estimator).__name__
+    if not (is_classifier(estimator) or is_regressor(estimator)):
+        raise TypeError(f"{name} is no classifier and no regressor: there is no score to attack")
+    if hasattr(estimator, "_predictor"):
+        checked, _ = estimator._validated(X, reset=False)
+        model, opaque, last = estimator._predictor(), None, estimator
+    else:
+        checked = check_array(
+            X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X", estimator=estimator
+        )
+        wanted = getattr(estimator, "n_features_in_", None)
+        if checked.ndim == 2 and not hasattr(X, "columns") and wanted not in (None, checked.shape[1]):
+            raise ValueError(f"X has {checked.shape[1]} features, but {name} was fitted on {wanted}")
+        model, opaque = _model_of(estimator)
+        last = _held(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
     own, x64 = hasattr(last, "_predictor"), bool(jax.config.jax_enable_x64)
     # what scikit-learn computes in double precision is attacked in it; a call back's thread knows nothing of x64
-    x64 |= not own and not isinstance(model, _BlackBox)
+    x64 |= not own and opaque is None
     dtype = params_dtype(last.model_.variables.params) if own else np.dtype(float if x64 else np.float32)
-    if hasattr(estimator, "classes_"):
-        targets = positions(y, estimator.classes_, len(checked))
+    classes = getattr(estimator, "classes_", None)
+    if classes is None:
+        y = np.asarray(y, dtype).reshape(len(checked), -1)
     else:
-        targets = np.asarray(y, dtype).reshape(len(checked), -1)
-    with enable_x64(x64):
-        rows = last._rows() if own else NETWORK_ROWS
-        key = key_of(random_state)
-        X_adv = attack_in_tiles(attack, model, checked.astype(dtype), targets, key=key, rows=rows)
-    if hasattr(X, "columns"):
-        return type(X)(X_adv, columns=X.columns, index=X.index)
-    return X_adv.reshape(np.shape(X))
+        y = positions(y, classes, len(checked))
+    rows = last._rows() if own else NETWORK_ROWS
+    return Subject(estimator, model, checked.astype(dtype, copy=False), y, classes, rows, x64, opaque, X)
+
+
+def _model_subject(model, X, y, classes):
+    x64 = bool(jax.config.jax_enable_x64)
+    dtype = params_dtype(model.variables.params) if isinstance(model, Model) else float if x64 else np.float32
+    checked = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X").astype(dtype)
+    model = as_pytree(model)
+    n_scores = jax.eval_shape(model, jax.ShapeDtypeStruct((1, *checked.shape[1:]), checked.dtype)).shape[1]
+    classes = np.arange(n_scores) if classes is None else np.asarray(classes)
+    if len(classes) != n_scores:
+        raise ValueError(f"the model gives {n_scores} scores, but there are {len(classes)} classes")
+    y = positions(y, classes, len(checked))
+    return Subject(model, model, checked, y, classes, NETWORK_ROWS, x64, None, X)
 
 
 def _held(estimator):
@@ -142,24 +275,15 @@ def _held(estimator):
             return estimator
 
 
-def _model_and_attack(estimator, attack):
-    """The estimator's differentiable form and the attack, or its scores alone and an attack that needs no more."""
+def _model_of(estimator):
+    """The estimator's differentiable form; or its scores alone, and why."""
     try:
-        return as_model(estimator), attack
+        return as_model(estimator), None
     except TypeError as error:
-        if not is_classifier(estimator) or getattr(attack, "norm", None) != "linf":
+        if not is_classifier(estimator):
             error.add_note("Only classifiers are attacked as black boxes, and in the L∞ norm.")
             raise
-        model = _BlackBox(estimator)
-        if not isinstance(attack, Square):
-            attack = Square(attack.epsilon, QUERIES, bounds=attack.bounds)
-            warnings.warn(
-                f"{error}: so {type(estimator).__name__} is attacked as a black box, by {attack!r}. What stands "
-                "may fall to an attack with gradients",
-                UserWarning,
-                stacklevel=4,
-            )
-        return model, attack
+        return _BlackBox(estimator), str(error)
 
 
 class _BlackBox:

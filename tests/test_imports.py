@@ -46,6 +46,7 @@ ORDER = [
     "features",
     "sklearn_models",
     "scoring",
+    "evaluation",
     "splits",
     "rundir",
     "stages",

@@ -1,0 +1,498 @@
+"""Robust accuracy as evidence: several attacks and radii at once, with intervals; distances; transfer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from sklearn.base import is_regressor
+
+from .attacks import PGD, one_key_each
+from .autoattack import AutoAttack
+from .balls import check_bounds, check_nonnegative
+from .estimators import key_of
+from .fab import FAB
+from .scoring import Subject, attackable
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def robustness_report(
+    estimator,
+    X,
+    y,
+    epsilons,
+    *,
+    norm="linf",
+    bounds=(0.0, 1.0),
+    attacks=None,
+    nearest=None,
+    confidence=0.95,
+    random_state=0,
+) -> RobustnessReport:
+    """Accuracy under several attacks at several radii, by class, with confidence intervals.
+
+    An example that has fallen to an attack at one radius has fallen at all larger ones, since it lies in their
+    balls too. So it is not attacked again, and accuracy cannot rise with epsilon.
+
+    Parameters
+    ----------
+    estimator : fitted classifier, or callable
+        Whatever :func:`~ntkrobust_sk.robust_accuracy` takes, but no regressor; or a function from
+        inputs to scores.
+    X : array (n, n_features), data frame, or (n, h, w, c)
+        Inputs of the estimator, of a Pipeline those of its first step.
+    y : array (n,)
+        Labels of ``classes_``; for a function integers 0..C-1.
+    epsilons : float or sequence of float
+        Radii, in units of X.
+    norm : {"linf", "l2"}, default="linf"
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`~ntkrobust_sk.PGD`.
+    attacks : attack, sequence of them or dict from names to them, default=None
+        Their epsilon, norm and bounds give way to those of the report. None is PGD of 40 steps with 5
+        restarts, and AutoAttack.
+    nearest : attack with ``nearest``, default=None
+        For the minimal perturbations; None is :class:`~ntkrobust_sk.FAB`.
+    confidence : float in (0, 1), default=0.95
+        Of each Clopper–Pearson interval, taken by itself.
+    random_state : int, RandomState or None, default=0
+
+    Returns
+    -------
+    RobustnessReport
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        As for :func:`~ntkrobust_sk.robust_accuracy`; TypeError for a regressor.
+
+    Warns
+    -----
+    UserWarning
+        If there are no gradients, so that all attacks are :class:`~ntkrobust_sk.Square`.
+
+    References
+    ----------
+    Clopper & Pearson 1934; Croce & Hein 2020, arXiv:2003.01690.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from ntkrobust_sk import PGD, robustness_report
+    >>> X, y = load_iris(return_X_y=True)
+    >>> classifier = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> report = robustness_report(classifier, X, y, [0.1, 0.5], bounds=None, attacks=PGD(0.1))
+    >>> bool((np.diff(report.accuracies) <= 0).all())
+    True
+    """
+    epsilons, subject = radii(epsilons), classifier_under_attack("robustness_report", estimator, X, y)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), such as 0.95, got {confidence!r}")
+    largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
+    if attacks is None:
+        steps = PGD(**largest, n_steps=40, n_restarts=5)
+        attacks = [steps, AutoAttack(**largest)] if subject.opaque is None else [subject.usable(steps)]
+    attacks = {name: _in_ball(subject.usable(a), **largest) for name, a in _named(attacks).items()}
+    keys = one_key_each(key_of(random_state), len(subject.X))
+    right = subject.answers(subject.X) == subject.y
+    distances = np.where(right, np.inf, 0.0)
+    fell_at, flags = [], {}
+    for name, attack in attacks.items():
+        fell, lengths, said = _falls(subject, attack, epsilons, keys, right)
+        fell_at.append(fell)
+        distances = np.minimum(distances, lengths)
+        flags |= {f"{name}, {flag}": at for flag, at in said.items()}
+    if subject.opaque is None:
+        nearest = FAB(**largest) if nearest is None else _in_ball(nearest, **largest)
+        distances = np.minimum(distances, _nearest(subject, nearest, keys))
+    return RobustnessReport(
+        epsilons=epsilons,
+        norm=norm,
+        names=tuple(attacks),
+        classes=subject.classes,
+        y=subject.y,
+        fell_at=np.stack(fell_at),
+        distances=distances,
+        flags=tuple(f"{flag} (epsilon {', '.join(at)})" for flag, at in flags.items()),
+        confidence=confidence,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RobustnessReport:
+    """What :func:`robustness_report` has found. Printed, it is a table.
+
+    Attributes
+    ----------
+    epsilons : tuple of float
+        Ascending.
+    norm : str
+    names : tuple of str
+        Of the attacks.
+    classes : array (C,)
+    y : int array (n,)
+        Positions of the labels in ``classes``.
+    fell_at : array (n_attacks, n)
+        Smallest epsilon at which the example fell; 0 where it was answered wrongly as it is, infinity where it
+        stands.
+    distances : array (n,)
+        Of the nearest wrongly answered point that any attack has found, an upper bound of the minimal
+        perturbation; infinity where there was none.
+    flags : tuple of str
+        What AutoAttack holds against its own result.
+    confidence : float
+    """
+
+    epsilons: tuple[float, ...]
+    norm: str
+    names: tuple[str, ...]
+    classes: np.ndarray
+    y: np.ndarray
+    fell_at: np.ndarray
+    distances: np.ndarray
+    flags: tuple[str, ...]
+    confidence: float
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Accuracy on the examples as they are."""
+        return float(np.mean(self.fell_at[0] > 0))
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """Robust accuracies (n_attacks, n_epsilons)."""
+        return self._standing().mean(2)
+
+    @property
+    def worst_accuracies(self) -> np.ndarray:
+        """Share (n_epsilons,) of examples that stand under all of the attacks."""
+        return self._standing().all(0).mean(1)
+
+    @property
+    def intervals(self) -> np.ndarray:
+        """Clopper–Pearson intervals (n_attacks, n_epsilons, 2) of ``accuracies``."""
+        standing = self._standing()
+        return np.stack(clopper_pearson(standing.sum(2), standing.shape[2], self.confidence), axis=-1)
+
+    @property
+    def class_accuracies(self) -> np.ndarray:
+        """Robust accuracies (C, n_attacks, n_epsilons); NaN for a class without examples."""
+        members = self.y == np.arange(len(self.classes))[:, None]
+        counts = members.sum(1)[:, None, None]
+        found = np.einsum("cn,aen->cae", members.astype(float), self._standing())
+        return np.where(counts, found / np.maximum(counts, 1), np.nan)
+
+    def quantiles(self, q=QUANTILES) -> np.ndarray:
+        """Quantiles of the distances: of a share q of the examples the minimal perturbation is at most so long."""
+        return np.quantile(self.distances, q, method="inverted_cdf")
+
+    def to_frame(self):
+        """A data frame with a row for each attack, epsilon and class, and for all classes together.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns attack, epsilon, class, n, accuracy, low, high. Accuracy on the examples as they are is that of
+            the attack "clean" at epsilon 0.
+        """
+        import pandas as pd
+
+        rows = []
+        clean = (("clean", 0.0, self.fell_at[0] > 0),)
+        attacked = (
+            (name, epsilon, standing)
+            for name, by_epsilon in zip(self.names, self._standing(), strict=True)
+            for epsilon, standing in zip(self.epsilons, by_epsilon, strict=True)
+        )
+        for attack, epsilon, standing in (*clean, *attacked):
+            for label, position in (
+                ("all", None),
+                *zip(self.classes.tolist(), range(len(self.classes)), strict=True),
+            ):
+                members = standing if position is None else standing[self.y == position]
+                low, high = clopper_pearson(members.sum(), len(members), self.confidence)
+                accuracy = members.mean() if len(members) else np.nan
+                rows.append((attack, epsilon, label, len(members), accuracy, float(low), float(high)))
+        return pd.DataFrame(rows, columns=["attack", "epsilon", "class", "n", "accuracy", "low", "high"])
+
+    def __str__(self):
+        low, high = clopper_pearson(np.sum(self.fell_at[0] > 0), len(self.y), self.confidence)
+        lines = [
+            f"{len(self.y):,} examples, norm {self.norm}, intervals of {self.confidence:.0%} (Clopper–Pearson)",
+            f"clean accuracy {self.clean_accuracy:.3f} [{low:.3f}, {high:.3f}]",
+            "",
+            f"{'epsilon':<10}" + "".join(f"{name:<24}" for name in (*self.names, "all of them")),
+        ]
+        rows = zip(self.epsilons, self.accuracies.T, self.intervals.transpose(1, 0, 2), strict=True)
+        for (epsilon, accuracies, intervals), worst in zip(rows, self.worst_accuracies, strict=True):
+            cells = [f"{a:.3f} [{lo:.3f}, {hi:.3f}]" for a, (lo, hi) in zip(accuracies, intervals, strict=True)]
+            lines.append(f"{epsilon:<10.4g}" + "".join(f"{cell:<24}" for cell in cells) + f"{worst:.3f}")
+        by_class = self.class_accuracies[:, :, -1].min(1)
+        if not np.isnan(by_class).all():
+            worst = np.nanargmin(by_class)
+            where = f"at epsilon {self.epsilons[-1]:.4g}"
+            lines += ["", f"worst class {where}: {self.classes[worst]} with {by_class[worst]:.3f}"]
+        found = ", ".join(f"{q:.0%} {at:.4g}" for q, at in zip(QUANTILES, self.quantiles(), strict=True))
+        lines.append(f"minimal perturbation at most: {found}")
+        lines += [f"flag: {flag}" for flag in self.flags]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _standing(self):
+        return self.fell_at[:, None, :] > np.array(self.epsilons)[:, None]
+
+
+def minimal_perturbations(
+    estimator, X, y, attack=None, *, norm="linf", bounds=(0.0, 1.0), random_state=0
+) -> np.ndarray:
+    """Distances to the nearest wrongly answered points that a minimum-norm attack finds.
+
+    Each is an upper bound of the true distance.
+
+    Parameters
+    ----------
+    estimator, X, y, random_state
+        As for :func:`robustness_report`.
+    attack : attack with ``nearest``, default=None
+        None is :class:`~ntkrobust_sk.FAB` in this norm and these bounds.
+    norm : {"linf", "l2"}, default="linf"
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        Of the default attack.
+
+    Returns
+    -------
+    array (n,)
+        In units of X; 0 for what is answered wrongly as it is, infinity where nothing was found.
+
+    Raises
+    ------
+    TypeError
+        If the attack finds no nearest points, or the estimator has no differentiable form.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.svm import LinearSVC
+    >>> from ntkrobust_sk import minimal_perturbations
+    >>> X, y = load_iris(return_X_y=True)
+    >>> X, y = X[:100], y[:100]
+    >>> svc = LinearSVC().fit(X, y)
+    >>> exact = abs(svc.decision_function(X)) / abs(svc.coef_).sum()
+    >>> bool(abs(minimal_perturbations(svc, X, y, bounds=None) / exact - 1).max() < 0.01)
+    True
+    """
+    subject = classifier_under_attack("minimal_perturbations", estimator, X, y)
+    attack = FAB(1.0, norm=norm, bounds=bounds) if attack is None else attack
+    if subject.opaque is not None:
+        raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
+    keys = one_key_each(key_of(random_state), len(subject.X))
+    return _nearest(subject, attack, keys)
+
+
+@dataclass(frozen=True, eq=False)
+class TransferMatrix:
+    """What :func:`transfer_matrix` has found.
+
+    Attributes
+    ----------
+    names : tuple of str
+    clean : array (m,)
+        Accuracies on the examples as they are.
+    matrix : array (m, m)
+        Accuracy of each model (column) on the adversarial examples of each (row).
+    """
+
+    names: tuple[str, ...]
+    clean: np.ndarray
+    matrix: np.ndarray
+
+
+def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> TransferMatrix:
+    """Accuracy of every model on the adversarial examples against every model.
+
+    Parameters
+    ----------
+    estimators : dict from str to fitted classifier or callable
+        What :func:`robustness_report` takes: networks, their linearisations, kernel machines. Those with an
+        infinitely wide network's kernel come as ``as_model(machine, kernel=k)``.
+    X, y, random_state
+        As for :func:`robustness_report`. A function's scores stand for the classes of the estimators.
+    attack : attack
+        The same on all of them.
+
+    Returns
+    -------
+    TransferMatrix
+        Drawn by :meth:`~ntkrobust_sk.TransferDisplay.from_estimators`.
+
+    Raises
+    ------
+    ValueError
+        If the classifiers know different classes.
+
+    References
+    ----------
+    Papernot et al. 2016, arXiv:1605.07277.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.svm import SVC
+    >>> from ntkrobust_sk import PGD, transfer_matrix
+    >>> X, y = load_iris(return_X_y=True)
+    >>> fitted = {"linear": LogisticRegression(max_iter=1000).fit(X, y), "rbf": SVC().fit(X, y)}
+    >>> found = transfer_matrix(fitted, X, y, PGD(0.5, bounds=None))
+    >>> found.names, bool((np.diag(found.matrix) <= found.clean).all())
+    (('linear', 'rbf'), True)
+    """
+    if not isinstance(estimators, dict) or not estimators:
+        raise TypeError(f"transfer_matrix needs a dict from names to classifiers, got {estimators!r}")
+    known = {name: getattr(e, "classes_", None) for name, e in estimators.items()}
+    known = {name: np.asarray(classes) for name, classes in known.items() if classes is not None}
+    first = next(iter(known.values()), None)
+    for name, classes in known.items():
+        if classes.tolist() != first.tolist():
+            raise ValueError(
+                f"{next(iter(known))} and {name} know different classes, {first.tolist()} and {classes.tolist()}"
+            )
+    subjects = [
+        classifier_under_attack("transfer_matrix", e, X, y, classes=None if hasattr(e, "fit") else first)
+        for e in estimators.values()
+    ]
+    key = key_of(random_state)
+    attacked = [subject.like(subject.perturb(subject.usable(attack), key)) for subject in subjects]
+    return TransferMatrix(
+        names=tuple(estimators),
+        clean=np.array([np.mean(subject.answers(subject.X) == subject.y) for subject in subjects]),
+        matrix=np.array([[np.mean(s.answers(X_adv) == s.y) for s in subjects] for X_adv in attacked]),
+    )
+
+
+def clopper_pearson(successes, n, confidence=0.95):
+    """Lower and upper ends of the exact interval of a proportion.
+
+    They are quantiles of beta distributions, B(tail; k, n − k + 1) and B(1 − tail; k + 1, n − k) with tail =
+    (1 − confidence) / 2; each end alone holds with probability 1 − tail (Clopper & Pearson 1934).
+
+    Parameters
+    ----------
+    successes, n : int or array of int
+    confidence : float in (0, 1), default=0.95
+
+    Returns
+    -------
+    low, high : arrays shaped like ``successes``
+
+    Examples
+    --------
+    >>> [round(float(end), 4) for end in clopper_pearson(8, 10)]
+    [0.4439, 0.9748]
+    """
+    k, tail = np.asarray(successes), (1 - confidence) / 2
+    low = np.where(k == 0, 0.0, scipy.stats.beta.ppf(tail, np.maximum(k, 1), n - k + 1))
+    high = np.where(k == n, 1.0, scipy.stats.beta.isf(tail, k + 1, np.maximum(n - k, 1)))
+    return low, high
+
+
+def classifier_under_attack(function: str, estimator, X, y, *, classes=None) -> Subject:
+    """:func:`~ntkrobust_sk.scoring.attackable` of what has classes, on behalf of a function."""
+    if hasattr(estimator, "fit") and is_regressor(estimator):
+        raise TypeError(
+            f"{function} counts right answers, but {type(estimator).__name__} is a regressor; "
+            "robust_accuracy gives its R² on attacked inputs"
+        )
+    return attackable(estimator, X, y, classes=classes)
+
+
+def radii(epsilons) -> tuple[float, ...]:
+    """Radii in ascending order, without repetition."""
+    if isinstance(epsilons, str) or np.ndim(epsilons) > 1 or np.size(epsilons) == 0:
+        raise ValueError(
+            f"epsilons must be numbers in units of the data, such as [4/255, 8/255], got {epsilons!r}"
+        )
+    given = [epsilons] if np.ndim(epsilons) == 0 else list(epsilons)
+    for epsilon in given:
+        check_nonnegative("epsilon", epsilon)
+    return tuple(sorted({float(epsilon) for epsilon in given}))
+
+
+def _named(attacks) -> dict[str, Callable]:
+    if isinstance(attacks, dict):
+        return attacks
+    attacks = list(attacks) if isinstance(attacks, list | tuple) else [attacks]
+    names = [type(attack).__name__ for attack in attacks]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(
+            f"attacks of one type need names, as in {{'short': PGD(...), 'long': ...}}, got {attacks}"
+        )
+    return dict(zip(names, attacks, strict=True))
+
+
+def _in_ball(attack, epsilon, norm, bounds):
+    """The attack with another ball, as far as it states one."""
+    if isinstance(attack, type) or not (callable(attack) and dataclasses.is_dataclass(attack)):
+        raise TypeError(f"attacks must be instances of attacks such as PGD(epsilon=8/255), got {attack!r}")
+    stated = {field.name for field in dataclasses.fields(attack)}
+    if "epsilon" not in stated:
+        raise TypeError(f"an attack at several radii must have epsilon, but {attack!r} has none")
+    given = {"epsilon": epsilon, "norm": norm, "bounds": bounds}
+    attack = dataclasses.replace(attack, **{name: value for name, value in given.items() if name in stated})
+    if getattr(attack, "norm", norm) != norm:
+        raise ValueError(
+            f"the report is in the norm {norm}, but {type(attack).__name__} is an attack in {attack.norm}"
+        )
+    return attack
+
+
+def _falls(subject, attack, epsilons, keys, right):
+    """Where examples fall first (n,), how far their wrongly answered points are (n,), and flags with epsilons."""
+    fell, flags = np.where(right, np.inf, 0.0), {}
+    lengths = fell.copy()
+    for epsilon in epsilons:
+        at = np.flatnonzero(fell == np.inf)
+        if epsilon == 0 or not len(at):
+            continue
+        found, said = _attacked(subject, dataclasses.replace(attack, epsilon=epsilon), keys, at)
+        broken = subject.answers(found) != subject.y[at]
+        fell[at[broken]] = epsilon
+        lengths[at[broken]] = _lengths(attack.norm, found[broken], subject.X[at[broken]])
+        for flag in said:
+            flags.setdefault(flag, []).append(f"{epsilon:g}")
+    return fell, lengths, flags
+
+
+def _attacked(subject, attack, keys, at):
+    """Adversarial examples of rows ``at``, and flags."""
+    if not hasattr(attack, "run"):
+        return subject.perturb(attack, keys, at), ()
+    with subject.precision():
+        found = attack.run(subject.model, subject.X[at], subject.y[at], key=keys[at], rows=subject.rows)
+    return found.x_adv, found.flags
+
+
+def _nearest(subject, attack, keys) -> np.ndarray:
+    """Distances (n,) to the nearest points found that the estimator answers wrongly."""
+    if not hasattr(attack, "nearest"):
+        raise TypeError(f"minimal perturbations need an attack with nearest, such as FAB, got {attack!r}")
+    check_bounds(attack, subject.X)
+    points, n = subject.X.copy(), len(subject.X)
+    with subject.precision():
+        for start in range(0, n, subject.rows):
+            index = np.minimum(np.arange(start, start + subject.rows), n - 1)
+            x, y = jnp.asarray(subject.X[index]), jnp.asarray(subject.y[index])
+            nearest, _ = attack.nearest(subject.model, x, y, key=keys[index])
+            points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
+    wrong = subject.answers(points) != subject.y
+    return np.where(wrong, _lengths(attack.norm, points, subject.X), np.inf)
+
+
+def _lengths(norm, points, X) -> np.ndarray:
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    return np.linalg.norm((points.astype(float) - X).reshape(len(X), math.prod(X.shape[1:])), order, axis=1)
