@@ -4,6 +4,7 @@ from .adapters import from_equinox, from_flax, from_haiku, from_nnx, from_stax
 from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
 from .autoattack import AutoAttack
+from .checks import check_evaluation
 from .datasets import (
     class_balanced_indices,
     load_cifar10,
@@ -106,6 +107,7 @@ __all__ = [
     "TransferMatrix",
     "Variables",
     "as_model",
+    "check_evaluation",
     "class_balanced_indices",
     "effective_rank",
     "eigenfeature_images",

@@ -47,6 +47,7 @@ ORDER = [
     "sklearn_models",
     "scoring",
     "evaluation",
+    "checks",
     "splits",
     "rundir",
     "stages",

@@ -1,0 +1,299 @@
+"""Is a robust accuracy to be believed? Checks of an attack on a model, after Carlini et al. 2019.
+
+Attacks are compared on the same examples. A weaker one may break what a stronger one does not by chance: with b
+examples broken by the weaker alone and c by the stronger alone, a check fails if P(Binomial(b + c, 1/2) >= b) is
+less than 1 − confidence. A share that should be nearly zero fails if the lower end of its Clopper–Pearson interval
+is above ``NEGLIGIBLE``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from .attacks import PGD, example_losses, fold_keys, one_key_each
+from .balls import NORMS
+from .estimators import key_of
+from .evaluation import classifier_under_attack, clopper_pearson
+from .square import Square, margin
+
+# How much stronger an attack is made; how many times more it is started anew.
+STRONGER, RESTARTS = 4, 2
+# Share of the examples that more steps and restarts may break, or that may stand in a ball that holds everything.
+NEGLIGIBLE = 0.01
+# Of inputs whose gradient is zero, and of those whose gradient is not the slope.
+ZERO_GRADIENTS, WRONG_SLOPES = 0.01, 0.1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of an evaluation.
+
+    Attributes
+    ----------
+    name : str
+        What should be so.
+    passed : bool
+    detail : str
+        What was found.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+    def __str__(self):
+        return f"{'ok  ' if self.passed else 'FAIL'}  {self.name}: {self.detail}"
+
+
+class Checks(tuple):
+    """Checks in their order. Printed, it has one line for each."""
+
+    __slots__ = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether all have passed."""
+        return all(check.passed for check in self)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of those that have not."""
+        return tuple(check.name for check in self if not check.passed)
+
+    def __str__(self):
+        return "\n".join(map(str, self))
+
+
+def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99, random_state=0) -> Checks:
+    """Whether an attack's robust accuracy is what a defence is worth, or what hides it.
+
+    A defence that only hides its gradients, such as rounding before the network, looks robust to an attack by
+    gradients and fails here. What passes everything may still fall to an attack made for it.
+
+    Parameters
+    ----------
+    estimator : fitted classifier, or callable
+        As for :func:`~ntkrobust_sk.robust_accuracy`, but no regressor; or a function from inputs to scores.
+    X : array (n, n_features), data frame, or (n, h, w, c)
+        A few hundred examples: they are attacked about ten times.
+    y : array (n,)
+    attack : attack with ``epsilon``, ``norm`` and ``bounds``
+        The one on which the robust accuracy rests.
+    n_queries : int, default=1000
+        Of Square, the attack without gradients.
+    confidence : float in (0.5, 1), default=0.99
+        Of each check: with what is sound, one of them fails by chance with probability 1 − confidence at most.
+    random_state : int, RandomState or None, default=0
+
+    Returns
+    -------
+    Checks
+        A tuple of :class:`Check`; ``passed`` and ``failed`` sum it up, and it prints as a table. Checks that need
+        gradients, or something else than Square to compare Square with, are left out where there is none.
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        As for :func:`~ntkrobust_sk.robust_accuracy`; TypeError for a regressor, and for an attack without epsilon.
+
+    References
+    ----------
+    Carlini et al. 2019, arXiv:1902.06705; Athalye et al. 2018, arXiv:1802.00420.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from ntkrobust_sk import PGD, check_evaluation
+    >>> X, y = load_iris(return_X_y=True)
+    >>> classifier = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> checks = check_evaluation(classifier, X, y, PGD(0.5, bounds=(0, 8)), n_queries=50)
+    >>> checks.passed
+    True
+    """
+    subject = classifier_under_attack("check_evaluation", estimator, X, y)
+    if not 0.5 < confidence < 1:
+        raise ValueError(f"confidence must be in (0.5, 1), such as 0.99, got {confidence!r}")
+    _require_ball(attack)
+    attack, keys = subject.usable(attack), one_key_each(key_of(random_state), len(subject.X))
+    right = subject.answers(subject.X) == subject.y
+    X_adv = subject.perturb(attack, keys)
+    fell = ~right | (subject.answers(X_adv) != subject.y)
+
+    def falls(attack, keys=keys):
+        """Examples (n,) that are wrong after an attack, or before."""
+        return ~right | (subject.answers(subject.perturb(attack, keys)) != subject.y)
+
+    stronger = falls(_strengthened(attack))
+    again = [falls(attack, fold_keys(keys, 1 + number)) for number in range(RESTARTS)]
+    by_radius = {
+        factor * attack.epsilon: fell
+        if factor == 1
+        else falls(dataclasses.replace(attack, epsilon=factor * attack.epsilon))
+        for factor in (0.5, 1.0, 2.0)
+    }
+    noise = falls(_Noise(attack.epsilon, attack.norm, attack.bounds))
+    checks = [
+        _deterministic(subject),
+        _inside(subject, attack, X_adv),
+        _all_fall(falls(_everywhere(attack, subject.X)), confidence),
+        _falls_with_radius(by_radius, confidence),
+        _not_beaten("more steps do not help the defender", "fewer steps", fell, stronger, confidence),
+        _converged(fell, [stronger, *again], confidence),
+        _beats_noise(fell, noise),
+    ]
+    if subject.opaque is None:
+        checks += _gradients(subject)
+    if not isinstance(attack, Square):
+        blind = falls(Square(attack.epsilon, n_queries, norm=attack.norm, bounds=attack.bounds))
+        name = "an attack without gradients breaks no more"
+        checks.append(_not_beaten(name, f"Square of {n_queries} queries", blind, fell | stronger, confidence))
+    return Checks(checks)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """A random corner of the cube, scaled to the surface of the ball."""
+
+    epsilon: float
+    norm: str
+    bounds: tuple | None
+
+    def __call__(self, model, x, y, *, key):
+        signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(one_key_each(key, len(x)))
+        return x + jnp.asarray(self.epsilon, x.dtype) * signs / NORMS[self.norm].length(signs)
+
+
+def _require_ball(attack):
+    named = not isinstance(attack, type) and callable(attack) and dataclasses.is_dataclass(attack)
+    if not named or not all(hasattr(attack, name) for name in ("epsilon", "norm", "bounds")):
+        raise TypeError(f"check_evaluation needs an attack in a ball, such as PGD(epsilon=8/255), got {attack!r}")
+
+
+def _strengthened(attack):
+    """The attack with more steps or queries; several steps in place of a single one."""
+    stated = {field.name for field in dataclasses.fields(attack)}
+    for name in ("n_steps", "n_queries"):
+        if name in stated:
+            return dataclasses.replace(attack, **{name: STRONGER * getattr(attack, name)})
+    return PGD(attack.epsilon, norm=attack.norm, bounds=attack.bounds)
+
+
+def _everywhere(attack, X):
+    """The attack in a ball that holds everything within the bounds, or everything that is like the data."""
+    low, high = (X.min(), X.max()) if attack.bounds is None else attack.bounds
+    width = np.broadcast_to(np.max(high) - np.min(low), X[0].shape).ravel()
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[attack.norm]
+    whole = dataclasses.replace(attack, epsilon=float(np.linalg.norm(width, order)))
+    # a step that was chosen for a small ball does not cross a large one
+    return dataclasses.replace(whole, step_size=None) if hasattr(attack, "step_size") else whole
+
+
+def _deterministic(subject):
+    x = jnp.asarray(subject.X[: subject.rows])
+    with subject.precision():
+        # not compiled: what draws anew in every call of a bare function would draw once
+        first, second = np.asarray(subject.model(x)), np.asarray(subject.model(x))
+    largest = np.abs(first - second).max()
+    passed = bool(largest <= 1e-4 * max(np.abs(first).max(), 1e-30))
+    return Check("the model is deterministic", passed, f"two evaluations differ by {largest:.2g} at most")
+
+
+def _inside(subject, attack, X_adv):
+    X = subject.X.astype(float)
+    lengths = np.asarray(NORMS[attack.norm].length(X_adv - X))
+    low, high = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
+    low, high = (np.asarray(b, subject.X.dtype).reshape(-1, *X[0].shape) if np.ndim(b) else b for b in (low, high))
+    outside = np.sum((X_adv < low) | (X_adv > high))
+    passed = bool(lengths.max() <= attack.epsilon * (1 + 1e-6) and not outside)
+    detail = f"lengths up to {lengths.max():.6g} of {attack.epsilon:.6g}, {outside} features out of bounds"
+    return Check("adversarial examples lie in ball and bounds", passed, detail)
+
+
+def _all_fall(fell, confidence):
+    low, _ = clopper_pearson(np.sum(~fell), len(fell), confidence)
+    detail = (
+        f"{np.mean(~fell):.3f} stand in a ball that holds everything; noise at {confidence:.0%} reaches {low:.3f}"
+    )
+    return Check("nothing stands without a limit to epsilon", bool(low <= NEGLIGIBLE), detail)
+
+
+def _falls_with_radius(by_radius, confidence):
+    found = list(by_radius.items())
+    pairs = zip(found[:-1], found[1:], strict=True)
+    passed = not any(_beats(smaller, larger, confidence) for (_, smaller), (_, larger) in pairs)
+    curve = ", ".join(f"{np.mean(~fell):.3f} at {epsilon:.4g}" for epsilon, fell in found)
+    return Check("accuracy does not rise with epsilon", passed, curve)
+
+
+def _not_beaten(name, weaker_name, weaker, stronger, confidence):
+    """A check that the weaker of two attacks breaks nothing that the stronger one leaves, but by chance."""
+    alone = np.sum(weaker & ~stronger)
+    detail = f"{alone} examples fall to {weaker_name} alone, {np.sum(stronger & ~weaker)} to the other alone"
+    return Check(name, not _beats(weaker, stronger, confidence), detail)
+
+
+def _beats(weaker, stronger, confidence) -> bool:
+    alone, other = np.sum(weaker & ~stronger), np.sum(stronger & ~weaker)
+    return bool(scipy.stats.binom.sf(alone - 1, alone + other, 0.5) < 1 - confidence)
+
+
+def _converged(fell, others, confidence):
+    more = np.any(others, axis=0) & ~fell
+    low, _ = clopper_pearson(np.sum(more), len(more), confidence)
+    detail = f"{STRONGER} times the steps and {RESTARTS} restarts break {np.mean(more):.3f} more of the examples"
+    return Check("the attack has converged", bool(low <= NEGLIGIBLE), detail)
+
+
+def _beats_noise(fell, noise):
+    detail = f"{np.mean(~fell):.3f} stand under the attack, {np.mean(~noise):.3f} under noise of the same size"
+    return Check("the attack beats random noise", bool(fell.sum() > noise.sum() or noise.all()), detail)
+
+
+def _gradients(subject):
+    """That gradients are there, and are the slopes of the scores."""
+    X, y = subject.X[: subject.rows], subject.y[: subject.rows]
+    step = 1e-3 * (float(np.ptp(X)) or 1.0)
+    with subject.precision():
+        flat, slope, difference, scores = map(np.asarray, _slopes(subject.model, X, y, X.dtype.type(step)))
+    rounding = 8 * np.finfo(X.dtype).eps * np.abs(scores).max() / step
+    wrong = np.abs(slope - difference) > 0.1 * np.abs(slope) + rounding
+    return (
+        Check(
+            "gradients are not zero",
+            bool(flat.mean() <= ZERO_GRADIENTS),
+            f"that of the cross-entropy is at {flat.sum()} of {len(X)} inputs",
+        ),
+        Check(
+            "gradients are the slopes of the scores",
+            bool(wrong.mean() <= WRONG_SLOPES),
+            f"differences of the margin along its gradient are others at {wrong.sum()} of {len(X)} inputs",
+        ),
+    )
+
+
+@jax.jit
+def _slopes(model, x, y, step):
+    """Where the loss is flat; the margin's slope along its gradient, and as a difference (n,); scores (n, C)."""
+
+    def margins(z):
+        scores = model(z)
+        return margin(scores, y).sum(), (margin(scores, y), scores)
+
+    axes = tuple(range(1, x.ndim))
+    gradient, (_, scores) = jax.grad(margins, has_aux=True)(x)
+    direction = NORMS["l2"].steepest(gradient)
+    ahead, behind = (margins(x + sign * step * direction)[1][0] for sign in (1, -1))
+    of_loss = jax.grad(lambda z: example_losses(model(z), y).sum())(x)
+    return (
+        jnp.all(of_loss == 0, axis=axes),
+        jnp.sum(gradient * direction, axis=axes),
+        (ahead - behind) / (2 * step),
+        scores,
+    )
