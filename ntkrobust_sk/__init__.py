@@ -53,6 +53,7 @@ from .report import write_report
 from .resnet import ResNet18
 from .scoring import make_robust_scorer, perturb, robust_accuracy
 from .sklearn_models import as_model
+from .smoothing import certified_accuracy, certify
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
 from .square import Square
 from .tangent import Linearized, linearize
@@ -107,6 +108,8 @@ __all__ = [
     "TransferMatrix",
     "Variables",
     "as_model",
+    "certified_accuracy",
+    "certify",
     "check_evaluation",
     "class_balanced_indices",
     "effective_rank",

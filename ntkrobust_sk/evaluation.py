@@ -401,7 +401,7 @@ def clopper_pearson(successes, n, confidence=0.95):
     return low, high
 
 
-def classifier_under_attack(function: str, estimator, X, y, *, classes=None) -> Subject:
+def classifier_under_attack(function: str, estimator, X, y=None, *, classes=None) -> Subject:
     """:func:`~ntkrobust_sk.scoring.attackable` of what has classes, on behalf of a function."""
     if hasattr(estimator, "fit") and is_regressor(estimator):
         raise TypeError(

@@ -125,7 +125,7 @@ class Subject:
         From inputs like ``X`` to scores.
     X : array (n, ...)
         Inputs in the precision in which they are attacked.
-    y : int32 array (n,)
+    y : int32 array (n,) or None
         Positions in ``classes``; of a regressor its targets, float (n, T).
     classes : array (C,) or None
     rows : int
@@ -150,6 +150,9 @@ class Subject:
 
     def usable(self, attack):
         """The attack, or one that needs no gradients where there are none, and a warning."""
+        if isinstance(self.model, _BlackBox) and self.model.scores_of is None:
+            name = type(self.source).__name__
+            raise TypeError(f"{name} has neither decision_function nor predict_proba to attack")
         if self.opaque is None or isinstance(attack, Square):
             return attack
         if self.classes is None or getattr(attack, "norm", None) != "linf":
@@ -197,7 +200,7 @@ class Subject:
         return X.reshape(-1, *np.shape(self.given)[1:])
 
 
-def attackable(estimator, X, y, *, classes=None) -> Subject:
+def attackable(estimator, X, y=None, *, classes=None) -> Subject:
     """An estimator, or a model, with inputs and labels, checked and ready to be attacked.
 
     Parameters
@@ -206,7 +209,7 @@ def attackable(estimator, X, y, *, classes=None) -> Subject:
         As for :func:`robust_accuracy`; or a function from inputs to scores, such as a
         :class:`~ntkrobust_sk.Model` or what :func:`~ntkrobust_sk.as_model` gives.
     X, y
-        What is to be attacked.
+        What is to be attacked; None where there are no labels.
     classes : array (C,), default=None
         What the scores of a model stand for; None is 0..C-1.
 
@@ -243,10 +246,12 @@ def attackable(estimator, X, y, *, classes=None) -> Subject:
     x64 |= not own and opaque is None
     dtype = params_dtype(last.model_.variables.params) if own else np.dtype(float if x64 else np.float32)
     classes = getattr(estimator, "classes_", None)
-    if classes is None:
-        y = np.asarray(y, dtype).reshape(len(checked), -1)
-    else:
-        y = positions(y, classes, len(checked))
+    if y is not None:
+        y = (
+            np.asarray(y, dtype).reshape(len(checked), -1)
+            if classes is None
+            else positions(y, classes, len(checked))
+        )
     rows = last._rows() if own else NETWORK_ROWS
     return Subject(estimator, model, checked.astype(dtype, copy=False), y, classes, rows, x64, opaque, X)
 
@@ -260,7 +265,7 @@ def _model_subject(model, X, y, classes):
     classes = np.arange(n_scores) if classes is None else np.asarray(classes)
     if len(classes) != n_scores:
         raise ValueError(f"the model gives {n_scores} scores, but there are {len(classes)} classes")
-    y = positions(y, classes, len(checked))
+    y = None if y is None else positions(y, classes, len(checked))
     return Subject(model, model, checked, y, classes, NETWORK_ROWS, x64, None, X)
 
 
@@ -291,9 +296,6 @@ class _BlackBox:
 
     def __init__(self, estimator):
         self.scores_of = getattr(estimator, "decision_function", None) or getattr(estimator, "predict_proba", None)
-        if self.scores_of is None:
-            name = type(estimator).__name__
-            raise TypeError(f"{name} has neither decision_function nor predict_proba to attack")
         self.n_classes = len(estimator.classes_)
 
     def __call__(self, x):

@@ -48,6 +48,7 @@ ORDER = [
     "scoring",
     "evaluation",
     "checks",
+    "smoothing",
     "splits",
     "rundir",
     "stages",

@@ -1,0 +1,213 @@
+"""Randomised smoothing: radii within which no attack exists (Cohen et al. 2019, arXiv:1902.02918).
+
+The smoothed classifier answers what the classifier answers most often under Gaussian noise. If its answer has the
+probability p_A > 1/2, it is the same within σ Φ⁻¹(p_A) in the L2 norm; p_A is bounded from below by counting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from sklearn.utils import check_random_state
+
+from .balls import check_nonnegative
+from .evaluation import classifier_under_attack, clopper_pearson
+from .loops import runs_fused
+
+# Of one example, evaluated at once.
+DRAWS = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Certificates:
+    """What :func:`certify` has found.
+
+    Attributes
+    ----------
+    labels : array (n,)
+        Answers of the smoothed classifier; without meaning where it abstains.
+    abstains : bool array (n,)
+        Where the answer's probability may be 1/2 or less.
+    radii : array (n,)
+        L2 radii within which the answer does not change, in units of X; 0 where it abstains.
+    p_lower : array (n,)
+        Lower bounds of the answers' probabilities under noise.
+    """
+
+    labels: np.ndarray
+    abstains: np.ndarray
+    radii: np.ndarray
+    p_lower: np.ndarray
+
+
+def certify(
+    estimator, X, *, sigma, n_selection=100, n_samples=10_000, alpha=0.001, random_state=0
+) -> Certificates:
+    """Answers of the smoothed classifier, and the radii within which they are certain.
+
+    ``n_selection`` draws choose an answer; ``n_samples`` others count how often it is given. The radius is
+    σ Φ⁻¹(p), p the Clopper–Pearson lower bound of the answer's probability at level 1 − alpha. It is the
+    *smoothed* classifier that is certified, on inputs without bounds.
+
+    Parameters
+    ----------
+    estimator : fitted classifier, or callable
+        What :func:`~ntkrobust_sk.as_model` knows, this library's classifiers and functions from inputs to scores
+        answer by their highest score, compiled; whatever else has ``predict`` is asked on the host.
+    X : array (n, n_features), data frame, or (n, h, w, c)
+    sigma : float
+        Standard deviation of the noise, in units of X.
+    n_selection : int, default=100
+    n_samples : int, default=10_000
+        No radius can be above σ Φ⁻¹(alpha^(1 / n_samples)).
+    alpha : float in (0, 1/2), default=0.001
+        Probability at most that one example's radius is too large (or its answer another).
+    random_state : int, RandomState or None, default=0
+        Row i's noise depends on it and on i alone.
+
+    Returns
+    -------
+    Certificates
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        For what is not fitted, no classifier, or has no data; for numbers out of their ranges.
+
+    References
+    ----------
+    Cohen, Rosenfeld & Kolter 2019, arXiv:1902.02918, Algorithm 1 (CERTIFY).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.tree import DecisionTreeClassifier
+    >>> from ntkrobust_sk import certify
+    >>> X, y = load_iris(return_X_y=True)
+    >>> tree = DecisionTreeClassifier(random_state=0).fit(X, y)
+    >>> found = certify(tree, X[:1], sigma=0.25, n_samples=1000)
+    >>> int(found.labels[0]), round(float(found.radii[0]), 2)
+    (0, 0.49)
+    """
+    subject = classifier_under_attack("certify", estimator, X)
+    return _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
+
+
+def certified_accuracy(
+    estimator, X, y, radii, *, sigma, n_selection=100, n_samples=10_000, alpha=0.001, random_state=0
+):
+    """Share of examples that the smoothed classifier answers rightly, certified to a radius.
+
+    Parameters
+    ----------
+    estimator, X, sigma, n_selection, n_samples, alpha, random_state
+        As for :func:`certify`.
+    y : array (n,)
+        Labels of ``classes_``; for a function integers 0..C-1.
+    radii : float or sequence of float
+        L2 radii, in units of X.
+
+    Returns
+    -------
+    float, or array shaped like ``radii``
+        A lower bound of the smoothed classifier's accuracy under any attack in the L2 ball, but for a share of
+        about alpha of the examples.
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        As for :func:`certify`, and for labels that were not seen in ``fit``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.svm import SVC
+    >>> from ntkrobust_sk import certified_accuracy
+    >>> X, y = load_iris(return_X_y=True)
+    >>> found = certified_accuracy(SVC().fit(X, y), X, y, [0, 0.25, 0.5], sigma=0.25, n_samples=200)
+    >>> bool(found[0] > 0.9), bool((np.diff(found) <= 0).all())
+    (True, True)
+    """
+    if isinstance(radii, str) or np.size(radii) == 0:
+        raise ValueError(f"radii must be numbers in units of the data, such as [0.25, 0.5], got {radii!r}")
+    for radius in np.ravel(radii).tolist():
+        check_nonnegative("radius", radius)
+    subject = classifier_under_attack("certified_accuracy", estimator, X, y)
+    found = _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
+    right = (found.labels == subject.classes[subject.y]) & ~found.abstains
+    shares = np.mean(right & (found.radii >= np.reshape(radii, (-1, 1))), axis=1)
+    return float(shares[0]) if np.ndim(radii) == 0 else shares.reshape(np.shape(radii))
+
+
+def _require_numbers(sigma, n_selection, n_samples, alpha):
+    check_nonnegative("sigma", sigma)
+    if sigma == 0:
+        raise ValueError("sigma must be positive, in units of the data")
+    for name, value in (("n_selection", n_selection), ("n_samples", n_samples)):
+        if not (isinstance(value, Integral) and value >= 1):
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha must be in (0, 0.5), such as 0.001, got {alpha!r}")
+
+
+def _certified(subject, sigma, n_selection, n_samples, alpha, random_state):
+    _require_numbers(sigma, n_selection, n_samples, alpha)
+    seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    count = (_on_device if subject.opaque is None else _on_host)(subject, float(sigma), seed)
+    chosen = np.array([count(row, 0, n_selection).argmax() for row in range(len(subject.X))])
+    given = np.array([count(row, 1, n_samples)[label] for row, label in enumerate(chosen)])
+    p_lower, _ = clopper_pearson(given, n_samples, 1 - 2 * alpha)
+    radii = sigma * scipy.stats.norm.ppf(np.maximum(p_lower, 0.5))
+    return Certificates(subject.classes[chosen], p_lower <= 0.5, radii, p_lower)
+
+
+def _on_host(subject, sigma, seed):
+    """``count(row, part, n)``: how often each class is answered in n draws, through ``predict``."""
+
+    def count(row, part, n):
+        random, counts = np.random.default_rng([seed, row, part]), np.zeros(len(subject.classes), int)
+        for start in range(0, n, DRAWS):
+            x = subject.X[row] + sigma * random.normal(size=(min(DRAWS, n - start), *subject.X.shape[1:]))
+            counts += np.bincount(subject.answers(x), minlength=len(counts))
+        return counts
+
+    return count
+
+
+def _on_device(subject, sigma, seed):
+    """The same, compiled."""
+    fused = runs_fused(subject.model, subject.X[:1])
+
+    def count(row, part, n):
+        x = subject.X[row]
+        arguments = (subject.model, x, x.dtype.type(sigma), (seed, row, part), n)
+        with subject.precision():
+            if fused:
+                return np.asarray(_all_draws(*arguments))
+            batches = [_draws(*arguments, batch) for batch in range(-(-n // DRAWS))]
+            return np.sum([np.asarray(batch) for batch in batches], axis=0)
+
+    return count
+
+
+@jax.jit
+def _draws(model, x, sigma, place, n, batch):
+    """Answers (C,) to one batch of draws, as far as they are among the first n of all."""
+    key = jax.random.key(place[0])
+    for position in (*place[1:], batch):
+        key = jax.random.fold_in(key, position)
+    scores = model(x + sigma * jax.random.normal(key, (DRAWS, *x.shape), x.dtype))
+    counted = batch * DRAWS + jnp.arange(DRAWS) < n
+    return jnp.sum(jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=int) * counted[:, None], axis=0)
+
+
+@jax.jit
+def _all_draws(model, x, sigma, place, n):
+    draws = partial(_draws, model, x, sigma, place, n)
+    return jax.lax.fori_loop(1, -(-n // DRAWS), lambda batch, counts: counts + draws(batch), draws(0))
