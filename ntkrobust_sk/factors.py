@@ -16,7 +16,7 @@ positions, k inputs and o outputs of the layer in one group, p = g·o·k.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,8 @@ import numpy as np
 
 # The bytes of an array entry, written and read again, take the time of about so many multiply-adds.
 ENTRY_COST = 30
+# Binary digits that products keep of their factors, sums being in single precision, by the names that GPUs have.
+DIGITS = {"tf32": 10, "bf16": 7}
 # A row's gradient, once formed, is contracted with about so many others: the rows of a tile.
 USES = 64
 
@@ -163,7 +165,7 @@ class Factors:
         """For n examples, in NumPy, not written yet."""
         inputs = np.empty((n, *self.inputs.shape[1:]), self.inputs.dtype)
         n_seeds, _, *rest = self.cotangents.shape
-        return Factors(inputs, np.empty((n_seeds, n, *rest), self.cotangents.dtype), self.layout)
+        return replace(self, inputs=inputs, cotangents=np.empty((n_seeds, n, *rest), self.cotangents.dtype))
 
     def write(self, at: int, rows: Factors) -> None:
         """Place some examples' from the one at ``at`` on."""
@@ -172,15 +174,19 @@ class Factors:
 
     def __getitem__(self, rows) -> Factors:
         """Of some examples."""
-        return Factors(self.inputs[rows], self.cotangents[:, rows], self.layout)
+        return replace(self, inputs=self.inputs[rows], cotangents=self.cotangents[:, rows])
+
+    def products(self, other: Factors):
+        """⟨h_s, h'_s'⟩ of what the weights see: (g, n, s, m, s')."""
+        return _input_products(self.inputs, other.inputs)
 
     def inner(self, other: Factors):
         """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
-        products = _input_products(self.inputs, other.inputs)
+        products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
             # one position: all seeds in one product
             left, right = (f.cotangents[:, :, :, 0].transpose(2, 0, 1, 3) for f in (self, other))
-            return ((left @ right.swapaxes(2, 3)) * products[:, None, :, 0, :, 0]).sum(0)
+            return _over_groups((left @ right.swapaxes(2, 3)) * products[:, None, :, 0, :, 0])
         pairs = zip(self.cotangents, other.cotangents, strict=True)
         return _stack([(products * _row_products(a, b)).sum((0, 2, 4)) for a, b in pairs])
 
@@ -188,19 +194,19 @@ class Factors:
         """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
         if not self.inputs.shape[1:3] == other.inputs.shape[1:3] == (1, 1):
             return self.inner(other).sum(0)
-        products = _input_products(self.inputs, other.inputs)[0, :, 0, :, 0]
+        products = self.products(other)[0, :, 0, :, 0]
         return products * _summed_products(self.cotangents[:, :, 0, 0], other.cotangents[:, :, 0, 0])
 
     def inner_all(self, other: Factors):
         """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
-        products = _input_products(self.inputs, other.inputs)
+        products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
             # one position: all seeds in one product
             (r, n, g, _, o), (q, m) = self.cotangents.shape, other.cotangents.shape[:2]
             left = self.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, r * n, o)
             right = other.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, q * m, o)
             all_pairs = (left @ right.swapaxes(1, 2)).reshape(g, r, n, q, m)
-            return (all_pairs * products.reshape(g, 1, n, 1, m)).sum(0)
+            return _over_groups(all_pairs * products.reshape(g, 1, n, 1, m))
         left, right = self.cotangents, other.cotangents
         rows = [_stack([(products * _row_products(a, b)).sum((0, 2, 4)) for b in right]) for a in left]
         return _stack(rows).swapaxes(1, 2)
@@ -231,7 +237,7 @@ class Factors:
     def astype(self, dtype) -> Factors:
         """In another precision."""
         inputs = self.inputs if self.inputs.dtype.kind in "iu" else self.inputs.astype(dtype)
-        return Factors(inputs, self.cotangents.astype(dtype), self.layout)
+        return replace(self, inputs=inputs, cotangents=self.cotangents.astype(dtype))
 
     def whole(self) -> Whole:
         """The gradients, formed."""
@@ -239,6 +245,71 @@ class Factors:
         inputs = _as_vectors(self.inputs, self._n_in(), self.cotangents.dtype)
         gradients = self.cotangents.swapaxes(3, 4) @ inputs
         return Whole(gradients.reshape(n_seeds, n, -1), self.layout)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["inputs", "cotangents"],
+    meta_fields=["layout", "bias", "bias_layout"],
+)
+@dataclass(frozen=True, eq=False)
+class AffineFactors(Factors):
+    """Gradients of a layer's weights and of its bias, a weight on one more input that is always one.
+
+    Inner products are those of both together, at the cost of the weights' alone. Everything else is asked of
+    the :meth:`parts`.
+
+    Attributes
+    ----------
+    bias : int
+        Which of the network's parameter arrays the bias is.
+    bias_layout : Layout
+        Of the bias into (1, o, 1).
+    """
+
+    bias: int
+    bias_layout: Layout
+
+    def products(self, other: Factors):
+        """⟨h_s, h'_s'⟩ + 1: (1, n, s, m, s')."""
+        return super().products(other) + 1
+
+    def parts(self) -> tuple[Factors, Factors]:
+        """Of the weights, and of the bias."""
+        xp = np if isinstance(self.inputs, np.ndarray) else jnp
+        ones = xp.ones_like(self.inputs[..., :1])
+        weights = Factors(self.inputs, self.cotangents, self.layout)
+        return weights, Factors(ones, self.cotangents, self.bias_layout)
+
+
+def separated(features: list[Whole | Factors]) -> list[Whole | Factors]:
+    """One entry for each parameter array, in their order, from features in which biases are with their weights."""
+    result, biases = [], {}
+    for leaf in features:
+        if isinstance(leaf, AffineFactors):
+            weights, biases[leaf.bias] = leaf.parts()
+            result.append(weights)
+        else:
+            result.append(leaf)
+    for at in sorted(biases):
+        result.insert(at, biases[at])
+    return result
+
+
+def rounded(features: list[Whole | Factors], name: str) -> list[Whole | Factors]:
+    """Features with the digits that "tf32" or "bf16" keep, still in single precision; tables' rows as they are."""
+
+    def one(array):
+        if array.dtype.kind in "iu":
+            return array
+        if isinstance(array, np.ndarray):
+            # half of the last digit kept is added, a bit less where that digit is even, and the others are cut off
+            bits, cut = array.view(np.uint32), 23 - DIGITS[name]
+            nearest = bits + (np.uint32((1 << (cut - 1)) - 1) + ((bits >> cut) & 1))
+            return (nearest & np.uint32(0xFFFFFFFF << cut & 0xFFFFFFFF)).view(np.float32)
+        return jax.lax.reduce_precision(array, 8, DIGITS[name])
+
+    return jax.tree.map(one, features)
 
 
 def forms_gradient(n_positions: int, n_in: int, n_out: int, n_seeds: int, all_pairs: bool) -> bool:
@@ -307,6 +378,11 @@ def joined(parts: list[Factors]) -> Factors:
 def _summed_products(left, right):
     """Σ_r left_r right_rᵀ, (n, m), of arrays (r, n, k) and (r, m, k)."""
     return (left @ right.swapaxes(1, 2)).sum(0)
+
+
+def _over_groups(array):
+    """The sum over the first axis, without a copy where there is only one group."""
+    return array[0] if len(array) == 1 else array.sum(0)
 
 
 def _stack(arrays):

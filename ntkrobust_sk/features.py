@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from .estimators import TangentEstimator
+from .factors import separated
 from .kernels import resolve_kernel
 from .machines import KernelSourceMixin
 from .networks import check_model, n_params, params_dtype
@@ -130,7 +131,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
 def _write_columns(rows, features, start, n_seeds):
     """Place gradients of some seeds in rows (n, P·n_seeds): array by array, each seed by seed."""
     offset = 0
-    for leaf in features:
+    for leaf in separated(features):
         gradients = leaf.whole()
         of_seed = gradients.layout.undo(gradients.values).reshape(*gradients.values.shape)
         size = of_seed.shape[2]

@@ -15,6 +15,7 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
+from .factors import DIGITS, rounded, separated
 from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, params_dtype
 from .plan import (
@@ -71,9 +72,11 @@ def gram(
         The columns' inputs; None means X, and gives an exactly symmetric matrix.
     memory : str or int, default="2GiB"
         Budget in bytes, on each device, for features and working space, not counting the result.
-    dtype : floating dtype, default=None
+    dtype : floating dtype, "tf32" or "bf16", default=None
         In which inner products are accumulated and returned; None is that of the parameters. With float64,
-        features stay in the parameters' precision.
+        features stay in the parameters' precision. "tf32" and "bf16" round features to 10 and 7 binary digits
+        and accumulate in float32: several times as fast on GPUs that have such units, and the same numbers, for
+        no gain, on a CPU. docs/benchmarks.md has the error.
     by_layer : bool, default=False
         Return one matrix for each parameter array; the kernel is their sum.
     store : str or os.PathLike, default=None
@@ -97,7 +100,8 @@ def gram(
     Raises
     ------
     ValueError
-        If the inputs' shapes do not fit each other.
+        If the inputs' shapes do not fit each other, and for "tf32" or "bf16" with parameters in double precision
+        or a kernel without tangent features.
     MemoryError
         If not even two tiles of one row fit in ``memory``.
     FloatingPointError
@@ -127,6 +131,11 @@ def gram(
         raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}")
     if by_layer and not isinstance(kernel, TangentKernel):
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
+    if dtype in DIGITS and not (isinstance(kernel, TangentKernel) and X.dtype == np.float32):
+        raise ValueError(
+            f"dtype={dtype!r} rounds tangent features in single precision, but parameters are in {X.dtype} and "
+            f"the kernel is {kernel!r}; leave dtype out"
+        )
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
     size, shown = (len(X), len(X if Y is None else Y)), plan is True
@@ -178,7 +187,7 @@ def _fill_store(path, kernel, model, X, Y, plan, dtype, n_jobs, progress):
     x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     with jax.default_matmul_precision("highest"):
         entry = jax.eval_shape(kernel, model, x, x)
-    store = open_store(path, kernel, model, X, Y, plan, dtype or entry.dtype, entry.shape[2:])
+    store = open_store(path, kernel, model, X, Y, plan, entry.dtype if dtype is None else dtype, entry.shape[2:])
     tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
     missing = [tile for tile in tiles if not store.holds(*tile)]
     # in pieces, so that tiles that take several passes are written before the whole panel's are
@@ -271,7 +280,9 @@ def compute_tiles(
     contract = _contract_on_host if on_host else _contract_compiled
 
     def features(inputs, tile, start):
-        return features_of(kernel, model, plan, inputs, tile, start, on_host=on_host)
+        found = features_of(kernel, model, plan, inputs, tile, start, on_host=on_host)
+        found = separated(found) if by_layer else found
+        return rounded(found, dtype) if dtype in DIGITS else found
 
     rows = sorted({i for i, _ in tiles})
     columns = {}
@@ -332,7 +343,7 @@ def _contract_on_host(kernel, model, lefts, right, dtype, by_layer):
     def contract(piece):
         # what overflows is found in the result
         with np.errstate(over="ignore", invalid="ignore"):
-            layers = kernel.contract_layers(*piece, dtype)
+            layers = kernel.contract_layers(*piece, None if dtype in DIGITS else dtype)
             return layers if by_layer or size == 1 else [sum(layers)]
 
     with blas().limit(limits=1), ThreadPoolExecutor(n_threads) as threads:
@@ -346,7 +357,7 @@ def _contract_on_host(kernel, model, lefts, right, dtype, by_layer):
 
 def _contract_compiled(kernel, model, lefts, right, dtype, by_layer):
     """Blocks of some tiles with one tile, by XLA."""
-    double = dtype is not None and jnp.dtype(dtype) == jnp.float64
+    double = dtype is not None and dtype not in DIGITS and jnp.dtype(dtype) == jnp.float64
     with enable_x64(True) if double else nullcontext():
         return [
             _contract(kernel, model, left, right, None if dtype is None else str(dtype), by_layer)
@@ -356,7 +367,12 @@ def _contract_compiled(kernel, model, lefts, right, dtype, by_layer):
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _contract(kernel, model, left, right, dtype, by_layer):
-    with jax.default_matmul_precision("highest"):
+    precision = "highest"
+    if dtype in DIGITS:
+        # a CPU has no such units; its products of rounded features are the same
+        precision = precision if jax.default_backend() == "cpu" else f"{dtype}_{dtype}_f32".upper()
+        dtype = None
+    with jax.default_matmul_precision(precision):
         if isinstance(kernel, TangentKernel):
             blocks = kernel.contract_layers(left, right, dtype)
             return blocks if by_layer else [sum(blocks)]

@@ -22,7 +22,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from .factors import Factors, Whole
+from .factors import Factors, Whole, separated
 from .networks import Model, PyTree, check_choice
 from .tangent import contract_features, identity_seeds, push, tangent_features
 
@@ -52,7 +52,8 @@ class TangentKernel:
         return identity_seeds(model, x)
 
     def features(self, model: Model, x: jax.Array, seeds: jax.Array | None = None) -> Features:
-        """Gradients of ⟨seed_r, f⟩ at every input, whole or as factors, one entry for each parameter array."""
+        """Gradients of ⟨seed_r, f⟩ at every input, whole or as factors, by parameter array; biases may be with
+        their weights."""
         seeds = self.seeds(model, x) if seeds is None else seeds
         return tangent_features(model, x, seeds, all_pairs=self.rank == 4)
 
@@ -61,7 +62,7 @@ class TangentKernel:
         return sum(self.contract_layers(f1, f2))
 
     def contract_layers(self, f1: Features, f2: Features, dtype=None) -> list[jax.Array]:
-        """One block for each parameter array, computed in ``dtype``; the kernel is their sum."""
+        """One block for each entry of the features, computed in ``dtype``; the kernel is their sum."""
         if dtype is None:
             return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
         return [self._contract_layer(a.astype(dtype), b.astype(dtype)) for a, b in zip(f1, f2, strict=True)]
@@ -79,7 +80,7 @@ class TangentKernel:
         """
         n_seeds = _n_seeds(features[0])
         weights = jnp.broadcast_to(dual, (n_seeds, *dual.shape)) if self.rank == 2 else dual.T[:, :, None]
-        folded = [leaf.layout.undo(leaf.weighted(weights)) for leaf in features]
+        folded = [leaf.layout.undo(leaf.weighted(weights)) for leaf in separated(features)]
         if self.rank == 2:
             return folded
         return [leaf[:, 0] if self.rank == 3 else leaf.sum(0) for leaf in folded]

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from threadpoolctl import ThreadpoolController
 
-from .factors import contraction_bytes, stacked
+from .factors import DIGITS, contraction_bytes, stacked
 from .kernels import TangentKernel
 from .networks import Model, params_dtype
 from .tangent import backward_mismatch
@@ -128,7 +128,7 @@ def make_plan(
         None is all devices of JAX's default backend, or its default device if one is set.
     sizes : (int, int), default=None
         Rows of a tile, over all devices, and seeds of a pass, where they are settled already.
-    dtype : floating dtype, default=None
+    dtype : floating dtype, "tf32" or "bf16", default=None
         Of the inner products; None is the features' own.
 
     Raises
@@ -138,7 +138,7 @@ def make_plan(
     """
     devices = tuple(devices or default_devices())
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
-    itemsize = 0 if dtype is None else np.dtype(dtype).itemsize
+    itemsize = 0 if dtype is None or dtype in DIGITS else np.dtype(dtype).itemsize
     return _plan(kernel, _abstract(model), tuple(input_shape), memory, n_rows, devices, sizes, itemsize)
 
 

@@ -16,7 +16,7 @@ from numbers import Integral
 import jax
 import jax.numpy as jnp
 
-from .factors import Factors, Layout, Whole
+from .factors import Factors, Layout, Whole, separated
 from .kernels import KERNELS, Features, TangentKernel
 from .networks import Model, check_choice
 
@@ -72,7 +72,7 @@ class ProjectedNTK(TangentKernel):
     def features(self, model: Model, x: jax.Array, seeds: jax.Array | None = None) -> Features:
         """Projections (n, k) of the gradients of all seeds together, as one entry."""
         keys = jax.random.split(jax.random.key(self.seed), len(jax.tree.leaves(model.variables.params)))
-        leaves = self.base.features(model, x, seeds)
+        leaves = separated(self.base.features(model, x, seeds))
         with jax.default_matmul_precision("highest"):
             projected = sum(_project(key, leaf, self.n_components) for key, leaf in zip(keys, leaves, strict=True))
         return [Whole(projected[None], Layout((self.n_components,)))]

@@ -31,6 +31,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from .factors import DIGITS
+
 
 class StoreMismatchError(ValueError):
     """The store was computed from something else."""
@@ -165,8 +167,8 @@ def open_store(path, kernel, model, X, Y, plan, dtype, tail) -> GramStore:
         Folder, by custom named ``*.zarr``.
     kernel, model, X, Y, plan
         What the matrix is computed from, and how; see :func:`~ntkrobust_sk.gram`.
-    dtype : dtype
-        Of the entries.
+    dtype : dtype, "tf32" or "bf16"
+        Of the entries, as for :func:`~ntkrobust_sk.gram`.
     tail : tuple of int
         Axes of an entry: (), (C,) or (C, C).
 
@@ -186,7 +188,7 @@ def open_store(path, kernel, model, X, Y, plan, dtype, tail) -> GramStore:
             store=str(path),
             shape=(*shape, *tail),
             chunks=(plan.rows, plan.rows, *tail),
-            dtype=np.dtype(dtype),
+            dtype=np.dtype(np.float32 if dtype in DIGITS else dtype),
             fill_value=np.nan,
             compressors=zarr.codecs.Crc32cCodec(),
             attributes=attributes,
@@ -258,7 +260,7 @@ def _provenance(kernel, model, dtype) -> dict:
         "kernel": _name(kernel),
         "network": _name(model.network),
         "sha256_variables": hash_arrays(leaves),
-        "dtype": str(np.dtype(dtype)),
+        "dtype": dtype if dtype in DIGITS else str(np.dtype(dtype)),
         "platform": jax.default_backend(),
         "version": version("ntkrobust_sk"),
     }

@@ -16,15 +16,16 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from .factors import ENTRY_COST, Factors, Layout, Whole, forms_gradient, joined
+from .factors import ENTRY_COST, AffineFactors, Factors, Layout, Whole, forms_gradient, joined, separated
 
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 INLINED |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
@@ -51,7 +52,8 @@ def layer_gradients(
     Returns
     -------
     list of Whole or Factors
-        In the order of ``jax.tree.leaves(params)``.
+        In the order of ``jax.tree.leaves(params)``; a bias may be in the entry of its weights
+        (:class:`.factors.AffineFactors`), and :func:`.factors.separated` gives it one of its own.
     """
 
     def one(z):
@@ -60,7 +62,8 @@ def layer_gradients(
     def seeds_second(leaf: Whole | Factors):
         if isinstance(leaf, Whole):
             return Whole(jnp.moveaxis(leaf.values[:, :, 0], 0, 1), leaf.layout)
-        return Factors(leaf.inputs[:, 0], jnp.moveaxis(leaf.cotangents[:, :, 0], 0, 1), leaf.layout)
+        cotangents = jnp.moveaxis(leaf.cotangents[:, :, 0], 0, 1)
+        return replace(leaf, inputs=leaf.inputs[:, 0], cotangents=cotangents)
 
     return [seeds_second(leaf) for leaf in jax.vmap(one)(x)]
 
@@ -86,7 +89,7 @@ def per_example_gradients(apply: Callable, params, x: jax.Array):
     (5, 2, 2, 2)
     """
     logits = jax.eval_shape(apply, params, x)
-    gradients = layer_gradients(apply, params, x, jnp.eye(logits.shape[1], dtype=logits.dtype))
+    gradients = separated(layer_gradients(apply, params, x, jnp.eye(logits.shape[1], dtype=logits.dtype)))
     leaves, tree = jax.tree.flatten(params)
     shaped = [
         jnp.moveaxis(g.layout.undo(g.whole().values), 0, 1).astype(jnp.result_type(leaf))
@@ -156,6 +159,8 @@ class _Meeting:
     eqn: Any
     inputs: list
     kinds: list
+    # the meeting whose output, needed nowhere else, is one of the inputs
+    after: _Meeting | None = None
 
     def __post_init__(self):
         self.from_params = [
@@ -229,10 +234,18 @@ class _Walk:
         def read(atom):
             return (atom.val, CONST) if isinstance(atom, Literal) else env[atom]
 
+        read_in = Counter(
+            v for v in (*jaxpr.outvars, *itertools.chain(*(e.invars for e in jaxpr.eqns))) if _is_var(v)
+        )
+        met = {}
         for eqn in jaxpr.eqns:
             pairs = [read(atom) for atom in eqn.invars]
             inputs, kinds = [value for value, _ in pairs], [kind for _, kind in pairs]
             env |= dict(zip(eqn.outvars, self._equation(eqn, inputs, kinds), strict=True))
+            if self.meetings and self.meetings[-1].eqn is eqn:
+                self.meetings[-1].after = next((met[v] for v in eqn.invars if _is_var(v) and v in met), None)
+                if read_in[eqn.outvars[0]] == 1:
+                    met[eqn.outvars[0]] = self.meetings[-1]
         outputs = [read(atom) for atom in jaxpr.outvars]
         return [value for value, _ in outputs], [kind for _, kind in outputs]
 
@@ -259,6 +272,10 @@ class _Walk:
                 probes = self.probes[len(self.meetings) - 1]
                 outputs = [out if p is None else out + p for out, p in zip(outputs, probes, strict=True)]
         return [(out, DATA) for out in outputs]
+
+
+def _is_var(atom) -> bool:
+    return not isinstance(atom, Literal)
 
 
 def _bind(eqn, inputs) -> list:
@@ -420,7 +437,8 @@ def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
     found = [_joined_uses(parts) for parts in uses]
     rest = [i for i, factors in enumerate(found) if factors is None]
     pulled = _pulled_back(met, cotangents, leaves, tree, rest) if any(uses[i] for i in rest) else {}
-    result = []
+    biases = _biases(met, uses)
+    with_weights, result = set(), []
     for i, (factors, leaf) in enumerate(zip(found, leaves, strict=True)):
         if factors is None:
             flat = pulled.get(i, jnp.zeros((len(seeds), *jnp.shape(leaf)), jnp.result_type(leaf)))
@@ -429,9 +447,53 @@ def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
             *factors.inputs.shape[2:], factors.cotangents.shape[-1], n_seeds, all_pairs
         ):
             result.append(factors.whole())
+        elif i in biases:
+            bias_layout = Layout(jnp.shape(leaves[biases[i]])).then(
+                "reshape", (1, factors.cotangents.shape[-1], 1)
+            )
+            result.append(
+                AffineFactors(factors.inputs, factors.cotangents, factors.layout, biases[i], bias_layout)
+            )
+            with_weights.add(biases[i])
         else:
             result.append(factors)
-    return result
+    return [leaf for i, leaf in enumerate(result) if i not in with_weights]
+
+
+def _biases(met, uses) -> dict[int, int]:
+    """Weights and their biases, as positions of parameter arrays.
+
+    A bias is added to what a product or convolution gives along the last axis, the weights' outputs, before
+    anything else happens to it; neither array is used elsewhere.
+    """
+    found = {}
+    for meeting in met.meetings:
+        layer = meeting.after
+        if meeting.eqn.primitive.name != "add" or layer is None or not _gives_outputs_last(layer.eqn):
+            continue
+        (bias, *_), (weights, *others) = meeting.sources(), layer.sources()
+        origins = [source.origin for source in (bias, weights)]
+        if others or any(o is None or not _is_one(o.scale) or len(uses[o.leaf]) > 1 for o in origins):
+            continue
+        (operand,), out = meeting.operands(), layer.eqn.outvars[0].aval.shape
+        if jnp.shape(operand) == (*[1] * (len(out) - 1), out[-1]):
+            found[weights.origin.leaf] = bias.origin.leaf
+    return found
+
+
+def _gives_outputs_last(eqn) -> bool:
+    """Whether the last axis of an equation's output holds its weights' outputs, all of them."""
+    if eqn.primitive.name == "conv_general_dilated":
+        last = eqn.outvars[0].aval.ndim - 1
+        return eqn.params["feature_group_count"] == 1 and eqn.params["dimension_numbers"].out_spec[1] == last
+    if eqn.primitive.name != "dot_general":
+        return False
+    (_, contracted), (_, batched) = eqn.params["dimension_numbers"]
+    return not batched and eqn.invars[1].aval.ndim - len(contracted) == 1
+
+
+def _is_one(scale) -> bool:
+    return isinstance(scale, float) and scale == 1.0
 
 
 def _as_of_parameter(meeting, source, cotangents) -> Factors | None:
@@ -442,7 +504,7 @@ def _as_of_parameter(meeting, source, cotangents) -> Factors | None:
     seen = source.origin.layout
     layout = Layout(seen.shape, _merged((*seen.steps, *factors.layout.steps)))
     scale = source.origin.scale
-    scaled = factors.cotangents if isinstance(scale, float) and scale == 1.0 else factors.cotangents * scale
+    scaled = factors.cotangents if _is_one(scale) else factors.cotangents * scale
     return Factors(factors.inputs, scaled.astype(factors.cotangents.dtype), layout)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .factors import Factors, Whole
+from .factors import Factors, Whole, separated
 from .networks import Model, Network, PyTree, Variables
 from .structure import contract_gradients, layer_gradients
 
@@ -94,7 +94,8 @@ def tangent_features(model: Model, x: jax.Array, seeds=None, *, all_pairs: bool 
     Returns
     -------
     list of Whole or Factors
-        In the order of ``jax.tree.leaves(params)``, each for R seeds and n examples.
+        In the order of ``jax.tree.leaves(params)``, each for R seeds and n examples; biases may be in the entry
+        of their weights, see :func:`.factors.separated`.
     """
     seeds = identity_seeds(model, x) if seeds is None else seeds
     with jax.default_matmul_precision("highest"):
@@ -128,7 +129,7 @@ def backward_mismatch(model: Model, x: jax.Array, seeds, features: list[Whole | 
     with jax.default_matmul_precision("highest"):
         _, pull = jax.vjp(lambda params: _as_function(model)(params, x), model.variables.params)
         (expected,) = pull(jnp.einsum("rnt,rc->nc", weights, seeds))
-        found = [leaf.layout.undo(leaf.weighted(weights).sum((0, 1))) for leaf in features]
+        found = [leaf.layout.undo(leaf.weighted(weights).sum((0, 1))) for leaf in separated(features)]
     expected = jax.tree.leaves(expected)
     norms = jnp.array([jnp.linalg.norm(leaf) for leaf in expected])
     errors = [jnp.linalg.norm(a - b) for a, b in zip(found, expected, strict=True)]

@@ -1,5 +1,6 @@
 """Gram matrices: exact where they claim to be, the same from every tiling, layer by layer, and bad input."""
 
+import re
 import sys
 import tracemalloc
 import weakref
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, Model, Stateless, TraceNTK, Variables, gram
+from ntkrobust_sk.factors import DIGITS, Layout, Whole, rounded
 from ntkrobust_sk.kernels import KERNELS, resolve_kernel
 from ntkrobust_sk.plan import features_of, fixed_plan, make_plan, parse_memory
 
@@ -315,6 +317,51 @@ def test_the_matrix_of_a_kernel_without_features_is_given_in_the_precision_asked
     K = in_tiles(of_logits, MODEL, X, dtype=dtype)
     assert K.dtype == dtype
     assert_rounding(K, in_tiles(of_logits, MODEL, X))
+
+
+# Half of the last binary digit that is kept, twice: once for each factor
+ROUNDED = {"tf32": 2.0**-10, "bf16": 2.0**-7}
+
+
+@each_kernel
+@pytest.mark.parametrize("name", ROUNDED)
+def test_products_of_rounded_features_are_taken_only_when_asked_for_by_name(name, kernel):
+    K, exact = (np.asarray(in_tiles(kernel, MODEL, X, dtype=dtype)) for dtype in (name, "float64"))
+    assert K.dtype == np.float32
+    diagonal = np.asarray(in_tiles("trace", MODEL, X)).diagonal().max() * 3
+    error = np.abs(K - exact).max()
+    assert 1e-6 * diagonal < error < ROUNDED[name] * diagonal
+    np.testing.assert_array_equal(K, transposed(K))
+
+
+def test_rounding_in_numpy_is_that_of_xla():
+    values = np.random.default_rng(0).normal(size=(2, 50, 7)).astype(np.float32)
+    # halfway between two that are kept: to the even one
+    values[0, 0, :4] = [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11]
+    for name in DIGITS:
+        (host,), (device,) = (rounded([Whole(a, Layout((7,)))], name) for a in (values, jnp.asarray(values)))
+        np.testing.assert_array_equal(host.values, np.asarray(device.values))
+        assert (host.values != values).mean() > 0.9
+
+
+def test_a_gpu_is_told_which_units_to_use():
+    features = jax.eval_shape(KERNELS["trace"].features, MODEL, X)
+    for name in ROUNDED:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda: "gpu")
+            traced = sys.modules["ntkrobust_sk.gram"]._contract.trace(
+                KERNELS["trace"], MODEL, features, features, name, False
+            )
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        types = re.findall(r"lhs_precision_type = (\w+), .*?accumulation_type = (\w+)", text)
+        assert types and set(types) == {(name, "f32")}
+
+
+def test_what_cannot_be_rounded_is_refused():
+    with pytest.raises(ValueError, match="rounds tangent features in single precision"):
+        gram(of_logits, MODEL, X, dtype="bf16")
+    with enable_x64(True), pytest.raises(ValueError, match="parameters are in float64"):
+        gram("trace", draw_model(dtype=np.float64), X, dtype="tf32")
 
 
 # What is computed, and how often

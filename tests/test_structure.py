@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from ntkrobust_sk import structure
-from ntkrobust_sk.factors import Factors, Whole
+from ntkrobust_sk.factors import AffineFactors, Factors, Whole, separated
 from ntkrobust_sk.structure import contract_gradients, layer_gradients, per_example_gradients
 
 try:
@@ -517,7 +517,7 @@ def leaf_gradients(name, form=None):
     with pytest.MonkeyPatch.context() as patch:
         if form is not None:
             patch.setattr(structure, "forms_gradient", lambda *shape: form)
-        found = jax.eval_shape(partial(layer_gradients, apply), params, x, seeds)
+        found = jax.eval_shape(lambda *args: separated(layer_gradients(apply, *args)), params, x, seeds)
     return dict(zip(sorted(params), found, strict=True)) if isinstance(params, dict) else {None: found[0]}
 
 
@@ -538,8 +538,9 @@ def test_linear_layers_have_their_gradients_as_outer_products(name):
         assert formed[leaf].layout == factors[leaf].layout == chosen[leaf].layout
         assert formed[leaf].layout.steps
     for leaf in factors.keys() - shapes.keys():
-        assert type(factors[leaf]) is Whole
-        assert factors[leaf].layout.steps == ()
+        # a bias is with its weights while those are factors
+        assert type(formed[leaf]) is Whole
+        assert formed[leaf].layout.steps == ()
 
 
 @pytest.mark.filterwarnings("ignore:this network has parameters inside a `scan`")
@@ -549,6 +550,70 @@ def test_other_gradients_are_pulled_back_to_the_parameters(name):
     for leaf in OTHER_LAYERS[name] or {None}:
         assert type(found[leaf]) is Whole
         assert found[leaf].layout.steps == ()
+
+
+B = draw(3)
+AFFINE = {
+    "dense": (lambda w, b, x: jnp.tanh(x @ w + b), OUT, B, ROWS),
+    "bias first": (lambda w, b, x: jnp.tanh(b + x @ w), OUT, B, ROWS),
+    "inside of jit": (lambda w, b, x: jax.jit(lambda x: jnp.tanh(x @ w + b))(x), OUT, B, ROWS),
+    "positions": (lambda w, b, x: as_logits(x @ w + b), draw(2, 3), B, IMAGES),
+    "convolution": (lambda w, b, x: as_logits(conv(x, w) + b), draw(3, 3, 2, 3), B, IMAGES),
+    "a row as bias": (lambda w, b, x: jnp.tanh(x @ w + b), OUT, draw(1, 3), ROWS),
+}
+NOT_AFFINE = {
+    "after the activation": (lambda w, b, x: jnp.tanh(x @ w) + b, OUT, B, ROWS),
+    "output used elsewhere": (lambda w, b, x: (lambda h: jnp.tanh(h + b) + h)(x @ w), OUT, B, ROWS),
+    "output returned too": (lambda w, b, x: (lambda h: h * jnp.cos(h + b))(x @ w), OUT, B, ROWS),
+    "bias used twice": (lambda w, b, x: jnp.tanh(x @ w + b) * b, OUT, B, ROWS),
+    "weights used twice": (lambda w, b, x: jnp.tanh(x @ w + b) + jnp.sin(x @ w), OUT, B, ROWS),
+    "scaled weights": (lambda w, b, x: jnp.tanh(x @ (0.5 * w) + b), OUT, B, ROWS),
+    "scaled bias": (lambda w, b, x: jnp.tanh(x @ w + 0.5 * b), OUT, B, ROWS),
+    "subtracted": (lambda w, b, x: jnp.tanh(x @ w - b), OUT, B, ROWS),
+    "one number for all outputs": (lambda w, b, x: jnp.tanh(x @ w + b), OUT, draw(1), ROWS),
+    "a number for each position": (
+        lambda w, b, x: as_logits(conv(x, w) + b),
+        draw(3, 3, 2, 3),
+        draw(7, 1),
+        IMAGES,
+    ),
+    "groups": (
+        lambda w, b, x: as_logits(conv(x, w, feature_group_count=2) + b),
+        draw(3, 3, 1, 4),
+        draw(4),
+        IMAGES,
+    ),
+    "channels first": (
+        lambda w, b, x: as_logits(
+            lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NCHW")) + b
+        ),
+        draw(3, 3, 2, 5),
+        draw(7),
+        IMAGES,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE | NOT_AFFINE)
+def test_a_bias_is_kept_with_the_weights_that_it_is_added_to(name, monkeypatch):
+    affine, *params, x = (AFFINE | NOT_AFFINE)[name]
+    monkeypatch.setattr(structure, "forms_gradient", lambda *shape: False)
+
+    def everything(params, x):
+        logits = affine(*params, x)
+        seeds = jnp.eye(logits.shape[1])
+        features = layer_gradients(lambda p, z: affine(*p, z), params, x, seeds)
+        kernel = sum(leaf.inner_all(leaf) for leaf in features)
+        return features, kernel, jax.jacobian(lambda p: affine(*p, x))(params)
+
+    features, kernel, dense = quickly(everything)(params, x)
+    assert [type(leaf) is AffineFactors for leaf in features] == ([True] if name in AFFINE else [False, False])
+    # the kernel (n, C, m, D) of both together
+    rows = [leaf.reshape(*leaf.shape[:2], -1) for leaf in dense]
+    assert_close(kernel.transpose(1, 0, 3, 2), sum(jnp.einsum("ncp,mdp->ncmd", r, r) for r in rows))
+    for leaf, expected in zip(separated(features), dense, strict=True):
+        gradients = leaf.layout.undo(leaf.whole().values)
+        assert_close(gradients.swapaxes(0, 1), expected)
 
 
 def test_what_a_table_gives_for_missing_tokens_has_no_gradient():
