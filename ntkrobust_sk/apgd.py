@@ -1,6 +1,7 @@
 """Auto-PGD: projected ascent that finds its own step size and keeps whatever fooled the model on the way.
 
-Croce & Hein 2020, arXiv:2003.01690. Nothing has to be tuned, which is what makes it fit for evaluations.
+Croce & Hein 2020, arXiv:2003.01690; in the L1 norm 2021, arXiv:2103.01208. Nothing has to be tuned, which is
+what makes it fit for evaluations.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
-from .balls import NORMS, ball_of, check_bounds, project
+from .balls import NORMS, ball_of, check_bounds, project, samples, steepest
 from .loops import as_pytree, runs_fused
 from .networks import check_choice
 
@@ -24,22 +25,29 @@ MOMENTUM = 0.75
 RHO = 0.75
 # The first window between two looks at the step size, by how much it shrinks, and its least: shares of all steps.
 FIRST_WINDOW, DECREMENT, LEAST_WINDOW = 0.22, 0.03, 0.06
+# In the L1 norm: the window, and the share of the features that the first steps change.
+SPARSE_WINDOW, FIRST_SHARE = 0.04, 0.2
+# Of the features that the best point has changed, one in so many is changed by a step; where they have become
+# fewer by this ratio the step size starts anew, otherwise it shrinks, down to a share of epsilon.
+SPARSER, FEWER, SHRINK, LEAST_STEP = 1.5, 0.95, 1.5, 0.1
 
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690).
+    """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690; in the L1 norm 2021, arXiv:2103.01208).
 
     Starts on the surface of the ball with a step of 2 · epsilon and halves it, from the best point so far, where
-    the loss has stopped to rise. Of each example a point that fooled the model is returned if there was one,
-    otherwise the one with the highest loss.
+    the loss has stopped to rise. In the L1 norm a step is one of epsilon along the k largest entries of the
+    gradient that bounds leave free, without momentum, and is projected to the nearest point of ball and bounds at
+    once; k follows the number of features that the best point changes. Of each example a point that fooled the
+    model is returned if there was one, otherwise the one with the highest loss.
 
     Parameters
     ----------
     epsilon : float
         Radius of the ball, in units of the data.
     n_steps : int, default=100
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
     loss : {"ce", "dlr", "targeted-dlr"}, default="ce"
         "ce" is the cross-entropy (or the squared error of real targets). "dlr", the difference of logits ratio
         (max_{c≠y} z_c − z_y) / (z_(1) − z_(3)), is invariant to shifts and scales of the logits z, which hide
@@ -138,11 +146,14 @@ class _State(NamedTuple):
     n_rises: jax.Array
     loss_then: jax.Array
     halved_then: jax.Array
+    # in the L1 norm, how many features the best point had changed then, and how many a step changes
+    changed_then: jax.Array
+    count: jax.Array
 
 
 def _one_run(attack, model, x, y, target, keys, ball):
     state = _begin(attack.norm, attack.loss, model, x, y, target, keys, ball)
-    looks, windows = _looks(attack.n_steps)
+    looks, windows = _looks(attack.n_steps, attack.norm)
     schedule = (np.arange(attack.n_steps) == 0, looks, windows)
     if runs_fused(model, x):
         state = _all_steps(attack.norm, attack.loss, model, x, y, target, ball, state, schedule)
@@ -154,16 +165,17 @@ def _one_run(attack, model, x, y, target, keys, ball):
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
 def _begin(norm, loss, model, x, y, target, keys, ball):
-    norm = NORMS[norm]
-    noise = jax.vmap(lambda key: norm.sample(key, x.shape[1:], x.dtype, jnp.ones((), x.dtype)))(keys)
-    start = project(norm, x, x + ball.epsilon * noise / norm.length(noise), ball)
+    name, norm = norm, NORMS[norm]
+    noise = samples(norm, x, keys, ball)
+    length = norm.length(noise)
+    start = project(norm, x, x + ball.epsilon * noise / jnp.where(length > 0, length, 1), ball)
     value, fooled, gradient = _ascend(loss, model, start, y, target)
-    n = len(x)
+    n, n_features = len(x), x[0].size
     return _State(
         start,
         start,
         gradient,
-        jnp.broadcast_to(2 * ball.epsilon, (n,)),
+        jnp.broadcast_to(ball.epsilon if name == "l1" else 2 * ball.epsilon, (n,)),
         jnp.zeros_like(value),
         start,
         gradient,
@@ -173,41 +185,77 @@ def _begin(norm, loss, model, x, y, target, keys, ball):
         jnp.zeros(n, jnp.int32),
         value,
         jnp.ones(n, bool),
+        jnp.full(n, n_features, x.dtype),
+        jnp.full(n, FIRST_SHARE * n_features, x.dtype),
     )
 
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
 def _step(norm, loss, model, x, y, target, ball, state, now):
-    norm, (is_first, looks, window) = NORMS[norm], now
-    share = jnp.where(is_first, 1.0, MOMENTUM).astype(x.dtype)
-    ahead = state.x + _each(state.step_size, x) * norm.steepest(state.gradient)
-    ahead = project(norm, x, ahead, ball)
-    ahead = state.x + share * (ahead - state.x) + (1 - share) * (state.x - state.previous)
-    at = project(norm, x, ahead, ball)
+    is_first, looks, window = now
+    ahead = _sparse_ahead(x, ball, state) if norm == "l1" else _ahead(NORMS[norm], x, ball, state, is_first)
+    at = project(NORMS[norm], x, ahead, ball)
     value, fooled, gradient = _ascend(loss, model, at, y, target)
     better, newly = value > state.best_loss, fooled & ~state.fooled
-    best = jnp.where(_each(better, x), at, state.best)
-    best_gradient = jnp.where(_each(better, x), gradient, state.best_gradient)
-    best_loss = jnp.where(better, value, state.best_loss)
     n_rises = state.n_rises + (value > state.loss)
-    # halve where the loss rose too seldom, or where since the last look, with this step size, nothing was won
-    seldom = n_rises <= RHO * window
-    stuck = ~state.halved_then & (state.loss_then >= best_loss)
+    state = state._replace(
+        x=at,
+        previous=state.x,
+        gradient=gradient,
+        loss=value,
+        best=jnp.where(_each(better, x), at, state.best),
+        best_gradient=jnp.where(_each(better, x), gradient, state.best_gradient),
+        best_loss=jnp.where(better, value, state.best_loss),
+        fooling=jnp.where(_each(newly, x), at, state.fooling),
+        fooled=state.fooled | fooled,
+        n_rises=jnp.where(looks, 0, n_rises),
+    )
+    if norm == "l1":
+        return _look_at_sparsity(x, ball, state, looks)
+    return _look_at_losses(state, looks, n_rises <= RHO * window)
+
+
+def _ahead(norm, x, ball, state, is_first):
+    """A step and its momentum."""
+    share = jnp.where(is_first, 1.0, MOMENTUM).astype(x.dtype)
+    ahead = state.x + _each(state.step_size, x) * steepest(norm, state.gradient, state.x, ball)
+    ahead = project(norm, x, ahead, ball)
+    return state.x + share * (ahead - state.x) + (1 - share) * (state.x - state.previous)
+
+
+def _sparse_ahead(x, ball, state):
+    """A step along few features."""
+    count = _each(jnp.maximum(jnp.round(state.count), 1), x)
+    return state.x + _each(state.step_size, x) * steepest(NORMS["l1"], state.gradient, state.x, ball, count=count)
+
+
+def _look_at_losses(state, looks, seldom):
+    """Halve where the loss rose too seldom, or where since the last look, with this step size, nothing was won."""
+    stuck = ~state.halved_then & (state.loss_then >= state.best_loss)
     halve = looks & (seldom | stuck)
-    return _State(
-        jnp.where(_each(halve, x), best, at),
-        state.x,
-        jnp.where(_each(halve, x), best_gradient, gradient),
-        jnp.where(halve, state.step_size / 2, state.step_size),
-        value,
-        best,
-        best_gradient,
-        best_loss,
-        jnp.where(_each(newly, x), at, state.fooling),
-        state.fooled | fooled,
-        jnp.where(looks, 0, n_rises),
-        jnp.where(looks, best_loss, state.loss_then),
-        jnp.where(looks, halve, state.halved_then),
+    return _back_to_best(halve, state)._replace(
+        step_size=jnp.where(halve, state.step_size / 2, state.step_size),
+        loss_then=jnp.where(looks, state.best_loss, state.loss_then),
+        halved_then=jnp.where(looks, halve, state.halved_then),
+    )
+
+
+def _look_at_sparsity(x, ball, state, looks):
+    """Start anew with long steps where the best point has become sparser, otherwise shorten them."""
+    changed = jnp.sum(state.best != x, axis=tuple(range(1, x.ndim))).astype(x.dtype)
+    sparser = changed < FEWER * state.changed_then
+    shorter = jnp.maximum(state.step_size / SHRINK, LEAST_STEP * ball.epsilon)
+    return _back_to_best(looks & sparser, state)._replace(
+        step_size=jnp.where(looks, jnp.where(sparser, ball.epsilon, shorter), state.step_size),
+        changed_then=jnp.where(looks, changed, state.changed_then),
+        count=jnp.where(looks, changed / SPARSER, state.count),
+    )
+
+
+def _back_to_best(back, state):
+    return state._replace(
+        x=jnp.where(_each(back, state.x), state.best, state.x),
+        gradient=jnp.where(_each(back, state.x), state.best_gradient, state.gradient),
     )
 
 
@@ -240,9 +288,10 @@ def _target(model, x, rank):
 
 
 @lru_cache(maxsize=256)
-def _looks(n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _looks(n_steps: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
     """After which steps the step size is looked at, and how many steps each look covers."""
-    window, least = (max(int(share * n_steps), 1) for share in (FIRST_WINDOW, LEAST_WINDOW))
+    shares = (SPARSE_WINDOW,) * 2 if norm == "l1" else (FIRST_WINDOW, LEAST_WINDOW)
+    window, least = (max(int(share * n_steps), 1) for share in shares)
     decrement = max(int(DECREMENT * n_steps), 1)
     looks, windows, since = np.zeros(n_steps, bool), np.ones(n_steps, np.int32), 0
     for step in range(n_steps):

@@ -28,7 +28,9 @@ from .balls import (
     plain_bounds,
     project,
     project_into,
+    samples,
     settle,
+    steepest,
 )
 from .loops import as_pytree, runs_fused
 from .networks import check_choice
@@ -57,7 +59,7 @@ class PGD:
     n_steps : int, default=20
     step_size : float, default=None
         Length of a step in the norm, in units of the data. None is 2 · epsilon / n_steps.
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
     random_start : bool, default=True
         Start uniformly in the ball, otherwise at the input.
     n_restarts : int, default=1
@@ -141,7 +143,7 @@ class FGSM:
     ----------
     epsilon : float
         Radius of the ball, in units of the data.
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
     bounds : (low, high) or None, default=(0.0, 1.0)
         As for :class:`PGD`.
     """
@@ -278,14 +280,13 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
 
 @partial(jax.jit, static_argnames=("norm",))
 def _start(norm, x, keys, ball):
-    noise = jax.vmap(lambda k: norm.sample(k, x.shape[1:], x.dtype, ball.epsilon))(keys)
-    return project(norm, x, x + noise, ball)
+    return project(norm, x, x + ball.epsilon * samples(norm, x, keys, ball), ball)
 
 
 @partial(jax.jit, static_argnames=("norm",))
 def _step(norm, model, x, y, x_adv, ball):
     gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x_adv)
-    return project(norm, x, x_adv + ball.step_size * norm.steepest(gradient), ball)
+    return project(norm, x, x_adv + ball.step_size * steepest(norm, gradient, x_adv, ball), ball)
 
 
 @partial(jax.jit, static_argnames=("norm",))

@@ -29,13 +29,13 @@ class AutoAttack:
 
     Examples that one member has broken are not attacked again, so the robust accuracy is that of the worst case
     over all of them. With fewer than four classes there is no targeted ratio of logits: for three APGD takes the
-    untargeted one, for two the cross-entropy is all there is. Square is an L∞ attack here and is left out of L2.
+    untargeted one, for two the cross-entropy is all there is.
 
     Parameters
     ----------
     epsilon : float
         Radius of the ball, in units of the data.
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
     n_steps : int, default=100
         Of APGD and FAB.
     n_queries : int, default=5000
@@ -88,8 +88,7 @@ class AutoAttack:
             targeted = APGD(self.epsilon, self.n_steps, loss="targeted-dlr", n_targets=self.n_targets, **common)
             found["apgd-t"] = targeted
         found["fab-t"] = FAB(self.epsilon, self.n_steps, n_targets=self.n_targets, **common)
-        if self.norm == "linf":
-            found["square"] = Square(self.epsilon, self.n_queries, bounds=self.bounds)
+        found["square"] = Square(self.epsilon, self.n_queries, **common)
         return found
 
     def __call__(self, model, x, y, *, key):

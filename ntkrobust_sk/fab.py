@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import PGD, fold_keys, one_key_each
-from .balls import NORMS, ball_of, check_bounds
+from .balls import NORMS, ball_of, bisect, check_bounds, samples
 from .loops import as_pytree, runs_fused
 
 # At most so much of a step goes back towards the input; beyond the boundary by so much; back from it by so much.
@@ -39,7 +39,7 @@ class FAB:
         Radius of the ball, in units of the data. Points beyond it do not count.
     n_steps : int, default=100
         For each target and restart.
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
     n_restarts : int, default=1
         The first starts at the input, others around it.
     n_targets : int, default=9
@@ -131,9 +131,10 @@ def _order(model, x):
 @partial(jax.jit, static_argnames="norm")
 def _around(norm, x, keys, ball, found):
     norm = NORMS[norm]
-    noise = jax.vmap(lambda key: norm.sample(key, x.shape[1:], x.dtype, jnp.ones((), x.dtype)))(keys)
+    noise = samples(norm, x, keys, ball)
+    length = norm.length(noise)
     radius = jnp.minimum(found.distance, ball.epsilon).reshape(-1, *[1] * (x.ndim - 1)) / 2
-    return jnp.clip(x + radius * noise / norm.length(noise), ball.lower, ball.upper)
+    return jnp.clip(x + radius * noise / jnp.where(length > 0, length, 1), ball.lower, ball.upper)
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -178,11 +179,12 @@ def to_plane(norm: str, w, r, x, ball):
 
     Every feature goes the way that helps, d_i = sign(r w_i) min(λ v_i, p_i), up to the distance p_i of its bound:
     v = 1 for L∞ and |w| for L2. ⟨w, d⟩ grows with λ along a concave, piecewise linear function, on which Newton's
-    method comes from below without ever going too far.
+    method comes from below without ever going too far. For L1 the features of the largest |w_i| go all the way to
+    their bounds, and the last one as far as is needed.
 
     Parameters
     ----------
-    norm : {"linf", "l2"}
+    norm : {"linf", "l2", "l1"}
     w, x : array (n, ...)
     r : array (n,)
     ball : Ball
@@ -191,6 +193,8 @@ def to_plane(norm: str, w, r, x, ball):
     sign = jnp.where(r.reshape(each) >= 0, 1, -1) * jnp.sign(w)
     room = jnp.where(sign > 0, ball.upper - x, jnp.where(sign < 0, x - ball.lower, 0))
     weight = jnp.abs(w)
+    if norm == "l1":
+        return sign * _greedily(weight, room, jnp.abs(r).reshape(each))
     speed = jnp.ones_like(w) if norm == "linf" else weight
     wanted = jnp.abs(r)
 
@@ -210,3 +214,19 @@ def to_plane(norm: str, w, r, x, ball):
     state = (0, start, look(start))
     _, rate, _ = jax.lax.while_loop(lambda s: (s[0] < NEWTON_STEPS) & jnp.any(s[2] > 0), newton, state)
     return sign * jnp.minimum(rate.reshape(each) * speed, room)
+
+
+def _greedily(weight, room, wanted):
+    """Changes of the features of the largest weights, as far as there is room, that together make ``wanted``."""
+    axes = tuple(range(1, weight.ndim))
+    # what is unbounded never has to go further than this
+    room = jnp.where(weight > 0, jnp.minimum(room, wanted / jnp.where(weight > 0, weight, 1)), 0)
+
+    def made(chosen):
+        return jnp.sum(jnp.where(chosen, weight * room, 0), axis=axes, keepdims=True)
+
+    low, high = bisect(lambda least: made(weight > least) <= wanted, jnp.max(weight, axis=axes, keepdims=True))
+    # the weights between the two are as good as equal
+    whole, shared = weight > high, (weight > low) & (weight <= high)
+    share = (wanted - made(whole)) / jnp.maximum(made(shared), jnp.finfo(weight.dtype).tiny)
+    return jnp.where(whole, room, jnp.where(shared, jnp.clip(share, 0, 1) * room, 0))

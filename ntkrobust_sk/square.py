@@ -1,10 +1,13 @@
-"""Square attack: random search on scores, without gradients (Andriushchenko et al. 2020, arXiv:1912.00049)."""
+"""Square attack: random search on scores, without gradients.
+
+Andriushchenko et al. 2020, arXiv:1912.00049; in the L1 norm Croce & Hein 2021, arXiv:2103.01208.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import PGD, fold_keys, one_key_each
-from .balls import ball_of, check_bounds
+from .balls import NORMS, ball_of, check_bounds, project
 from .loops import as_pytree, runs_fused
 
 # After which query the share of features that a proposal changes is halved once more.
@@ -21,10 +24,12 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(frozen=True)
 class Square:
-    """Square attack: a black-box attack by random search in the L∞ ball.
+    """Square attack: a black-box attack by random search (Andriushchenko et al. 2020, arXiv:1912.00049).
 
-    Each query sets a random square of pixels (or, where inputs are no images, a random set of features) to one of
-    the two ends of the ball, channel by channel, and keeps it where the margin z_y − max_{c≠y} z_c falls. It sees
+    Each query changes a random square of pixels (or, where inputs are no images, a random set of features) and is
+    kept where the margin z_y − max_{c≠y} z_c falls. In L∞ the square goes to one of the two ends of the ball,
+    channel by channel. In L2, and in L1 (Croce & Hein 2021, arXiv:2103.01208), a bump of either sign is added to
+    it, with all the length that another square has to give away; then the change is projected. The attack sees
     scores only: where it finds what gradients do not, the model hides its gradients.
 
     Parameters
@@ -33,6 +38,7 @@ class Square:
         Radius of the ball, in units of the data.
     n_queries : int, default=5000
         Evaluations of each example, those already fooled too.
+    norm : {"linf", "l2", "l1"}, default="linf"
     share : float, default=0.8
         Share of the features that the first proposals change; it falls along a fixed schedule.
     bounds : (low, high) or None, default=(0.0, 1.0)
@@ -57,12 +63,12 @@ class Square:
 
     epsilon: float
     n_queries: int = 5000
+    norm: str = "linf"
     share: float = 0.8
     bounds: tuple | None = (0.0, 1.0)
-    norm = "linf"
 
     def __post_init__(self):
-        object.__setattr__(self, "bounds", PGD(self.epsilon, bounds=self.bounds).bounds)
+        object.__setattr__(self, "bounds", PGD(self.epsilon, norm=self.norm, bounds=self.bounds).bounds)
         if not (isinstance(self.n_queries, int | np.integer) and self.n_queries >= 1):
             raise ValueError(f"n_queries must be a positive integer, got {self.n_queries!r}")
         if not 0 < self.share <= 1:
@@ -76,13 +82,13 @@ class Square:
         if not jnp.issubdtype(y.dtype, jnp.integer):
             raise ValueError(f"the square attack needs integer labels, got {y.dtype}")
         keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
-        state = _begin(model, x, y, keys, ball)
+        state = _begin(self.norm, model, x, y, keys, ball)
         queries = np.arange(1, self.n_queries)
         sizes = _sizes(self.n_queries, self.share, x.shape[1:])
         if runs_fused(model, x):
-            return _all_queries(model, x, y, keys, ball, state, queries, sizes).x
+            return _all_queries(self.norm, model, x, y, keys, ball, state, queries, sizes).x
         for query, size in zip(queries, sizes, strict=True):
-            state = _query(model, x, y, keys, ball, state, query, size)
+            state = _query(self.norm, model, x, y, keys, ball, state, query, size)
         return state.x
 
 
@@ -101,34 +107,43 @@ def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - jnp.where(right, -jnp.inf, scores).max(1)
 
 
-@jax.jit
-def _begin(model, x, y, keys, ball):
-    """Stripes: one sign for each column of each channel."""
-
-    def stripes(key):
-        shape = (1, *x.shape[2:]) if x.ndim == 4 else x.shape[1:]
-        return jax.random.rademacher(key, shape, x.dtype)
-
-    start = _inside(x, x + ball.epsilon * jax.vmap(stripes)(keys), ball)
+@partial(jax.jit, static_argnames="norm")
+def _begin(norm, model, x, y, keys, ball):
+    delta = jax.vmap(partial(_stripes if norm == "linf" else _tiles, x.shape[1:], x.dtype))(keys)
+    if norm != "linf":
+        delta = jnp.where(ball.lower < ball.upper, delta, 0)
+        length = NORMS[norm].length(delta)
+        delta = delta / jnp.where(length > 0, length, 1)
+    start = project(NORMS[norm], x, x + ball.epsilon * delta, ball)
     return _State(start, margin(model(start), y))
 
 
-@jax.jit
-def _query(model, x, y, keys, ball, state, query, size):
-    def propose(key):
-        key_where, key_sign = jax.random.split(key)
-        if x.ndim == 4:
-            height, width, channels = x.shape[1:]
-            corner = jax.random.uniform(key_where, (2,))
-            top, left = (jnp.floor(c * (n - size + 1)) for c, n in zip(corner, (height, width), strict=True))
-            rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
-            chosen = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
-            return jnp.where(chosen[:, :, None], 2 * jax.random.rademacher(key_sign, (channels,), x.dtype), 0)
-        rank = jnp.argsort(jnp.argsort(jax.random.uniform(key_where, x.shape[1:]).ravel())).reshape(x.shape[1:])
-        return jnp.where(rank < size, 2 * jax.random.rademacher(key_sign, x.shape[1:], x.dtype), 0)
+def _stripes(shape, dtype, key):
+    """One sign for each column of each channel."""
+    return jax.random.rademacher(key, (1, *shape[1:]) if len(shape) == 3 else shape, dtype)
 
-    change = ball.epsilon * jax.vmap(propose)(fold_keys(keys, query))
-    candidate = _inside(x, state.x + change, ball)
+
+def _tiles(shape, dtype, key):
+    """Five by five bumps, each of one sign in each channel."""
+    if len(shape) != 3:
+        return jax.random.rademacher(key, shape, dtype)
+    height, width, channels = shape
+    side = max(min(height, width) // 5, 1)
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    signs = jax.random.rademacher(key, (-(-height // side), -(-width // side), channels), dtype)
+    return _bump(rows % side, columns % side, side, shape)[:, :, None] * signs[rows // side, columns // side]
+
+
+@partial(jax.jit, static_argnames="norm")
+def _query(norm, model, x, y, keys, ball, state, query, size):
+    keys = fold_keys(keys, query)
+    if norm == "linf":
+        candidate = state.x + ball.epsilon * jax.vmap(partial(_flip, x.shape[1:], x.dtype, size))(keys)
+    else:
+        free = jnp.broadcast_to(ball.lower < ball.upper, x.shape)
+        move = partial(_move, 1 if norm == "l1" else 2, size, ball.epsilon)
+        candidate = x + jax.vmap(move)(keys, state.x - x, free)
+    candidate = project(NORMS[norm], x, candidate, ball)
     found = margin(model(candidate), y)
     # what is fooled stays as it is
     better = (found < state.margin) & (state.margin >= 0)
@@ -138,16 +153,81 @@ def _query(model, x, y, keys, ball, state, query, size):
     )
 
 
-@jax.jit
-def _all_queries(model, x, y, keys, ball, state, queries, sizes):
+def _flip(shape, dtype, size, key):
+    """Changes, in units of epsilon, that take one square from any point of the ball to its ends."""
+    key_where, key_sign = jax.random.split(key)
+    if len(shape) == 3:
+        chosen, _, _ = _window(key_where, shape, size)
+        return jnp.where(chosen[:, :, None], 2 * jax.random.rademacher(key_sign, shape[2:], dtype), 0)
+    return jnp.where(_ranks(key_where, shape) < size, 2 * jax.random.rademacher(key_sign, shape, dtype), 0)
+
+
+def _move(p, size, epsilon, key, delta, free):
+    """Changes of one example in which one window has given its length to another, where a bump is added."""
+    key_1, key_2, key_sign, key_turn = jax.random.split(key, 4)
+    shape, dtype = delta.shape, delta.dtype
+    if delta.ndim == 3:
+        window, rows, columns = _window(key_1, shape, size)
+        other, _, _ = _window(key_2, shape, size)
+        turned = jax.random.bernoulli(key_turn)
+        rows, columns = jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)
+        window, other = window[:, :, None], other[:, :, None]
+        bump = _bump(rows, columns, size, shape)[:, :, None] * jax.random.rademacher(key_sign, shape[2:], dtype)
+    else:
+        delta, free = delta.reshape(-1, 1), free.reshape(-1, 1)
+        ranks = _ranks(key_1, delta.shape, free)
+        window, other = ranks < size, (ranks >= size) & (ranks < 2 * size)
+        bump = jax.random.rademacher(key_sign, delta.shape, dtype)
+
+    def powers(v):
+        """Of each channel."""
+        return jnp.sum(jnp.abs(v) ** p, axis=tuple(range(delta.ndim - 1)))
+
+    def unit(v):
+        length = powers(v) ** (1 / p)
+        return v / jnp.where(length > 0, length, 1)
+
+    unspent = jnp.maximum(epsilon**p - jnp.sum(powers(delta)), 0) / delta.shape[-1]
+    available = (powers(jnp.where(window | other, delta, 0)) + unspent) ** (1 / p)
+    moved = unit(unit(jnp.where(window & free, bump, 0)) + unit(jnp.where(window, delta, 0))) * available
+    return jnp.where(window, moved, jnp.where(other, 0, delta)).reshape(shape)
+
+
+def _window(key, shape, size):
+    """A random square of pixels, and the rows and columns counted from its corner."""
+    corner = jax.random.uniform(key, (2,))
+    top, left = (jnp.floor(c * (n - size + 1)).astype(int) for c, n in zip(corner, shape[:2], strict=True))
+    rows, columns = jnp.arange(shape[0])[:, None] - top, jnp.arange(shape[1]) - left
+    return (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size), rows, columns
+
+
+def _ranks(key, shape, free=True):
+    """Of each feature in a random order in which those that are ``free`` come first."""
+    order = jnp.where(free, jax.random.uniform(key, shape), 1).ravel()
+    return jnp.argsort(jnp.argsort(order)).reshape(shape)
+
+
+def _bump(rows, columns, size, shape):
+    """Two halves of opposite sign, each of which rises to its middle; 0 outside of the square of this size.
+
+    Σ_{k=0}^{n−d} 1 / (n + 1 − k)², where d is the distance from the middle in the L∞ norm and n = ⌊size / 2⌋.
+    """
+    sums = jnp.asarray(np.cumsum([0.0, *(1 / np.arange(1, max(shape[:2]) + 2) ** 2)]), jnp.float32)
+    half = size // 2
+    second = rows >= half
+    middle = jnp.where(second, half + (size - half) // 2, half // 2)
+    distance = jnp.maximum(abs(rows - middle), abs(columns - half))
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    height = sums[half + 1] - sums[jnp.minimum(distance, half + 1)]
+    return jnp.where(inside, jnp.where(second, -height, height), 0)
+
+
+@partial(jax.jit, static_argnames="norm")
+def _all_queries(norm, model, x, y, keys, ball, state, queries, sizes):
     def body(state, now):
-        return _query(model, x, y, keys, ball, state, *now), None
+        return _query(norm, model, x, y, keys, ball, state, *now), None
 
     return jax.lax.scan(body, state, (queries, sizes))[0]
-
-
-def _inside(x, x_adv, ball):
-    return jnp.clip(jnp.clip(x_adv, x - ball.epsilon, x + ball.epsilon), ball.lower, ball.upper)
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from ntkrobust_sk.attacks import attack_in_tiles, example_losses
 from ntkrobust_sk.autoattack import flags
 from ntkrobust_sk.balls import NORMS, Ball
 from ntkrobust_sk.fab import to_plane
-from ntkrobust_sk.square import _sizes, margin
+from ntkrobust_sk.square import _bump, _sizes, margin
 
 try:
     from jax import enable_x64
@@ -59,22 +59,26 @@ def everything(norm, epsilon=0.1, bounds=(0.0, 1.0)):
     n, common = 20, {"norm": norm, "bounds": bounds}
     found = {loss: APGD(epsilon, n, loss=loss, n_targets=2, **common) for loss in ("ce", "dlr", "targeted-dlr")}
     found["fab"] = FAB(epsilon, n, n_targets=2, **common)
+    found["square"] = Square(epsilon, 200, **common)
     found["autoattack"] = AutoAttack(epsilon, n_steps=n, n_queries=200, n_targets=2, **common)
-    return found | ({"square": Square(epsilon, 200, bounds=bounds)} if norm == "linf" else {})
+    return found
 
 
-@pytest.mark.parametrize("norm, shape", [("linf", (12,)), ("l2", (12,)), ("linf", (5, 4, 2))], ids=str)
+def lengths(delta, norm):
+    flat = np.asarray(delta, float).reshape(len(delta), -1)
+    return np.linalg.norm(flat, axis=1, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm])
+
+
+@pytest.mark.parametrize("norm, shape", [*((norm, (12,)) for norm in NORMS), ("linf", (5, 4, 2))], ids=str)
 def test_examples_lie_in_ball_and_bounds_and_fool_more_than_the_inputs_do(norm, shape):
     model = network(shape)
     X, y = data(model, shape)
-    epsilon = 0.15 if norm == "linf" else 0.6
+    epsilon = {"linf": 0.15, "l2": 0.6, "l1": 1.5}[norm]
     for name, attack in everything(norm, epsilon).items():
         x_adv = examples(attack, model, X, y)
         assert x_adv.shape == X.shape and x_adv.dtype == np.float32
         assert x_adv.min() >= 0 and x_adv.max() <= 1
-        delta = (x_adv.astype(float) - X).reshape(N, -1)
-        length = np.abs(delta).max(1) if norm == "linf" else np.linalg.norm(delta, axis=1)
-        assert length.max() <= epsilon * (1 + 1e-5), name
+        assert lengths(x_adv.astype(float) - X, norm).max() <= epsilon, name
         assert accuracy(model, x_adv, y) < 0.9, name
         np.testing.assert_array_equal(x_adv, examples(attack, model, X, y))
 
@@ -159,7 +163,7 @@ def plain_apgd(gradient, value, fools, x, start, epsilon, n_steps, norm):
     return fooling[0] if fooling else best
 
 
-@each_norm
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_iterates_are_those_of_the_published_algorithm(norm):
     with enable_x64(True):
         rng = np.random.default_rng(3)
@@ -194,10 +198,73 @@ def test_the_iterates_are_those_of_the_published_algorithm(norm):
 
 
 def test_the_step_size_is_looked_at_as_published():
-    looks, windows = _looks(100)
+    looks, windows = _looks(100, "linf")
     # 22, then 3 fewer each time, never less than 6
     assert (np.flatnonzero(looks) + 1).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
     assert windows[looks].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
+    looks, _ = _looks(100, "l1")
+    assert (np.flatnonzero(looks) + 1).tolist() == list(range(4, 101, 4))
+
+
+def plain_sparse_apgd(gradient, value, x, start, epsilon, n_steps):
+    """l1-APGD of Croce & Hein 2021 for one example: sparsity and step size after those of the best point."""
+    project, d = NORMS["l1"].project, len(x)
+
+    def inside(z):
+        room = np.where(z > x, 1 - x, x)
+        return x + np.asarray(project(jnp.asarray((z - x)[None]), epsilon, jnp.asarray(room[None]))[0])
+
+    now = best = start
+    count, step, changed = 0.2 * d, epsilon, d
+    for k in range(1, n_steps + 1):
+        g = gradient(now)
+        movable = np.where(np.where(g > 0, 1 - now, now) > 1e-14, np.abs(g), 0)
+        largest = np.sort(movable)[-max(round(count), 1) :]
+        largest = largest[largest > 0]
+        now = inside(now + step * np.sign(g) * (np.abs(g) >= largest.min()) / len(largest))
+        best = now if value(now) > value(best) else best
+        if k % max(int(0.04 * n_steps), 1) == 0:
+            fewer = np.sum(best != x) < 0.95 * changed
+            changed = np.sum(best != x)
+            count = changed / 1.5
+            step, now = (epsilon, best) if fewer else (max(step / 1.5, epsilon / 10), now)
+    return best
+
+
+def test_in_the_l1_norm_the_iterates_are_those_of_the_published_algorithm():
+    with enable_x64(True):
+        rng = np.random.default_rng(3)
+        weights, targets = rng.normal(size=(20, 4)), np.zeros((5, 4))
+        # real targets, of which there is no wrong answer
+        model = jax.tree_util.Partial(lambda x: jnp.sin(3 * x) @ weights)
+        X, epsilon, n_steps = rng.uniform(size=(5, 20)), 1.5, 50
+        found = np.asarray(APGD(epsilon, n_steps, norm="l1")(model, X, targets, key=KEY))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(5))
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+        noise = np.stack([NORMS["l1"].sample(k, (20,), np.float64, 1.0) for k in keys])
+        noise = epsilon * noise / np.abs(noise).sum(1, keepdims=True)
+        starts = X + NORMS["l1"].project(jnp.asarray(noise), epsilon, jnp.where(noise > 0, 1 - X, X))
+        value_of = jax.jit(lambda z: jnp.sum(model(z[None]) ** 2))
+        gradient_of = jax.jit(jax.grad(value_of))
+        for x, start, x_adv in zip(X, np.asarray(starts), found, strict=True):
+            expected = plain_sparse_apgd(
+                lambda z: np.asarray(gradient_of(z)), lambda z: float(value_of(z)), x, start, epsilon, n_steps
+            )
+            np.testing.assert_allclose(x_adv, expected, atol=1e-9)
+
+
+def test_in_the_l1_norm_it_comes_near_to_the_best_corner_of_ball_and_bounds():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(size=(N, 12)).astype(np.float32)
+    slope = rng.normal(size=12).astype(np.float32)
+    # the answer is sure, but not so sure that its loss has no gradient
+    model = linear(np.stack([0 * slope, slope], 1), jnp.array([20.0, 0.0], jnp.float32))
+    order = np.argsort(-np.abs(slope))
+    room = np.where(slope > 0, 1 - X, X)[:, order]
+    used = np.diff(np.minimum(np.cumsum(room, 1), 2.0), axis=1, prepend=0)
+    most = used @ np.abs(slope[order])
+    gained = (np.asarray(APGD(2.0, norm="l1")(model, X, np.zeros(N, np.int32), key=KEY)) - X) @ slope
+    assert (gained > 0.94 * most).all() and gained.mean() > 0.99 * most.mean()
 
 
 def test_ratios_of_logits_do_not_change_with_shift_and_scale():
@@ -254,6 +321,11 @@ def test_the_nearest_point_of_a_plane_is_that_of_a_general_solver(norm, seed):
         box = [*zip(lower, upper, strict=True), (0, None)]
         best = linprog([0] * 7 + [1], A_ub=sides, b_ub=np.zeros(14), A_eq=[[*w, 0]], b_eq=[r], bounds=box).fun
         assert np.abs(d).max() == pytest.approx(best, abs=1e-9)
+    elif norm == "l1":
+        # both ways of each feature are variables
+        box = [*((0, u) for u in upper), *((0, -low) for low in lower)]
+        best = linprog([1] * 14, A_eq=[[*w, *-w]], b_eq=[r], bounds=box).fun
+        assert np.abs(d).sum() == pytest.approx(best, abs=1e-9)
     else:
         plane = {"type": "eq", "fun": lambda d: w @ d - r}
         box = list(zip(lower, upper, strict=True))
@@ -277,7 +349,7 @@ def test_between_linear_scores_it_finds_the_exact_distance(norm):
     scores = X @ weights
     gaps = scores[np.arange(N), y][:, None] - scores
     across = weights[:, y].T[:, None, :] - weights.T
-    dual = np.abs(across).sum(2) if norm == "linf" else np.linalg.norm(across, axis=2)
+    dual = np.linalg.norm(across, axis=2, ord={"linf": 1, "l2": 2, "l1": np.inf}[norm])
     exact = np.where(np.arange(C) == y[:, None], np.inf, gaps / np.maximum(dual, 1e-9)).min(1)
     assert accuracy(model, nearest, y) == 0
     assert (distance >= exact * (1 - 1e-4)).all()
@@ -322,6 +394,30 @@ def test_with_enough_queries_a_linear_model_is_brought_to_the_worst_corner(shape
     lost = 1e3 + X.reshape(6, -1) @ (weights[:, 0] - weights[:, 1]) - margin(model(x_adv), jnp.zeros(6, jnp.int32))
     most = 0.1 * np.abs(weights[:, 0] - weights[:, 1]).sum()
     assert (np.asarray(lost) > 0.9 * most).all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@each_shape
+def test_in_other_norms_too_random_search_comes_near_to_the_worst_point_of_a_linear_model(shape, norm):
+    size = int(np.prod(shape))
+    slope = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    X = np.full((6, *shape), 0.5, np.float32)
+    model = linear(np.stack([slope, 0 * slope], 1), jnp.array([10.0, 0.0], jnp.float32))
+    x_adv = Square(0.2, 2000, norm)(model, X, np.zeros(6, np.int32), key=KEY)
+    assert lengths(x_adv - X, norm).max() < 0.2 + 1e-6
+    most = 0.2 * (np.linalg.norm(slope) if norm == "l2" else np.abs(slope).max())
+    # squares of several pixels of one sign are not what a slope without any structure asks for
+    share = 0.9 if len(shape) == 1 else 0.5
+    assert ((X - np.asarray(x_adv)).reshape(6, -1) @ slope > share * most).all()
+
+
+def test_bumps_are_two_pyramids_of_opposite_sign():
+    rows, columns = np.arange(7)[:, None] - 1, np.arange(7) - 1
+    bump = np.asarray(_bump(rows, columns, 5, (7, 7, 1)))
+    assert (bump[0] == 0).all() and (bump[6] == 0).all() and (bump[:, 0] == 0).all()
+    assert (bump[1:3, 1:6] > 0).all() and (bump[3:6, 1:6] < 0).all()
+    # n = 2: the height grows by 1/9, 1/4 and 1 towards the middle
+    np.testing.assert_allclose(bump[2, 1:6], np.cumsum([1 / 9, 1 / 4, 1])[[0, 1, 2, 1, 0]], rtol=1e-6)
 
 
 def test_it_needs_no_gradient():
@@ -369,12 +465,14 @@ def test_what_one_member_broke_is_not_attacked_again_and_every_fall_is_real(monk
     np.testing.assert_array_equal(report.x_adv[report.fallen_to <= 0], X[report.fallen_to <= 0])
 
 
-@pytest.mark.parametrize("classes, names", [(2, ["apgd-ce", "fab-t"]), (3, ["apgd-ce", "apgd-dlr", "fab-t"])])
+@pytest.mark.parametrize(
+    "classes, names", [(2, ["apgd-ce", "fab-t", "square"]), (3, ["apgd-ce", "apgd-dlr", "fab-t", "square"])]
+)
 def test_with_few_classes_it_makes_do(classes, names):
     weights = np.random.default_rng(0).normal(size=(12, classes)).astype(np.float32)
     model = linear(weights, -0.5 * weights.sum(0))
     X, y = data(model)
-    attack = AutoAttack(0.3, norm="l2", n_steps=5)
+    attack = AutoAttack(0.3, norm="l2", n_steps=5, n_queries=50)
     assert list(attack.members(classes)) == names
     assert attack.run(model, X, y, key=KEY).robust_accuracy < 1
 
