@@ -10,6 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
+from .adversarial import ATTACKS as SAVED_ATTACKS
+from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
+from .balls import NORMS
 from .demo import PRESETS, run_demo, settings_for
 from .evolution import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
 from .report import write_report
@@ -60,6 +63,32 @@ def evolve(options: dict) -> int:
     return 0
 
 
+def attack(options: dict) -> int:
+    """``ntkrobust attack``."""
+    bounds = options["bounds"] and tuple(options["bounds"])
+    chosen = make_attack(
+        options["attack"], options["epsilon"], norm=options["norm"], n_steps=options["steps"], bounds=bounds
+    )
+    _say_where_from("attack", options["data"], options["data_dir"])
+    estimator, seed = load_estimator(options["model"]), options["random_state"]
+    X, y = held_out(options["data"], options["data_dir"], n_test=options["n_test"], random_state=seed)
+    if bounds is not None and (X.min() < bounds[0] or X.max() > bounds[1]):
+        raise ValueError(
+            f"the data range from {X.min():.6g} to {X.max():.6g}, out of the bounds {bounds[0]:g} to "
+            f"{bounds[1]:g}; give --bounds LOW HIGH or --no-bounds"
+        )
+    try:
+        found = attack_examples(estimator, X, y, chosen, random_state=seed)
+    except TypeError as error:
+        # of what cannot be attacked
+        raise ValueError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
+    write_examples(options["out"], found, options | {"attack": repr(chosen)})
+    print(f"{options['model']}, {chosen!r}")
+    print(found)
+    print(f"Examples: {Path(options['out']).resolve()}")
+    return 0
+
+
 def _say_where_from(command, data, data_dir):
     if data in PRESETS and data != "digits" and data_dir is None:
         print(f"ntkrobust {command}: no --data-dir, so {data} is fetched from OpenML", file=sys.stderr)
@@ -71,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
     _add_evolve(commands)
+    _add_attack(commands)
     return parser
 
 
@@ -139,6 +169,35 @@ def _add_evolve(commands):
             continue
         options = given.get(field.name) or {"type": float if "float" in field.type else int}
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, **options)
+
+
+def _add_attack(commands):
+    parser = commands.add_parser(
+        "attack",
+        help="attack a saved estimator and write the adversarial examples",
+        description="Attack a fitted classifier on the test examples of a data set, print its clean and robust "
+        "accuracy, and write the adversarial examples to an .npz file. Loading a file that joblib wrote runs "
+        "whatever code is in it: attack only models that you trust.",
+    )
+    parser.set_defaults(run=attack)
+    trust = "loading runs code in it, so it must be trusted"
+    parser.add_argument("--model", required=True, help=f"fitted estimator saved with joblib ({trust}), or .skops")
+    parser.add_argument(
+        "--data", required=True, help="digits, cifar10, fashion-mnist, mnist, or an .npz file with X and y"
+    )
+    parser.add_argument("--data-dir", help="folder with the data set's canonical files")
+    parser.add_argument("--attack", choices=sorted(SAVED_ATTACKS), default="autoattack")
+    parser.add_argument(
+        "--epsilon", type=_fraction, required=True, help="radius in units of the data, such as 4/255"
+    )
+    parser.add_argument("--norm", choices=tuple(NORMS), default="linf")
+    parser.add_argument("--n-test", type=int, default=500, help="test examples at most, all of them attacked")
+    parser.add_argument("--steps", type=int, help="steps of the attack, queries of square")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--bounds", nargs=2, type=_fraction, metavar=("LOW", "HIGH"), default=(0.0, 1.0))
+    given.add_argument("--no-bounds", dest="bounds", action="store_const", const=None, help="any number is valid")
+    parser.add_argument("--random-state", type=int, default=0, help="seed of the attack and of the test examples")
+    parser.add_argument("--out", default="adversarial.npz", help="file for the adversarial examples")
 
 
 def _start(text: str) -> tuple[str, float]:

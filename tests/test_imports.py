@@ -51,6 +51,7 @@ ORDER = [
     "smoothing",
     "splits",
     "rundir",
+    "adversarial",
     "stages",
     "eigenfeatures",
     "measurements",

@@ -1,0 +1,190 @@
+"""A saved estimator attacked: adversarial examples, what they have shown, and a file that holds them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import joblib
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from . import __version__
+from .apgd import APGD
+from .attacks import FGSM, PGD, one_key_each
+from .autoattack import AutoAttack
+from .estimators import key_of
+from .evaluation import classifier_under_attack, clopper_pearson
+from .fab import FAB
+from .rundir import write_atomically
+from .splits import load_splits
+from .square import Square
+
+ATTACKS = {"apgd": APGD, "autoattack": AutoAttack, "fab": FAB, "fgsm": FGSM, "pgd": PGD, "square": Square}
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class AttackedExamples:
+    """What :func:`attack_examples` has found.
+
+    Attributes
+    ----------
+    X, X_adv : array (n, ...)
+        Inputs in the precision in which they were attacked, and adversarial examples in the same.
+    y, clean_predictions, predictions : array (n,)
+        Labels; answers to X and to X_adv.
+    members : dict from str to float
+        Of AutoAttack: accuracy as they are ("clean"), and after each of its members.
+    flags : tuple of str
+        What AutoAttack holds against its own result.
+    """
+
+    X: np.ndarray
+    X_adv: np.ndarray
+    y: np.ndarray
+    clean_predictions: np.ndarray
+    predictions: np.ndarray
+    members: dict[str, float]
+    flags: tuple[str, ...]
+
+    @property
+    def fooled(self) -> np.ndarray:
+        """Where the answer to the adversarial example is wrong (n,)."""
+        return self.predictions != self.y
+
+    def __str__(self):
+        rows = (("clean", self.clean_predictions), ("robust", self.predictions))
+        lines = []
+        for name, predictions in rows:
+            right, n = np.sum(predictions == self.y), len(self.y)
+            low, high = clopper_pearson(right, n, CONFIDENCE)
+            interval = f"[{low:.3f}, {high:.3f}]"
+            lines.append(
+                f"{name + ' accuracy':<16} {right / n:.3f}  {interval} at {CONFIDENCE:.0%}, {right} of {n}"
+            )
+        accuracies = list(self.members.values())
+        for name, before, after in zip(list(self.members)[1:], accuracies[:-1], accuracies[1:], strict=True):
+            lines.append(f"  after {name:<10} {after:.3f}  {round((before - after) * len(self.y))} more fell")
+        return "\n".join(lines + [f"flag: {flag}" for flag in self.flags])
+
+
+def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamples:
+    """Adversarial examples against a classifier, with its answers.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+        Whatever :func:`~ntkrobust_sk.robust_accuracy` takes, but no regressor.
+    X : array (n, ...)
+        Images are given to the estimator as flat rows.
+    y : array (n,)
+    attack : attack
+    random_state : int, RandomState or None, default=0
+
+    Returns
+    -------
+    AttackedExamples
+    """
+    subject = classifier_under_attack("attack", estimator, X.reshape(len(X), -1), y)
+    attack, keys = subject.usable(attack), one_key_each(key_of(random_state), len(X))
+    members, flags = {}, ()
+    if hasattr(attack, "run"):
+        with subject.precision():
+            found = attack.run(subject.model, subject.X, subject.y, key=keys, rows=subject.rows)
+        X_adv, flags = found.x_adv, found.flags
+        members = dict(zip(found.names, found.accuracies, strict=True))
+    else:
+        X_adv = subject.perturb(attack, keys)
+    # arrays of strings, not of objects, which only pickle could write
+    classes = np.array(subject.classes.tolist())
+    labels = (classes[at] for at in (subject.y, subject.answers(subject.X), subject.answers(X_adv)))
+    return AttackedExamples(subject.X.reshape(X.shape), X_adv.reshape(X.shape), *labels, members, flags)
+
+
+def make_attack(name: str, epsilon: float, *, norm="linf", n_steps=None, bounds=(0.0, 1.0)):
+    """One of ``ATTACKS`` by name.
+
+    Raises
+    ------
+    ValueError
+        If the attack is not one in that norm, or takes no steps.
+    """
+    kind = ATTACKS[name]
+    stated = {field.name for field in fields(kind)}
+    given = {"epsilon": epsilon, "norm": norm, "bounds": bounds}
+    if n_steps is not None:
+        steps = next((field for field in ("n_steps", "n_queries") if field in stated), None)
+        if steps is None:
+            raise ValueError(f"{name} has one step; leave --steps out")
+        given[steps] = n_steps
+    return kind(**given)
+
+
+def load_estimator(path):
+    """A fitted estimator from a file of joblib, or of skops where its name ends in ``.skops``.
+
+    Loading a file of joblib runs whatever code is in it: load only what you trust. skops builds only objects of
+    types that it knows to be harmless.
+
+    Raises
+    ------
+    FileNotFoundError, ImportError
+        If there is no such file, or no skops to read it.
+    ValueError
+        If the file cannot be read, or holds something else than an estimator.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; expected an estimator saved with joblib.dump")
+    try:
+        loaded = _load_skops(path) if path.suffix == ".skops" else joblib.load(path)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the code in a pickle may raise
+        kind = "skops" if path.suffix == ".skops" else "joblib"
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read by {kind}: {said}") from error
+    if isinstance(loaded, type) or not (hasattr(loaded, "fit") and hasattr(loaded, "predict")):
+        raise ValueError(f"{path} holds {type(loaded).__name__}, which is no estimator that predicts")
+    check_is_fitted(loaded)
+    return loaded
+
+
+def _load_skops(path):
+    try:
+        import skops.io
+    except ImportError as error:
+        raise ImportError("reading .skops files needs skops: pip install skops") from error
+    return skops.io.load(path)
+
+
+def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
+    """The test examples (X, y) of a data set, with the labels that a file itself has.
+
+    The same examples as those of :func:`~ntkrobust_sk.splits.load_splits` under this seed.
+    """
+    splits = load_splits(data, data_dir, n_train=np.iinfo(np.int64).max, n_test=n_test, random_state=random_state)
+    if not str(data).endswith(".npz"):
+        return splits.X_test, splits.y_test
+    with np.load(data) as file:
+        return splits.X_test, np.unique(file["y"])[splits.y_test]
+
+
+def write_examples(path, found: AttackedExamples, settings: dict) -> None:
+    """Write what was found to an ``.npz`` file, whole or not at all.
+
+    It holds X, X_adv, y, clean_predictions, predictions, fooled, and the settings as JSON.
+    """
+    names = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        settings=np.array(json.dumps(settings | {"ntkrobust_sk": __version__})),
+        **{name: getattr(found, name) for name in names},
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, file.getvalue())

@@ -1,0 +1,196 @@
+"""``ntkrobust attack``: a saved estimator attacked, and a file whose examples are in the ball to the last bit."""
+
+import json
+import os
+import shlex
+from importlib.util import find_spec
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, cli, robust_accuracy
+from ntkrobust_sk.adversarial import ATTACKS, load_estimator, make_attack
+from ntkrobust_sk.splits import load_splits
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.uniform(size=(80, 6)).astype(np.float32)
+Y = np.where(X[:, :3].sum(1) > X[:, 3:].sum(1), "more", "less")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Models and data, by name."""
+    path = tmp_path_factory.mktemp("saved")
+    digits = load_splits("digits", n_train=400, n_test=60)
+    rows = digits.X.reshape(len(digits.X), -1)
+    saved = {
+        "digits": make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(rows, digits.y),
+        "images": AdversarialKernelTrainer(MLP(widths=(4,)), max_epochs=4, random_state=0).fit(digits.X, digits.y),
+        "two": LogisticRegression(C=100).fit(X, Y),
+        "forest": RandomForestClassifier(2, random_state=0).fit(X, Y),
+        "regressor": Ridge().fit(X, X[:, 0]),
+        "scaler": StandardScaler().fit(X),
+        "unfitted": LogisticRegression(),
+        "number": 3,
+    }
+    for name, thing in saved.items():
+        joblib.dump(thing, path / f"{name}.joblib")
+    (path / "damaged.joblib").write_bytes((path / "two.joblib").read_bytes()[:60])
+    np.savez(path / "two.npz", X=X, y=Y, X_test=X[:30], y_test=Y[:30])
+    np.savez(
+        path / "other.npz", X=X, y=np.where(Y == "more", "more", "unknown"), X_test=X[:9], y_test=["unknown"] * 9
+    )
+    np.savez(path / "wide.npz", X=2 * X - 1, y=Y)
+    return path
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def run(arguments):
+        return cli.main(["attack", *shlex.split(arguments), "--out", str(tmp_path / "made" / "adversarial.npz")])
+
+    run.out = tmp_path / "made" / "adversarial.npz"
+    return run
+
+
+@pytest.mark.parametrize(
+    "model, dtype, norm, epsilon",
+    [
+        ("digits", np.float64, "linf", "1/10"),
+        ("digits", np.float64, "l2", "0.7"),
+        ("images", np.float32, "linf", "1/10"),
+    ],
+)
+def test_the_examples_reload_inside_of_the_ball_to_the_last_bit(run, model, dtype, norm, epsilon, capsys):
+    command = f"--model {model}.joblib --data digits --n-test 60 --attack pgd --steps 5"
+    assert run(f"{command} --norm {norm} --epsilon {epsilon}") == 0
+    with np.load(run.out, allow_pickle=False) as file:
+        found, settings = dict(file), json.loads(str(file["settings"]))
+    assert found["X_adv"].dtype == found["X"].dtype == dtype and found["X_adv"].shape == (60, 8, 8, 1)
+    delta = (found["X_adv"].astype(float) - found["X"]).reshape(60, -1)
+    size = np.abs(delta).max() if norm == "linf" else np.sqrt((delta**2).sum(1)).max()
+    assert 0 < size <= (0.1 if norm == "linf" else 0.7)
+    assert found["X_adv"].min() >= 0 and found["X_adv"].max() <= 1
+    assert settings["norm"] == norm and settings["random_state"] == 0 and "PGD(" in settings["attack"]
+
+    splits = load_splits("digits", n_train=400, n_test=60)
+    np.testing.assert_array_equal(found["X"], splits.X_test)
+    np.testing.assert_array_equal(found["y"], splits.y_test)
+    fitted = load_estimator(f"{model}.joblib")
+    np.testing.assert_array_equal(found["predictions"], fitted.predict(found["X_adv"].reshape(60, -1)))
+    np.testing.assert_array_equal(found["fooled"], found["predictions"] != found["y"])
+    attack = PGD(settings["epsilon"], n_steps=5, norm=norm)
+    robust = robust_accuracy(fitted, splits.X_test.reshape(60, -1), splits.y_test, attack)
+    assert 1 - found["fooled"].mean() == pytest.approx(robust)
+    assert f"robust accuracy  {robust:.3f}  [" in capsys.readouterr().out
+
+
+def test_autoattack_tells_what_each_member_added(run, capsys):
+    assert run("--model two.joblib --data two.npz --n-test 30 --epsilon 1/2 --steps 5") == 0
+    out = capsys.readouterr().out
+    with np.load(run.out, allow_pickle=False) as file:
+        labels, fooled, clean = file["y"], file["fooled"], file["clean_predictions"]
+    assert labels.tolist() == Y[:30].tolist() and fooled.all()
+    right = np.sum(clean == labels)
+    assert f"clean accuracy   {right / 30:.3f}" in out and f"after apgd-ce    0.000  {right} more fell" in out
+    assert "after square     0.000  0 more fell" in out
+
+
+def test_a_forest_is_attacked_without_gradients(run):
+    assert run("--model forest.joblib --data two.npz --n-test 30 --epsilon 0.1 --attack square --steps 5") == 0
+    with np.load(run.out) as file:
+        assert file["fooled"].mean() > np.mean(file["clean_predictions"] != file["y"])
+
+
+def test_bounds_are_given_or_left_out(run):
+    command = "--model two.joblib --data wide.npz --n-test 10 --epsilon 0.2 --attack fgsm"
+    assert run(f"{command} --bounds -1 1") == 0
+    with np.load(run.out) as file:
+        assert np.abs(file["X_adv"]).max() <= 1
+    assert run(f"{command} --no-bounds") == 0
+
+
+def test_what_was_there_is_kept_when_writing_fails(run, monkeypatch):
+    command = "--model two.joblib --data two.npz --n-test 30 --epsilon 0.1 --attack fgsm"
+    assert run(command) == 0
+    before = run.out.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(f"{command} --random-state 1") == 2
+    assert run.out.read_bytes() == before and list(run.out.parent.iterdir()) == [run.out]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_is_made_by_its_name(name):
+    attack = make_attack(name, 0.1, bounds=None)
+    assert (attack.epsilon, attack.norm, attack.bounds) == (0.1, "linf", None)
+
+
+GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "fgsm", "n-test": "30"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": "missing.joblib"}, "there is no file missing.joblib"),
+        ({"model": "damaged.joblib"}, "damaged.joblib cannot be read by joblib"),
+        ({"model": "number.joblib"}, "number.joblib holds int, which is no estimator"),
+        ({"model": "scaler.joblib"}, "holds StandardScaler, which is no estimator that predicts"),
+        ({"model": "unfitted.joblib"}, "not fitted yet"),
+        ({"model": "regressor.joblib"}, "Ridge is a regressor"),
+        ({"model": "digits.joblib"}, "X has 6 features, but"),
+        ({"data": "missing.npz"}, "there is no file missing.npz"),
+        ({"data": "letters"}, "unknown data 'letters'"),
+        ({"data": "other.npz"}, "labels that were not seen in fit: ['unknown']"),
+        ({"data": "wide.npz"}, "give --bounds LOW HIGH or --no-bounds"),
+        ({"n-test": "1"}, "cannot hold one of each of the 2 classes"),
+        ({"epsilon": "-0.1"}, "epsilon must be a finite number >= 0"),
+        ({"epsilon": "nan"}, "epsilon must be a finite number >= 0"),
+        ({"steps": "5"}, "fgsm has one step"),
+        ({"steps": "0", "attack": "pgd"}, "n_steps must be a positive integer"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line_with_status_2(run, change, message, capsys):
+    arguments = " ".join(f"--{name} {value}" for name, value in (GOOD | change).items())
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("ntkrobust attack: ") and message in captured.err
+    assert captured.err.count("\n") == 1 and captured.out == "" and not run.out.exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"epsilon": "4/0"}, "expected a number or a fraction such as 4/255, got '4/0'"),
+        ({"epsilon": "four"}, "expected a number or a fraction such as 4/255, got 'four'"),
+        ({"attack": "none"}, "invalid choice: 'none'"),
+    ],
+)
+def test_arguments_that_are_not_known_are_named(run, change, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(" ".join(f"--{name} {value}" for name, value in (GOOD | change).items()))
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("skops") is not None, reason="skops is installed")
+def test_without_skops_its_files_are_refused_by_name(run, folder, capsys):
+    (folder / "model.skops").write_bytes(b"")
+    arguments = " ".join(f"--{name} {value}" for name, value in (GOOD | {"model": "model.skops"}).items())
+    assert run(arguments) == 2
+    assert "pip install skops" in capsys.readouterr().err
+
+
+def test_the_help_says_that_models_run_code(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["attack", "--help"])
+    assert "runs whatever code is in it" in " ".join(capsys.readouterr().out.split())
