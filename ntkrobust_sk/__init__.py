@@ -34,6 +34,7 @@ from .evolution import KernelEvolution, load_evolution
 from .evolution_result import EvolutionResult
 from .fab import FAB
 from .features import TangentFeatures
+from .fmn import DDN, FMN
 from .gram import gram
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
@@ -65,8 +66,10 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "APGD",
     "CNN",
+    "DDN",
     "FAB",
     "FGSM",
+    "FMN",
     "MLP",
     "NFGSM",
     "PGD",

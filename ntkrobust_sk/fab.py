@@ -24,8 +24,54 @@ ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 NEWTON_STEPS = 50
 
 
+class Found(NamedTuple):
+    """The nearest wrongly answered point of each example, and its distance."""
+
+    x: jax.Array
+    distance: jax.Array
+
+    def or_nearer(self, at, wrong, distance):
+        """``at`` (n, ...) where it is answered wrongly and nearer, otherwise what was found before."""
+        nearer = wrong & (distance < self.distance)
+        each = nearer.reshape(-1, *[1] * (at.ndim - 1))
+        return Found(jnp.where(each, at, self.x), jnp.where(nearer, distance, self.distance))
+
+
+class MinimumNorm:
+    """Attacks that look for the nearest wrongly answered point, and only then ask whether epsilon holds it.
+
+    They have ``_search(model, x, y, keys, ball, found)``, which returns what it has found.
+    """
+
+    def __call__(self, model, x, y, *, key):
+        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
+        nearest, distance = self.nearest(model, x, y, key=key)
+        x, near = jnp.asarray(x), distance <= ball_of(self, x).epsilon
+        return jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), nearest, x)
+
+    def nearest(self, model, x, y, *, key):
+        """The nearest wrongly answered points (n, ...) that were found, and how far they are (n,).
+
+        An input that is answered wrongly is its own nearest point; one for which nothing was found is infinitely
+        far from it.
+        """
+        if isinstance(x, np.ndarray):
+            check_bounds(self, x)
+        model, x, y = as_pytree(model), jnp.asarray(x), jnp.asarray(y)
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            raise ValueError(f"this attack needs integer labels, got {y.dtype}")
+        keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
+        found = self._search(model, x, y, keys, ball, _as_they_are(model, x, y))
+        return found.x, found.distance
+
+
+@jax.jit
+def _as_they_are(model, x, y):
+    return Found(x, jnp.where(model(x).argmax(1) != y, 0, jnp.inf).astype(x.dtype))
+
+
 @dataclass(frozen=True)
-class FAB:
+class FAB(MinimumNorm):
     """Targeted fast adaptive boundary attack (Croce & Hein 2020, arXiv:1907.02044; with targets: 2003.01690).
 
     For one target class after the other: linearise z_y − z_t, project the iterate and the input onto the plane
@@ -78,40 +124,14 @@ class FAB:
         if not (isinstance(self.n_targets, int | np.integer) and self.n_targets >= 1):
             raise ValueError(f"n_targets must be a positive integer, got {self.n_targets!r}")
 
-    def __call__(self, model, x, y, *, key):
-        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
-        nearest, distance = self.nearest(model, x, y, key=key)
-        x, near = jnp.asarray(x), distance <= ball_of(self, x).epsilon
-        return jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), nearest, x)
-
-    def nearest(self, model, x, y, *, key):
-        """The nearest wrongly answered points (n, ...) that were found, and how far they are (n,).
-
-        An input that is answered wrongly is its own nearest point; one for which nothing was found is infinitely
-        far from it.
-        """
-        if isinstance(x, np.ndarray):
-            check_bounds(self, x)
-        model, x, y = as_pytree(model), jnp.asarray(x), jnp.asarray(y)
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            raise ValueError(f"this attack needs integer labels, got {y.dtype}")
-        keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
+    def _search(self, model, x, y, keys, ball, found):
         order = _order(model, x)
-        wrong = order[:, -1] != y
-        found = _Found(x, jnp.where(wrong, 0, jnp.inf).astype(x.dtype))
         n_targets = min(self.n_targets, order.shape[1] - 1)
         for target in range(n_targets):
             for restart in range(self.n_restarts):
                 run_keys = fold_keys(keys, target * self.n_restarts + restart) if restart else None
                 found = _one_run(self, model, x, y, order[:, -2 - target], run_keys, ball, found)
-        return found.x, found.distance
-
-
-class _Found(NamedTuple):
-    """The nearest wrongly answered point of each example, and its distance."""
-
-    x: jax.Array
-    distance: jax.Array
+        return found
 
 
 def _one_run(attack, model, x, y, target, keys, ball, found):
@@ -157,13 +177,8 @@ def _step(norm, model, x, y, target, ball, at, found):
     mixed = (at + ETA * from_at) * (1 - alpha) + (x + ETA * from_x) * alpha
     at = jnp.clip(mixed, ball.lower, ball.upper)
     wrong, distance = model(at).argmax(1) != y, norm.length(at - x).reshape(-1)
-    nearer = wrong & (distance < found.distance)
-
-    def each(values):
-        return values.reshape(-1, *[1] * (x.ndim - 1))
-
-    found = _Found(jnp.where(each(nearer), at, found.x), jnp.where(nearer, distance, found.distance))
-    return jnp.where(each(wrong), x + BETA * (at - x), at), found
+    back = jnp.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), x + BETA * (at - x), at)
+    return back, found.or_nearer(at, wrong, distance)
 
 
 @partial(jax.jit, static_argnames="norm")

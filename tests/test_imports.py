@@ -37,6 +37,7 @@ ORDER = [
     "apgd",
     "square",
     "fab",
+    "fmn",
     "autoattack",
     "training",
     "metrics",

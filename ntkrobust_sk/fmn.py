@@ -1,0 +1,223 @@
+"""Minimum-norm attacks by gradients: how far is the nearest wrongly answered point?
+
+Both walk along the decision boundary: the radius of the ball that holds the iterate shrinks while the answer is
+wrong and grows while it is right. They take a few gradients where :class:`~ntkrobust_sk.FAB` takes some for each
+class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .attacks import PGD, example_losses
+from .balls import NORMS, check_nonnegative, project
+from .fab import Found, MinimumNorm
+from .loops import runs_fused
+from .square import margin
+
+DUALS = {"linf": "l1", "l2": "l2", "l1": "linf"}
+# Where steps end, as a share of the first one, and where the relative change of the radius ends.
+LEAST_STEP, LEAST_GAMMA = 0.01, 1e-4
+
+
+@dataclass(frozen=True)
+class FMN(MinimumNorm):
+    """Fast minimum-norm attack (Pintor et al. 2021, arXiv:2102.12827).
+
+    Descends the margin z_y − max_{c≠y} z_c by steps of Euclidean length α_k, each projected to the ball of radius
+    ε_k and to the bounds. ε_k grows or shrinks by γ_k; before a first wrong answer it reaches by γ_k beyond where
+    the margin's linearisation vanishes, ‖δ‖ + margin / ‖∇margin‖ in the dual norm. α and γ fall like a cosine. Of
+    each example the nearest point found is returned if it lies within epsilon, otherwise the input.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the ball, in units of the data. Points beyond it do not count; the search does not know it.
+    n_steps : int, default=100
+    norm : {"linf", "l2", "l1"}, default="linf"
+    step_size : float, default=1.0
+        Euclidean length of the first step, in units of the data; the last one is a hundredth of it.
+    gamma : float, default=0.05
+        First relative change of the radius, in (0, 1); the last one is 1e-4.
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`~ntkrobust_sk.PGD`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :class:`~ntkrobust_sk.PGD`; for gamma outside of (0, 1); when called, for labels that are not
+        integers.
+
+    Notes
+    -----
+    It draws nothing: ``key`` is not used.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import FMN
+    >>> across = jax.tree_util.Partial(lambda x: jax.numpy.stack([x[:, 0], 1 - x[:, 0]], 1))
+    >>> x, y = jax.numpy.array([[0.9, 0.5], [0.3, 0.5]]), jax.numpy.array([0, 1])
+    >>> points, distances = FMN(epsilon=1.0, n_steps=50).nearest(across, x, y, key=jax.random.key(0))
+    >>> [f"{distance:.2f}" for distance in distances]
+    ['0.40', '0.20']
+    """
+
+    epsilon: float
+    n_steps: int = 100
+    norm: str = "linf"
+    step_size: float = 1.0
+    gamma: float = 0.05
+    bounds: tuple | None = (0.0, 1.0)
+
+    def __post_init__(self):
+        plain = PGD(self.epsilon, self.n_steps, self.step_size, self.norm, bounds=self.bounds)
+        object.__setattr__(self, "bounds", plain.bounds)
+        _check_numbers(self)
+
+    def _search(self, model, x, y, keys, ball, found):
+        radius = jnp.full(len(x), jnp.inf, x.dtype)
+        return _run(self, _fmn_step, model, x, y, ball, _State(x, radius, found))
+
+
+@dataclass(frozen=True)
+class DDN(MinimumNorm):
+    """Decoupled direction and norm (Rony et al. 2019, arXiv:1811.09600), in the Euclidean norm.
+
+    The direction follows the gradient of the cross-entropy, δ ← δ + α_k ∇/‖∇‖; the length is set apart from it,
+    δ ← ε_k δ/‖δ‖, by a radius that falls by the factor 1 − γ while the answer is wrong and grows by 1 + γ while it
+    is right. Of each example the nearest point found is returned if it lies within epsilon, otherwise the input.
+
+    Parameters
+    ----------
+    epsilon : float
+        Radius of the ball, in units of the data. Points beyond it do not count; the search does not know it.
+    n_steps : int, default=100
+    step_size : float, default=1.0
+        Length of the first step, in units of the data; it falls to a hundredth like a cosine.
+    radius : float, default=1.0
+        First length of the change, in units of the data.
+    gamma : float, default=0.05
+        Relative change of the radius in each step, in (0, 1), and so the precision of what is found.
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        As for :class:`~ntkrobust_sk.PGD`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :class:`~ntkrobust_sk.FMN`.
+
+    Notes
+    -----
+    It draws nothing: ``key`` is not used.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import DDN
+    >>> across = jax.tree_util.Partial(lambda x: jax.numpy.stack([x[:, 0], 1 - x[:, 0]], 1))
+    >>> x, y = jax.numpy.array([[0.9, 0.5], [0.3, 0.5]]), jax.numpy.array([0, 1])
+    >>> points, distances = DDN(epsilon=1.0).nearest(across, x, y, key=jax.random.key(0))
+    >>> [bool(exact <= distance < 1.06 * exact) for distance, exact in zip(distances, (0.4, 0.2))]
+    [True, True]
+    """
+
+    epsilon: float
+    n_steps: int = 100
+    step_size: float = 1.0
+    radius: float = 1.0
+    gamma: float = 0.05
+    bounds: tuple | None = (0.0, 1.0)
+    norm = "l2"
+
+    def __post_init__(self):
+        plain = PGD(self.epsilon, self.n_steps, self.step_size, "l2", bounds=self.bounds)
+        object.__setattr__(self, "bounds", plain.bounds)
+        _check_numbers(self)
+        check_nonnegative("radius", self.radius)
+
+    def _search(self, model, x, y, keys, ball, found):
+        radius = jnp.full(len(x), self.radius, x.dtype)
+        return _run(self, _ddn_step, model, x, y, ball, _State(x, radius, found))
+
+
+class _State(NamedTuple):
+    """Where the walk is, for each of n examples, and the radius (n,) of the ball that holds it."""
+
+    x: jax.Array
+    radius: jax.Array
+    found: Found
+
+
+def _check_numbers(attack):
+    check_nonnegative("step_size", attack.step_size)
+    check_nonnegative("gamma", attack.gamma)
+    if not 0 < attack.gamma < 1:
+        raise ValueError(f"gamma must be in (0, 1), a relative change of the radius, got {attack.gamma!r}")
+
+
+def _run(attack, step, model, x, y, ball, state):
+    gamma = jnp.asarray(attack.gamma, x.dtype)
+    if runs_fused(model, x):
+        return _all_steps(step, attack.norm, model, x, y, ball, gamma, state, attack.n_steps).found
+    for now in range(attack.n_steps):
+        state = step(attack.norm, model, x, y, ball, gamma, state, now / attack.n_steps)
+    return state.found
+
+
+@partial(jax.jit, static_argnames=("step", "norm"))
+def _all_steps(step, norm, model, x, y, ball, gamma, state, n_steps):
+    def body(now, state):
+        return step(norm, model, x, y, ball, gamma, state, now / n_steps)
+
+    return jax.lax.fori_loop(0, n_steps, body, state)
+
+
+@partial(jax.jit, static_argnames="norm")
+def _fmn_step(norm, model, x, y, ball, gamma, state, now):
+    def total(z):
+        margins = margin(model(z), y)
+        return margins.sum(), margins
+
+    gradient, margins = jax.grad(total, has_aux=True)(state.x)
+    gradient = jnp.where(ball.lower < ball.upper, gradient, 0)
+    wrong, distance = margins < 0, NORMS[norm].length(state.x - x).reshape(-1)
+    ever, found = jnp.isfinite(state.found.distance), state.found.or_nearer(state.x, wrong, distance)
+    gamma = _cosine(gamma, LEAST_GAMMA, now)
+    slope = NORMS[DUALS[norm]].length(gradient).reshape(-1)
+    # a little beyond the linearisation's zero too, on which rounding would let the iterate rest
+    outwards = jnp.where(ever, state.radius, distance + margins / slope) * (1 + gamma)
+    radius = jnp.where(wrong, jnp.minimum(state.radius * (1 - gamma), found.distance), outwards)
+    ahead = state.x - _cosine(ball.step_size, LEAST_STEP * ball.step_size, now) * NORMS["l2"].steepest(gradient)
+    return _State(project(NORMS[norm], x, ahead, ball._replace(epsilon=_each(radius, x))), radius, found)
+
+
+@partial(jax.jit, static_argnames="norm")
+def _ddn_step(norm, model, x, y, ball, gamma, state, now):
+    def total(z):
+        scores = model(z)
+        return example_losses(scores, y).sum(), scores.argmax(1) != y
+
+    gradient, wrong = jax.grad(total, has_aux=True)(state.x)
+    gradient = jnp.where(ball.lower < ball.upper, gradient, 0)
+    distance = NORMS[norm].length(state.x - x).reshape(-1)
+    radius = state.radius * jnp.where(wrong, 1 - gamma, 1 + gamma)
+    step_size = _cosine(ball.step_size, LEAST_STEP * ball.step_size, now)
+    direction = NORMS[norm].steepest(state.x - x + step_size * NORMS[norm].steepest(gradient))
+    ahead = jnp.clip(x + _each(radius, x) * direction, ball.lower, ball.upper)
+    return _State(ahead, radius, state.found.or_nearer(state.x, wrong, distance))
+
+
+def _cosine(first, last, share):
+    """From the first value to the last one, as the share of the steps that are done goes from 0 to 1."""
+    return (last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2).astype(first.dtype)
+
+
+def _each(values, x):
+    """Values (n,) broadcastable against x (n, ...)."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
