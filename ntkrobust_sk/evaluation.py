@@ -100,6 +100,9 @@ def robustness_report(
         steps = PGD(**largest, n_steps=40, n_restarts=5)
         attacks = [steps, AutoAttack(**largest)] if subject.opaque is None else [subject.usable(steps)]
     attacks = {name: _in_ball(subject.usable(a), **largest) for name, a in _named(attacks).items()}
+    for attack in attacks.values():
+        # of all examples, before any is attacked
+        check_bounds(attack, subject.X)
     keys = one_key_each(key_of(random_state), len(subject.X))
     right = subject.answers(subject.X) == subject.y
     distances = np.where(right, np.inf, 0.0)
@@ -401,14 +404,14 @@ def clopper_pearson(successes, n, confidence=0.95):
     return low, high
 
 
-def classifier_under_attack(function: str, estimator, X, y=None, *, classes=None) -> Subject:
+def classifier_under_attack(function: str, estimator, X, y, **options) -> Subject:
     """:func:`~ntkrobust_sk.scoring.attackable` of what has classes, on behalf of a function."""
     if hasattr(estimator, "fit") and is_regressor(estimator):
         raise TypeError(
             f"{function} counts right answers, but {type(estimator).__name__} is a regressor; "
             "robust_accuracy gives its R² on attacked inputs"
         )
-    return attackable(estimator, X, y, classes=classes)
+    return attackable(estimator, X, y, **options)
 
 
 def radii(epsilons) -> tuple[float, ...]:
@@ -437,11 +440,11 @@ def _named(attacks) -> dict[str, Callable]:
 
 def _in_ball(attack, epsilon, norm, bounds):
     """The attack with another ball, as far as it states one."""
-    if isinstance(attack, type) or not (callable(attack) and dataclasses.is_dataclass(attack)):
-        raise TypeError(f"attacks must be instances of attacks such as PGD(epsilon=8/255), got {attack!r}")
-    stated = {field.name for field in dataclasses.fields(attack)}
+    stated = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else ()
     if "epsilon" not in stated:
-        raise TypeError(f"an attack at several radii must have epsilon, but {attack!r} has none")
+        raise TypeError(
+            f"an attack at several radii must be a dataclass with epsilon, such as PGD, got {attack!r}"
+        )
     given = {"epsilon": epsilon, "norm": norm, "bounds": bounds}
     attack = dataclasses.replace(attack, **{name: value for name, value in given.items() if name in stated})
     if getattr(attack, "norm", norm) != norm:

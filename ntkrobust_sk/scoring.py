@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest
@@ -108,8 +109,6 @@ def perturb(estimator, X, y, attack, *, random_state=0):
     held = _held(estimator)
     if hasattr(held, "perturb"):
         return held.perturb(X, y, attack, random_state=random_state)
-    if not callable(attack) or isinstance(attack, type):
-        raise TypeError(f"an attack is needed, such as PGD(epsilon=8/255), got {attack!r}")
     subject = attackable(held, X, y)
     return subject.like(subject.perturb(subject.usable(attack), key_of(random_state)))
 
@@ -150,16 +149,16 @@ class Subject:
 
     def usable(self, attack):
         """The attack, or one that needs no gradients where there are none, and a warning."""
+        if not callable(attack) or isinstance(attack, type):
+            raise TypeError(f"an attack is needed, such as PGD(epsilon=8/255), got {attack!r}")
         if isinstance(self.model, _BlackBox) and self.model.scores_of is None:
             name = type(self.source).__name__
             raise TypeError(f"{name} has neither decision_function nor predict_proba to attack")
         if self.opaque is None or isinstance(attack, Square):
             return attack
-        if self.classes is None or getattr(attack, "norm", None) != "linf":
-            error = TypeError(self.opaque)
-            error.add_note("Only classifiers are attacked as black boxes, and in the L∞ norm.")
-            raise error
-        attack = Square(attack.epsilon, QUERIES, bounds=attack.bounds)
+        if not all(hasattr(attack, name) for name in ("epsilon", "norm", "bounds")):
+            raise TypeError(f"{self.opaque}, and {attack!r} states no ball in which Square could take its place")
+        attack = Square(attack.epsilon, QUERIES, norm=attack.norm, bounds=attack.bounds)
         warnings.warn(
             f"{self.opaque}: so {type(self.source).__name__} is attacked as a black box, by {attack!r}. What "
             "stands may fall to an attack with gradients",
@@ -200,7 +199,7 @@ class Subject:
         return X.reshape(-1, *np.shape(self.given)[1:])
 
 
-def attackable(estimator, X, y=None, *, classes=None) -> Subject:
+def attackable(estimator, X, y, *, classes=None, labelled=True) -> Subject:
     """An estimator, or a model, with inputs and labels, checked and ready to be attacked.
 
     Parameters
@@ -209,9 +208,11 @@ def attackable(estimator, X, y=None, *, classes=None) -> Subject:
         As for :func:`robust_accuracy`; or a function from inputs to scores, such as a
         :class:`~ntkrobust_sk.Model` or what :func:`~ntkrobust_sk.as_model` gives.
     X, y
-        What is to be attacked; None where there are no labels.
+        What is to be attacked.
     classes : array (C,), default=None
         What the scores of a model stand for; None is 0..C-1.
+    labelled : bool, default=True
+        Without, y is not looked at.
 
     Returns
     -------
@@ -223,7 +224,7 @@ def attackable(estimator, X, y=None, *, classes=None) -> Subject:
         For what :func:`robust_accuracy` cannot attack.
     """
     if callable(estimator) and not hasattr(estimator, "fit"):
-        return _model_subject(estimator, X, y, classes)
+        return _model_subject(estimator, X, y, classes, labelled)
     check_is_fitted(estimator)
     estimator = _held(estimator)
     name = type(estimator).__name__
@@ -246,27 +247,41 @@ def attackable(estimator, X, y=None, *, classes=None) -> Subject:
     x64 |= not own and opaque is None
     dtype = params_dtype(last.model_.variables.params) if own else np.dtype(float if x64 else np.float32)
     classes = getattr(estimator, "classes_", None)
-    if y is not None:
-        y = (
-            np.asarray(y, dtype).reshape(len(checked), -1)
-            if classes is None
-            else positions(y, classes, len(checked))
-        )
+    y = _targets(y, classes, len(checked), dtype) if labelled else None
     rows = last._rows() if own else NETWORK_ROWS
     return Subject(estimator, model, checked.astype(dtype, copy=False), y, classes, rows, x64, opaque, X)
 
 
-def _model_subject(model, X, y, classes):
+def _model_subject(model, X, y, classes, labelled):
     x64 = bool(jax.config.jax_enable_x64)
     dtype = params_dtype(model.variables.params) if isinstance(model, Model) else float if x64 else np.float32
     checked = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X").astype(dtype)
-    model = as_pytree(model)
-    n_scores = jax.eval_shape(model, jax.ShapeDtypeStruct((1, *checked.shape[1:]), checked.dtype)).shape[1]
-    classes = np.arange(n_scores) if classes is None else np.asarray(classes)
-    if len(classes) != n_scores:
-        raise ValueError(f"the model gives {n_scores} scores, but there are {len(classes)} classes")
-    y = None if y is None else positions(y, classes, len(checked))
-    return Subject(model, model, checked, y, classes, NETWORK_ROWS, x64, None, X)
+    model, shape = as_pytree(model), (1, *checked.shape[1:])
+    try:
+        scores = jax.eval_shape(model, jax.ShapeDtypeStruct(shape, checked.dtype))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the model fails on inputs of shape {shape}: {error}") from error
+    if getattr(scores, "ndim", None) != 2:
+        raise ValueError(f"a model gives scores (n, C), but on inputs of shape {shape} this one gives {scores}")
+    known = np.arange(scores.shape[1]) if classes is None else np.asarray(classes)
+    if len(known) != scores.shape[1]:
+        raise ValueError(f"the model gives {scores.shape[1]} scores, but there are {len(known)} classes")
+    try:
+        y = positions(y, known, len(checked)) if labelled else None
+    except ValueError as error:
+        if classes is None:
+            error.add_note(f"The labels of a function are the positions of its scores, 0 to {len(known) - 1}.")
+        raise
+    return Subject(model, model, checked, y, known, NETWORK_ROWS, x64, None, X)
+
+
+def _targets(y, classes, n, dtype):
+    """Positions in the classes, or a regressor's targets as columns."""
+    if classes is not None:
+        return positions(y, classes, n)
+    if np.ndim(y) == 0 or len(y) != n:
+        raise ValueError(f"y must hold one target for each of the {n} samples, got shape {np.shape(y)}")
+    return np.asarray(y, dtype).reshape(n, -1)
 
 
 def _held(estimator):
@@ -276,6 +291,8 @@ def _held(estimator):
             estimator = estimator.estimator
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
+        elif hasattr(estimator, "cv_results_"):
+            raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
         else:
             return estimator
 
@@ -286,7 +303,7 @@ def _model_of(estimator):
         return as_model(estimator), None
     except TypeError as error:
         if not is_classifier(estimator):
-            error.add_note("Only classifiers are attacked as black boxes, and in the L∞ norm.")
+            error.add_note("Only classifiers are attacked as black boxes.")
             raise
         return _BlackBox(estimator), str(error)
 

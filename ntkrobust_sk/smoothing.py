@@ -95,7 +95,7 @@ def certify(
     >>> int(found.labels[0]), round(float(found.radii[0]), 2)
     (0, 0.49)
     """
-    subject = classifier_under_attack("certify", estimator, X)
+    subject = classifier_under_attack("certify", estimator, X, None, labelled=False)
     return _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
 
 

@@ -20,16 +20,18 @@ from sklearn.preprocessing import StandardScaler
 
 from ntkrobust_sk import (
     MLP,
+    NFGSM,
     PGD,
     AdversarialKernelTrainer,
     AutoAttack,
+    Clean,
     EmpiricalNTKClassifier,
-    Square,
     TransferDisplay,
     as_model,
     minimal_perturbations,
     robust_accuracy,
     robustness_report,
+    scoring,
     transfer_matrix,
 )
 from ntkrobust_sk.evaluation import clopper_pearson
@@ -179,7 +181,8 @@ def test_a_pipeline_is_evaluated_in_the_units_of_its_inputs(linear):
     assert found.clean_accuracy == pytest.approx(pipeline.score(frame, Y))
 
 
-def test_what_has_no_gradients_is_evaluated_as_a_black_box_and_a_warning_says_so():
+def test_what_has_no_gradients_is_evaluated_as_a_black_box_and_a_warning_says_so(monkeypatch):
+    monkeypatch.setattr(scoring, "QUERIES", 60)
     forest = RandomForestClassifier(3, random_state=0).fit(X, Y)
     with pytest.warns(UserWarning, match="as a black box, by Square") as caught:
         found = robustness_report(forest, X[::3], Y[::3], [0.02, 0.05])
@@ -275,11 +278,12 @@ def _numbers(labels):
         ({"epsilons": -0.1}, ValueError, "epsilon must be a finite number >= 0"),
         ({"confidence": 95}, ValueError, r"confidence must be in \(0, 1\)"),
         ({"attacks": [ATTACK, ATTACK]}, ValueError, "attacks of one type need names"),
-        ({"attacks": PGD}, TypeError, "must be instances"),
-        ({"attacks": "pgd"}, TypeError, "must be instances"),
-        ({"attacks": Square(0.1), "norm": "l2"}, ValueError, "Square is an attack in linf"),
+        ({"attacks": PGD}, TypeError, "an attack is needed, such as PGD"),
+        ({"attacks": "pgd"}, TypeError, "an attack is needed, such as PGD"),
+        ({"attacks": Clean()}, TypeError, "must be a dataclass with epsilon"),
+        ({"attacks": NFGSM(0.1), "norm": "l2"}, ValueError, "NFGSM is an attack in linf"),
         ({"nearest": ATTACK, "attacks": ATTACK}, TypeError, "nearest, such as FAB"),
-        ({"X": 3 * X}, ValueError, "the attack's bounds are"),
+        ({"X": 3 * X}, ValueError, f"the attack's bounds are .* from {3 * X.min():.3g}"),
     ],
 )
 def test_a_report_names_what_is_wrong(linear, change, error, message):

@@ -18,7 +18,7 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
@@ -29,12 +29,19 @@ from ntkrobust_sk import (
     MLP,
     PGD,
     AdversarialKernelTrainer,
+    Clean,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
     Square,
+    certified_accuracy,
+    check_evaluation,
     make_robust_scorer,
+    minimal_perturbations,
     perturb,
     robust_accuracy,
+    robustness_report,
+    scoring,
+    transfer_matrix,
 )
 
 X, Y = load_iris(return_X_y=True)
@@ -207,31 +214,104 @@ class Answering(LogisticRegression):
     "fitted, attack, message",
     [
         (lambda: RandomForestRegressor(3).fit(X, X[:, 0]), ATTACK, "RandomForestRegressor"),
-        (lambda: RandomForestClassifier(3).fit(X, Y), PGD(0.1, norm="l2"), "RandomForestClassifier"),
+        (lambda: RandomForestClassifier(3).fit(X, Y), Clean(), "states no ball"),
         (lambda: Answering().fit(X, Y), ATTACK, "neither decision_function nor predict_proba"),
         (lambda: StandardScaler().fit(X), ATTACK, "no score"),
     ],
-    ids=["regressor", "another norm", "no scores", "transformer"],
+    ids=["regressor", "no ball", "no scores", "transformer"],
 )
 def test_what_cannot_be_attacked_is_refused(fitted, attack, message):
     with pytest.raises(TypeError, match=message):
         robust_accuracy(fitted(), X, Y, attack)
 
 
+# Everything that takes an estimator, data and an attack.
+TAKERS = {
+    "robust_accuracy": robust_accuracy,
+    "perturb": perturb,
+    "robustness_report": lambda e, X, y, attack: robustness_report(e, X, y, 0.1, attacks=attack),
+    "minimal_perturbations": lambda e, X, y, attack: minimal_perturbations(e, X, y),
+    "transfer_matrix": lambda e, X, y, attack: transfer_matrix({"this": e}, X, y, attack),
+    "check_evaluation": check_evaluation,
+    "certified_accuracy": lambda e, X, y, attack: certified_accuracy(e, X, y, 0.1, sigma=0.1),
+}
+
+
+@cache
+def linear():
+    return LogisticRegression().fit(X, Y)
+
+
+@pytest.mark.parametrize("takes", TAKERS.values(), ids=TAKERS)
+@pytest.mark.parametrize("fitted", [linear, fitted_classifier, fitted_pipeline], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
     "X_bad, y_bad, error, message",
     [
         (X, np.where(Y == 2, 7, Y), ValueError, "not seen in fit"),
+        (X, Y.astype(str), ValueError, "not seen in fit"),
         (X, Y[:-1], ValueError, "one label for each"),
+        (X, None, ValueError, "one label for each"),
         (scipy.sparse.csr_array(X), Y, TypeError, "[Ss]parse"),
         (X[:0], Y[:0], ValueError, "minimum of 1"),
+        (X[0], Y[:1], ValueError, "Expected 2D array"),
+        (np.where(X[0, 0] == X, np.nan, X), Y, ValueError, "NaN"),
+        (np.hstack([X, X]), Y, ValueError, "X has 8 features"),
         (3 * X, Y, ValueError, "the attack's bounds are"),
     ],
-    ids=["labels", "lengths", "sparse", "empty", "bounds"],
+    ids=["labels", "strings", "lengths", "no labels", "sparse", "empty", "one row", "nan", "wide", "bounds"],
 )
-def test_bad_data_are_named_before_anything_is_attacked(X_bad, y_bad, error, message):
+def test_bad_data_are_named_before_anything_is_attacked(takes, fitted, X_bad, y_bad, error, message):
+    if takes is TAKERS["certified_accuracy"] and "bounds" in message:
+        pytest.skip("certificates know no bounds")
     with pytest.raises(error, match=message):
-        robust_accuracy(LogisticRegression().fit(X, Y), X_bad, y_bad, ATTACK)
+        takes(fitted(), X_bad, y_bad, ATTACK)
+
+
+@pytest.mark.parametrize("takes", TAKERS.values(), ids=TAKERS)
+@pytest.mark.parametrize(
+    "estimator, error, message",
+    [
+        (LogisticRegression(), NotFittedError, "not fitted"),
+        (make_pipeline(MinMaxScaler(), CLASSIFIER), NotFittedError, "not fitted"),
+        (
+            GridSearchCV(LogisticRegression(), {"C": [1]}, cv=2, refit=False).fit(X, Y),
+            NotFittedError,
+            "refit=True",
+        ),
+        (LogisticRegression, TypeError, "is a class|estimator class"),
+        ("svc", TypeError, "not an estimator instance"),
+        (StandardScaler().fit(X), TypeError, "no score"),
+    ],
+    ids=["unfitted", "unfitted pipeline", "search without refit", "class", "name", "transformer"],
+)
+def test_what_is_no_fitted_estimator_is_refused_by_all(takes, estimator, error, message):
+    with pytest.raises(error, match=message):
+        takes(estimator, X, Y, ATTACK)
+
+
+@pytest.mark.parametrize("attack", [None, "pgd", PGD, 0.1], ids=str)
+def test_an_attack_is_needed(attack):
+    for takes in (robust_accuracy, perturb, TAKERS["transfer_matrix"], check_evaluation):
+        with pytest.raises(TypeError, match="attack"):
+            takes(linear(), X, Y, attack)
+
+
+def test_a_function_that_gives_no_scores_is_refused():
+    for function in (lambda x: x[:, 0], lambda x: None):
+        with pytest.raises(ValueError, match=r"a model gives scores \(n, C\)"):
+            robustness_report(function, X, Y, 0.1)
+    with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(1, 8\)"):
+        robustness_report(fitted_classifier().model_, np.hstack([X, X]), Y, 0.1)
+    with pytest.raises(ValueError, match="not seen in fit") as caught:
+        robustness_report(lambda x: x, X, Y + 4, 0.1)
+    assert "positions of its scores, 0 to 3" in caught.value.__notes__[0]
+
+
+def test_regressors_need_a_target_for_each_sample():
+    ridge = Ridge().fit(X, X[:, 0])
+    for bad in (None, X[:9, 0]):
+        with pytest.raises(ValueError, match="one target for each of the 75 samples"):
+            robust_accuracy(ridge, X, bad, ATTACK)
 
 
 # Estimators of scikit-learn
@@ -253,13 +333,15 @@ def test_scikit_learn_s_estimators_are_attacked_through_their_gradients(estimato
     assert score < min(fitted.score(X + noise, targets), fitted.score(X, targets)) - 0.02
 
 
-def test_what_has_no_gradient_is_attacked_as_a_black_box():
+def test_what_has_no_gradient_is_attacked_as_a_black_box(monkeypatch):
+    monkeypatch.setattr(scoring, "QUERIES", 60)
     forest = RandomForestClassifier(5, random_state=0).fit(X, Y)
     calibrated = CalibratedClassifierCV(FrozenEstimator(fitted_classifier())).fit(X, Y)
-    for fitted in (forest, make_pipeline(MinMaxScaler(), forest), calibrated):
+    attacks = (PGD(0.05), PGD(0.1, norm="l2"), PGD(0.05))
+    for fitted, attack in zip((forest, make_pipeline(MinMaxScaler(), forest), calibrated), attacks, strict=True):
         fitted.fit(X, Y)
-        with pytest.warns(UserWarning, match="as a black box, by Square"):
-            score = robust_accuracy(fitted, X, Y, PGD(0.05))
+        with pytest.warns(UserWarning, match=rf"as a black box, by Square.*norm='{attack.norm}'"):
+            score = robust_accuracy(fitted, X, Y, attack)
         assert score < fitted.score(X, Y)
     # asked for by name there is nothing to warn of
     with warnings.catch_warnings():
