@@ -18,11 +18,21 @@ from .autoattack import AutoAttack
 from .estimators import key_of
 from .evaluation import classifier_under_attack, clopper_pearson
 from .fab import FAB
+from .fmn import DDN, FMN
 from .rundir import write_atomically
 from .splits import load_splits
 from .square import Square
 
-ATTACKS = {"apgd": APGD, "autoattack": AutoAttack, "fab": FAB, "fgsm": FGSM, "pgd": PGD, "square": Square}
+ATTACKS = {
+    "apgd": APGD,
+    "autoattack": AutoAttack,
+    "ddn": DDN,
+    "fab": FAB,
+    "fgsm": FGSM,
+    "fmn": FMN,
+    "pgd": PGD,
+    "square": Square,
+}
 CONFIDENCE = 0.95
 
 
@@ -104,8 +114,8 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     return AttackedExamples(subject.X.reshape(X.shape), X_adv.reshape(X.shape), *labels, members, flags)
 
 
-def make_attack(name: str, epsilon: float, *, norm="linf", n_steps=None, bounds=(0.0, 1.0)):
-    """One of ``ATTACKS`` by name.
+def make_attack(name: str, epsilon: float, *, norm=None, n_steps=None, bounds=(0.0, 1.0)):
+    """One of ``ATTACKS`` by name; the norm is L∞, or the only one that the attack knows.
 
     Raises
     ------
@@ -114,7 +124,11 @@ def make_attack(name: str, epsilon: float, *, norm="linf", n_steps=None, bounds=
     """
     kind = ATTACKS[name]
     stated = {field.name for field in fields(kind)}
-    given = {"epsilon": epsilon, "norm": norm, "bounds": bounds}
+    given = {"epsilon": epsilon, "bounds": bounds}
+    if norm is not None and "norm" in stated:
+        given["norm"] = norm
+    elif norm not in (None, kind.norm):
+        raise ValueError(f"{name} is an attack in the norm {kind.norm}, not {norm}")
     if n_steps is not None:
         steps = next((field for field in ("n_steps", "n_queries") if field in stated), None)
         if steps is None:

@@ -191,8 +191,9 @@ def _everywhere(attack, X):
     width = np.broadcast_to(np.max(high) - np.min(low), X[0].shape).ravel()
     order = {"linf": np.inf, "l2": 2, "l1": 1}[attack.norm]
     whole = dataclasses.replace(attack, epsilon=float(np.linalg.norm(width, order)))
-    # a step that was chosen for a small ball does not cross a large one
-    return dataclasses.replace(whole, step_size=None) if hasattr(attack, "step_size") else whole
+    # a step that was chosen for a small ball does not cross a large one, which its default would
+    defaults = {field.name: field.default for field in dataclasses.fields(attack)}
+    return dataclasses.replace(whole, step_size=None) if defaults.get("step_size", 1) is None else whole
 
 
 def _deterministic(subject):

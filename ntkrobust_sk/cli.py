@@ -82,7 +82,7 @@ def attack(options: dict) -> int:
     except TypeError as error:
         # of what cannot be attacked
         raise ValueError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
-    write_examples(options["out"], found, options | {"attack": repr(chosen)})
+    write_examples(options["out"], found, options | {"attack": repr(chosen), "norm": chosen.norm})
     print(f"{options['model']}, {chosen!r}")
     print(found)
     print(f"Examples: {Path(options['out']).resolve()}")
@@ -190,7 +190,7 @@ def _add_attack(commands):
     parser.add_argument(
         "--epsilon", type=_fraction, required=True, help="radius in units of the data, such as 4/255"
     )
-    parser.add_argument("--norm", choices=tuple(NORMS), default="linf")
+    parser.add_argument("--norm", choices=tuple(NORMS), help="default: linf, or the only one of the attack")
     parser.add_argument("--n-test", type=int, default=500, help="test examples at most, all of them attacked")
     parser.add_argument("--steps", type=int, help="steps of the attack, queries of square")
     given = parser.add_mutually_exclusive_group()

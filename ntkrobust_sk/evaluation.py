@@ -51,7 +51,7 @@ def robustness_report(
         Labels of ``classes_``; for a function integers 0..C-1.
     epsilons : float or sequence of float
         Radii, in units of X.
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
     bounds : (low, high) or None, default=(0.0, 1.0)
         As for :class:`~ntkrobust_sk.PGD`.
     attacks : attack, sequence of them or dict from names to them, default=None
@@ -263,8 +263,9 @@ def minimal_perturbations(
     estimator, X, y, random_state
         As for :func:`robustness_report`.
     attack : attack with ``nearest``, default=None
-        None is :class:`~ntkrobust_sk.FAB` in this norm and these bounds.
-    norm : {"linf", "l2"}, default="linf"
+        :class:`~ntkrobust_sk.FMN`, :class:`~ntkrobust_sk.DDN`, or (None) :class:`~ntkrobust_sk.FAB` in this norm
+        and these bounds.
+    norm : {"linf", "l2", "l1"}, default="linf"
     bounds : (low, high) or None, default=(0.0, 1.0)
         Of the default attack.
 

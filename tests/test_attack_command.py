@@ -78,7 +78,12 @@ def test_the_examples_reload_inside_of_the_ball_to_the_last_bit(run, model, dtyp
     size = np.abs(delta).max() if norm == "linf" else np.sqrt((delta**2).sum(1)).max()
     assert 0 < size <= (0.1 if norm == "linf" else 0.7)
     assert found["X_adv"].min() >= 0 and found["X_adv"].max() <= 1
-    assert settings["norm"] == norm and settings["random_state"] == 0 and "PGD(" in settings["attack"]
+    assert (
+        settings["norm"] == norm
+        and settings["data"] == "digits"
+        and settings["random_state"] == 0
+        and "PGD(" in settings["attack"]
+    )
 
     splits = load_splits("digits", n_train=400, n_test=60)
     np.testing.assert_array_equal(found["X"], splits.X_test)
@@ -133,7 +138,8 @@ def test_what_was_there_is_kept_when_writing_fails(run, monkeypatch):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_is_made_by_its_name(name):
     attack = make_attack(name, 0.1, bounds=None)
-    assert (attack.epsilon, attack.norm, attack.bounds) == (0.1, "linf", None)
+    assert (attack.epsilon, attack.norm, attack.bounds) == (0.1, "l2" if name == "ddn" else "linf", None)
+    assert make_attack(name, 0.1, norm="l2").norm == "l2"
 
 
 GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "fgsm", "n-test": "30"}
@@ -157,6 +163,7 @@ GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "f
         ({"epsilon": "-0.1"}, "epsilon must be a finite number >= 0"),
         ({"epsilon": "nan"}, "epsilon must be a finite number >= 0"),
         ({"steps": "5"}, "fgsm has one step"),
+        ({"attack": "ddn", "norm": "linf"}, "ddn is an attack in the norm l2, not linf"),
         ({"steps": "0", "attack": "pgd"}, "n_steps must be a positive integer"),
     ],
 )

@@ -195,7 +195,7 @@ def test_what_has_no_gradients_is_evaluated_as_a_black_box_and_a_warning_says_so
 def test_minimal_perturbations_of_a_linear_classifier_are_distances_to_its_planes(linear):
     scores, weights = linear.decision_function(X), linear.coef_
     own = np.array([list("abc").index(label) for label in Y])
-    for norm, dual in (("linf", 1), ("l2", 2)):
+    for norm, dual in (("linf", 1), ("l2", 2), ("l1", np.inf)):
         planes = np.array(
             [
                 [
