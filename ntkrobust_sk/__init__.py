@@ -4,6 +4,7 @@ from .adapters import from_equinox, from_flax, from_haiku, from_nnx, from_stax
 from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
 from .autoattack import AutoAttack
+from .balls import Box
 from .checks import check_evaluation
 from .datasets import (
     class_balanced_indices,
@@ -75,6 +76,7 @@ __all__ = [
     "PGD",
     "AdversarialKernelTrainer",
     "AutoAttack",
+    "Box",
     "Cholesky",
     "ClassNTK",
     "Clean",

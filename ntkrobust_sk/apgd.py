@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
-from .balls import NORMS, ball_of, check_bounds, project, samples, steepest
+from .balls import Box, ball_of, check_bounds, project, samples, steepest
 from .loops import as_pytree, runs_fused
 from .networks import check_choice
+from .norms import NORMS
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.
 MOMENTUM = 0.75
@@ -57,7 +58,7 @@ class APGD:
         Independent runs, for each target if there are targets.
     n_targets : int, default=9
         Target classes: those of the highest scores besides the first. Fewer if there are fewer classes.
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`~ntkrobust_sk.PGD`.
 
     Raises
@@ -84,7 +85,7 @@ class APGD:
     loss: str = "ce"
     n_restarts: int = 1
     n_targets: int = 9
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
         plain = PGD(self.epsilon, self.n_steps, norm=self.norm, n_restarts=self.n_restarts, bounds=self.bounds)
@@ -170,7 +171,8 @@ def _begin(norm, loss, model, x, y, target, keys, ball):
     length = norm.length(noise)
     start = project(norm, x, x + ball.epsilon * noise / jnp.where(length > 0, length, 1), ball)
     value, fooled, gradient = _ascend(loss, model, start, y, target)
-    n, n_features = len(x), x[0].size
+    n, free = len(x), jnp.broadcast_to(ball.lower < ball.upper, x.shape)
+    n_free = jnp.sum(free, axis=tuple(range(1, x.ndim))).astype(x.dtype)
     return _State(
         start,
         start,
@@ -185,8 +187,8 @@ def _begin(norm, loss, model, x, y, target, keys, ball):
         jnp.zeros(n, jnp.int32),
         value,
         jnp.ones(n, bool),
-        jnp.full(n, n_features, x.dtype),
-        jnp.full(n, FIRST_SHARE * n_features, x.dtype),
+        n_free,
+        FIRST_SHARE * n_free,
     )
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .balls import (
-    NORMS,
+    Box,
     ball_of,
     check_bounds,
     check_floating,
@@ -34,6 +34,7 @@ from .balls import (
 )
 from .loops import as_pytree, runs_fused
 from .networks import check_choice
+from .norms import NORMS
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class PGD:
         Start uniformly in the ball, otherwise at the input.
     n_restarts : int, default=1
         Independent runs; of each example the one with a wrong answer, then with the highest loss, is kept.
-    bounds : (low, high) or None, default=(0.0, 1.0)
-        Range of valid inputs; low and high are numbers, or one number for each feature. None is unbounded.
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
+        Range of valid inputs; low and high are numbers, or one number for each feature. None is unbounded. A
+        :class:`~ntkrobust_sk.Box` also says which features may change, and which hold integers or categories.
 
     Raises
     ------
@@ -93,7 +95,7 @@ class PGD:
     norm: str = "linf"
     random_start: bool = True
     n_restarts: int = 1
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_nonnegative("epsilon", self.epsilon)
@@ -144,13 +146,13 @@ class FGSM:
     epsilon : float
         Radius of the ball, in units of the data.
     norm : {"linf", "l2", "l1"}, default="linf"
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`PGD`.
     """
 
     epsilon: float
     norm: str = "linf"
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
         object.__setattr__(self, "bounds", self._as_pgd().bounds)
@@ -179,7 +181,7 @@ class NFGSM:
         Largest noise, in units of epsilon.
     step_size : float, default=None
         None is epsilon.
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`PGD`.
 
     Examples
@@ -197,7 +199,7 @@ class NFGSM:
     epsilon: float
     noise: float = 2.0
     step_size: float | None = None
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
     norm = "linf"
 
     def __post_init__(self):

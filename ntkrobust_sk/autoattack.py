@@ -12,7 +12,7 @@ import numpy as np
 
 from .apgd import APGD
 from .attacks import PGD, attack_in_tiles, example_losses, one_key_each
-from .balls import check_bounds, check_floating
+from .balls import Box, check_bounds, check_floating
 from .fab import FAB
 from .loops import as_pytree, evaluate
 from .square import Square
@@ -41,7 +41,7 @@ class AutoAttack:
     n_queries : int, default=5000
         Of Square.
     n_targets : int, default=9
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`~ntkrobust_sk.PGD`.
 
     Raises
@@ -70,7 +70,7 @@ class AutoAttack:
     n_steps: int = 100
     n_queries: int = 5000
     n_targets: int = 9
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
         plain = PGD(self.epsilon, self.n_steps, norm=self.norm, bounds=self.bounds)

@@ -1,6 +1,7 @@
 """Where an adversarial example may lie: the ball of a norm around its input, within bounds.
 
-Attacks state ``epsilon``, ``norm`` and ``bounds``; here is what those mean.
+Attacks state ``epsilon``, ``norm`` and ``bounds``; here is what those mean. Bounds may be a :class:`Box`, which
+also says which features may change, and to which values.
 """
 
 from __future__ import annotations
@@ -14,138 +15,97 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def flat_norm(v):
-    """Euclidean norm of each example, broadcastable against it; its squares neither underflow nor overflow."""
-    axes = tuple(range(1, v.ndim))
-    largest = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
-    scaled = v / jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
-
-
-@dataclass(frozen=True)
-class Linf:
-    """The largest change of any feature."""
-
-    def sample(self, key, shape, dtype, epsilon, free=True):
-        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
-        return jnp.where(free, jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0), 0) * epsilon
-
-    def length(self, delta):
-        """Of each example's change, broadcastable against it."""
-        return jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
-
-    def steepest(self, gradient, free=True):
-        """Direction of unit norm along which a linear function rises most, for each example."""
-        return jnp.sign(gradient)
-
-    def project(self, delta, epsilon, room=jnp.inf):
-        """Nearest point of the ball, for each example."""
-        return jnp.clip(delta, -epsilon, epsilon)
-
-
-@dataclass(frozen=True)
-class L2:
-    """The Euclidean length of the change of all features."""
-
-    def sample(self, key, shape, dtype, epsilon, free=True):
-        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
-        key_direction, key_radius = jax.random.split(key)
-        direction = jnp.where(free, jax.random.normal(key_direction, shape, dtype), 0)
-        n_free = jnp.maximum(jnp.sum(jnp.broadcast_to(free, shape)), 1).astype(dtype)
-        radius = jax.random.uniform(key_radius, (), dtype) ** (1 / n_free)
-        return epsilon * radius * direction / jnp.sqrt(jnp.maximum(jnp.sum(direction**2), jnp.finfo(dtype).tiny))
-
-    def length(self, delta):
-        """Of each example's change, broadcastable against it."""
-        return flat_norm(delta)
-
-    def steepest(self, gradient, free=True):
-        """Direction of unit norm along which a linear function rises most, for each example."""
-        length = flat_norm(gradient)
-        return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
-
-    def project(self, delta, epsilon, room=jnp.inf):
-        """Nearest point of the ball, for each example."""
-        return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
-
-
-@dataclass(frozen=True)
-class L1:
-    """The sum of the changes of all features. Its steepest steps and nearest points are sparse.
-
-    Bounds matter more to it than to the others, since a feature may run into its bound long before epsilon is
-    spent: so they are part of its steps and its projection (Croce & Hein 2021, arXiv:2103.01208).
-    """
-
-    def sample(self, key, shape, dtype, epsilon, free=True):
-        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
-        key_direction, key_rest = jax.random.split(key)
-        direction = jnp.where(free, jax.random.laplace(key_direction, shape, dtype), 0)
-        return epsilon * direction / (jnp.sum(jnp.abs(direction)) + jax.random.exponential(key_rest, (), dtype))
-
-    def length(self, delta):
-        """Of each example's change, broadcastable against it."""
-        return jnp.sum(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
-
-    def steepest(self, gradient, free=True, count=1):
-        """Direction along which a linear function rises most, for each example; of unit norm where it can move.
-
-        The ``count`` features (a number, or one of each example (n, 1, ...)) with the largest gradients among
-        those that are ``free`` to go that way. Features that are steeper yet and stand at their bound are pushed
-        against it, so that projecting takes from others first.
-        """
-        size = jnp.abs(gradient)
-        movable = jnp.where(free, size, 0)
-
-        def few_above(threshold):
-            return jnp.sum(movable > threshold, axis=axes, keepdims=True) < count
-
-        axes = tuple(range(1, gradient.ndim))
-        below, _ = bisect(few_above, jnp.max(movable, axis=axes, keepdims=True))
-        n_moved = jnp.sum(movable > below, axis=axes, keepdims=True)
-        return jnp.where(size > below, jnp.sign(gradient), 0) / jnp.maximum(n_moved, 1)
-
-    def project(self, delta, epsilon, room=jnp.inf):
-        """Nearest point of the ball in which each feature changes by ``room`` at most, for each example.
-
-        |u_i| = min(max(|δ_i| − λ, 0), room_i) with the least λ >= 0 at which they sum up to epsilon or less.
-        """
-        size = jnp.abs(delta)
-
-        def shrunk(rate):
-            return jnp.clip(size - rate, 0, room)
-
-        low, high = bisect(
-            lambda rate: self.length(shrunk(rate)) <= epsilon,
-            jnp.max(size, axis=tuple(range(1, delta.ndim)), keepdims=True),
-        )
-        more, less = shrunk(low), shrunk(high)
-        # between the two the sum is linear, up to rounding
-        missing, gap = epsilon - self.length(less), self.length(more) - self.length(less)
-        share = jnp.where(gap > missing, missing / jnp.where(gap > 0, gap, 1), 1)
-        return jnp.sign(delta) * jnp.where(share < 1, less + share * (more - less), more)
-
-
-def bisect(holds, most):
-    """Neighbouring numbers in [0, most] of which the lower one fails and the upper one ``holds``.
-
-    ``holds`` is false below some number and true above it, and at ``most``. Where it holds at 0, so does the
-    lower one, which is 0. No sorting, and each example's result is its own.
-    """
-
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        true = holds(middle)
-        return jnp.where(true, low, middle), jnp.where(true, middle, high)
-
-    return jax.lax.fori_loop(0, jnp.finfo(most.dtype).nmant + 8, halve, (jnp.zeros_like(most), most))
-
+from .norms import NORMS
 
 # Times that examples are moved inwards at most; once or twice is enough.
 SETTLING = 8
-NORMS = {"linf": Linf(), "l2": L2(), "l1": L1()}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Bounds of an attack that also say which features may change, and to which values.
+
+    Wherever an attack takes ``bounds=(low, high)``, it takes a Box. Fixed features are bounded by the input
+    itself, so every attack keeps to them and spends nothing on them. Integer and one-hot features are attacked as
+    if they were real; what comes back from the estimators, ``perturb``, ``robust_accuracy``, ``AutoAttack`` and
+    :func:`~ntkrobust_sk.attacks.attack_in_tiles` has valid values: the nearest ones that ball and bounds hold.
+    They come first, groups before integers; in the L1 and L2 norms the other features then have what is left of
+    epsilon. Another category of a one-hot group is 1 away in L∞, 2 in L1 and √2 in L2.
+
+    Parameters
+    ----------
+    low, high : float or array (n_features,), default=0.0 and 1.0
+        Range of what may change; infinite where there is none.
+    mask : array of bool (n_features,), default=None
+        Which features may change; None is all.
+    integers : sequence of int, default=()
+        Positions of features (of the flattened input) that hold integers.
+    one_hot : sequence of sequences of int, default=()
+        Groups of positions of which exactly one feature is 1 and the others are 0.
+
+    Raises
+    ------
+    ValueError
+        For bounds out of order, a mask that is not boolean, groups that overlap or have one member; when an attack
+        is called, for a mask or positions that do not fit the inputs, and inputs that are not valid themselves.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import PGD, Box
+    >>> from ntkrobust_sk.attacks import attack_in_tiles
+    >>> box = Box(0, 10, mask=[True, True, False], integers=[1])
+    >>> model = jax.tree_util.Partial(lambda x: jax.numpy.stack([x.sum(1), -x.sum(1)], 1))
+    >>> X, y = np.array([[2.0, 5.0, 7.0]], np.float32), np.array([0])
+    >>> attack_in_tiles(PGD(1.5, bounds=box), model, X, y, key=jax.random.key(0), rows=1).round(3)
+    array([[0.5, 4. , 7. ]], dtype=float32)
+    """
+
+    low: float | tuple = 0.0
+    high: float | tuple = 1.0
+    mask: tuple[bool, ...] | None = None
+    integers: tuple[int, ...] = ()
+    one_hot: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self):
+        low, high = plain_bounds((self.low, self.high))
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+        if self.mask is not None:
+            mask = np.asarray(self.mask)
+            if mask.dtype != bool:
+                raise ValueError(
+                    f"mask must hold a boolean for each feature, True where it may change, got {mask.dtype}"
+                )
+            object.__setattr__(self, "mask", tuple(mask.ravel().tolist()))
+        object.__setattr__(self, "integers", _positions("integers", self.integers))
+        groups = tuple(_positions("each group of one_hot", group) for group in self.one_hot)
+        object.__setattr__(self, "one_hot", groups)
+        if any(len(group) < 2 for group in groups):
+            raise ValueError(f"each group of one_hot must have two positions or more, got {groups}")
+        if len(set(self.discrete)) < len(self.discrete):
+            raise ValueError(
+                f"a feature has one kind of values, but integers={self.integers} and one_hot={groups} overlap"
+            )
+
+    def __iter__(self):
+        """Its bounds, low and high."""
+        return iter((self.low, self.high))
+
+    @property
+    def discrete(self) -> tuple[int, ...]:
+        """Positions of all integer and one-hot features."""
+        return (*self.integers, *(position for group in self.one_hot for position in group))
+
+
+def _positions(name, values) -> tuple[int, ...]:
+    try:
+        found = np.asarray(values)
+    except ValueError:
+        found = np.empty((0, 0))
+    if found.ndim != 1 or (found.size and not (np.issubdtype(found.dtype, np.integer) and found.min() >= 0)):
+        raise ValueError(f"{name} must be positions of features, integers >= 0, got {values!r}")
+    return tuple(found.astype(int).tolist())
 
 
 class Ball(NamedTuple):
@@ -190,10 +150,10 @@ def project_into(x_adv, x, attack):
 
 
 def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
-    """``x_adv`` (n, ...) moved by the last bits by which rounding took it out of the ball around ``x``.
+    """``x_adv`` (n, ...) at valid values, and by the last bits back where rounding took it out of the ball.
 
-    Afterwards the distance, computed in double precision, is at most the attack's epsilon, and ``x_adv`` lies in
-    bounds.
+    Afterwards the distance from ``x``, computed in double precision, is at most the attack's epsilon, ``x_adv``
+    lies in bounds, and the discrete features of a :class:`Box` have values that they may have.
 
     >>> from ntkrobust_sk import PGD
     >>> x = np.array([[0.7]], np.float32)
@@ -206,37 +166,112 @@ def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
     x_adv = np.asarray(x_adv).astype(x.dtype)
     if not hasattr(attack, "epsilon"):
         return x_adv
-    if attack.bounds is not None:
-        x_adv = np.clip(x_adv, *(_bound(b, x).astype(x.dtype) for b in attack.bounds))
+    x_adv, given = np.clip(x_adv, *_limits(attack.bounds, x)), np.zeros((1, *x.shape[1:]), bool)
+    if positions := getattr(attack.bounds, "discrete", ()):
+        given.ravel()[list(positions)] = True
+        x_adv = np.where(given, _discretised(x_adv, x, attack), x_adv)
+    axes, power = tuple(range(1, x.ndim)), POWERS[attack.norm]
+    # a little less, since sums are rounded too
+    epsilon = attack.epsilon * (1 - 1e-14)
     for _ in range(SETTLING):
         delta = x_adv.astype(np.float64) - x
-        axes = tuple(range(1, delta.ndim))
-        if attack.norm == "linf":
-            sizes = np.abs(delta)
-        elif attack.norm == "l1":
-            sizes = np.abs(delta).sum(axes, keepdims=True)
-        else:
-            sizes = np.sqrt((delta**2).sum(axes, keepdims=True))
-        # a little less, since the sum of squares is rounded too
-        share = attack.epsilon * (1 - 1e-14) / np.where(sizes > 0, sizes, 1)
-        out = (share < 1) & (delta != 0) & (sizes > 0)
+        sizes, room = np.where(given, 0, np.abs(delta)), epsilon
+        if power is not None:
+            spent = np.sum(np.where(given, np.abs(delta), 0) ** power, axes, keepdims=True)
+            sizes = np.sum(sizes**power, axes, keepdims=True) ** (1 / power)
+            room = np.maximum(epsilon**power - spent, 0) ** (1 / power)
+        out = (sizes > room) & (delta != 0) & ~given
         if not out.any():
             break
+        share = room / np.where(sizes > 0, sizes, 1)
         x_adv = np.where(out, np.nextafter((x + delta * share).astype(x.dtype), x), x_adv)
     return x_adv
 
 
+# Of what is summed up in a norm; None is the largest.
+POWERS = {"linf": None, "l2": 2, "l1": 1}
+
+
+def _discretised(x_adv, x, attack):
+    """The discrete features at the valid values nearest to ``x_adv`` in ball and bounds, others at the input.
+
+    One by one, as long as epsilon lasts; what does not fit stays with the input.
+    """
+    box, power, n = attack.bounds, POWERS[attack.norm], len(x)
+    wanted, own = x_adv.reshape(n, -1), x.reshape(n, -1)
+    lower, upper = (np.broadcast_to(b, x.shape).reshape(n, -1) for b in _limits(box, x))
+    found = own.copy()
+
+    def lengths(points):
+        sizes = np.abs(points.astype(np.float64) - own)
+        return sizes.max(1, initial=0) if power is None else np.sum(sizes**power, 1) ** (1 / power)
+
+    def put(positions, values):
+        """Values (n, k) at positions (n, k), where the ball holds them."""
+        candidate = found.copy()
+        np.put_along_axis(candidate, positions, values.astype(x.dtype), 1)
+        fits = lengths(candidate) <= attack.epsilon
+        found[fits] = candidate[fits]
+
+    for group in box.one_hot:
+        at = np.broadcast_to(group, (n, len(group)))
+        low, high = lower[:, group], upper[:, group]
+        one, zero = (low <= 1) & (high >= 1), (low <= 0) & (high >= 0)
+        possible = one & (zero.sum(1, keepdims=True) - zero == len(group) - 1)
+        value = np.where(possible, wanted[:, group], -np.inf)
+        # of two equally near ones the input's own
+        stays = np.take_along_axis(value, own[:, group].argmax(1)[:, None], 1) >= value.max(1, keepdims=True)
+        put(at, np.where(stays, own[:, group], np.eye(len(group))[value.argmax(1)]))
+    integers = list(box.integers)
+    nearest = np.clip(np.rint(wanted), np.ceil(lower), np.floor(upper))[:, integers] - own[:, integers]
+    # the larger changes first
+    for rank in np.argsort(-np.abs(nearest), axis=1, kind="stable").T[:, :, None]:
+        at, step = np.asarray(integers)[rank], np.take_along_axis(nearest, rank, 1).astype(np.float64)
+        left = attack.epsilon
+        if power is not None:
+            left = np.maximum(left**power - lengths(found) ** power, 0) ** (1 / power)
+        longest = np.floor(np.broadcast_to(left, n))[:, None]
+        put(at, np.take_along_axis(own, at, 1) + np.sign(step) * np.minimum(np.abs(step), longest))
+    return found.reshape(x.shape)
+
+
 def check_bounds(attack, X) -> None:
-    """Raise ValueError when inputs lie outside of the attack's bounds."""
-    if getattr(attack, "bounds", None) is None or len(X) == 0:
+    """Raise ValueError when inputs lie outside of the attack's bounds, or are not valid themselves."""
+    bounds = getattr(attack, "bounds", None)
+    if bounds is None or len(X) == 0:
         return
     # In the dtype of the data: float32(-0.1) is below -0.1.
-    lower, upper = (_bound(b, X).astype(X.dtype) for b in attack.bounds)
+    lower, upper = _limits(bounds, X)
     if (lower > X).any() or (upper < X).any():
         raise ValueError(
-            f"the attack's bounds are {_brief(attack.bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
+            f"the attack's bounds are {_brief(bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
             "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
         )
+    if isinstance(bounds, Box):
+        _check_discrete(bounds, X.reshape(len(X), -1))
+
+
+def _check_discrete(box, X):
+    if box.discrete and max(box.discrete) >= X.shape[1]:
+        raise ValueError(
+            f"integers and one_hot must be positions below {X.shape[1]}, the number of features, got "
+            f"{max(box.discrete)}; positions count from 0"
+        )
+    for position in box.integers:
+        wrong = X[:, position] != np.rint(X[:, position])
+        if wrong.any():
+            raise ValueError(
+                f"feature {position} is one of the attack's integers, but X holds {X[wrong, position][0]:.6g} "
+                "there; round it, or take it out of Box(integers=...)"
+            )
+    for group in box.one_hot:
+        values = X[:, group]
+        wrong = ~(((values == 0) | (values == 1)).all(1) & (values.sum(1) == 1))
+        if wrong.any():
+            raise ValueError(
+                f"features {group} are a one-hot group of the attack, but X holds {values[wrong][0].tolist()} "
+                "there; exactly one must be 1 and the others 0, before any scaling (put scalers into a Pipeline)"
+            )
 
 
 def ball_of(attack, x) -> Ball:
@@ -246,9 +281,17 @@ def ball_of(attack, x) -> Ball:
     n_steps = getattr(attack, "n_steps", 1)
     step_size = getattr(attack, "step_size", None)
     step_size = 2 * attack.epsilon / n_steps if step_size is None else step_size
-    lower, upper = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
-    numbers = (np.asarray(attack.epsilon), np.asarray(step_size), _bound(lower, x), _bound(upper, x))
-    return Ball(*(number.astype(dtype) for number in numbers))
+    return Ball(*(np.asarray(v).astype(dtype) for v in (attack.epsilon, step_size)), *_limits(attack.bounds, x))
+
+
+def _limits(bounds, x):
+    """Lower and upper bounds in the dtype of ``x``, broadcastable against it; of fixed features ``x`` itself."""
+    limits = [_bound(b, x).astype(np.dtype(x.dtype)) for b in ((-np.inf, np.inf) if bounds is None else bounds)]
+    if getattr(bounds, "mask", None) is None:
+        return limits
+    free = _per_feature("the attack's mask has", np.asarray(bounds.mask), x)
+    where = np.where if isinstance(x, np.ndarray) else jnp.where
+    return [where(free, limit, x) for limit in limits]
 
 
 def check_floating(x):
@@ -259,25 +302,28 @@ def check_floating(x):
 def _bound(bound, x) -> np.ndarray:
     """A bound broadcastable against the examples: a number, or (1, *features)."""
     bound = np.asarray(bound)
-    if bound.ndim == 0:
-        return bound
-    if bound.size != math.prod(x.shape[1:]):
+    return bound if bound.ndim == 0 else _per_feature("bounds have", bound, x)
+
+
+def _per_feature(what, values, x):
+    if values.size != math.prod(x.shape[1:]):
         raise ValueError(
-            f"bounds have {bound.size} numbers, but inputs have {math.prod(x.shape[1:])} features (shape "
-            f"{x.shape[1:]}); give one number, or one for each feature"
+            f"{what} {values.size} numbers, but inputs have {math.prod(x.shape[1:])} features (shape "
+            f"{x.shape[1:]}); give one for each feature"
         )
-    return bound.reshape(1, *x.shape[1:])
+    return values.reshape(1, *x.shape[1:])
 
 
 def plain_bounds(bounds):
-    if bounds is None:
-        return None
+    if bounds is None or isinstance(bounds, Box):
+        return bounds
     try:
         low, high = (np.asarray(b, dtype=float) for b in bounds)
         ordered = (low.ravel() <= high.ravel()).all()
     except (TypeError, ValueError):
         raise ValueError(
-            f"bounds must be None or (low, high), each a number or one number for each feature, got {bounds!r}"
+            "bounds must be None or (low, high), each a number or one number for each feature, or a Box, got "
+            f"{bounds!r}"
         ) from None
     if not ordered:
         raise ValueError(f"bounds must be (low, high) with low <= high and no NaN, got {_brief(bounds)}")

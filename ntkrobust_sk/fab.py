@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import PGD, fold_keys, one_key_each
-from .balls import NORMS, ball_of, bisect, check_bounds, samples
+from .balls import Box, ball_of, check_bounds, samples
 from .loops import as_pytree, runs_fused
+from .norms import NORMS, bisect
 
 # At most so much of a step goes back towards the input; beyond the boundary by so much; back from it by so much.
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
@@ -90,7 +91,7 @@ class FAB(MinimumNorm):
         The first starts at the input, others around it.
     n_targets : int, default=9
         Target classes: those of the highest scores besides the first. Fewer if there are fewer classes.
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`~ntkrobust_sk.PGD`.
 
     Raises
@@ -116,7 +117,7 @@ class FAB(MinimumNorm):
     norm: str = "linf"
     n_restarts: int = 1
     n_targets: int = 9
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
         plain = PGD(self.epsilon, self.n_steps, norm=self.norm, n_restarts=self.n_restarts, bounds=self.bounds)
@@ -170,7 +171,8 @@ def _step(norm, model, x, y, target, ball, at, found):
     # the plane where the linearisation at the iterate vanishes, seen from the iterate and from the input
     behind = jnp.sum(gradient * (x - at), axis=tuple(range(1, x.ndim)))
     wanted = jnp.concatenate([-difference, -difference - behind])
-    both = to_plane(name, jnp.tile(gradient, (2, *[1] * (x.ndim - 1))), wanted, jnp.concatenate([at, x]), ball)
+    twice = ball._replace(lower=_twice(ball.lower, x), upper=_twice(ball.upper, x))
+    both = to_plane(name, _twice(gradient, x), wanted, jnp.concatenate([at, x]), twice)
     from_at, from_x = jnp.split(both, 2)
     lengths = [jnp.maximum(norm.length(step), 1e-8) for step in (from_at, from_x)]
     alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), ALPHA_MAX)
@@ -179,6 +181,10 @@ def _step(norm, model, x, y, target, ball, at, found):
     wrong, distance = model(at).argmax(1) != y, norm.length(at - x).reshape(-1)
     back = jnp.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), x + BETA * (at - x), at)
     return back, found.or_nearer(at, wrong, distance)
+
+
+def _twice(values, x):
+    return jnp.tile(jnp.broadcast_to(values, x.shape), (2, *[1] * (x.ndim - 1)))
 
 
 @partial(jax.jit, static_argnames="norm")

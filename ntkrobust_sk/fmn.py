@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from .attacks import PGD, example_losses
-from .balls import NORMS, check_nonnegative, project
+from .balls import Box, check_nonnegative, project
 from .fab import Found, MinimumNorm
 from .loops import runs_fused
+from .norms import NORMS
 from .square import margin
 
 DUALS = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -44,7 +45,7 @@ class FMN(MinimumNorm):
         Euclidean length of the first step, in units of the data; the last one is a hundredth of it.
     gamma : float, default=0.05
         First relative change of the radius, in (0, 1); the last one is 1e-4.
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`~ntkrobust_sk.PGD`.
 
     Raises
@@ -73,7 +74,7 @@ class FMN(MinimumNorm):
     norm: str = "linf"
     step_size: float = 1.0
     gamma: float = 0.05
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
         plain = PGD(self.epsilon, self.n_steps, self.step_size, self.norm, bounds=self.bounds)
@@ -104,7 +105,7 @@ class DDN(MinimumNorm):
         First length of the change, in units of the data.
     gamma : float, default=0.05
         Relative change of the radius in each step, in (0, 1), and so the precision of what is found.
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`~ntkrobust_sk.PGD`.
 
     Raises
@@ -132,7 +133,7 @@ class DDN(MinimumNorm):
     step_size: float = 1.0
     radius: float = 1.0
     gamma: float = 0.05
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
     norm = "l2"
 
     def __post_init__(self):

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import PGD, fold_keys, one_key_each
-from .balls import NORMS, ball_of, check_bounds, project
+from .balls import Box, ball_of, check_bounds, project
 from .loops import as_pytree, runs_fused
+from .norms import NORMS
 
 # After which query the share of features that a proposal changes is halved once more.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -41,7 +42,7 @@ class Square:
     norm : {"linf", "l2", "l1"}, default="linf"
     share : float, default=0.8
         Share of the features that the first proposals change; it falls along a fixed schedule.
-    bounds : (low, high) or None, default=(0.0, 1.0)
+    bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`~ntkrobust_sk.PGD`.
 
     Raises
@@ -65,7 +66,7 @@ class Square:
     n_queries: int = 5000
     norm: str = "linf"
     share: float = 0.8
-    bounds: tuple | None = (0.0, 1.0)
+    bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
         object.__setattr__(self, "bounds", PGD(self.epsilon, norm=self.norm, bounds=self.bounds).bounds)

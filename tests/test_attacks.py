@@ -13,7 +13,8 @@ from scipy.stats import kstest
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, Variables, attacks, linearize
 from ntkrobust_sk.attacks import FGSM, PGD, Clean, attack_in_tiles, example_losses
-from ntkrobust_sk.balls import L2, NORMS, project_into
+from ntkrobust_sk.balls import project_into
+from ntkrobust_sk.norms import L2, NORMS
 from ntkrobust_sk.predictors import make_predictor
 
 try:

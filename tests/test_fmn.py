@@ -10,7 +10,7 @@ import pytest
 
 from ntkrobust_sk import DDN, FAB, FMN, MLP, Model
 from ntkrobust_sk.attacks import attack_in_tiles
-from ntkrobust_sk.balls import NORMS
+from ntkrobust_sk.norms import NORMS
 
 KEY = jax.random.key(0)
 N, D = 30, 12

@@ -31,6 +31,7 @@ ORDER = [
     "predictors",
     "testing",
     "solvers",
+    "norms",
     "balls",
     "loops",
     "attacks",

@@ -10,8 +10,9 @@ from ntkrobust_sk import APGD, CNN, FAB, MLP, PGD, AutoAttack, Model, Square
 from ntkrobust_sk.apgd import _looks, dlr, targeted_dlr
 from ntkrobust_sk.attacks import attack_in_tiles, example_losses
 from ntkrobust_sk.autoattack import flags
-from ntkrobust_sk.balls import NORMS, Ball
+from ntkrobust_sk.balls import Ball
 from ntkrobust_sk.fab import to_plane
+from ntkrobust_sk.norms import NORMS
 from ntkrobust_sk.square import _bump, _sizes, margin
 
 try:

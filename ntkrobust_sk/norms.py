@@ -1,0 +1,143 @@
+"""Norms: balls around zero, steepest directions, nearest points.
+
+Each has the same four functions, of one or of many examples at once. ``room`` (how far each feature may go) and
+``free`` (which may go further) matter to L1 alone: in the others bounds are met by clipping afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+def flat_norm(v):
+    """Euclidean norm of each example, broadcastable against it; its squares neither underflow nor overflow."""
+    axes = tuple(range(1, v.ndim))
+    largest = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
+    scaled = v / jnp.where(largest > 0, largest, 1)
+    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Linf:
+    """The largest change of any feature."""
+
+    def sample(self, key, shape, dtype, epsilon, free=True):
+        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
+        return jnp.where(free, jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0), 0) * epsilon
+
+    def length(self, delta):
+        """Of each example's change, broadcastable against it."""
+        return jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
+
+    def steepest(self, gradient, free=True):
+        """Direction of unit norm along which a linear function rises most, for each example."""
+        return jnp.sign(gradient)
+
+    def project(self, delta, epsilon, room=jnp.inf):
+        """Nearest point of the ball, for each example."""
+        return jnp.clip(delta, -epsilon, epsilon)
+
+
+@dataclass(frozen=True)
+class L2:
+    """The Euclidean length of the change of all features."""
+
+    def sample(self, key, shape, dtype, epsilon, free=True):
+        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
+        key_direction, key_radius = jax.random.split(key)
+        direction = jnp.where(free, jax.random.normal(key_direction, shape, dtype), 0)
+        n_free = jnp.maximum(jnp.sum(jnp.broadcast_to(free, shape)), 1).astype(dtype)
+        radius = jax.random.uniform(key_radius, (), dtype) ** (1 / n_free)
+        return epsilon * radius * direction / jnp.sqrt(jnp.maximum(jnp.sum(direction**2), jnp.finfo(dtype).tiny))
+
+    def length(self, delta):
+        """Of each example's change, broadcastable against it."""
+        return flat_norm(delta)
+
+    def steepest(self, gradient, free=True):
+        """Direction of unit norm along which a linear function rises most, for each example."""
+        length = flat_norm(gradient)
+        return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
+
+    def project(self, delta, epsilon, room=jnp.inf):
+        """Nearest point of the ball, for each example."""
+        return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
+
+
+@dataclass(frozen=True)
+class L1:
+    """The sum of the changes of all features. Its steepest steps and nearest points are sparse.
+
+    Bounds matter more to it than to the others, since a feature may run into its bound long before epsilon is
+    spent: so they are part of its steps and its projection (Croce & Hein 2021, arXiv:2103.01208).
+    """
+
+    def sample(self, key, shape, dtype, epsilon, free=True):
+        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
+        key_direction, key_rest = jax.random.split(key)
+        direction = jnp.where(free, jax.random.laplace(key_direction, shape, dtype), 0)
+        return epsilon * direction / (jnp.sum(jnp.abs(direction)) + jax.random.exponential(key_rest, (), dtype))
+
+    def length(self, delta):
+        """Of each example's change, broadcastable against it."""
+        return jnp.sum(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
+
+    def steepest(self, gradient, free=True, count=1):
+        """Direction along which a linear function rises most, for each example; of unit norm where it can move.
+
+        The ``count`` features (a number, or one of each example (n, 1, ...)) with the largest gradients among
+        those that are ``free`` to go that way. Features that are steeper yet and stand at their bound are pushed
+        against it, so that projecting takes from others first.
+        """
+        size = jnp.abs(gradient)
+        movable = jnp.where(free, size, 0)
+
+        def few_above(threshold):
+            return jnp.sum(movable > threshold, axis=axes, keepdims=True) < count
+
+        axes = tuple(range(1, gradient.ndim))
+        below, _ = bisect(few_above, jnp.max(movable, axis=axes, keepdims=True))
+        n_moved = jnp.sum(movable > below, axis=axes, keepdims=True)
+        return jnp.where(size > below, jnp.sign(gradient), 0) / jnp.maximum(n_moved, 1)
+
+    def project(self, delta, epsilon, room=jnp.inf):
+        """Nearest point of the ball in which each feature changes by ``room`` at most, for each example.
+
+        |u_i| = min(max(|δ_i| − λ, 0), room_i) with the least λ >= 0 at which they sum up to epsilon or less.
+        """
+        size = jnp.abs(delta)
+
+        def shrunk(rate):
+            return jnp.clip(size - rate, 0, room)
+
+        low, high = bisect(
+            lambda rate: self.length(shrunk(rate)) <= epsilon,
+            jnp.max(size, axis=tuple(range(1, delta.ndim)), keepdims=True),
+        )
+        more, less = shrunk(low), shrunk(high)
+        # between the two the sum is linear, up to rounding
+        missing, gap = epsilon - self.length(less), self.length(more) - self.length(less)
+        share = jnp.where(gap > missing, missing / jnp.where(gap > 0, gap, 1), 1)
+        return jnp.sign(delta) * jnp.where(share < 1, less + share * (more - less), more)
+
+
+def bisect(holds, most):
+    """Neighbouring numbers in [0, most] of which the lower one fails and the upper one ``holds``.
+
+    ``holds`` is false below some number and true above it, and at ``most``. Where it holds at 0, so does the
+    lower one, which is 0. No sorting, and each example's result is its own.
+    """
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        true = holds(middle)
+        return jnp.where(true, low, middle), jnp.where(true, middle, high)
+
+    return jax.lax.fori_loop(0, jnp.finfo(most.dtype).nmant + 8, halve, (jnp.zeros_like(most), most))
+
+
+NORMS = {"linf": Linf(), "l2": L2(), "l1": L1()}
