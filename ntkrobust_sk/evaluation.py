@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.base import is_regressor
 
 from .attacks import PGD, one_key_each
 from .autoattack import AutoAttack
-from .balls import check_bounds, check_nonnegative
+from .balls import check_bounds, check_nonnegative, settle
 from .estimators import key_of
 from .fab import FAB
 from .scoring import Subject, attackable
@@ -493,6 +494,8 @@ def _nearest(subject, attack, keys) -> np.ndarray:
             x, y = jnp.asarray(subject.X[index]), jnp.asarray(subject.y[index])
             nearest, _ = attack.nearest(subject.model, x, y, key=keys[index])
             points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
+    # at values that they may have, however far
+    points = settle(points, subject.X, SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds))
     wrong = subject.answers(points) != subject.y
     return np.where(wrong, _lengths(attack.norm, points, subject.X), np.inf)
 
