@@ -256,9 +256,9 @@ def _model_subject(model, X, y, classes, labelled):
     x64 = bool(jax.config.jax_enable_x64)
     dtype = params_dtype(model.variables.params) if isinstance(model, Model) else float if x64 else np.float32
     checked = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X").astype(dtype)
-    model, shape = as_pytree(model), (1, *checked.shape[1:])
+    model, shape = _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
     try:
-        scores = jax.eval_shape(model, jax.ShapeDtypeStruct(shape, checked.dtype))
+        scores = jax.eval_shape(lambda m, x: m(x), model, jax.ShapeDtypeStruct(shape, checked.dtype))
     except (TypeError, ValueError) as error:
         raise ValueError(f"the model fails on inputs of shape {shape}: {error}") from error
     if getattr(scores, "ndim", None) != 2:
@@ -300,12 +300,17 @@ def _held(estimator):
 def _model_of(estimator):
     """The estimator's differentiable form; or its scores alone, and why."""
     try:
-        return as_model(estimator), None
+        return _own_arrays(as_model(estimator)), None
     except TypeError as error:
         if not is_classifier(estimator):
             error.add_note("Only classifiers are attacked as black boxes.")
             raise
         return _BlackBox(estimator), str(error)
+
+
+def _own_arrays(model):
+    """The model with copies of its NumPy arrays: JAX keeps in mind in which precision it has traced one."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, model)
 
 
 class _BlackBox:

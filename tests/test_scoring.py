@@ -4,6 +4,7 @@ import pickle
 import warnings
 from functools import cache
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVC
@@ -33,6 +35,7 @@ from ntkrobust_sk import (
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
     Square,
+    as_model,
     certified_accuracy,
     check_evaluation,
     make_robust_scorer,
@@ -347,6 +350,14 @@ def test_what_has_no_gradient_is_attacked_as_a_black_box(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert robust_accuracy(forest.fit(X, Y), X, Y, Square(0.05, 30)) < forest.score(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_estimator_is_attacked_in_double_precision_after_its_model_was_traced_in_single():
+    fitted = MLPClassifier((3,), max_iter=5).fit(X, Y)
+    model = as_model(fitted)
+    jax.make_jaxpr(model)(X.astype(np.float32))
+    assert perturb(fitted, X, Y, ATTACK).dtype == np.float64
 
 
 def test_data_frames_stay_data_frames():
