@@ -17,9 +17,10 @@ import numpy as np
 import scipy.stats
 
 from .attacks import PGD, example_losses, fold_keys, one_key_each
-from .balls import NORMS, settle
+from .balls import settle
 from .estimators import key_of
 from .evaluation import classifier_under_attack, clopper_pearson
+from .norms import NORMS
 from .square import Square, margin
 
 # How much stronger an attack is made; how many times more it is started anew.

@@ -12,9 +12,9 @@ from pathlib import Path
 from . import __version__
 from .adversarial import ATTACKS as SAVED_ATTACKS
 from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
-from .balls import NORMS
 from .demo import PRESETS, run_demo, settings_for
 from .evolution import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
+from .norms import NORMS
 from .report import write_report
 from .trainer import DYNAMICS
 

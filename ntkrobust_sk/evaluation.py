@@ -21,6 +21,8 @@ from .fab import FAB
 from .scoring import Subject, attackable
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+# How far out, in units of the distance found, a wrong answer is looked for where values are rounded.
+FURTHER = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 def robustness_report(
@@ -494,10 +496,21 @@ def _nearest(subject, attack, keys) -> np.ndarray:
             x, y = jnp.asarray(subject.X[index]), jnp.asarray(subject.y[index])
             nearest, _ = attack.nearest(subject.model, x, y, key=keys[index])
             points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
-    # at values that they may have, however far
-    points = settle(points, subject.X, SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds))
-    wrong = subject.answers(points) != subject.y
-    return np.where(wrong, _lengths(attack.norm, points, subject.X), np.inf)
+    return _valid_distances(subject, attack, points)
+
+
+def _valid_distances(subject, attack, points):
+    """Distances to points with values that their features may have, as far as these are answered wrongly.
+
+    Rounding may bring a point back over the boundary: then one further out in the same direction is taken.
+    """
+    reach = SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds)
+    distances, X = np.full(len(points), np.inf), subject.X
+    for factor in FURTHER if getattr(attack.bounds, "discrete", ()) else FURTHER[:1]:
+        moved = settle(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
+        wrong = (subject.answers(moved) != subject.y) & (distances == np.inf)
+        distances[wrong] = _lengths(attack.norm, moved[wrong], X[wrong])
+    return distances
 
 
 def _lengths(norm, points, X) -> np.ndarray:

@@ -12,7 +12,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPClassifier
 
-from ntkrobust_sk import FGSM, PGD, Clean, Square, as_model, check_evaluation, robustness_report
+from ntkrobust_sk import FGSM, PGD, Box, Clean, Square, as_model, check_evaluation, robustness_report
 from ntkrobust_sk.checks import Check, Checks
 
 X, Y = load_digits(return_X_y=True)
@@ -96,6 +96,15 @@ def test_a_model_that_draws_lots_is_caught():
 
     checks = check_evaluation(model, X[:20], np.zeros(20, int), PGD(0.1, n_steps=2), n_queries=2)
     assert NAMES["deterministic"] in checks.failed
+
+
+def test_where_features_are_fixed_something_may_stand_without_a_limit():
+    model = Partial(lambda x: jnp.stack([x[:, 0] + x[:, 1] - 9, 9 - x[:, 0] - x[:, 1]], axis=1))
+    rows = np.random.default_rng(0).integers(0, 11, size=(40, 2)).astype(float)
+    labels = (rows.sum(1) < 9).astype(int)
+    box = Box(0, 10, mask=[True, False], integers=[0])
+    checks = check_evaluation(model, rows, labels, PGD(3.0, n_steps=5, bounds=box), n_queries=5)
+    assert checks.passed and NAMES["unbounded"] not in [check.name for check in checks], str(checks)
 
 
 @dataclass(frozen=True)

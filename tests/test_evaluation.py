@@ -24,6 +24,7 @@ from ntkrobust_sk import (
     PGD,
     AdversarialKernelTrainer,
     AutoAttack,
+    Box,
     Clean,
     EmpiricalNTKClassifier,
     TransferDisplay,
@@ -210,6 +211,15 @@ def test_minimal_perturbations_of_a_linear_classifier_are_distances_to_its_plane
         found = minimal_perturbations(linear, X, Y, norm=norm, bounds=None)
         # never less, and at most a hundredth more
         assert (found >= exact * (1 - 1e-9)).all() and (found <= 1.01 * exact).all()
+
+
+def test_distances_are_those_to_values_that_features_may_have():
+    rows, box = np.array([[2.0, 1.0], [8.0, 1.0]]), Box(0, 10, mask=[True, False], integers=[0])
+    model = Partial(lambda x: jnp.stack([x[:, 0] - 5.6, 5.6 - x[:, 0]], axis=1))
+    # the boundary is at 5.6, and the nearest integers beyond it are 6 and 5
+    assert minimal_perturbations(model, rows, [1, 0], bounds=box).tolist() == [4, 3]
+    found = robustness_report(model, rows, [1, 0], [2.9, 3.5], bounds=box, attacks=PGD(3, n_steps=5))
+    assert found.fell_at.tolist() == [[np.inf, 3.5]] and found.distances.tolist() == [4, 3]
 
 
 # Transfer
