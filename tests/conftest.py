@@ -7,8 +7,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TQDM_MININTERVAL", "1")
 # lets scikit-learn run its array API checks too; SciPy reads it when it is imported
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
-# Most of a small test's time is compilation: programs are optimised less, by the emitters that are done sooner.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")
+# Most of a small test's time is compilation: programs are hardly optimised, by the emitters that are done sooner,
+# each in one piece. What runs for long has a process of its own, without these.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 # What JAX traces is many small objects, which the collector would go through again and again.
 gc.set_threshold(100_000, 50, 50)
 
@@ -26,3 +31,8 @@ def forget_programs():
         cached.cache_clear()
     jax.clear_caches()
     gc.collect()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.name != "test_the_example_runs_as_written")
