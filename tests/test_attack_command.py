@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shlex
 from importlib.util import find_spec
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -201,3 +203,13 @@ def test_the_help_says_that_models_run_code(capsys):
     with pytest.raises(SystemExit):
         cli.main(["attack", "--help"])
     assert "runs whatever code is in it" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/evaluation.md"])
+def test_the_commands_of_the_documentation_are_understood(file, monkeypatch):
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    seen = []
+    monkeypatch.setattr(cli, "attack", lambda options: seen.append(options) or 0)
+    (command,) = re.findall(r"^ntkrobust (attack .+)$", text, re.MULTILINE)
+    assert cli.main(shlex.split(command)) == 0
+    assert seen[0]["epsilon"] == 4 / 255 and seen[0]["out"] == "adversarial.npz"
