@@ -1,6 +1,8 @@
 """Boxes: features that are fixed, integers and one-hot groups, in every attack."""
 
+import importlib.util
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -101,6 +103,38 @@ def test_masks_fit_images_and_bounds_of_each_feature_and_hold_inside_of_jit():
     expected = np.where(mask, np.maximum(x - 0.5, np.linspace(0, 0.1, 12).reshape(mask.shape)), x)
     np.testing.assert_allclose(x_adv, expected, atol=1e-6)
     np.testing.assert_allclose(project_into(x - 1, x, attack), expected, atol=1e-6)
+
+
+# A million examples in examples/check_attacks_stay_inside.py; here is a sample of them
+
+
+@pytest.fixture(scope="module")
+def inside():
+    path = Path(__file__).parents[1] / "examples" / "check_attacks_stay_inside.py"
+    spec = importlib.util.spec_from_file_location("check_attacks_stay_inside", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@each_norm
+@pytest.mark.parametrize("dtype", ["float32", "float64 as float32"])
+def test_no_example_lies_outside_of_ball_and_bounds(inside, norm, dtype, tmp_path):
+    for case in inside.cases(["PGD"], [norm], ["per feature", "box"], [dtype]):
+        n_outside, furthest, n_moved = inside.check(case, 1000, tmp_path, inside.victim())
+        assert n_outside == 0 and n_moved > 500 and furthest <= 1, case
+
+
+def test_an_example_outside_would_be_found(inside):
+    attack = PGD(0.1, bounds=inside.BOUNDS["box"])
+    x = inside.inputs(attack.bounds, 5, "float64", 0)
+    beyond = x + np.diag([1, 0, 0, 0, 0, 0, 0, 0, 0, 0])[[0, 1, 2, 3, 4]] * 0.1000001
+    beyond[1, 5] += 1e-9
+    beyond[2, 9] += 1e-9
+    beyond[3, 4] = np.nextafter(inside.HIGH[4], 9)
+    x[3, 4] = inside.HIGH[4]
+    assert inside.outside(beyond, x, attack) == (4, pytest.approx(1.000001))
+    assert inside.outside(x, x, attack) == (0, 0.0)
 
 
 # Integers and one-hot groups
