@@ -3,11 +3,15 @@
 Each adapter reads an estimator's fitted attributes and writes down, in JAX, what its ``decision_function``,
 ``predict_proba`` or ``predict`` computes. Pipelines and the like are compositions of such functions, so that an
 attack acts on the *inputs* of a pipeline, in their units.
+
+A model is a ``Partial`` of a function of this module, and whatever was fitted is among its leaves: so the models
+of two estimators of one kind are trees of one structure, and what was compiled for one serves the other.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import combinations
 
 import jax
@@ -15,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from sklearn.utils.validation import check_is_fitted
+
+from .loops import as_pytree
 
 
 def as_model(estimator, *, kernel=None, X_fit=None):
@@ -61,7 +67,7 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     """
     check_is_fitted(estimator)
     if hasattr(estimator, "_predictor") and hasattr(estimator, "input_shape_"):
-        return Partial(_reshaped(tuple(estimator.input_shape_)), estimator._predictor())
+        return Partial(_Reshaped(tuple(estimator.input_shape_)), estimator._predictor())
     name = type(estimator).__name__
     adapter = ADAPTERS.get(name) if type(estimator).__module__.startswith("sklearn.") else None
     if adapter is None:
@@ -72,11 +78,14 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     return adapter(estimator, kernel, X_fit) if adapter in NEED_KERNEL else adapter(estimator)
 
 
-def _reshaped(shape):
-    def call(predictor, x):
-        return predictor(x.reshape(-1, *shape))
+@dataclass(frozen=True)
+class _Reshaped:
+    """Flat rows given to a predictor as inputs of a shape."""
 
-    return call
+    shape: tuple[int, ...]
+
+    def __call__(self, predictor, x):
+        return predictor(x.reshape(-1, *self.shape))
 
 
 # Scores
@@ -113,40 +122,67 @@ ACTIVATIONS = {
 
 
 def _perceptron(estimator):
-    activation, last = ACTIVATIONS[estimator.activation], len(estimator.coefs_) - 1
     if estimator.out_activation_ not in ("identity", "logistic", "softmax"):
         raise TypeError(f"MLP with the output activation {estimator.out_activation_!r} has no differentiable form")
     binary = _is_binary(estimator, estimator.n_outputs_)
+    hidden = _Hidden(estimator.activation)
+    parts = [Partial(_affine, *layer) for layer in zip(estimator.coefs_, estimator.intercepts_, strict=True)]
+    for at in reversed(range(1, len(parts))):
+        parts.insert(at, Partial(hidden))
+    return Partial(_chained, [*parts, Partial(_first_of_two)] if binary else parts)
 
-    def call(layers, x):
-        for i, (weights, offset) in enumerate(layers):
-            x = x @ weights + offset
-            x = x if i == last else activation(x)
-        return _of_two_classes(x[:, 0]) if binary else x
 
-    return Partial(call, list(zip(estimator.coefs_, estimator.intercepts_, strict=True)))
+@dataclass(frozen=True)
+class _Hidden:
+    """An activation, by name."""
+
+    name: str
+
+    def __call__(self, h):
+        return ACTIVATIONS[self.name](h)
+
+
+def _first_of_two(x):
+    return _of_two_classes(x[:, 0])
 
 
 # Kernel machines
 
 
-KERNELS = ("cosine", "laplacian", "linear", "poly", "polynomial", "rbf", "sigmoid")
+def _linear_kernel(gamma, coef0, degree, x, z):
+    return x @ z.T
 
 
-def pairwise(name: str, x, z, gamma=None, coef0=1.0, degree=3.0):
-    """scikit-learn's kernel of that name (one of ``KERNELS``) between x (n, d) and z (m, d)."""
-    gamma = 1.0 / x.shape[1] if gamma is None else gamma
-    if name == "linear":
-        return x @ z.T
-    if name in ("poly", "polynomial"):
-        return (gamma * (x @ z.T) + coef0) ** degree
-    if name == "sigmoid":
-        return jnp.tanh(gamma * (x @ z.T) + coef0)
-    if name == "rbf":
-        return jnp.exp(-gamma * squared_distances(x, z))
-    if name == "laplacian":
-        return jnp.exp(-gamma * jnp.abs(x[:, None] - z).sum(2))
-    return _unit(x) @ _unit(z).T  # cosine
+def _poly_kernel(gamma, coef0, degree, x, z):
+    return (gamma * (x @ z.T) + coef0) ** degree
+
+
+def _sigmoid_kernel(gamma, coef0, degree, x, z):
+    return jnp.tanh(gamma * (x @ z.T) + coef0)
+
+
+def _rbf_kernel(gamma, coef0, degree, x, z):
+    return jnp.exp(-gamma * expanded_distances(x, z))
+
+
+def _laplacian_kernel(gamma, coef0, degree, x, z):
+    return jnp.exp(-gamma * jnp.abs(x[:, None] - z).sum(2))
+
+
+def _cosine_kernel(gamma, coef0, degree, x, z):
+    return _unit(x) @ _unit(z).T
+
+
+# scikit-learn's, between x (n, d) and z (m, d)
+KERNELS = {
+    "cosine": _cosine_kernel,
+    "laplacian": _laplacian_kernel,
+    "linear": _linear_kernel,
+    "poly": _poly_kernel,
+    "polynomial": _poly_kernel,
+    "rbf": _rbf_kernel,
+    "sigmoid": _sigmoid_kernel,
+}
 
 
 def squared_distances(x, z):
@@ -154,15 +190,22 @@ def squared_distances(x, z):
     return jnp.sum((x[:, None] - z) ** 2, axis=2)
 
 
+def expanded_distances(x, z):
+    """The same as |x|² + |z|² − 2⟨x, z⟩ from the rows' centre: one product, for what is smooth where they meet."""
+    centre = z.mean(0)
+    x, z = x - centre, z - centre
+    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(z**2, axis=1) - 2 * x @ z.T
+
+
 def _unit(x):
     return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
 def _kernel_of(estimator, given, gamma):
-    """``kernel(x, z)`` of a machine, and whether it sees training inputs that the machine has not kept."""
+    """``kernel(x, z)`` of a machine, a pytree."""
     own = estimator.kernel
     if given is not None:
-        return given
+        return as_pytree(given)
     if callable(own) or own == "precomputed":
         raise TypeError(
             f"{type(estimator).__name__} has a {'callable' if callable(own) else 'precomputed'} kernel, which has "
@@ -173,7 +216,9 @@ def _kernel_of(estimator, given, gamma):
     parameters = {"coef0": estimator.coef0, "degree": estimator.degree, "gamma": gamma}
     if "kernel_params" in estimator.get_params(deep=False) and estimator.kernel_params:
         parameters |= estimator.kernel_params
-    return lambda x, z: pairwise(own, x, z, **parameters)
+    defaults = {"gamma": 1 / estimator.n_features_in_, "coef0": 1.0, "degree": 3.0}
+    numbers = [default if parameters[name] is None else parameters[name] for name, default in defaults.items()]
+    return Partial(KERNELS[own], *map(float, numbers))
 
 
 def _training_inputs(estimator, kept, X_fit, index=slice(None)):
@@ -195,11 +240,9 @@ def _support_vectors(estimator, kernel, X_fit):
     z = _training_inputs(estimator, kept, X_fit, estimator.support_)
     dual, offset = np.asarray(estimator.dual_coef_), estimator.intercept_
     if not hasattr(estimator, "classes_"):
-        return Partial(lambda z, dual, offset, x: k(x, z) @ dual.T + offset, z, dual, offset)
+        return Partial(_expansion, k, z, dual.T, offset)
     if len(estimator.classes_) == 2:
-        return Partial(
-            lambda z, dual, offset, x: _of_two_classes((k(x, z) @ dual.T + offset)[:, 0]), z, dual, offset
-        )
+        return Partial(_binary_expansion, k, z, dual.T, offset)
     # one classifier for each pair of classes: what it takes from each class's support vectors
     ends = np.cumsum([0, *estimator.n_support_])
     pairs = list(combinations(range(len(estimator.classes_)), 2))
@@ -212,20 +255,30 @@ def _support_vectors(estimator, kernel, X_fit):
     for row, (i, j) in zip(sides, pairs, strict=True):
         row[i], row[j] = 1, -1
 
-    def call(z, weights, offset, sides, x):
-        decisions = k(x, z) @ weights.T + offset
-        votes = jnp.where(decisions[:, :, None] * sides > 0, 1.0, 0.0).sum(1)
-        confidence = decisions @ sides
-        return votes + confidence / (3 * (jnp.abs(confidence) + 1))
+    return Partial(_votes, k, z, weights.T, offset, sides)
 
-    return Partial(call, z, weights, offset, sides)
+
+def _expansion(kernel, z, weights, offset, x):
+    return kernel(x, z) @ weights + offset
+
+
+def _binary_expansion(kernel, z, weights, offset, x):
+    return _of_two_classes((kernel(x, z) @ weights + offset)[:, 0])
+
+
+def _votes(kernel, z, weights, offset, sides, x):
+    decisions = kernel(x, z) @ weights + offset
+    signs = jnp.where(decisions > 0, 1.0, 0.0)
+    votes = signs @ jnp.maximum(sides, 0) + (1 - signs) @ jnp.maximum(-sides, 0)
+    confidence = decisions @ sides
+    return votes + confidence / (3 * (jnp.abs(confidence) + 1))
 
 
 def _kernel_ridge(estimator, kernel, X_fit):
     k = _kernel_of(estimator, kernel, estimator.gamma)
     z = _training_inputs(estimator, estimator.X_fit_, X_fit)
     dual = estimator.dual_coef_.reshape(len(z), -1)
-    return Partial(lambda z, dual, x: k(x, z) @ dual, z, dual)
+    return Partial(_expansion, k, z, dual, 0.0)
 
 
 def _kernel_pca(estimator, kernel, X_fit):
@@ -236,50 +289,101 @@ def _kernel_pca(estimator, kernel, X_fit):
     scaled[:, kept] = estimator.eigenvectors_[:, kept] / np.sqrt(estimator.eigenvalues_[kept])
     centerer = estimator._centerer
 
-    def call(z, scaled, means, mean, x):
-        block = k(x, z)
-        return (block - means - block.mean(1, keepdims=True) + mean) @ scaled
+    return Partial(_centred_expansion, k, z, scaled, centerer.K_fit_rows_, centerer.K_fit_all_)
 
-    return Partial(call, z, scaled, centerer.K_fit_rows_, centerer.K_fit_all_)
+
+def _centred_expansion(kernel, z, scaled, means, mean, x):
+    block = kernel(x, z)
+    return (block - means - block.mean(1, keepdims=True) + mean) @ scaled
 
 
 def _nystroem(estimator, kernel, X_fit):
     k = _kernel_of(estimator, kernel, estimator.gamma)
     z = _training_inputs(estimator, estimator.components_, X_fit)
-    return Partial(lambda z, basis, x: k(x, z) @ basis.T, z, estimator.normalization_)
+    return Partial(_expansion, k, z, estimator.normalization_.T, 0.0)
 
 
 # Gaussian processes
 
 
 def covariance(kernel):
-    """``k(x, z)`` of a scikit-learn Gaussian process kernel between different points."""
+    """``k(x, z)`` of a scikit-learn Gaussian process kernel between different points, a pytree."""
     name = type(kernel).__name__
     if name in ("Sum", "Product"):
-        first, second = covariance(kernel.k1), covariance(kernel.k2)
-        if name == "Sum":
-            return lambda x, z: first(x, z) + second(x, z)
-        return lambda x, z: first(x, z) * second(x, z)
+        return Partial(_sum if name == "Sum" else _product, covariance(kernel.k1), covariance(kernel.k2))
     if name == "Exponentiation":
-        inner = covariance(kernel.kernel)
-        return lambda x, z: inner(x, z) ** kernel.exponent
+        return Partial(_power, covariance(kernel.kernel), kernel.exponent)
     if name == "ConstantKernel":
-        return lambda x, z: jnp.full((len(x), len(z)), kernel.constant_value, x.dtype)
+        return Partial(_constant, kernel.constant_value)
     if name == "WhiteKernel":
-        return lambda x, z: jnp.zeros((len(x), len(z)), x.dtype)
+        return Partial(_constant, 0.0)
     if name == "DotProduct":
-        return lambda x, z: x @ z.T + kernel.sigma_0**2
+        return Partial(_dot_product, kernel.sigma_0)
     if name == "RBF":
-        return lambda x, z: jnp.exp(-squared_distances(x / kernel.length_scale, z / kernel.length_scale) / 2)
+        return Partial(_squared_exponential, kernel.length_scale)
     if name == "RationalQuadratic":
-        scale = 2 * kernel.alpha * kernel.length_scale**2
-        return lambda x, z: (1 + squared_distances(x, z) / scale) ** -kernel.alpha
+        return Partial(_rational_quadratic, kernel.alpha, kernel.length_scale)
     if name == "ExpSineSquared":
-        length, period = kernel.length_scale, kernel.periodicity
-        return lambda x, z: jnp.exp(-2 * (jnp.sin(jnp.pi * _root(squared_distances(x, z)) / period) / length) ** 2)
-    if name == "Matern" and kernel.nu in (0.5, 1.5, 2.5, math.inf):
-        return lambda x, z: _matern(squared_distances(x / kernel.length_scale, z / kernel.length_scale), kernel.nu)
+        return Partial(_periodic, kernel.length_scale, kernel.periodicity)
+    if name == "Matern" and kernel.nu in MATERN:
+        return Partial(MATERN[kernel.nu], kernel.length_scale)
     raise TypeError(f"the Gaussian process kernel {kernel!r} has no differentiable form here")
+
+
+def _sum(first, second, x, z):
+    return first(x, z) + second(x, z)
+
+
+def _product(first, second, x, z):
+    return first(x, z) * second(x, z)
+
+
+def _power(inner, exponent, x, z):
+    return inner(x, z) ** exponent
+
+
+def _constant(value, x, z):
+    return jnp.full((len(x), len(z)), value, x.dtype)
+
+
+def _dot_product(sigma_0, x, z):
+    return x @ z.T + sigma_0**2
+
+
+def _squared_exponential(length_scale, x, z):
+    return jnp.exp(-expanded_distances(x / length_scale, z / length_scale) / 2)
+
+
+def _rational_quadratic(alpha, length_scale, x, z):
+    return (1 + squared_distances(x, z) / (2 * alpha * length_scale**2)) ** -alpha
+
+
+def _periodic(length_scale, periodicity, x, z):
+    angles = jnp.pi * _root(squared_distances(x, z)) / periodicity
+    return jnp.exp(-2 * (jnp.sin(angles) / length_scale) ** 2)
+
+
+def _matern_half(length_scale, x, z):
+    return jnp.exp(-_root(squared_distances(x / length_scale, z / length_scale)))
+
+
+def _matern_three_halves(length_scale, x, z):
+    r = _root(3 * squared_distances(x / length_scale, z / length_scale))
+    return (1 + r) * jnp.exp(-r)
+
+
+def _matern_five_halves(length_scale, x, z):
+    r = _root(5 * squared_distances(x / length_scale, z / length_scale))
+    return (1 + r + r**2 / 3) * jnp.exp(-r)
+
+
+# By the smoothness ν.
+MATERN = {
+    0.5: _matern_half,
+    1.5: _matern_three_halves,
+    2.5: _matern_five_halves,
+    math.inf: _squared_exponential,
+}
 
 
 def _root(squares):
@@ -288,22 +392,10 @@ def _root(squares):
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
 
 
-def _matern(squares, nu):
-    if nu == math.inf:
-        return jnp.exp(-squares / 2)
-    r = _root(squares) * math.sqrt(2 * nu)
-    series = {0.5: 1.0, 1.5: 1 + r, 2.5: 1 + r + r**2 / 3}[nu]
-    return series * jnp.exp(-r)
-
-
 def _gaussian_regressor(estimator):
-    k, n = covariance(estimator.kernel_), len(estimator.X_train_)
-
-    def call(z, dual, mean, std, x):
-        return (k(x, z) @ dual) * std + mean
-
     mean, std = (np.atleast_1d(value) for value in (estimator._y_train_mean, estimator._y_train_std))
-    return Partial(call, estimator.X_train_, estimator.alpha_.reshape(n, -1), mean, std)
+    dual = estimator.alpha_.reshape(len(estimator.X_train_), -1) * std
+    return Partial(_expansion, covariance(estimator.kernel_), estimator.X_train_, dual, mean)
 
 
 # ∫ σ(z) N(z | μ, s²) dz as a sum of error functions (Williams & Barber 1998); the constants are scikit-learn's.
@@ -313,27 +405,26 @@ COEFFICIENTS = np.array([-1854.8214151, 3516.89893646, 221.29346712, 128.1232380
 
 def _laplace(binary):
     """Probability (n,) of the second class in a binary Gaussian process classifier."""
-    k, diagonal = covariance(binary.kernel_), binary.kernel_.diag
-
-    def call(z, residual, root, factor, variance, x):
-        cross = k(x, z)
-        mean = cross @ residual
-        v = jax.scipy.linalg.solve_triangular(factor, root[:, None] * cross.T, lower=True)
-        own = jax.vmap(lambda row: k(row[None], row[None])[0, 0])(x)
-        spread = own + variance - jnp.sum(v**2, axis=0)
-        alpha = 1 / (2 * spread)
-        gamma = LAMBDAS * mean
-        integrals = jnp.sqrt(jnp.pi / alpha) * jax.scipy.special.erf(
-            gamma * jnp.sqrt(alpha / (alpha + LAMBDAS**2))
-        )
-        integrals = integrals / (2 * jnp.sqrt(spread * 2 * jnp.pi))
-        return jnp.sum(COEFFICIENTS * integrals, axis=0) + 0.5 * COEFFICIENTS.sum()
-
+    k, z = covariance(binary.kernel_), binary.X_train_
     # white noise is in a point's own variance, and not in covariances
-    z = binary.X_train_
-    own = np.asarray(jax.vmap(lambda row: k(row[None], row[None])[0, 0])(jnp.asarray(z[:1], float)))
-    noise = float(diagonal(z[:1])[0] - own[0])
-    return Partial(call, z, binary.y_train_ - binary.pi_, binary.W_sr_, binary.L_, noise)
+    noise = float(binary.kernel_.diag(z[:1])[0] - np.asarray(_own_variance(k, jnp.asarray(z[:1], float)))[0])
+    return Partial(_averaged_sigmoid, k, z, binary.y_train_ - binary.pi_, binary.W_sr_, binary.L_, noise)
+
+
+def _own_variance(kernel, x):
+    return jax.vmap(lambda row: kernel(row[None], row[None])[0, 0])(x)
+
+
+def _averaged_sigmoid(kernel, z, residual, root, factor, noise, x):
+    cross = kernel(x, z)
+    mean = cross @ residual
+    v = jax.scipy.linalg.solve_triangular(factor, root[:, None] * cross.T, lower=True)
+    spread = _own_variance(kernel, x) + noise - jnp.sum(v**2, axis=0)
+    alpha = 1 / (2 * spread)
+    gamma = LAMBDAS * mean
+    integrals = jnp.sqrt(jnp.pi / alpha) * jax.scipy.special.erf(gamma * jnp.sqrt(alpha / (alpha + LAMBDAS**2)))
+    integrals = integrals / (2 * jnp.sqrt(spread * 2 * jnp.pi))
+    return jnp.sum(COEFFICIENTS * integrals, axis=0) + 0.5 * COEFFICIENTS.sum()
 
 
 def _gaussian_classifier(estimator):
@@ -360,13 +451,13 @@ def _log_of_many(binaries, x):
 # Transformers
 
 
-def _shift_and_scale(x, shift, scale, low=-np.inf, high=np.inf):
+def _shift_and_scale(shift, scale, low, high, x):
     return jnp.clip((x - shift) * scale, low, high)
 
 
 def _scaler(shift, scale, low=-np.inf, high=np.inf):
     numbers = [np.zeros(1) if shift is None else shift, np.ones(1) if scale is None else scale, low, high]
-    return Partial(lambda shift, scale, low, high, x: _shift_and_scale(x, shift, scale, low, high), *numbers)
+    return Partial(_shift_and_scale, *numbers)
 
 
 def _standard(estimator):
@@ -383,31 +474,49 @@ def _robust(estimator):
     return _scaler(estimator.center_, None if estimator.scale_ is None else 1 / estimator.scale_)
 
 
+def _sum_of_sizes(x):
+    return jnp.abs(x).sum(1, keepdims=True)
+
+
+def _euclidean(x):
+    return _root((x**2).sum(1, keepdims=True))
+
+
+def _largest_size(x):
+    return jnp.abs(x).max(1, keepdims=True)
+
+
+LENGTHS = {"l1": _sum_of_sizes, "l2": _euclidean, "max": _largest_size}
+
+
 def _normalizer(estimator):
-    length = {
-        "l1": lambda x: jnp.abs(x).sum(1, keepdims=True),
-        "l2": lambda x: _root((x**2).sum(1, keepdims=True)),
-        "max": lambda x: jnp.abs(x).max(1, keepdims=True),
-    }[estimator.norm]
+    return Partial(_of_length_one, Partial(LENGTHS[estimator.norm]))
 
-    def call(x):
-        size = length(x)
-        return x / jnp.where(size == 0, 1, size)
 
-    return Partial(call)
+def _of_length_one(length, x):
+    size = length(x)
+    return x / jnp.where(size == 0, 1, size)
 
 
 def _pca(estimator):
     basis = estimator.components_.T
     if estimator.whiten:
         basis = basis / np.sqrt(np.maximum(estimator.explained_variance_, np.finfo(float).eps))
-    return Partial(lambda mean, basis, x: (x - mean) @ basis, estimator.mean_, basis)
+    return Partial(_projected, estimator.mean_, basis)
+
+
+def _projected(mean, basis, x):
+    return (x - mean) @ basis
 
 
 def _rbf_sampler(estimator):
     weights, offset = estimator.random_weights_, estimator.random_offset_
     share = math.sqrt(2 / estimator.n_components)
-    return Partial(lambda weights, offset, x: share * jnp.cos(x @ weights + offset), weights, offset)
+    return Partial(_random_waves, share, weights, offset)
+
+
+def _random_waves(share, weights, offset, x):
+    return share * jnp.cos(x @ weights + offset)
 
 
 def _polynomial(estimator):
@@ -418,14 +527,19 @@ def _polynomial(estimator):
         multiplied = np.repeat(np.arange(n), powers)
         row[: len(multiplied)] = multiplied
 
-    def call(factors, x):
-        return jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)[:, factors].prod(2)
+    return Partial(_products_of, factors)
 
-    return Partial(call, factors)
+
+def _products_of(factors, x):
+    return jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)[:, factors].prod(2)
 
 
 def _selector(estimator):
-    return Partial(lambda chosen, x: x[:, chosen], np.flatnonzero(estimator.get_support()))
+    return Partial(_chosen, np.flatnonzero(estimator.get_support()))
+
+
+def _chosen(columns, x):
+    return x[:, columns]
 
 
 # Compositions
@@ -442,12 +556,12 @@ def _side_by_side(parts, columns, weights, x):
     return jnp.concatenate(blocks, axis=1)
 
 
-def _identity():
-    return Partial(lambda x: x)
+def _unchanged(x):
+    return x
 
 
 def _part(step):
-    return _identity() if step is None or isinstance(step, str) else as_model(step)
+    return Partial(_unchanged) if step is None or isinstance(step, str) else as_model(step)
 
 
 def _pipeline(estimator, kernel, X_fit):
@@ -482,7 +596,7 @@ def _drops(step):
 def _function(estimator):
     if estimator.func is not None:
         raise TypeError("a FunctionTransformer with a function of its own has no differentiable form")
-    return _identity()
+    return Partial(_unchanged)
 
 
 def _search(estimator, kernel, X_fit):

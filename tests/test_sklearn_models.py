@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import datasets, decomposition, ensemble, feature_selection, kernel_approximation, linear_model, svm
+from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import NotFittedError
@@ -36,6 +37,7 @@ X, Y3 = datasets.make_classification(
 )
 Y2 = (Y3 > 0).astype(int)
 TARGETS = np.stack([np.sin(X[:, 0]) + X[:, 1], X[:, 2] * X[:, 3]], 1)
+ALL, ODD = slice(None), slice(1, None, 2)
 few = {"max_iter": 30, "random_state": 0}
 
 CLASSIFIERS = {
@@ -239,3 +241,10 @@ def test_models_of_one_structure_share_their_compiled_code():
 def test_what_has_no_differentiable_form_is_refused(estimator, error, message):
     with pytest.raises(error, match=message):
         as_model(estimator)(QUERIES)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS | REGRESSORS)
+def test_what_was_compiled_for_one_estimator_serves_another_of_its_kind(name):
+    estimator, y = (CLASSIFIERS[name], Y3) if name in CLASSIFIERS else (REGRESSORS[name], TARGETS[:, 0])
+    first, second = (jax.tree.structure(as_model(clone(estimator).fit(X[rows], y[rows]))) for rows in (ALL, ODD))
+    assert first == second
