@@ -99,13 +99,7 @@ def robustness_report(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), such as 0.95, got {confidence!r}")
     largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
-    if attacks is None:
-        steps = PGD(**largest, n_steps=40, n_restarts=5)
-        attacks = [steps, AutoAttack(**largest)] if subject.opaque is None else [subject.usable(steps)]
-    attacks = {name: _in_ball(subject.usable(a), **largest) for name, a in _named(attacks).items()}
-    for attack in attacks.values():
-        # of all examples, before any is attacked
-        check_bounds(attack, subject.X)
+    attacks = _attacks_in(attacks, subject, largest)
     keys = one_key_each(key_of(random_state), len(subject.X))
     right = subject.answers(subject.X) == subject.y
     distances = np.where(right, np.inf, 0.0)
@@ -428,6 +422,18 @@ def radii(epsilons) -> tuple[float, ...]:
     for epsilon in given:
         check_nonnegative("epsilon", epsilon)
     return tuple(sorted({float(epsilon) for epsilon in given}))
+
+
+def _attacks_in(attacks, subject, largest) -> dict[str, Callable]:
+    """Attacks by name, in the largest ball, that the subject can be attacked with."""
+    if attacks is None:
+        steps = PGD(**largest, n_steps=40, n_restarts=5)
+        attacks = [steps, AutoAttack(**largest)] if subject.opaque is None else [subject.usable(steps)]
+    found = {name: _in_ball(subject.usable(attack), **largest) for name, attack in _named(attacks).items()}
+    for attack in found.values():
+        # of all examples, before any is attacked
+        check_bounds(attack, subject.X)
+    return found
 
 
 def _named(attacks) -> dict[str, Callable]:
