@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -117,7 +116,6 @@ class Ball(NamedTuple):
     upper: jax.Array
 
 
-@partial(jax.jit, static_argnames="norm")
 def project(norm, x, x_adv, ball):
     """``x_adv`` moved to the ball around ``x``, and then to the bounds."""
     room = jnp.where(x_adv > x, ball.upper - x, x - ball.lower)
@@ -146,7 +144,10 @@ def project_into(x_adv, x, attack):
     """
     if not hasattr(attack, "epsilon"):
         return x_adv
-    return project(NORMS[attack.norm], x, x_adv, ball_of(attack, x))
+    return _project(NORMS[attack.norm], x, x_adv, ball_of(attack, x))
+
+
+_project = jax.jit(project, static_argnames="norm")
 
 
 def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
