@@ -304,7 +304,7 @@ def _looks(n_steps: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _n_classes(loss, model, x, y) -> int:
-    n_classes = jax.eval_shape(model, x).shape[1]
+    n_classes = jax.eval_shape(lambda f, z: f(z), model, x).shape[1]
     if n_classes < CLASSES_NEEDED[loss]:
         raise ValueError(
             f"loss={loss!r} needs {CLASSES_NEEDED[loss]} classes or more, but the model gives {n_classes} scores; "

@@ -15,6 +15,7 @@ from .attacks import PGD, attack_in_tiles, example_losses, one_key_each
 from .balls import Box, check_bounds, check_floating
 from .fab import FAB
 from .loops import as_pytree, evaluate
+from .networks import check_model
 from .square import Square
 
 # Rows attacked at once where the caller states none.
@@ -125,8 +126,7 @@ class AutoAttack:
         x_adv, fallen_to = X.copy(), np.full(len(X), -1)
         standing = np.asarray(_right(model, X, y, rows))
         fallen_to[~standing] = 0
-        n_classes = jax.eval_shape(model, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)).shape[1]
-        members = self.members(n_classes)
+        members = self.members(check_model(model, X.shape[1:]))
         for number, attack in enumerate(members.values(), 1):
             at = np.flatnonzero(fallen_to == -1)
             if not len(at):
@@ -186,7 +186,7 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
     flat = np.asarray((gradient == 0).reshape(len(x), -1).all(1)).mean()
     if flat > 0.01:
         found.append(f"zero gradients: of the cross-entropy, at {flat:.0%} of the inputs")
-    text = str(jax.make_jaxpr(model)(x))
+    text = str(jax.make_jaxpr(lambda f, x: f(x))(as_pytree(model), x))
     if operations := [name for name in FLAT if re.search(rf"= {name}\b", text)]:
         found.append(f"flat operations: no gradient passes through {', '.join(operations)}")
     if "square" in names and (n := int(np.sum(fallen_to == names.index("square")))):

@@ -218,7 +218,7 @@ def check_shape(kernel, model: Model, X) -> None:
     """
     kernel, X = _prepared(kernel, model, X)
     shape = jnp.shape(jax.eval_shape(partial(_block, kernel), model, X[:1], X))
-    n_outputs = jax.eval_shape(model, X).shape[1]
+    n_outputs = jax.eval_shape(lambda f, x: f(x), model, X).shape[1]
     rank = getattr(kernel, "rank", len(shape))
     if rank != len(shape) or rank not in (2, 3, 4) or shape != (1, len(X), *[n_outputs] * (rank - 2)):
         raise AssertionError(

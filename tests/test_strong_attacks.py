@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import linprog, minimize
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
 
-from ntkrobust_sk import APGD, CNN, FAB, MLP, PGD, AutoAttack, Model, Square
+from ntkrobust_sk import APGD, CNN, FAB, MLP, PGD, AutoAttack, Model, Square, as_model
 from ntkrobust_sk.apgd import _looks, dlr, targeted_dlr
 from ntkrobust_sk.attacks import attack_in_tiles, example_losses
 from ntkrobust_sk.autoattack import flags
@@ -571,3 +573,14 @@ def test_autoattack_inside_of_jit_says_that_it_cannot():
     X, y = data(model)
     with pytest.raises(TypeError, match="call it outside"):
         jax.jit(lambda x: AutoAttack(0.1)(model, x, y, key=KEY))(X)
+
+
+def test_one_model_is_attacked_in_single_and_in_double_precision():
+    X, y = load_iris(return_X_y=True)
+    X, y = X[::5] / 8, y[::5]
+    model = as_model(LogisticRegression().fit(X, y))
+    attack = AutoAttack(0.3, n_steps=3, n_queries=5)
+    for x64 in (False, True):
+        with enable_x64(x64):
+            report = attack.run(model, X.astype(float if x64 else np.float32), y, key=jax.random.key(0))
+            assert report.x_adv.dtype == (np.float64 if x64 else np.float32)
