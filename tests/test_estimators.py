@@ -714,8 +714,8 @@ def test_classes_in_place_of_instances_are_refused():
 
 
 def test_an_unknown_norm_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="'linf', 'l2'"):
-        PGD(0.1, norm="l1")
+    with pytest.raises(ValueError, match="'linf', 'l2', 'l1'"):
+        PGD(0.1, norm="l3")
 
 
 @pytest.mark.parametrize("source", [42, np.tanh, ["mlp"]], ids=str)
