@@ -186,7 +186,9 @@ class Factors:
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
             # one position: all seeds in one product
             left, right = (f.cotangents[:, :, :, 0].transpose(2, 0, 1, 3) for f in (self, other))
-            return _over_groups((left @ right.swapaxes(2, 3)) * products[:, None, :, 0, :, 0])
+            every = left @ right.swapaxes(2, 3)
+            every *= products[:, None, :, 0, :, 0]
+            return _over_groups(every)
         pairs = zip(self.cotangents, other.cotangents, strict=True)
         return _stack([(products * _row_products(a, b)).sum((0, 2, 4)) for a, b in pairs])
 
@@ -205,8 +207,9 @@ class Factors:
             (r, n, g, _, o), (q, m) = self.cotangents.shape, other.cotangents.shape[:2]
             left = self.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, r * n, o)
             right = other.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, q * m, o)
-            all_pairs = (left @ right.swapaxes(1, 2)).reshape(g, r, n, q, m)
-            return _over_groups(all_pairs * products.reshape(g, 1, n, 1, m))
+            every = (left @ right.swapaxes(1, 2)).reshape(g, r, n, q, m)
+            every *= products.reshape(g, 1, n, 1, m)
+            return _over_groups(every)
         left, right = self.cotangents, other.cotangents
         rows = [_stack([(products * _row_products(a, b)).sum((0, 2, 4)) for b in right]) for a in left]
         return _stack(rows).swapaxes(1, 2)

@@ -277,7 +277,7 @@ def compute_tiles(
     plan : Plan
     """
     on_host = isinstance(kernel, TangentKernel) and len(plan.devices) == 1 and plan.devices[0].platform == "cpu"
-    contract = _contract_on_host if on_host else _contract_compiled
+    contract = contract_on_host if on_host else _contract_compiled
 
     def features(inputs, tile, start):
         found = features_of(kernel, model, plan, inputs, tile, start, on_host=on_host)
@@ -328,14 +328,18 @@ def _together(kernel, before, blocks):
     return [xp.concatenate([a, b], axis=2) for a, b in zip(before, blocks, strict=True)]
 
 
-def _contract_on_host(kernel, model, lefts, right, dtype, by_layer):
+def contract_on_host(kernel, model, lefts, right, dtype, by_layer):
     """Blocks of some tiles with one tile, by NumPy, in threads of our own.
 
     BLAS's own threads would meet after each of these small products, and wait for each other whenever
-    something else runs on the machine.
+    something else runs on the machine. One pair's full kernel is the exception: a few large square products.
     """
 
     n_threads = host_threads()
+    if len(lefts) == 1 and kernel.rank == 4 and not by_layer:
+        with np.errstate(over="ignore", invalid="ignore"):
+            layers = kernel.contract_layers(lefts[0], right, None if dtype in DIGITS else dtype)
+            return [[_added_up(layers)]]
     # whole pairs where there are enough of them, else layer by layer
     size = len(right) if len(lefts) >= n_threads else 1
     pieces = [(left[at : at + size], right[at : at + size]) for left in lefts for at in range(0, len(right), size)]
@@ -344,15 +348,22 @@ def _contract_on_host(kernel, model, lefts, right, dtype, by_layer):
         # what overflows is found in the result
         with np.errstate(over="ignore", invalid="ignore"):
             layers = kernel.contract_layers(*piece, None if dtype in DIGITS else dtype)
-            return layers if by_layer or size == 1 else [sum(layers)]
+            return layers if by_layer or size == 1 else [_added_up(layers)]
 
     with blas().limit(limits=1), ThreadPoolExecutor(n_threads) as threads:
         blocks = [block for found in threads.map(contract, pieces) for block in found]
     per_pair = len(blocks) // len(lefts)
     columns = [blocks[at : at + per_pair] for at in range(0, len(blocks), per_pair)]
     with np.errstate(over="ignore", invalid="ignore"):
-        # a sum of one would be a copy
-        return columns if by_layer or per_pair == 1 else [[sum(layers)] for layers in columns]
+        return columns if by_layer else [[_added_up(layers)] for layers in columns]
+
+
+def _added_up(layers):
+    """The sum of blocks that nobody else needs, in the first one's place."""
+    total, *others = layers
+    for block in others:
+        total += block
+    return total
 
 
 def _contract_compiled(kernel, model, lefts, right, dtype, by_layer):
@@ -396,7 +407,9 @@ def _own_precision(block):
 
 def _symmetrized(block):
     with _own_precision(block):
-        return (block + _transpose(block)) / 2
+        both = block + _transpose(block)
+        both *= 0.5
+        return both
 
 
 def _transpose(block):

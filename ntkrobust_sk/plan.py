@@ -162,7 +162,8 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
         chunk, working = rows, _working_bytes(kernel, abstract, input_shape, rows, seeds, devices)
         if _on_one_cpu(devices) and working > CACHE_BYTES:
             chunk = max(1, 2 ** int(math.log2(CACHE_BYTES * rows / working)))
-            working = _working_bytes(kernel, abstract, input_shape, chunk, seeds, devices) + chunk * row_bytes
+            # and while one chunk is copied to its place, the next one is computed
+            working = _working_bytes(kernel, abstract, input_shape, chunk, seeds, devices) + 2 * chunk * row_bytes
         # features are computed, and then contracted
         working = max(working, _contraction_bytes(kernel, abstract, input_shape, rows, seeds, itemsize))
         # two tiles at least: one of rows and one of columns, and the block of each pair of a column
@@ -238,12 +239,21 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
         features = program(model, x, seeds)
     else:
         parts = (program(model, x[at : at + plan.chunk], seeds) for at in range(0, plan.rows, plan.chunk))
-        features = stacked(parts, plan.rows)
+        features = stacked(_started_ahead(parts), plan.rows)
     if kernel.has_gradients:
         _prove(kernel, model, abstract, x, seeds, features)
     elif (kernel.base, abstract, X.shape[1:]) not in _PROVED:
         features_of(kernel.base, model, fixed_plan(kernel.base, model, X.shape[1:], 2), X[:2], 0)
     return jax.tree.map(np.asarray, features) if on_host else features
+
+
+def _started_ahead(results):
+    """Results of calls that only enqueue work, each when the next one is on its way."""
+    ahead = next(results)
+    for result in results:
+        yield ahead
+        ahead = result
+    yield ahead
 
 
 def splits_seeds(kernel) -> bool:

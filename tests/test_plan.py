@@ -166,8 +166,8 @@ def test_where_working_space_leaves_the_cache_a_few_rows_are_computed_at_a_time(
     assert (plan.rows, plan.chunk) == (128, chunk)
     at_once = chunk * row_kilobytes * 2**10
     assert chunk == 1 or at_once <= planning.CACHE_BYTES
-    # the chunk's features are copied into the tile's
-    assert plan.working_bytes == at_once + (0 if chunk == plan.rows else chunk * plan.row_bytes)
+    # the chunk's features are copied into the tile's while the next one's are computed
+    assert plan.working_bytes == at_once + (0 if chunk == plan.rows else 2 * chunk * plan.row_bytes)
 
 
 def test_where_the_compiler_states_no_working_space_features_alone_are_counted(working_space, features_only):
