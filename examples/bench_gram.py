@@ -337,7 +337,7 @@ def write(text: str) -> None:
     whole = DOCS.read_text(encoding="utf-8")
     before, _, rest = whole.partition(begin)
     after = rest.partition(end)[2]
-    DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}{end}\n{after.lstrip()}", encoding="utf-8")
+    DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}{end}\n\n{after.lstrip()}", encoding="utf-8")
 
 
 def main() -> None:
