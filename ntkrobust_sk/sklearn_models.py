@@ -255,7 +255,7 @@ def _support_vectors(estimator, kernel, X_fit):
     for row, (i, j) in zip(sides, pairs, strict=True):
         row[i], row[j] = 1, -1
 
-    return Partial(_votes, k, z, weights.T, offset, sides)
+    return Partial(_votes, k, z, weights.T, offset, sides, weights.T @ sides, offset @ sides)
 
 
 def _expansion(kernel, z, weights, offset, x):
@@ -266,11 +266,12 @@ def _binary_expansion(kernel, z, weights, offset, x):
     return _of_two_classes((kernel(x, z) @ weights + offset)[:, 0])
 
 
-def _votes(kernel, z, weights, offset, sides, x):
-    decisions = kernel(x, z) @ weights + offset
-    signs = jnp.where(decisions > 0, 1.0, 0.0)
+def _votes(kernel, z, weights, offset, sides, summed_weights, summed_offset, x):
+    block = kernel(x, z)
+    signs = jnp.where(block @ weights + offset > 0, 1.0, 0.0)
     votes = signs @ jnp.maximum(sides, 0) + (1 - signs) @ jnp.maximum(-sides, 0)
-    confidence = decisions @ sides
+    # the decisions summed up by class: votes have no gradient, so there are as many columns to go back through
+    confidence = block @ summed_weights + summed_offset
     return votes + confidence / (3 * (jnp.abs(confidence) + 1))
 
 
