@@ -75,8 +75,8 @@ def gram(
     dtype : floating dtype, "tf32" or "bf16", default=None
         In which inner products are accumulated and returned; None is that of the parameters. With float64,
         features stay in the parameters' precision. "tf32" and "bf16" round features to 10 and 7 binary digits
-        and accumulate in float32: several times as fast on GPUs that have such units, and the same numbers, for
-        no gain, on a CPU. docs/benchmarks.md has the error.
+        and accumulate in float32: for GPUs, which have units for such products. A CPU gives the same numbers, for
+        no gain. docs/benchmarks.md has the error.
     by_layer : bool, default=False
         Return one matrix for each parameter array; the kernel is their sum.
     store : str or os.PathLike, default=None
