@@ -39,7 +39,7 @@ from ntkrobust_sk.predictors import make_predictor
 SEED = 0
 AGREEMENT = 1e-4
 # Budget with which a matrix of 1,024 rows takes a quarter of the peer's memory.
-SMALL = "96MiB"
+SMALL = "160MiB"
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NETWORKS = {
     "MLP 784-512-512-10": (MLP(n_outputs=10, widths=(512, 512)), (784,)),
@@ -137,7 +137,7 @@ def compare(name, kernel, n, bar, *, tiles, repeats=5, implementation=3, what=No
 
 def contraction() -> dict:
     """Rate of contracting tiles' features, as many pairs as threads, against the machine's own matrix product."""
-    model, X = draw("CNN 32-32-64-64", 128)
+    model, X = draw("CNN 32-32-64-64", 1024)
     kernel = KERNELS["trace"]
     plan = make_plan(kernel, model, X.shape[1:], 2**31)
     left, right = (features_of(kernel, model, plan, X, tile, on_host=True) for tile in (0, 1))

@@ -13,7 +13,9 @@ True
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -31,12 +33,17 @@ from .tangent import backward_mismatch
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
 TILE_ROWS = {"cpu": 64}
-# On a CPU, twice as many where a row's features are few, and the work of a tile would be mostly overhead.
+# On a CPU, twice as many where a row's features are few, and the work of a tile would be mostly overhead, or
+# where so many of these tiles fit in memory: a product of two tiles then reads half as much for its operations.
 FEW_BYTES = 128 * 2**10
+ROOMY_TILES = 6
 TILE_ROWS_ACCELERATOR = 512
 # Where computing a tile's features takes more working space than this, a CPU computes them for a few rows at a
 # time: what stays in its cache runs about twice as fast.
 CACHE_BYTES = 16 * 2**20
+# A CPU compares the features of so many rows with a plain backward pass: all of a tile's would take several times
+# the memory that computing them does.
+PROVED_ROWS = 8
 # Seeds are taken in several passes where otherwise fewer rows' features than these would fit.
 PANEL_ROWS = 1024
 
@@ -150,12 +157,15 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
     seeds, dtype = n_seeds, params_dtype(abstract.model.variables.params)
     if splits_seeds(kernel):
         of_one = _row_bytes(kernel, abstract, input_shape, 1)
-        seeds = max(1, min(n_seeds, int(0.6 * memory) // (n_rows * of_one)))
+        at_most = max(1, min(n_seeds, int(0.8 * memory) // ((n_rows + rows) * of_one)))
+        # each pass goes forward once and backward for each seed, at twice the cost, also for the last one's spare
+        seeds = min(range(1, at_most + 1), key=lambda seeds: -(-n_seeds // seeds) * (1 + 2 * seeds))
     if sizes is not None:
         rows, seeds = sizes
     row_bytes = _row_bytes(kernel, abstract, input_shape, seeds)
-    if sizes is None and _on_one_cpu(devices) and row_bytes <= FEW_BYTES and n_rows > rows:
-        rows *= 2
+    if sizes is None and _on_one_cpu(devices) and n_rows > rows:
+        roomy = ROOMY_TILES * 2 * rows * row_bytes <= memory
+        rows *= 2 if row_bytes <= FEW_BYTES or roomy else 1
     while sizes is None and rows > n_devices and 3 * rows * row_bytes > memory * n_devices:
         rows = n_devices * (rows // n_devices // 2)
     while True:
@@ -241,7 +251,7 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
         parts = (program(model, x[at : at + plan.chunk], seeds) for at in range(0, plan.rows, plan.chunk))
         features = stacked(_started_ahead(parts), plan.rows)
     if kernel.has_gradients:
-        _prove(kernel, model, abstract, x, seeds, features)
+        _prove(kernel, model, abstract, x, seeds, features, plan.devices)
     elif (kernel.base, abstract, X.shape[1:]) not in _PROVED:
         features_of(kernel.base, model, fixed_plan(kernel.base, model, X.shape[1:], 2), X[:2], 0)
     return jax.tree.map(np.asarray, features) if on_host else features
@@ -418,10 +428,14 @@ _PROVED = set()
 _mismatch = jax.jit(backward_mismatch)
 
 
-def _prove(kernel, model, abstract, x, seeds, features):
+def _prove(kernel, model, abstract, x, seeds, features, devices):
     key = (kernel, abstract, x.shape[1:])
     if key in _PROVED:
         return
+    if _on_one_cpu(devices):
+        # NumPy's arrays share JAX's memory, and slicing them compiles nothing
+        x, features = jax.tree.map(np.asarray, (x, features))
+        x, features = x[:PROVED_ROWS], [leaf[:PROVED_ROWS] for leaf in features]
     error = float(_mismatch(model, x, seeds, features, jax.random.key(0)))
     tolerance = 3 * float(jnp.finfo(seeds.dtype).eps) ** 0.5
     if error > tolerance:
@@ -434,6 +448,14 @@ def _prove(kernel, model, abstract, x, seeds, features):
     # one row shows nothing of others
     if math.isfinite(error) and len(x) > 1:
         _PROVED.add(key)
+    _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Hand what compilers have freed back to the system, where the C library keeps it until it is asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _size(n_bytes) -> str:

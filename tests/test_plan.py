@@ -195,6 +195,20 @@ def test_much_memory_makes_panels_longer_and_tiles_no_larger():
     assert more.panel > 2 * plan.panel
 
 
+def test_tiles_have_twice_the_rows_where_many_of_them_fit(monkeypatch, features_only):
+    monkeypatch.setattr(planning, "FEW_BYTES", 0)
+    row_bytes = plan_of("pseudo", "dense", GENEROUS).row_bytes
+    enough = planning.ROOMY_TILES * 128 * row_bytes
+    assert [plan_of("pseudo", "dense", memory).rows for memory in (enough, enough - 1)] == [128, 64]
+
+
+def test_passes_of_ten_outputs_leave_none_to_spare():
+    model = Model(network := MLP(n_outputs=10, widths=(8,)), network.init(jax.random.key(0), (5,)))
+    plans = [make_plan(KERNELS["trace"], model, (5,), memory) for memory in np.geomspace(2**17, 2**23, 13)]
+    assert {plan.seeds for plan in plans} == {1, 2, 5, 10}
+    assert all(plan.passes * plan.seeds == 10 for plan in plans)
+
+
 def test_features_in_double_precision_take_twice_the_memory():
     single = plan_of("trace", "dense", GENEROUS)
     with enable_x64(True):
@@ -462,6 +476,12 @@ def test_a_network_is_checked_once_for_each_kernel_and_shape_of_inputs_not_once_
     assert len(checks) == 3
     gram("trace", of_one_array(apply), X)
     assert len(checks) == 4
+
+
+def test_few_rows_are_compared_with_a_backward_pass(checks):
+    gram("trace", draw_model(), draw_inputs(70, (5,)))
+    ((_, x, _, features, _),) = checks
+    assert {len(x), *(leaf.n for leaf in features)} == {planning.PROVED_ROWS}
 
 
 def test_a_check_whose_outcome_is_not_finite_counts_for_nothing(checks):
