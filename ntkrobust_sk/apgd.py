@@ -16,6 +16,7 @@ import numpy as np
 
 from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
 from .balls import Box, ball_of, check_bounds, project, samples, steepest
+from .convolutions import with_fast_gradients
 from .loops import as_pytree, runs_fused
 from .networks import check_choice
 from .norms import NORMS
@@ -273,7 +274,7 @@ def _ascend(loss, model, x, y, target):
     """Losses (n,), whether the answer is wrong (n,), and the gradient (n, ...)."""
 
     def total(z):
-        scores = model(z)
+        scores = with_fast_gradients(model)(z)
         values = LOSSES[loss](scores, y, target)
         return values.sum(), (values, scores)
 

@@ -32,6 +32,7 @@ from .balls import (
     settle,
     steepest,
 )
+from .convolutions import with_fast_gradients
 from .loops import as_pytree, runs_fused
 from .networks import check_choice
 from .norms import NORMS
@@ -287,7 +288,8 @@ def _start(norm, x, keys, ball):
 
 @partial(jax.jit, static_argnames=("norm",))
 def _step(norm, model, x, y, x_adv, ball):
-    gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x_adv)
+    scores = with_fast_gradients(model)
+    gradient = jax.grad(lambda z: example_losses(scores(z), y).sum())(x_adv)
     return project(norm, x, x_adv + ball.step_size * steepest(norm, gradient, x_adv, ball), ball)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .attacks import PGD, fold_keys, one_key_each
 from .balls import Box, ball_of, check_bounds, samples
+from .convolutions import with_fast_gradients
 from .loops import as_pytree, runs_fused
 from .norms import NORMS, bisect
 
@@ -163,7 +164,7 @@ def _step(norm, model, x, y, target, ball, at, found):
     name, norm = norm, NORMS[norm]
 
     def differences(z):
-        scores = model(z)
+        scores = with_fast_gradients(model)(z)
         ahead = jnp.take_along_axis(scores, target[:, None], 1) - jnp.take_along_axis(scores, y[:, None], 1)
         return ahead.sum(), ahead[:, 0]
 

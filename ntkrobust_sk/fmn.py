@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from .attacks import PGD, example_losses
 from .balls import Box, check_nonnegative, project
+from .convolutions import with_fast_gradients
 from .fab import Found, MinimumNorm
 from .loops import runs_fused
 from .norms import NORMS
@@ -182,7 +183,7 @@ def _all_steps(step, norm, model, x, y, ball, gamma, state, n_steps):
 @partial(jax.jit, static_argnames="norm")
 def _fmn_step(norm, model, x, y, ball, gamma, state, now):
     def total(z):
-        margins = margin(model(z), y)
+        margins = margin(with_fast_gradients(model)(z), y)
         return margins.sum(), margins
 
     gradient, margins = jax.grad(total, has_aux=True)(state.x)
@@ -201,7 +202,7 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
 @partial(jax.jit, static_argnames="norm")
 def _ddn_step(norm, model, x, y, ball, gamma, state, now):
     def total(z):
-        scores = model(z)
+        scores = with_fast_gradients(model)(z)
         return example_losses(scores, y).sum(), scores.argmax(1) != y
 
     gradient, wrong = jax.grad(total, has_aux=True)(state.x)

@@ -25,10 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from .convolutions import INLINED, bind, is_strided, strided_convolution, subjaxpr
 from .factors import ENTRY_COST, AffineFactors, Factors, Layout, Whole, forms_gradient, joined, separated
 
-INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-INLINED |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
 # Control flow around layers hides them: each example, output by output, goes backward through all of it.
 OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
@@ -180,7 +179,7 @@ class _Meeting:
         """The equation's outputs as a function of those inputs."""
         replaced = iter(operands)
         mixed = zip(self.inputs, self.from_params, strict=True)
-        return _bind(self.eqn, [next(replaced) if own else value for value, own in mixed])
+        return bind(self.eqn, [next(replaced) if own else value for value, own in mixed])
 
     def factors(self, cotangents: list) -> Factors | None:
         """The only operand's gradient as factors, where the equation is linear in it in such a way."""
@@ -252,14 +251,12 @@ class _Walk:
     def _equation(self, eqn, inputs, kinds) -> list[tuple]:
         from_params = [kind for kind in kinds if isinstance(kind, _FromParams)]
         if from_params and eqn.primitive.name in INLINED:
-            inner = eqn.params[INLINED[eqn.primitive.name]]
-            jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-            return list(zip(*self.run(jaxpr, consts, inputs, kinds), strict=True))
-        if self.probes is not None and DATA in kinds and _is_strided(eqn):
+            return list(zip(*self.run(*subjaxpr(eqn), inputs, kinds), strict=True))
+        if self.probes is not None and DATA in kinds and is_strided(eqn):
             # only where cotangents are wanted: what has a rule of its own cannot be pushed forward
-            outputs = [_strided_convolution(eqn, *inputs)]
+            outputs = [strided_convolution(eqn, *inputs)]
         else:
-            outputs = _bind(eqn, inputs)
+            outputs = bind(eqn, inputs)
         if not from_params:
             return [(out, DATA if DATA in kinds else CONST) for out in outputs]
         if DATA not in kinds:
@@ -276,73 +273,6 @@ class _Walk:
 
 def _is_var(atom) -> bool:
     return not isinstance(atom, Literal)
-
-
-def _bind(eqn, inputs) -> list:
-    bound = eqn.primitive.get_bind_params(eqn.params)
-    # JAX before 0.10 returns the subfunctions beside the parameters
-    subfuns, bind_params = bound if isinstance(bound, tuple) else ((), bound)
-    outputs = eqn.primitive.bind(*subfuns, *inputs, **bind_params)
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
-
-
-def _is_strided(eqn) -> bool:
-    """Whether it is an ordinary convolution of images with strides, on a CPU."""
-    if eqn.primitive.name != "conv_general_dilated" or jax.default_backend() != "cpu":
-        return False
-    params, numbers = eqn.params, eqn.params["dimension_numbers"]
-    plain = params["feature_group_count"] == params["batch_group_count"] == 1
-    plain &= all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
-    channels_last = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
-    return plain and channels_last and max(params["window_strides"]) > 1
-
-
-def _strided_convolution(eqn, lhs, rhs):
-    """The convolution, with the gradient of its input taken phase by phase.
-
-    XLA computes that gradient on a CPU as a convolution of images widened by zeros, at a fraction of the
-    speed of an ordinary one. But every stride-th pixel is an ordinary convolution with every stride-th tap.
-    """
-
-    @jax.custom_vjp
-    def convolve(lhs, rhs):
-        return _bind(eqn, [lhs, rhs])[0]
-
-    def backward(saved, delta):
-        lhs, rhs = saved
-        (of_filter,) = jax.linear_transpose(lambda rhs: _bind(eqn, [lhs, rhs])[0], rhs)(delta)
-        return _by_phases(eqn, delta, rhs, lhs.shape).astype(lhs.dtype), of_filter
-
-    convolve.defvjp(lambda lhs, rhs: (convolve(lhs, rhs), (lhs, rhs)), backward)
-    return convolve(lhs, rhs)
-
-
-def _by_phases(eqn, delta, rhs, shape):
-    """Cotangents (n, *out, o) of the output as those (n, h, w, c) of the input."""
-    strides, padding = eqn.params["window_strides"], eqn.params["padding"]
-    first = [low // s for (low, _), s in zip(padding, strides, strict=True)]
-    last = [-(-(low + size) // s) for (low, _), size, s in zip(padding, shape[1:3], strides, strict=True)]
-
-    def phase(p, q):
-        taps = jnp.flip(rhs[p :: strides[0], q :: strides[1]], (0, 1)).swapaxes(2, 3)
-        if 0 in taps.shape:
-            return jnp.zeros((len(delta), last[0] - first[0], last[1] - first[1], shape[3]), delta.dtype)
-        around = [(taps.shape[d] - 1 - first[d], last[d] - delta.shape[1 + d]) for d in (0, 1)]
-        return jax.lax.conv_general_dilated(
-            delta,
-            taps,
-            (1, 1),
-            around,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=eqn.params["precision"],
-        )
-
-    rows = [jnp.stack([phase(p, q) for q in range(strides[1])], axis=3) for p in range(strides[0])]
-    interleaved = jnp.stack(rows, axis=2)  # (n, h / s, s, w / t, t, c)
-    n, height, s, width, t, c = interleaved.shape
-    image = interleaved.reshape(n, height * s, width * t, c)
-    start = [low - f * s for (low, _), f, s in zip(padding, first, strides, strict=True)]
-    return image[:, start[0] : start[0] + shape[1], start[1] : start[1] + shape[2]]
 
 
 def _origin(eqn, inputs, kinds) -> _Origin | None:

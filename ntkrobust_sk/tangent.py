@@ -145,6 +145,9 @@ def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
         return jax.jvp(lambda params: apply(params, x), (model.variables.params,), (tangent,))[1]
 
     with jax.default_matmul_precision("highest"):
+        if len(jax.tree.leaves(tangents)[0]) == 1:
+            # XLA knows an ordinary convolution better than one for each of a single tangent
+            return one(jax.tree.map(lambda leaf: leaf[0], tangents))[None]
         return jax.vmap(one)(tangents)
 
 

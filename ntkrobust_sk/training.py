@@ -20,6 +20,7 @@ import optax
 
 from .attacks import Clean, example_losses
 from .balls import check_bounds
+from .convolutions import with_fast_gradients
 from .loops import runs_fused
 from .networks import Model, PyTree, Variables, check_model, params_dtype
 from .tangent import Linearized
@@ -369,7 +370,8 @@ def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
     network, variables = state.model.network, state.model.variables
 
     def objective(params):
-        logits, new = network.apply(params, variables.state, x, train=not freeze_state)
+        apply = with_fast_gradients(partial(network.apply, train=not freeze_state))
+        logits, new = apply(params, variables.state, x)
         return jnp.sum(weight * example_losses(logits, y)), new
 
     (loss, new_network_state), gradient = jax.value_and_grad(objective, has_aux=True)(variables.params)

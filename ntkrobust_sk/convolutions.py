@@ -1,0 +1,150 @@
+"""Gradients of convolutions' inputs, as a CPU computes them fast.
+
+XLA computes the input gradient of a strided convolution on a CPU as a convolution of images widened by zeros, at
+a fraction of the speed of an ordinary one. But every stride-th pixel of that gradient is an ordinary convolution
+with every stride-th tap. The convolutions of any function are taken so by rewriting its jaxpr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+# Equations that hold a jaxpr which can stand in their place.
+INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+INLINED |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
+
+
+def with_fast_gradients(function: Callable) -> Callable:
+    """The same function, for gradients: the inputs of its strided convolutions get theirs phase by phase.
+
+    Parameters
+    ----------
+    function : callable
+        Of arrays, or trees of arrays, to the same.
+
+    Returns
+    -------
+    callable
+        The function itself where it has no such convolution, or where there is something better than a CPU. It can
+        be differentiated backward, not forward (``jax.jvp``).
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import CNN, Model
+    >>> network = CNN(n_outputs=2, widths=(4,), strides=(2,))
+    >>> model = Model(network, network.init(jax.random.key(0), (8, 8, 1)))
+    >>> x = jax.numpy.ones((1, 8, 8, 1))
+    >>> gradients = [jax.grad(lambda x: f(x).sum())(x) for f in (model, with_fast_gradients(model))]
+    >>> bool(abs(gradients[0] - gradients[1]).max() < 1e-5)
+    True
+    """
+    if jax.default_backend() != "cpu":
+        return function
+
+    def rewritten(*args):
+        closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+        if not _has_strided(closed.jaxpr):
+            return function(*args)
+        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out), outputs)
+
+    return rewritten
+
+
+def _has_strided(jaxpr) -> bool:
+    return any(
+        _has_strided(subjaxpr(eqn)[0]) if eqn.primitive.name in INLINED else is_strided(eqn) for eqn in jaxpr.eqns
+    )
+
+
+def _evaluate(jaxpr, consts, args) -> list:
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        if is_strided(eqn):
+            outputs = [strided_convolution(eqn, *inputs)]
+        elif eqn.primitive.name in INLINED and _has_strided(subjaxpr(eqn)[0]):
+            outputs = _evaluate(*subjaxpr(eqn), inputs)
+        else:
+            outputs = bind(eqn, inputs)
+        values |= dict(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def subjaxpr(eqn) -> tuple:
+    """The jaxpr inside of an equation of :data:`INLINED`, and its constants."""
+    inner = eqn.params[INLINED[eqn.primitive.name]]
+    return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
+
+
+def bind(eqn, inputs) -> list:
+    """The outputs of an equation of a jaxpr."""
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    # JAX before 0.10 returns the subfunctions beside the parameters
+    subfuns, bind_params = bound if isinstance(bound, tuple) else ((), bound)
+    outputs = eqn.primitive.bind(*subfuns, *inputs, **bind_params)
+    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def is_strided(eqn) -> bool:
+    """Whether it is an ordinary convolution of images with strides, on a CPU."""
+    if eqn.primitive.name != "conv_general_dilated" or jax.default_backend() != "cpu":
+        return False
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    plain = params["feature_group_count"] == params["batch_group_count"] == 1
+    plain &= all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
+    channels_last = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
+    return plain and channels_last and max(params["window_strides"]) > 1
+
+
+def strided_convolution(eqn, lhs, rhs):
+    """The convolution, with the gradient of its input taken phase by phase."""
+
+    @jax.custom_vjp
+    def convolve(lhs, rhs):
+        return bind(eqn, [lhs, rhs])[0]
+
+    def backward(saved, delta):
+        lhs, rhs = saved
+        (of_filter,) = jax.linear_transpose(lambda rhs: bind(eqn, [lhs, rhs])[0], rhs)(delta)
+        return _by_phases(eqn, delta, rhs, lhs.shape).astype(lhs.dtype), of_filter
+
+    convolve.defvjp(lambda lhs, rhs: (convolve(lhs, rhs), (lhs, rhs)), backward)
+    return convolve(lhs, rhs)
+
+
+def _by_phases(eqn, delta, rhs, shape):
+    """Cotangents (n, *out, o) of the output as those (n, h, w, c) of the input."""
+    strides, padding = eqn.params["window_strides"], eqn.params["padding"]
+    first = [low // s for (low, _), s in zip(padding, strides, strict=True)]
+    last = [-(-(low + size) // s) for (low, _), size, s in zip(padding, shape[1:3], strides, strict=True)]
+
+    def phase(p, q):
+        taps = jnp.flip(rhs[p :: strides[0], q :: strides[1]], (0, 1)).swapaxes(2, 3)
+        if 0 in taps.shape:
+            return jnp.zeros((len(delta), last[0] - first[0], last[1] - first[1], shape[3]), delta.dtype)
+        around = [(taps.shape[d] - 1 - first[d], last[d] - delta.shape[1 + d]) for d in (0, 1)]
+        return jax.lax.conv_general_dilated(
+            delta,
+            taps,
+            (1, 1),
+            around,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=eqn.params["precision"],
+        )
+
+    rows = [jnp.stack([phase(p, q) for q in range(strides[1])], axis=3) for p in range(strides[0])]
+    interleaved = jnp.stack(rows, axis=2)  # (n, h / s, s, w / t, t, c)
+    n, height, s, width, t, c = interleaved.shape
+    image = interleaved.reshape(n, height * s, width * t, c)
+    start = [low - f * s for (low, _), f, s in zip(padding, first, strides, strict=True)]
+    return image[:, start[0] : start[0] + shape[1], start[1] : start[1] + shape[2]]

@@ -1,0 +1,97 @@
+"""Gradients of strided convolutions taken by phases: equal to XLA's, and used where they are wanted."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, ResNet18, linearize
+from ntkrobust_sk.convolutions import with_fast_gradients
+from ntkrobust_sk.trainer import SGD
+from ntkrobust_sk.training import _update, initial_state
+
+KEY = jax.random.key(0)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def count_widened(function, *args) -> int:
+    """Convolutions of images widened by zeros in what XLA is given."""
+    return str(jax.make_jaxpr(function)(*args)).count("lhs_dilation=(2")
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("window", [(3, 3), (1, 1), (2, 5)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (0, 3))])
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)])
+def test_gradients_by_phases_are_those_of_xla(stride, window, padding, size):
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(x, w, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x, w = draw(2, *size, 3), draw(*window, 3, 4, seed=1)
+    ours, pull = jax.vjp(with_fast_gradients(convolve), x, w)
+    out, expected = jax.vjp(convolve, x, w)
+    np.testing.assert_array_equal(ours, out)
+    delta = draw(*out.shape, seed=2)
+    for a, b in zip(pull(delta), expected(delta), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f))])
+def test_convolutions_inside_of_other_functions_are_found(wrap):
+    w = draw(3, 3, 1, 4)
+
+    def convolve(x):
+        return jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def total(function, x):
+        return jnp.tanh(function(x)).sum()
+
+    x = draw(2, 8, 8, 1)
+    plain, fast = (
+        jax.grad(partial(total, wrap(convolve))),
+        jax.grad(partial(total, with_fast_gradients(wrap(convolve)))),
+    )
+    assert count_widened(plain, x) == 1
+    assert count_widened(fast, x) == 0
+    np.testing.assert_allclose(fast(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_function_without_strides_is_left_as_it_is():
+    called = []
+
+    def function(x):
+        called.append(x)
+        return x * 2
+
+    assert with_fast_gradients(function)(3.0) == 6.0
+    assert called[-1] == 3.0  # itself, not its jaxpr
+
+
+@pytest.mark.parametrize(
+    "network, shape",
+    [(CNN(n_outputs=3, widths=(4, 8), strides=(1, 2)), (8, 8, 1)), (ResNet18(n_outputs=3, width=4), (16, 16, 3))],
+    ids=["cnn", "resnet18"],
+)
+@pytest.mark.parametrize("linear", [False, True])
+def test_attacks_and_training_use_them(network, shape, linear):
+    model = Model(network, network.init(KEY, shape))
+    model = linearize(model) if linear else model
+    x, y = draw(2, *shape).clip(0, 1), np.array([0, 1])
+    assert count_widened(jax.grad(lambda x: model(x).sum()), x) > 0
+    for attack in (PGD(0.1), APGD(0.1), FAB(0.1), FMN(0.1), DDN(1.0)):
+        assert count_widened(lambda x, attack=attack: attack(model, x, y, key=KEY), x) == 0
+    state = initial_state(model, KEY, SGD)
+    assert count_widened(partial(_update, SGD, False), state, x, y, np.ones(2, np.float32)) == 0
+
+
+def test_gradients_have_their_functions_structure():
+    def function(tree):
+        return {"a": tree[0] * 2, "b": (tree[1],)}
+
+    out = with_fast_gradients(function)((1.0, 2.0))
+    assert jax.tree.structure(out) == jax.tree.structure({"a": 0, "b": (0,)})
