@@ -2,12 +2,13 @@
 
     python examples/paper_table.py runs/digits runs/cifar10 --write
 
-puts the tables into ``docs/reproduction.md``.
+puts the tables into ``docs/reproduction.md``, in place of those of the same data and network.
 """
 
 import argparse
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def section(path: Path) -> str:
     head = (
         f"### {e.data}, {e.network}\n\n{e.n_train:,} training images, {e.n_test} test images, kernels of "
         f"{e.n_kernel}; epsilon {e.epsilon:.4g}, PGD-{e.train_steps} in training, PGD-{e.test_steps} in scoring; "
-        f"{e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: {e.seeds}.\n"
+        f"{e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: {e.seeds}. Computed on "
+        f"{os.cpu_count()} cores, {jax.devices()[0].device_kind} ({platform.machine()}); Python "
+        f"{platform.python_version()}, JAX {version('jax')}.\n"
     )
     claims = ["| claim | measured | | statistic |", "|---|---|---|---|"]
     for claim in check_claims(result):
@@ -70,19 +73,18 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/reproduction.md")
     options = parser.parse_args()
-    made = (
-        f"Made by `python examples/paper_table.py --write` on {os.cpu_count()} cores, "
-        f"{jax.devices()[0].device_kind} ({platform.machine()}); Python {platform.python_version()}, JAX "
-        f"{version('jax')}.\n\n"
-    )
-    text = made + "\n".join(section(path) for path in options.runs)
+    sections = {text.splitlines()[0]: text for text in map(section, options.runs)}
+    text = "\n".join(sections.values())
     print(text)
     if options.write:
-        begin, end = "<!-- paper_table.py -->", "<!-- end of paper_table.py -->"
-        whole = DOCS.read_text(encoding="utf-8")
-        before, _, rest = whole.partition(begin)
-        after = rest.partition(end)[2]
-        DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}{end}\n{after}", encoding="utf-8")
+        begin, end = "<!-- paper_table.py -->\n", "<!-- end of paper_table.py -->"
+        before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+        old, _, after = rest.partition(end)
+        kept = {
+            text.splitlines()[0]: text for text in re.split(r"^(?=### )", old, flags=re.MULTILINE) if text.strip()
+        }
+        text = "\n".join(text.strip() + "\n" for text in (kept | sections).values())
+        DOCS.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
