@@ -4,16 +4,17 @@ import json
 import os
 import re
 import shlex
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
+import skops.io
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, cli, robust_accuracy
 from ntkrobust_sk.adversarial import ATTACKS, load_estimator, make_attack
@@ -191,8 +192,24 @@ def test_arguments_that_are_not_known_are_named(run, change, message, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(find_spec("skops") is not None, reason="skops is installed")
-def test_without_skops_its_files_are_refused_by_name(run, folder, capsys):
+def test_a_model_of_skops_is_attacked_like_one_of_joblib(run, folder):
+    skops.io.dump(joblib.load(folder / "two.joblib"), folder / "two.skops")
+    made = []
+    for name in ("two.joblib", "two.skops"):
+        assert run(" ".join(f"--{key} {value}" for key, value in (GOOD | {"model": name}).items())) == 0
+        made.append(np.load(run.out)["X_adv"])
+    np.testing.assert_array_equal(*made)
+
+
+def test_skops_builds_no_object_of_a_type_that_it_does_not_know(run, folder, capsys):
+    skops.io.dump(FunctionTransformer(os.getcwd), folder / "code.skops")
+    assert run(" ".join(f"--{key} {value}" for key, value in (GOOD | {"model": "code.skops"}).items())) == 2
+    assert "code.skops cannot be read by skops" in capsys.readouterr().err
+
+
+def test_without_skops_its_files_are_refused_by_name(run, folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skops", None)
+    monkeypatch.setitem(sys.modules, "skops.io", None)
     (folder / "model.skops").write_bytes(b"")
     arguments = " ".join(f"--{name} {value}" for name, value in (GOOD | {"model": "model.skops"}).items())
     assert run(arguments) == 2
