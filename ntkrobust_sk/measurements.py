@@ -36,12 +36,12 @@ def class_metrics(layers: dict, y) -> dict:
     total, by_layer = float(np.trace(whole.mean(2))), {}
     for name, block in layers.items():
         K = np.asarray(block, np.float64).mean(2)
-        by_layer[name] = {
-            "share": float(np.trace(K)) / total,
-            "effective_rank": metrics.effective_rank(K),
+        by_layer[name] = {"share": float(np.trace(K)) / total, "effective_rank": None, "target_alignment": None}
+        # a layer whose output meets a scale that starts at zero has no gradient, and its kernel neither of both
+        if K.any():
+            by_layer[name]["effective_rank"] = metrics.effective_rank(K)
             # uncentred: the kernel of the last bias is constant
-            "target_alignment": metrics.target_alignment(K, Y),
-        }
+            by_layer[name]["target_alignment"] = metrics.target_alignment(K, Y)
     return {
         "specialization": float(np.diag(matrix).mean()),
         "specialization_matrix": matrix.tolist(),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntkrobust_sk._backend import cupy_or_none
+from ntkrobust_sk.measurements import class_metrics
 from ntkrobust_sk.metrics import (
     effective_rank,
     kernel_alignment,
@@ -389,3 +390,14 @@ def test_measures_leave_the_arrays_of_their_caller_alone():
     kernel_alignment(K1, K2, centered=True)
     effective_rank(K1)
     np.testing.assert_array_equal(K1, before)
+
+
+def test_a_layer_without_a_gradient_has_a_share_of_zero_and_neither_rank_nor_alignment():
+    K = np.stack([random_gram(6, seed) for seed in (1, 2)], axis=2)
+    found = class_metrics({"trained": K, "behind a zero scale": 0 * K}, np.arange(6) % 2)["layers"]
+    assert found["behind a zero scale"] == {"share": 0.0, "effective_rank": None, "target_alignment": None}
+    assert found["trained"] == {
+        "share": 1.0,
+        "effective_rank": effective_rank(K.mean(2)),
+        "target_alignment": target_alignment(K.mean(2), one_hot(6, 2)),
+    }
