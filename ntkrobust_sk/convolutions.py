@@ -102,6 +102,7 @@ def is_strided(eqn) -> bool:
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     plain = params["feature_group_count"] == params["batch_group_count"] == 1
     plain &= all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
+    plain &= len({var.aval.dtype for var in (*eqn.invars, *eqn.outvars)}) == 1
     channels_last = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
     return plain and channels_last and max(params["window_strides"]) > 1
 

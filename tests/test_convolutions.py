@@ -61,6 +61,23 @@ def test_convolutions_inside_of_other_functions_are_found(wrap):
     np.testing.assert_allclose(fast(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype, out", [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")])
+def test_convolutions_of_several_precisions_have_gradients(dtype, out):
+    x, w = jnp.asarray(draw(2, 8, 8, 1), dtype), jnp.asarray(draw(3, 3, 1, 4), dtype)
+
+    def convolve(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 2), "SAME", dimension_numbers=numbers, preferred_element_type=out
+        )
+
+    fast, plain = (
+        jax.grad(lambda x, f=f: f(x).astype(float).sum())(x) for f in (with_fast_gradients(convolve), convolve)
+    )
+    assert fast.dtype == x.dtype
+    np.testing.assert_allclose(fast.astype(float), plain.astype(float), rtol=0.03, atol=0.03)
+
+
 def test_a_function_without_strides_is_left_as_it_is():
     called = []
 
