@@ -21,6 +21,7 @@ ORDER = [
     "resnet",
     "neural_tangents_bridge",
     "factors",
+    "convolutions",
     "structure",
     "tangent",
     "kernels",
