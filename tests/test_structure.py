@@ -653,9 +653,6 @@ def test_filters_of_lower_precision_than_their_products_have_gradients_of_their_
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(
-    raises=TypeError, strict=True, reason="phases convolve cotangents of one dtype with taps of another"
-)
 def test_strided_convolutions_that_give_more_precision_than_they_take_have_gradients_below_them():
     def apply(params, x):
         h = jnp.tanh(params["pixels"] * x).astype(np.float32)
