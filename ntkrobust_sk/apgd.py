@@ -17,7 +17,7 @@ import numpy as np
 from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
 from .balls import Box, ball_of, check_bounds, project, samples, steepest
 from .convolutions import with_fast_gradients
-from .loops import as_pytree, runs_fused
+from .loops import as_pytree, on_rows, runs_fused
 from .networks import check_choice
 from .norms import NORMS
 
@@ -29,6 +29,8 @@ RHO = 0.75
 FIRST_WINDOW, DECREMENT, LEAST_WINDOW = 0.22, 0.03, 0.06
 # In the L1 norm: the window, and the share of the features that the first steps change.
 SPARSE_WINDOW, FIRST_SHARE = 0.04, 0.2
+# Its radii, in units of epsilon, and the share of all steps that each of the larger ones gets.
+RADII, WIDER_SHARE = (3.0, 2.0, 1.0), 0.3
 # Of the features that the best point has changed, one in so many is changed by a step; where they have become
 # fewer by this ratio the step size starts anew, otherwise it shrinks, down to a share of epsilon.
 SPARSER, FEWER, SHRINK, LEAST_STEP = 1.5, 0.95, 1.5, 0.1
@@ -41,8 +43,10 @@ class APGD:
     Starts on the surface of the ball with a step of 2 · epsilon and halves it, from the best point so far, where
     the loss has stopped to rise. In the L1 norm a step is one of epsilon along the k largest entries of the
     gradient that bounds leave free, without momentum, and is projected to the nearest point of ball and bounds at
-    once; k follows the number of features that the best point changes. Of each example a point that fooled the
-    model is returned if there was one, otherwise the one with the highest loss.
+    once; k follows the number of features that the best point changes. There the first three tenths of the steps
+    go through the ball of three times the radius, the next three through that of twice the radius, each from the
+    best point of the one before, projected; only what is found within epsilon counts. Of each example a point that
+    fooled the model is returned if there was one, otherwise the one with the highest loss.
 
     Parameters
     ----------
@@ -99,8 +103,10 @@ class APGD:
         """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
         if isinstance(x, np.ndarray):
             check_bounds(self, x)
-        model, x, y = as_pytree(model), jnp.asarray(x), jnp.asarray(y)
-        keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        shape, keys = x.shape, one_key_each(key, x.shape[0])
+        model, x = on_rows(as_pytree(model), x)
+        ball = ball_of(self, x)
         n_classes = _n_classes(self.loss, model, x, y)
         # ranks among the scores of the input; the first is the answer that has to be changed
         ranks = range(2, min(self.n_targets + 1, n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
@@ -109,7 +115,7 @@ class APGD:
             target = _target(model, x, rank)
             other = _one_run(self, model, x, y, target, fold_keys(keys, run), ball)
             best = other if best is None else worse_of(model, best, other, y)
-        return best
+        return best.reshape(shape)
 
 
 def dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
@@ -154,31 +160,50 @@ class _State(NamedTuple):
 
 
 def _one_run(attack, model, x, y, target, keys, ball):
-    state = _begin(attack.norm, attack.loss, model, x, y, target, keys, ball)
-    looks, windows = _looks(attack.n_steps, attack.norm)
-    schedule = (np.arange(attack.n_steps) == 0, looks, windows)
-    if runs_fused(model, x):
-        state = _all_steps(attack.norm, attack.loss, model, x, y, target, ball, state, schedule)
-    else:
-        for now in zip(*schedule, strict=True):
-            state = _step(attack.norm, attack.loss, model, x, y, target, ball, state, now)
-    return jnp.where(_each(state.fooled, x), state.fooling, state.best)
+    kind, fused, start = (attack.norm, attack.loss), runs_fused(model, x), None
+    for radius, n_steps in _radii(attack.n_steps, attack.norm):
+        within = ball._replace(epsilon=(radius * ball.epsilon).astype(x.dtype))
+        start = _surface(attack.norm, x, keys, within) if start is None else start
+        state = _begin(*kind, model, x, y, target, start, within)
+        looks, windows = _looks(n_steps, attack.norm)
+        schedule = (np.arange(n_steps) == 0, looks, windows)
+        if fused:
+            padded = [np.pad(part, (0, attack.n_steps - n_steps)) for part in schedule]
+            state = _all_steps(*kind, model, x, y, target, within, state, padded, n_steps)
+        else:
+            for now in zip(*schedule, strict=True):
+                state = _step(*kind, model, x, y, target, within, state, now)
+        start = state.best
+    return jnp.where(state.fooled[:, None], state.fooling, state.best)
+
+
+def _radii(n_steps: int, norm: str) -> list[tuple[float, int]]:
+    """Radii in units of epsilon, and how many steps are taken in the ball of each."""
+    wider = int(WIDER_SHARE * n_steps) if norm == "l1" else 0
+    counts = (wider, wider, n_steps - 2 * wider)
+    return [(radius, count) for radius, count in zip(RADII, counts, strict=True) if count]
+
+
+@partial(jax.jit, static_argnames="norm")
+def _surface(norm, x, keys, ball):
+    """A random point of the ball's surface, within bounds."""
+    norm = NORMS[norm]
+    noise = samples(norm, x, keys, ball)
+    length = norm.length(noise)
+    return project(norm, x, x + ball.epsilon * noise / jnp.where(length > 0, length, 1), ball)
 
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
-def _begin(norm, loss, model, x, y, target, keys, ball):
-    name, norm = norm, NORMS[norm]
-    noise = samples(norm, x, keys, ball)
-    length = norm.length(noise)
-    start = project(norm, x, x + ball.epsilon * noise / jnp.where(length > 0, length, 1), ball)
+def _begin(norm, loss, model, x, y, target, start, ball):
+    start = project(NORMS[norm], x, start, ball)
     value, fooled, gradient = _ascend(loss, model, start, y, target)
     n, free = len(x), jnp.broadcast_to(ball.lower < ball.upper, x.shape)
-    n_free = jnp.sum(free, axis=tuple(range(1, x.ndim))).astype(x.dtype)
+    n_free = jnp.sum(free, axis=1).astype(x.dtype)
     return _State(
         start,
         start,
         gradient,
-        jnp.broadcast_to(ball.epsilon if name == "l1" else 2 * ball.epsilon, (n,)),
+        jnp.broadcast_to(ball.epsilon if norm == "l1" else 2 * ball.epsilon, (n,)),
         jnp.zeros_like(value),
         start,
         gradient,
@@ -206,10 +231,10 @@ def _step(norm, loss, model, x, y, target, ball, state, now):
         previous=state.x,
         gradient=gradient,
         loss=value,
-        best=jnp.where(_each(better, x), at, state.best),
-        best_gradient=jnp.where(_each(better, x), gradient, state.best_gradient),
+        best=jnp.where(better[:, None], at, state.best),
+        best_gradient=jnp.where(better[:, None], gradient, state.best_gradient),
         best_loss=jnp.where(better, value, state.best_loss),
-        fooling=jnp.where(_each(newly, x), at, state.fooling),
+        fooling=jnp.where(newly[:, None], at, state.fooling),
         fooled=state.fooled | fooled,
         n_rises=jnp.where(looks, 0, n_rises),
     )
@@ -221,15 +246,15 @@ def _step(norm, loss, model, x, y, target, ball, state, now):
 def _ahead(norm, x, ball, state, is_first):
     """A step and its momentum."""
     share = jnp.where(is_first, 1.0, MOMENTUM).astype(x.dtype)
-    ahead = state.x + _each(state.step_size, x) * steepest(norm, state.gradient, state.x, ball)
+    ahead = state.x + state.step_size[:, None] * steepest(norm, state.gradient, state.x, ball)
     ahead = project(norm, x, ahead, ball)
     return state.x + share * (ahead - state.x) + (1 - share) * (state.x - state.previous)
 
 
 def _sparse_ahead(x, ball, state):
     """A step along few features."""
-    count = _each(jnp.maximum(jnp.round(state.count), 1), x)
-    return state.x + _each(state.step_size, x) * steepest(NORMS["l1"], state.gradient, state.x, ball, count=count)
+    count = jnp.maximum(jnp.round(state.count), 1)[:, None]
+    return state.x + state.step_size[:, None] * steepest(NORMS["l1"], state.gradient, state.x, ball, count=count)
 
 
 def _look_at_losses(state, looks, seldom):
@@ -245,7 +270,7 @@ def _look_at_losses(state, looks, seldom):
 
 def _look_at_sparsity(x, ball, state, looks):
     """Start anew with long steps where the best point has become sparser, otherwise shorten them."""
-    changed = jnp.sum(state.best != x, axis=tuple(range(1, x.ndim))).astype(x.dtype)
+    changed = jnp.sum(state.best != x, axis=1).astype(x.dtype)
     sparser = changed < FEWER * state.changed_then
     shorter = jnp.maximum(state.step_size / SHRINK, LEAST_STEP * ball.epsilon)
     return _back_to_best(looks & sparser, state)._replace(
@@ -257,17 +282,18 @@ def _look_at_sparsity(x, ball, state, looks):
 
 def _back_to_best(back, state):
     return state._replace(
-        x=jnp.where(_each(back, state.x), state.best, state.x),
-        gradient=jnp.where(_each(back, state.x), state.best_gradient, state.gradient),
+        x=jnp.where(back[:, None], state.best, state.x),
+        gradient=jnp.where(back[:, None], state.best_gradient, state.gradient),
     )
 
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
-def _all_steps(norm, loss, model, x, y, target, ball, state, schedule):
-    def body(state, now):
-        return _step(norm, loss, model, x, y, target, ball, state, now), None
+def _all_steps(norm, loss, model, x, y, target, ball, state, schedule, n_steps):
+    def body(step, state):
+        now = [jnp.asarray(part)[step] for part in schedule]
+        return _step(norm, loss, model, x, y, target, ball, state, now)
 
-    return jax.lax.scan(body, state, schedule)[0]
+    return jax.lax.fori_loop(0, n_steps, body, state)
 
 
 def _ascend(loss, model, x, y, target):
@@ -314,11 +340,6 @@ def _n_classes(loss, model, x, y) -> int:
     if loss != "ce" and not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"loss={loss!r} needs integer labels, got {y.dtype}; use loss='ce'")
     return n_classes
-
-
-def _each(values, x):
-    """Values (n,) broadcastable against x (n, ...)."""
-    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _at(scores, y):

@@ -33,7 +33,7 @@ from .balls import (
     steepest,
 )
 from .convolutions import with_fast_gradients
-from .loops import as_pytree, runs_fused
+from .loops import as_pytree, on_rows, one_ahead, runs_fused
 from .networks import check_choice
 from .norms import NORMS
 
@@ -127,15 +127,15 @@ class PGD:
         """
         if isinstance(x, np.ndarray):
             check_bounds(self, x)
-        model = as_pytree(model)
         x, y = jnp.asarray(x), jnp.asarray(y)
-        keys = one_key_each(key, x.shape[0])
+        shape, keys = x.shape, one_key_each(key, x.shape[0])
+        model, x = on_rows(as_pytree(model), x)
         ball = ball_of(self, x)
         best = _one_run(self, model, x, y, keys, ball)
         for restart in range(1, self.n_restarts):
             other = _one_run(self, model, x, y, fold_keys(keys, restart), ball)
             best = worse_of(model, best, other, y)
-        return best
+        return best.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -270,15 +270,22 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     keys = one_key_each(key, len(X))
     if hasattr(attack, "in_tiles"):
         return attack.in_tiles(model, X, y, key=keys, rows=rows)
-    result = np.empty_like(X)
-    for start in range(0, len(X), rows):
+
+    def attacked(start):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
         x = jnp.asarray(X[index])
-        x_adv = attack(model, x, jnp.asarray(y[index]), key=keys[index])
+        return project_into(attack(model, x, jnp.asarray(y[index]), key=_at(keys, index)), x, attack)
+
+    result, starts = np.empty_like(X), range(0, len(X), rows)
+    for start, x_adv in zip(starts, one_ahead(map(attacked, starts)), strict=True):
         kept = slice(start, min(start + rows, len(X)))
-        inside = np.asarray(project_into(x_adv, x, attack))[: kept.stop - kept.start]
-        result[kept] = settle(inside, X[kept], attack)
+        result[kept] = settle(np.asarray(x_adv)[: kept.stop - start], X[kept], attack)
     return result
+
+
+@jax.jit
+def _at(keys, index):
+    return keys[index]
 
 
 @partial(jax.jit, static_argnames=("norm",))
@@ -319,7 +326,7 @@ def worse_of(model, first, second, y):
 
     (fooled, loss), (fooled_2, loss_2) = badness(first), badness(second)
     better = (fooled_2 > fooled) | ((fooled_2 == fooled) & (loss_2 > loss))
-    return jnp.where(better.reshape(-1, *[1] * (first.ndim - 1)), second, first)
+    return jnp.where(better[:, None], second, first)
 
 
 def one_key_each(key, n):

@@ -1,8 +1,10 @@
 """Gradients of convolutions' inputs, as a CPU computes them fast.
 
-XLA computes the input gradient of a strided convolution on a CPU as a convolution of images widened by zeros, at
-a fraction of the speed of an ordinary one. But every stride-th pixel of that gradient is an ordinary convolution
-with every stride-th tap. The convolutions of any function are taken so by rewriting its jaxpr.
+XLA has a fast convolution on a CPU for images with channels last and filters (h, w, in, out). It brings others
+into that form, but not inside of a loop, where the input gradient of an ordinary convolution takes several times
+longer; and that of a strided one, a convolution of images widened by zeros, is slow everywhere. So here it
+is written down in the fast form: every stride-th pixel is an ordinary convolution with every stride-th tap,
+turned around. The convolutions of any function are taken so by rewriting its jaxpr.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+CONVOLUTION = "conv_general_dilated"
 # Equations that hold a jaxpr which can stand in their place.
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 INLINED |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
 
 
 def with_fast_gradients(function: Callable) -> Callable:
-    """The same function, for gradients: the inputs of its strided convolutions get theirs phase by phase.
+    """The same function, for gradients: the inputs of its plain convolutions get theirs phase by phase.
 
     Parameters
     ----------
@@ -48,7 +51,7 @@ def with_fast_gradients(function: Callable) -> Callable:
 
     def rewritten(*args):
         closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not _has_strided(closed.jaxpr):
+        if not _has_plain(closed.jaxpr):
             return function(*args)
         outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(out), outputs)
@@ -56,10 +59,27 @@ def with_fast_gradients(function: Callable) -> Callable:
     return rewritten
 
 
-def _has_strided(jaxpr) -> bool:
+def _has_plain(jaxpr) -> bool:
     return any(
-        _has_strided(subjaxpr(eqn)[0]) if eqn.primitive.name in INLINED else is_strided(eqn) for eqn in jaxpr.eqns
+        _has_plain(subjaxpr(eqn)[0]) if eqn.primitive.name in INLINED else is_plain(eqn) for eqn in jaxpr.eqns
     )
+
+
+def loops_well(function: Callable, *args) -> bool:
+    """Whether a loop over :func:`with_fast_gradients` of it is as fast as its steps alone.
+
+    It is where all convolutions are plain, or where there is something better than a CPU.
+    """
+    return jax.default_backend() != "cpu" or _all_plain(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _all_plain(jaxpr) -> bool:
+    def plain(eqn):
+        if eqn.primitive.name in INLINED:
+            return _all_plain(subjaxpr(eqn)[0])
+        return is_plain(eqn) or CONVOLUTION not in str(eqn)
+
+    return all(map(plain, jaxpr.eqns))
 
 
 def _evaluate(jaxpr, consts, args) -> list:
@@ -70,9 +90,9 @@ def _evaluate(jaxpr, consts, args) -> list:
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        if is_strided(eqn):
-            outputs = [strided_convolution(eqn, *inputs)]
-        elif eqn.primitive.name in INLINED and _has_strided(subjaxpr(eqn)[0]):
+        if is_plain(eqn):
+            outputs = [plain_convolution(eqn, *inputs)]
+        elif eqn.primitive.name in INLINED and _has_plain(subjaxpr(eqn)[0]):
             outputs = _evaluate(*subjaxpr(eqn), inputs)
         else:
             outputs = bind(eqn, inputs)
@@ -95,19 +115,19 @@ def bind(eqn, inputs) -> list:
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
-def is_strided(eqn) -> bool:
-    """Whether it is an ordinary convolution of images with strides, on a CPU."""
-    if eqn.primitive.name != "conv_general_dilated" or jax.default_backend() != "cpu":
+def is_plain(eqn) -> bool:
+    """Whether it is an ordinary convolution of images, with or without strides, on a CPU."""
+    if eqn.primitive.name != CONVOLUTION or jax.default_backend() != "cpu":
         return False
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     plain = params["feature_group_count"] == params["batch_group_count"] == 1
     plain &= all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
     plain &= len({var.aval.dtype for var in (*eqn.invars, *eqn.outvars)}) == 1
     channels_last = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
-    return plain and channels_last and max(params["window_strides"]) > 1
+    return plain and channels_last
 
 
-def strided_convolution(eqn, lhs, rhs):
+def plain_convolution(eqn, lhs, rhs):
     """The convolution, with the gradient of its input taken phase by phase."""
 
     @jax.custom_vjp

@@ -17,7 +17,7 @@ import numpy as np
 from .attacks import PGD, fold_keys, one_key_each
 from .balls import Box, ball_of, check_bounds, samples
 from .convolutions import with_fast_gradients
-from .loops import as_pytree, runs_fused
+from .loops import as_pytree, on_rows, runs_fused
 from .norms import NORMS, bisect
 
 # At most so much of a step goes back towards the input; beyond the boundary by so much; back from it by so much.
@@ -33,16 +33,15 @@ class Found(NamedTuple):
     distance: jax.Array
 
     def or_nearer(self, at, wrong, distance):
-        """``at`` (n, ...) where it is answered wrongly and nearer, otherwise what was found before."""
+        """``at`` (n, d) where it is answered wrongly and nearer, otherwise what was found before."""
         nearer = wrong & (distance < self.distance)
-        each = nearer.reshape(-1, *[1] * (at.ndim - 1))
-        return Found(jnp.where(each, at, self.x), jnp.where(nearer, distance, self.distance))
+        return Found(jnp.where(nearer[:, None], at, self.x), jnp.where(nearer, distance, self.distance))
 
 
 class MinimumNorm:
     """Attacks that look for the nearest wrongly answered point, and only then ask whether epsilon holds it.
 
-    They have ``_search(model, x, y, keys, ball, found)``, which returns what it has found.
+    They have ``_search(model, x, y, keys, ball, found)`` on flat rows x (n, d), which returns what it has found.
     """
 
     def __call__(self, model, x, y, *, key):
@@ -59,12 +58,13 @@ class MinimumNorm:
         """
         if isinstance(x, np.ndarray):
             check_bounds(self, x)
-        model, x, y = as_pytree(model), jnp.asarray(x), jnp.asarray(y)
+        x, y = jnp.asarray(x), jnp.asarray(y)
         if not jnp.issubdtype(y.dtype, jnp.integer):
             raise ValueError(f"this attack needs integer labels, got {y.dtype}")
-        keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
-        found = self._search(model, x, y, keys, ball, _as_they_are(model, x, y))
-        return found.x, found.distance
+        shape, keys = x.shape, one_key_each(key, x.shape[0])
+        model, x = on_rows(as_pytree(model), x)
+        found = self._search(model, x, y, keys, ball_of(self, x), _as_they_are(model, x, y))
+        return found.x.reshape(shape), found.distance
 
 
 @jax.jit
@@ -155,7 +155,7 @@ def _around(norm, x, keys, ball, found):
     norm = NORMS[norm]
     noise = samples(norm, x, keys, ball)
     length = norm.length(noise)
-    radius = jnp.minimum(found.distance, ball.epsilon).reshape(-1, *[1] * (x.ndim - 1)) / 2
+    radius = jnp.minimum(found.distance, ball.epsilon)[:, None] / 2
     return jnp.clip(x + radius * noise / jnp.where(length > 0, length, 1), ball.lower, ball.upper)
 
 
@@ -170,7 +170,7 @@ def _step(norm, model, x, y, target, ball, at, found):
 
     gradient, difference = jax.grad(differences, has_aux=True)(at)
     # the plane where the linearisation at the iterate vanishes, seen from the iterate and from the input
-    behind = jnp.sum(gradient * (x - at), axis=tuple(range(1, x.ndim)))
+    behind = jnp.sum(gradient * (x - at), axis=1)
     wanted = jnp.concatenate([-difference, -difference - behind])
     twice = ball._replace(lower=_twice(ball.lower, x), upper=_twice(ball.upper, x))
     both = to_plane(name, _twice(gradient, x), wanted, jnp.concatenate([at, x]), twice)
@@ -180,12 +180,12 @@ def _step(norm, model, x, y, target, ball, at, found):
     mixed = (at + ETA * from_at) * (1 - alpha) + (x + ETA * from_x) * alpha
     at = jnp.clip(mixed, ball.lower, ball.upper)
     wrong, distance = model(at).argmax(1) != y, norm.length(at - x).reshape(-1)
-    back = jnp.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), x + BETA * (at - x), at)
+    back = jnp.where(wrong[:, None], x + BETA * (at - x), at)
     return back, found.or_nearer(at, wrong, distance)
 
 
 def _twice(values, x):
-    return jnp.tile(jnp.broadcast_to(values, x.shape), (2, *[1] * (x.ndim - 1)))
+    return jnp.tile(jnp.broadcast_to(values, x.shape), (2, 1))
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -207,24 +207,23 @@ def to_plane(norm: str, w, r, x, ball):
     Parameters
     ----------
     norm : {"linf", "l2", "l1"}
-    w, x : array (n, ...)
+    w, x : array (n, d)
     r : array (n,)
     ball : Ball
     """
-    axes, each = tuple(range(1, x.ndim)), (-1, *[1] * (x.ndim - 1))
-    sign = jnp.where(r.reshape(each) >= 0, 1, -1) * jnp.sign(w)
+    sign = jnp.where(r[:, None] >= 0, 1, -1) * jnp.sign(w)
     room = jnp.where(sign > 0, ball.upper - x, jnp.where(sign < 0, x - ball.lower, 0))
     weight = jnp.abs(w)
     if norm == "l1":
-        return sign * _greedily(weight, room, jnp.abs(r).reshape(each))
+        return sign * _greedily(weight, room, jnp.abs(r)[:, None])
     speed = jnp.ones_like(w) if norm == "linf" else weight
     wanted = jnp.abs(r)
 
     def look(rate):
         """What is missing at a rate, in units of the slope; 0 where nothing is, or nothing more can be had."""
-        step = rate.reshape(each) * speed
-        missing = wanted - jnp.sum(weight * jnp.minimum(step, room), axis=axes)
-        slope = jnp.sum(jnp.where(step < room, weight * speed, 0), axis=axes)
+        step = rate[:, None] * speed
+        missing = wanted - jnp.sum(weight * jnp.minimum(step, room), axis=1)
+        slope = jnp.sum(jnp.where(step < room, weight * speed, 0), axis=1)
         short = (missing > 4 * jnp.finfo(x.dtype).eps * wanted) & (slope > 0)
         return jnp.where(short, missing / jnp.where(short, slope, 1), 0)
 
@@ -235,19 +234,18 @@ def to_plane(norm: str, w, r, x, ball):
     start = jnp.zeros_like(wanted)
     state = (0, start, look(start))
     _, rate, _ = jax.lax.while_loop(lambda s: (s[0] < NEWTON_STEPS) & jnp.any(s[2] > 0), newton, state)
-    return sign * jnp.minimum(rate.reshape(each) * speed, room)
+    return sign * jnp.minimum(rate[:, None] * speed, room)
 
 
 def _greedily(weight, room, wanted):
     """Changes of the features of the largest weights, as far as there is room, that together make ``wanted``."""
-    axes = tuple(range(1, weight.ndim))
     # what is unbounded never has to go further than this
     room = jnp.where(weight > 0, jnp.minimum(room, wanted / jnp.where(weight > 0, weight, 1)), 0)
 
     def made(chosen):
-        return jnp.sum(jnp.where(chosen, weight * room, 0), axis=axes, keepdims=True)
+        return jnp.sum(jnp.where(chosen, weight * room, 0), axis=1, keepdims=True)
 
-    low, high = bisect(lambda least: made(weight > least) <= wanted, jnp.max(weight, axis=axes, keepdims=True))
+    low, high = bisect(lambda least: made(weight > least) <= wanted, jnp.max(weight, axis=1, keepdims=True))
     # the weights between the two are as good as equal
     whole, shared = weight > high, (weight > low) & (weight <= high)
     share = (wanted - made(whole)) / jnp.maximum(made(shared), jnp.finfo(weight.dtype).tiny)

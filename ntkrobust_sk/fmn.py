@@ -196,7 +196,7 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
     outwards = jnp.where(ever, state.radius, distance + margins / slope) * (1 + gamma)
     radius = jnp.where(wrong, jnp.minimum(state.radius * (1 - gamma), found.distance), outwards)
     ahead = state.x - _cosine(ball.step_size, LEAST_STEP * ball.step_size, now) * NORMS["l2"].steepest(gradient)
-    return _State(project(NORMS[norm], x, ahead, ball._replace(epsilon=_each(radius, x))), radius, found)
+    return _State(project(NORMS[norm], x, ahead, ball._replace(epsilon=radius[:, None])), radius, found)
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -211,15 +211,10 @@ def _ddn_step(norm, model, x, y, ball, gamma, state, now):
     radius = state.radius * jnp.where(wrong, 1 - gamma, 1 + gamma)
     step_size = _cosine(ball.step_size, LEAST_STEP * ball.step_size, now)
     direction = NORMS[norm].steepest(state.x - x + step_size * NORMS[norm].steepest(gradient))
-    ahead = jnp.clip(x + _each(radius, x) * direction, ball.lower, ball.upper)
+    ahead = jnp.clip(x + radius[:, None] * direction, ball.lower, ball.upper)
     return _State(ahead, radius, state.found.or_nearer(state.x, wrong, distance))
 
 
 def _cosine(first, last, share):
     """From the first value to the last one, as the share of the steps that are done goes from 0 to 1."""
     return (last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2).astype(first.dtype)
-
-
-def _each(values, x):
-    """Values (n,) broadcastable against x (n, ...)."""
-    return values.reshape(-1, *[1] * (x.ndim - 1))

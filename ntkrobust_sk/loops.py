@@ -2,24 +2,31 @@
 
 Here alone it is decided between a compiled loop and a loop in Python.
 
-On a CPU, XLA runs a convolution inside ``while`` about half as fast as outside of it, so a loop in Python
-over a compiled step wins there; it does not wait for results, it only enqueues work. Dense networks, and
-everything on an accelerator, gain from one compiled loop.
+One compiled loop is best. But on a CPU, XLA runs a convolution inside of ``while`` several times slower than
+outside of it, unless it has the one form that :mod:`~ntkrobust_sk.convolutions` gives to the gradients of inputs.
+Where others are left, those of filters and those inside of kernels' features, a loop in Python over a compiled
+step wins; it does not wait for results, it only enqueues work.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
+from .convolutions import CONVOLUTION, loops_well
 from .plan import pad_rows
 
 
-def runs_fused(model, x) -> bool:
-    """Whether steps on ``model(x)`` should be one compiled loop.
+def runs_fused(model, x, training: bool = False) -> bool:
+    """Whether steps on ``model(x)``, of an attack or of ``training``, should be one compiled loop.
 
     Always inside ``jit``, ``vmap`` and other transformations, where nothing else is possible.
     """
@@ -27,25 +34,62 @@ def runs_fused(model, x) -> bool:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or jax.default_backend() != "cpu":
         return True
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return not _convolves(tree, shapes)
+    return _loops_well(tree, shapes, training)
 
 
 @lru_cache(maxsize=256)
-def _convolves(tree, shapes) -> bool:
+def _loops_well(tree, shapes, training) -> bool:
+    def scores(model, inputs):
+        return model(inputs)
+
     model, x = jax.tree.unflatten(tree, shapes)
-    return "conv_general_dilated" in str(jax.make_jaxpr(lambda m, inputs: m(inputs))(model, x))
+    if training:
+        return CONVOLUTION not in str(jax.make_jaxpr(scores)(model, x))
+    return loops_well(scores, model, x)
 
 
 def as_pytree(model):
     """A callable that may be an argument of a compiled function: itself, or a bare function wrapped."""
-    return model if jax.tree.structure(model) != jax.tree.structure(0) else jax.tree_util.Partial(model)
+    return model if jax.tree.structure(model) != jax.tree.structure(0) else Partial(model)
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A model's inputs, given as flat rows, in their shape."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, model, x):
+        return model(x.reshape(-1, *self.shape))
+
+
+def on_rows(model: Callable, x: jax.Array) -> tuple[Callable, jax.Array]:
+    """A model of inputs ``x`` (n, ...) as one of flat rows, and ``x`` as such (n, d).
+
+    XLA sums over the axes of images one by one on a CPU, the last of which has one or three entries: whatever an
+    attack sums over all features takes several times longer there than over one axis.
+    """
+    if x.ndim == 2:
+        return model, x
+    return Partial(Shaped(x.shape[1:]), model), x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def evaluate(model, X: np.ndarray, rows: int) -> np.ndarray:
     """Scores (n, T) of a model over X (n, ...), in tiles of exactly ``rows`` rows."""
     model = as_pytree(model)
     tiles = [X[start : start + rows] for start in range(0, len(X), rows)]
-    return np.concatenate([np.asarray(_call(model, pad_rows(tile, rows)))[: len(tile)] for tile in tiles])
+    scores = one_ahead(_call(model, pad_rows(tile, rows)) for tile in tiles)
+    return np.concatenate([np.asarray(found)[: len(tile)] for found, tile in zip(scores, tiles, strict=True)])
+
+
+def one_ahead(results: Iterable) -> Iterator:
+    """The same, each after the next one has been asked for: while the host looks at one, the device has work."""
+    results = iter(results)
+    waiting = list(islice(results, 1))
+    for result in results:
+        yield from waiting
+        waiting = [result]
+    yield from waiting
 
 
 @jax.jit

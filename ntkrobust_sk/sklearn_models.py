@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import Partial
 from sklearn.utils.validation import check_is_fitted
 
-from .loops import as_pytree
+from .loops import Shaped, as_pytree
 
 
 def as_model(estimator, *, kernel=None, X_fit=None):
@@ -67,7 +67,7 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     """
     check_is_fitted(estimator)
     if hasattr(estimator, "_predictor") and hasattr(estimator, "input_shape_"):
-        return Partial(_Reshaped(tuple(estimator.input_shape_)), estimator._predictor())
+        return Partial(Shaped(tuple(estimator.input_shape_)), estimator._predictor())
     name = type(estimator).__name__
     adapter = ADAPTERS.get(name) if type(estimator).__module__.startswith("sklearn.") else None
     if adapter is None:
@@ -76,16 +76,6 @@ def as_model(estimator, *, kernel=None, X_fit=None):
             "Square works on whatever gives scores"
         )
     return adapter(estimator, kernel, X_fit) if adapter in NEED_KERNEL else adapter(estimator)
-
-
-@dataclass(frozen=True)
-class _Reshaped:
-    """Flat rows given to a predictor as inputs of a shape."""
-
-    shape: tuple[int, ...]
-
-    def __call__(self, predictor, x):
-        return predictor(x.reshape(-1, *self.shape))
 
 
 # Scores

@@ -16,7 +16,7 @@ import numpy as np
 
 from .attacks import PGD, fold_keys, one_key_each
 from .balls import Box, ball_of, check_bounds, project
-from .loops import as_pytree, runs_fused
+from .loops import as_pytree, on_rows, runs_fused
 from .norms import NORMS
 
 # After which query the share of features that a proposal changes is halved once more.
@@ -79,18 +79,21 @@ class Square:
         """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
         if isinstance(x, np.ndarray):
             check_bounds(self, x)
-        model, x, y = as_pytree(model), jnp.asarray(x), jnp.asarray(y)
+        x, y = jnp.asarray(x), jnp.asarray(y)
         if not jnp.issubdtype(y.dtype, jnp.integer):
             raise ValueError(f"the square attack needs integer labels, got {y.dtype}")
-        keys, ball = one_key_each(key, x.shape[0]), ball_of(self, x)
-        state = _begin(self.norm, model, x, y, keys, ball)
+        shape, keys = x.shape, one_key_each(key, x.shape[0])
+        model, x = on_rows(as_pytree(model), x)
+        kind, ball = (self.norm, shape[1:]), ball_of(self, x)
+        state = _begin(*kind, model, x, y, keys, ball)
         queries = np.arange(1, self.n_queries)
-        sizes = _sizes(self.n_queries, self.share, x.shape[1:])
+        sizes = _sizes(self.n_queries, self.share, shape[1:])
         if runs_fused(model, x):
-            return _all_queries(self.norm, model, x, y, keys, ball, state, queries, sizes).x
-        for query, size in zip(queries, sizes, strict=True):
-            state = _query(self.norm, model, x, y, keys, ball, state, query, size)
-        return state.x
+            state = _all_queries(*kind, model, x, y, keys, ball, state, queries, sizes)
+        else:
+            for query, size in zip(queries, sizes, strict=True):
+                state = _query(*kind, model, x, y, keys, ball, state, query, size)
+        return state.x.reshape(shape)
 
 
 class _State(NamedTuple):
@@ -108,9 +111,10 @@ def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - jnp.where(right, -jnp.inf, scores).max(1)
 
 
-@partial(jax.jit, static_argnames="norm")
-def _begin(norm, model, x, y, keys, ball):
-    delta = jax.vmap(partial(_stripes if norm == "linf" else _tiles, x.shape[1:], x.dtype))(keys)
+@partial(jax.jit, static_argnames=("norm", "shape"))
+def _begin(norm, shape, model, x, y, keys, ball):
+    delta = jax.vmap(partial(_stripes if norm == "linf" else _tiles, shape, x.dtype))(keys)
+    delta = jnp.broadcast_to(delta, (len(x), *shape)).reshape(x.shape)
     if norm != "linf":
         delta = jnp.where(ball.lower < ball.upper, delta, 0)
         length = NORMS[norm].length(delta)
@@ -135,21 +139,22 @@ def _tiles(shape, dtype, key):
     return _bump(rows % side, columns % side, side, shape)[:, :, None] * signs[rows // side, columns // side]
 
 
-@partial(jax.jit, static_argnames="norm")
-def _query(norm, model, x, y, keys, ball, state, query, size):
+@partial(jax.jit, static_argnames=("norm", "shape"))
+def _query(norm, shape, model, x, y, keys, ball, state, query, size):
     keys = fold_keys(keys, query)
     if norm == "linf":
-        candidate = state.x + ball.epsilon * jax.vmap(partial(_flip, x.shape[1:], x.dtype, size))(keys)
+        changes = jax.vmap(partial(_flip, shape, x.dtype, size))(keys)
+        candidate = state.x + ball.epsilon * changes.reshape(x.shape)
     else:
-        free = jnp.broadcast_to(ball.lower < ball.upper, x.shape)
+        free = jnp.broadcast_to(ball.lower < ball.upper, x.shape).reshape(-1, *shape)
         move = partial(_move, 1 if norm == "l1" else 2, size, ball.epsilon)
-        candidate = x + jax.vmap(move)(keys, state.x - x, free)
+        candidate = x + jax.vmap(move)(keys, (state.x - x).reshape(-1, *shape), free).reshape(x.shape)
     candidate = project(NORMS[norm], x, candidate, ball)
     found = margin(model(candidate), y)
     # what is fooled stays as it is
     better = (found < state.margin) & (state.margin >= 0)
     return _State(
-        jnp.where(better.reshape(-1, *[1] * (x.ndim - 1)), candidate, state.x),
+        jnp.where(better[:, None], candidate, state.x),
         jnp.where(better, found, state.margin),
     )
 
@@ -223,10 +228,10 @@ def _bump(rows, columns, size, shape):
     return jnp.where(inside, jnp.where(second, -height, height), 0)
 
 
-@partial(jax.jit, static_argnames="norm")
-def _all_queries(norm, model, x, y, keys, ball, state, queries, sizes):
+@partial(jax.jit, static_argnames=("norm", "shape"))
+def _all_queries(norm, shape, model, x, y, keys, ball, state, queries, sizes):
     def body(state, now):
-        return _query(norm, model, x, y, keys, ball, state, *now), None
+        return _query(norm, shape, model, x, y, keys, ball, state, *now), None
 
     return jax.lax.scan(body, state, (queries, sizes))[0]
 

@@ -292,7 +292,7 @@ class _Batches:
         averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
         padded = freeze_state or not averages
         size = min(batch_size, 2 ** math.ceil(math.log2(len(X))) if padded else len(X))
-        fused = runs_fused(state.model, X[:1])
+        fused = runs_fused(state.model, X[:1], training=True)
         if jax.default_backend() != "cpu":
             X, y = jax.device_put((X, y))
         seed = tuple(np.asarray(jax.random.key_data(state.key)).ravel().tolist())

@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import kstest
 
-from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, Variables, attacks, linearize
+from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, TraceNTK, Variables, attacks, linearize
 from ntkrobust_sk.attacks import FGSM, PGD, Clean, attack_in_tiles, example_losses
 from ntkrobust_sk.balls import project_into
 from ntkrobust_sk.norms import L2, NORMS
@@ -294,18 +294,28 @@ def test_the_compiled_loop_and_the_python_loop_agree(kind, norm, monkeypatch):
     x, y = images()
     results = []
     for fused in (True, False):
-        monkeypatch.setattr(attacks, "runs_fused", lambda model, x, fused=fused: fused)
+        monkeypatch.setattr(attacks, "runs_fused", lambda *_, fused=fused: fused)
         results.append(PGD(EPSILON, n_steps=4, norm=norm)(victim(kind, "float32"), x, y, key=KEY))
     np.testing.assert_allclose(*results, atol=2e-6)
 
 
-def test_only_convolutions_on_a_cpu_run_in_a_python_loop():
+def channels_first(x):
+    """Convolved images with channels first, a form that no gradient is rewritten in."""
+    x = jax.lax.conv_general_dilated(x.transpose(0, 3, 1, 2), jnp.ones((2, x.shape[3], 3, 3)), (1, 1), "SAME")
+    return x.sum((2, 3))
+
+
+def test_only_what_is_slow_in_a_compiled_loop_runs_in_a_python_loop():
     x, _ = images()
-    fused = {kind: attacks.runs_fused(as_pytree(victim(kind, "float32")), x) for kind in VICTIMS}
-    on_cpu = jax.default_backend() == "cpu"
-    assert fused == {kind: not (on_cpu and kind == "convolutional") for kind in VICTIMS}
-    model = victim("convolutional", "float32")
-    assert jax.jit(lambda x: x + attacks.runs_fused(model, x))(0.0) == 1.0
+    victims = {kind: as_pytree(victim(kind, "float32")) for kind in VICTIMS}
+    cnn = victims["convolutional"]
+    machine = make_predictor(TraceNTK(), cnn, x, np.eye(len(x), N_CLASSES), np.zeros(N_CLASSES))
+    victims |= {"trace machine": machine, "channels first": as_pytree(channels_first)}
+    slow = {"trace machine", "channels first"} if jax.default_backend() == "cpu" else set()
+    assert {kind for kind, model in victims.items() if not attacks.runs_fused(model, x)} == slow
+    assert all(attacks.runs_fused(model, x, training=True) for model in (victims["dense"], victims["linearised"]))
+    assert attacks.runs_fused(cnn, x, training=True) == (jax.default_backend() != "cpu")
+    assert jax.jit(lambda x: x + attacks.runs_fused(machine, x))(0.0) == 1.0
 
 
 def as_pytree(model):
@@ -314,7 +324,7 @@ def as_pytree(model):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_no_step_waits_for_the_host(fused, monkeypatch):
-    monkeypatch.setattr(attacks, "runs_fused", lambda model, x: fused)
+    monkeypatch.setattr(attacks, "runs_fused", lambda *_, **__: fused)
     attack = PGD(EPSILON, n_steps=2, n_restarts=2)
     x, y = images()
     # Under tracing there are no values, so whatever looked at one would raise.
@@ -336,7 +346,7 @@ class CountingNetwork:
 @pytest.mark.parametrize("fused", [True, False])
 @each_norm
 def test_other_numbers_and_new_weights_do_not_compile_again(fused, norm, monkeypatch):
-    monkeypatch.setattr(attacks, "runs_fused", lambda model, x: fused)
+    monkeypatch.setattr(attacks, "runs_fused", lambda *_, **__: fused)
     network, (x, y) = CountingNetwork(), images()
     PGD(0.1, n_steps=2, norm=norm)(Model(network, Variables(jnp.ones((32, 3)))), x, y, key=KEY)
     before = network.traces

@@ -1,5 +1,6 @@
-"""Gradients of strided convolutions taken by phases: equal to XLA's, and used where they are wanted."""
+"""Gradients of convolutions taken by phases: equal to XLA's, fast in loops, and used where they are wanted."""
 
+import re
 from functools import partial
 
 import jax
@@ -24,7 +25,7 @@ def count_widened(function, *args) -> int:
     return str(jax.make_jaxpr(function)(*args)).count("lhs_dilation=(2")
 
 
-@pytest.mark.parametrize("stride", [(2, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (2, 3)])
 @pytest.mark.parametrize("window", [(3, 3), (1, 1), (2, 5)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (0, 3))])
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
@@ -78,7 +79,23 @@ def test_convolutions_of_several_precisions_have_gradients(dtype, out):
     np.testing.assert_allclose(fast.astype(float), plain.astype(float), rtol=0.03, atol=0.03)
 
 
-def test_a_function_without_strides_is_left_as_it_is():
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA's form of convolutions for a CPU")
+@pytest.mark.parametrize("strides", [(1, 1), (1, 2)])
+def test_in_a_loop_all_convolutions_have_the_form_that_is_fast_on_a_cpu(strides):
+    network = CNN(n_outputs=3, widths=(4, 8), strides=strides)
+    model = Model(network, network.init(KEY, (8, 8, 1)))
+
+    def forms(function):
+        def loop(x):
+            return jax.lax.fori_loop(0, 3, lambda _, z: jax.grad(lambda z: function(z).sum())(z), x)
+
+        return set(re.findall("dim_labels=(\\S+)->", jax.jit(loop).lower(draw(2, 8, 8, 1)).compile().as_text()))
+
+    assert forms(with_fast_gradients(model)) == {"b01f_01io"}
+    assert forms(model) == {"b01f_01io", "b01f_01oi"}
+
+
+def test_a_function_without_convolutions_is_left_as_it_is():
     called = []
 
     def function(x):
