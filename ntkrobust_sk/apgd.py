@@ -27,8 +27,8 @@ MOMENTUM = 0.75
 RHO = 0.75
 # The first window between two looks at the step size, by how much it shrinks, and its least: shares of all steps.
 FIRST_WINDOW, DECREMENT, LEAST_WINDOW = 0.22, 0.03, 0.06
-# In the L1 norm: the window, and the share of the features that the first steps change.
-SPARSE_WINDOW, FIRST_SHARE = 0.04, 0.2
+# The window in the L1 norm.
+SPARSE_WINDOW = 0.04
 # Its radii, in units of epsilon, and the share of all steps that each of the larger ones gets.
 RADII, WIDER_SHARE = (3.0, 2.0, 1.0), 0.3
 # Of the features that the best point has changed, one in so many is changed by a step; where they have become
@@ -197,8 +197,7 @@ def _surface(norm, x, keys, ball):
 def _begin(norm, loss, model, x, y, target, start, ball):
     start = project(NORMS[norm], x, start, ball)
     value, fooled, gradient = _ascend(loss, model, start, y, target)
-    n, free = len(x), jnp.broadcast_to(ball.lower < ball.upper, x.shape)
-    n_free = jnp.sum(free, axis=1).astype(x.dtype)
+    n, changed = len(x), _n_changed(start, x)
     return _State(
         start,
         start,
@@ -213,8 +212,8 @@ def _begin(norm, loss, model, x, y, target, start, ball):
         jnp.zeros(n, jnp.int32),
         value,
         jnp.ones(n, bool),
-        n_free,
-        FIRST_SHARE * n_free,
+        changed,
+        changed / SPARSER,
     )
 
 
@@ -270,7 +269,7 @@ def _look_at_losses(state, looks, seldom):
 
 def _look_at_sparsity(x, ball, state, looks):
     """Start anew with long steps where the best point has become sparser, otherwise shorten them."""
-    changed = jnp.sum(state.best != x, axis=1).astype(x.dtype)
+    changed = _n_changed(state.best, x)
     sparser = changed < FEWER * state.changed_then
     shorter = jnp.maximum(state.step_size / SHRINK, LEAST_STEP * ball.epsilon)
     return _back_to_best(looks & sparser, state)._replace(
@@ -278,6 +277,10 @@ def _look_at_sparsity(x, ball, state, looks):
         changed_then=jnp.where(looks, changed, state.changed_then),
         count=jnp.where(looks, changed / SPARSER, state.count),
     )
+
+
+def _n_changed(at, x):
+    return jnp.sum(at != x, axis=1).astype(x.dtype)
 
 
 def _back_to_best(back, state):
