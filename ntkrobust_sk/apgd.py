@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
-from .balls import Box, ball_of, check_bounds, project, samples, steepest
+from .balls import Box, ball_of, check_bounds, free, project, samples, steepest
 from .convolutions import with_fast_gradients
 from .loops import as_pytree, on_rows, runs_fused
 from .networks import check_choice
@@ -42,11 +42,11 @@ class APGD:
 
     Starts on the surface of the ball with a step of 2 · epsilon and halves it, from the best point so far, where
     the loss has stopped to rise. In the L1 norm a step is one of epsilon along the k largest entries of the
-    gradient that bounds leave free, without momentum, and is projected to the nearest point of ball and bounds at
-    once; k follows the number of features that the best point changes. There the first three tenths of the steps
-    go through the ball of three times the radius, the next three through that of twice the radius, each from the
-    best point of the one before, projected; only what is found within epsilon counts. Of each example a point that
-    fooled the model is returned if there was one, otherwise the one with the highest loss.
+    gradient that are changed already or that bounds leave free, without momentum, and is projected to the nearest
+    point of ball and bounds at once; k follows the number of features that the best point changes. There the first
+    three tenths of the steps are of 3 epsilon in the ball of that radius, the next three of 2 epsilon, each from
+    the best point of the one before, projected; only what is found within epsilon counts. Of each example a point
+    that fooled the model is returned if there was one, otherwise the one with the highest loss.
 
     Parameters
     ----------
@@ -186,11 +186,11 @@ def _radii(n_steps: int, norm: str) -> list[tuple[float, int]]:
 
 @partial(jax.jit, static_argnames="norm")
 def _surface(norm, x, keys, ball):
-    """A random point of the ball's surface, within bounds."""
+    """A random point of the ball's surface."""
     norm = NORMS[norm]
     noise = samples(norm, x, keys, ball)
     length = norm.length(noise)
-    return project(norm, x, x + ball.epsilon * noise / jnp.where(length > 0, length, 1), ball)
+    return x + ball.epsilon * noise / jnp.where(length > 0, length, 1)
 
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
@@ -251,9 +251,11 @@ def _ahead(norm, x, ball, state, is_first):
 
 
 def _sparse_ahead(x, ball, state):
-    """A step along few features."""
+    """A step along few features, the steepest of those that can change or have."""
     count = jnp.maximum(jnp.round(state.count), 1)[:, None]
-    return state.x + state.step_size[:, None] * steepest(NORMS["l1"], state.gradient, state.x, ball, count=count)
+    gradient = jnp.where(ball.lower < ball.upper, state.gradient, 0)
+    eligible = free(gradient, state.x, ball) | (state.x != x)
+    return state.x + state.step_size[:, None] * NORMS["l1"].steepest(gradient, eligible, count)
 
 
 def _look_at_losses(state, looks, seldom):
@@ -293,7 +295,7 @@ def _back_to_best(back, state):
 @partial(jax.jit, static_argnames=("norm", "loss"))
 def _all_steps(norm, loss, model, x, y, target, ball, state, schedule, n_steps):
     def body(step, state):
-        now = [jnp.asarray(part)[step] for part in schedule]
+        now = [part[step] for part in schedule]
         return _step(norm, loss, model, x, y, target, ball, state, now)
 
     return jax.lax.fori_loop(0, n_steps, body, state)

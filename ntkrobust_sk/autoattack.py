@@ -124,6 +124,8 @@ class AutoAttack:
         if isinstance(X, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
             raise TypeError("AutoAttack decides by what it finds, which jit does not know: call it outside")
         model, X, y = as_pytree(model), np.asarray(X), np.asarray(y)
+        if not len(X):
+            raise ValueError(f"X holds no inputs to attack: its shape is {X.shape}")
         check_floating(X)
         check_bounds(self, X)
         keys = one_key_each(key, len(X))

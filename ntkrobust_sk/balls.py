@@ -122,13 +122,17 @@ def project(norm, x, x_adv, ball):
     return jnp.clip(x + norm.project(x_adv - x, ball.epsilon, room), ball.lower, ball.upper)
 
 
-def steepest(norm, gradient, at, ball, **count):
+def steepest(norm, gradient, at, ball):
     """Direction of unit norm along which a linear function of the features that may change rises most."""
     gradient = jnp.where(ball.lower < ball.upper, gradient, 0)
+    return norm.steepest(gradient, free(gradient, at, ball))
+
+
+def free(gradient, at, ball):
+    """Which features can still go the way of the gradient."""
     # projected to its bound, a feature may be a rounding error short of it
     nothing = 16 * jnp.finfo(at.dtype).eps * jnp.maximum(jnp.abs(at), ball.epsilon)
-    free = jnp.where(gradient > 0, ball.upper - at, at - ball.lower) > nothing
-    return norm.steepest(gradient, free, **count)
+    return jnp.where(gradient > 0, ball.upper - at, at - ball.lower) > nothing
 
 
 def samples(norm, x, keys, ball):

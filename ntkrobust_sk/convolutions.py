@@ -10,6 +10,7 @@ turned around. The convolutions of any function are taken so by rewriting its ja
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +94,18 @@ def _evaluate(jaxpr, consts, args) -> list:
         if is_plain(eqn):
             outputs = [plain_convolution(eqn, *inputs)]
         elif eqn.primitive.name in INLINED and _has_plain(subjaxpr(eqn)[0]):
-            outputs = _evaluate(*subjaxpr(eqn), inputs)
+            outputs = _as_before(eqn, partial(_evaluate, *subjaxpr(eqn)))(inputs)
         else:
             outputs = bind(eqn, inputs)
         values |= dict(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _as_before(eqn, function):
+    """The function in place of an equation's jaxpr, checkpointed where that was."""
+    if "policy" not in eqn.params:
+        return function
+    return jax.checkpoint(function, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
 
 
 def subjaxpr(eqn) -> tuple:
@@ -125,6 +133,11 @@ def is_plain(eqn) -> bool:
     plain &= len({var.aval.dtype for var in (*eqn.invars, *eqn.outvars)}) == 1
     channels_last = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
     return plain and channels_last
+
+
+def is_strided(eqn) -> bool:
+    """Whether it is a plain one with strides, whose gradient XLA is slow at everywhere."""
+    return is_plain(eqn) and max(eqn.params["window_strides"]) > 1
 
 
 def plain_convolution(eqn, lhs, rhs):

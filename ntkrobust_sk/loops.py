@@ -26,7 +26,7 @@ from .plan import pad_rows
 
 
 def runs_fused(model, x, training: bool = False) -> bool:
-    """Whether steps on ``model(x)``, of an attack or of ``training``, should be one compiled loop.
+    """Whether steps on ``model(x)`` should be one compiled loop: of attacks and evaluations, or of ``training``.
 
     Always inside ``jit``, ``vmap`` and other transformations, where nothing else is possible.
     """
@@ -60,7 +60,7 @@ class Shaped:
     shape: tuple[int, ...]
 
     def __call__(self, model, x):
-        return model(x.reshape(-1, *self.shape))
+        return model(x.reshape(len(x), *self.shape))
 
 
 def on_rows(model: Callable, x: jax.Array) -> tuple[Callable, jax.Array]:

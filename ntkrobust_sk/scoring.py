@@ -29,8 +29,8 @@ except ImportError:  # JAX before 0.8
 
 # Queries of the black-box attack that takes the place of one with gradients.
 QUERIES = 1000
-# Rows attacked at once of scikit-learn's estimators, which do so little for a row that a step's own cost counts;
-# divides the numbers of examples that people choose.
+# Rows attacked at once of scikit-learn's estimators, most of which do so little for a row that a step's own cost
+# counts; divides the numbers of examples that people choose.
 ROWS = 200
 
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from .convolutions import INLINED, bind, is_plain, plain_convolution, subjaxpr
+from .convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
 from .factors import ENTRY_COST, AffineFactors, Factors, Layout, Whole, forms_gradient, joined, separated
 
 # Control flow around layers hides them: each example, output by output, goes backward through all of it.
@@ -252,7 +252,7 @@ class _Walk:
         from_params = [kind for kind in kinds if isinstance(kind, _FromParams)]
         if from_params and eqn.primitive.name in INLINED:
             return list(zip(*self.run(*subjaxpr(eqn), inputs, kinds), strict=True))
-        if self.probes is not None and DATA in kinds and is_plain(eqn):
+        if self.probes is not None and DATA in kinds and is_strided(eqn):
             # only where cotangents are wanted: what has a rule of its own cannot be pushed forward
             outputs = [plain_convolution(eqn, *inputs)]
         else:

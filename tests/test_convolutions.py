@@ -95,6 +95,25 @@ def test_in_a_loop_all_convolutions_have_the_form_that_is_fast_on_a_cpu(strides)
     assert forms(model) == {"b01f_01io", "b01f_01oi"}
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_checkpoints_stay_checkpoints(stride):
+    w = draw(3, 3, 2, 2)
+
+    def block(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jnp.tanh(jax.lax.conv_general_dilated(x, w, (stride,) * 2, "SAME", dimension_numbers=numbers))
+
+    def count(block):
+        fast = with_fast_gradients(lambda x: block(block(x)))
+        text = str(jax.make_jaxpr(jax.grad(lambda x: fast(x).sum()))(draw(1, 8, 8, 2)))
+        return len(re.findall(r"= tanh\b", text))
+
+    everything, nothing = jax.checkpoint_policies.everything_saveable, jax.checkpoint_policies.nothing_saveable
+    assert count(block) == 2
+    # what came forward is computed again on the way back
+    assert count(jax.checkpoint(block, policy=nothing)) > count(jax.checkpoint(block, policy=everything))
+
+
 def test_a_function_without_convolutions_is_left_as_it_is():
     called = []
 

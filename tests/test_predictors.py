@@ -217,3 +217,15 @@ def test_a_predictor_is_a_pytree_whose_compiled_code_serves_other_weights_and_co
     ]
     assert len(traces) == 1
     assert not np.array_equal(*found)
+
+
+@pytest.mark.parametrize("kernel", ["trace", "pseudo", "full"])
+def test_machines_of_networks_without_strides_can_be_pushed_forward(kernel):
+    network = CNN(n_outputs=N_OUTPUTS, widths=(3,), strides=(1,))
+    model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
+    X, dual = draw(5, 4, 4, 1), draw(5, N_OUTPUTS, seed=1)
+    predictor = make_predictor(KERNELS[kernel], model, X, dual, np.zeros(N_OUTPUTS))
+    x, v = X[:2], draw(2, 4, 4, 1, seed=2)
+    _, pushed = jax.jvp(predictor, (x,), (v,))
+    backward = jax.vmap(jax.vjp(predictor, x)[1])(jnp.eye(2 * N_OUTPUTS).reshape(-1, 2, N_OUTPUTS))[0]
+    np.testing.assert_allclose(pushed.ravel(), (backward * v).sum((1, 2, 3, 4)), rtol=1e-4, atol=1e-4)

@@ -8,8 +8,8 @@ from scipy.optimize import linprog, minimize
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from ntkrobust_sk import APGD, CNN, FAB, MLP, PGD, AutoAttack, Model, Square, as_model
-from ntkrobust_sk.apgd import _looks, dlr, targeted_dlr
+from ntkrobust_sk import APGD, CNN, FAB, FMN, MLP, PGD, AutoAttack, Model, Square, as_model
+from ntkrobust_sk.apgd import _looks, _radii, dlr, targeted_dlr
 from ntkrobust_sk.attacks import attack_in_tiles, example_losses
 from ntkrobust_sk.autoattack import flags
 from ntkrobust_sk.balls import Ball
@@ -110,16 +110,38 @@ def test_bounds_may_be_missing_or_differ_between_features(bounds):
             assert (x_adv >= np.float32(bounds[0])).all() and (x_adv <= np.float32(bounds[1])).all()
 
 
-def test_compiled_loops_and_python_loops_agree(monkeypatch):
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l1", 1.0)])
+def test_compiled_loops_and_python_loops_agree(norm, epsilon, monkeypatch):
     model = network()
     X, y = data(model)
-    attacks = everything("linf", 0.15)
+    attacks = everything(norm, epsilon)
     del attacks["autoattack"]
     compiled = {name: examples(attack, model, X, y) for name, attack in attacks.items()}
     for module in ("apgd", "fab", "square"):
         monkeypatch.setattr(f"ntkrobust_sk.{module}.runs_fused", lambda *_: False)
     for name, attack in attacks.items():
         np.testing.assert_allclose(examples(attack, model, X, y), compiled[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2", 0.5), ("l1", 1.0)])
+def test_images_and_the_same_as_rows_have_the_same_examples(norm, epsilon):
+    shape = (4, 3, 2)
+    model = network(shape)
+    X, y = data(model, shape)
+    rows = jax.tree_util.Partial(lambda model, x: model(x.reshape(-1, *shape)), model)
+    attacks = everything(norm, epsilon) | {"pgd": PGD(epsilon, 4, norm=norm), "fmn": FMN(epsilon, norm=norm)}
+    # whose squares are another thing in rows
+    del attacks["autoattack"], attacks["square"]
+    for name, attack in attacks.items():
+        found = examples(attack, model, X, y)
+        assert found.shape == X.shape
+        of_rows = examples(attack, rows, X.reshape(N, -1), y)
+        np.testing.assert_allclose(of_rows, found.reshape(N, -1), atol=1e-5, err_msg=name)
+
+
+def test_autoattack_wants_inputs():
+    with pytest.raises(ValueError, match=r"no inputs to attack: its shape is \(0, 12\)"):
+        AutoAttack(0.1).run(network(), np.zeros((0, 12), np.float32), np.zeros(0, int), key=KEY)
 
 
 # APGD
@@ -221,7 +243,7 @@ def plain_sparse_apgd(gradient, value, project, x, start, epsilon, n_steps):
     count = changed / 1.5
     for k in range(1, n_steps + 1):
         g = gradient(now)
-        movable = np.where(np.where(g > 0, 1 - now, now) > 1e-14, np.abs(g), 0)
+        movable = np.where((np.where(g > 0, 1 - now, now) > 1e-14) | (now != x), np.abs(g), 0)
         largest = np.sort(movable)[-max(round(count), 1) :]
         largest = largest[largest > 0]
         now = inside(now + step * np.sign(g) * (np.abs(g) >= largest.min()) / len(largest))
@@ -263,18 +285,33 @@ def test_in_the_l1_norm_the_iterates_are_those_of_the_published_algorithm():
             np.testing.assert_allclose(x_adv, expected, atol=1e-9)
 
 
-def test_in_the_l1_norm_it_comes_near_to_the_best_corner_of_ball_and_bounds():
+@pytest.mark.parametrize("n_features, epsilon, least, mean", [(12, 2.0, 0.92, 0.99), (200, 4.0, 0.97, 0.99)])
+def test_in_the_l1_norm_it_comes_near_to_the_best_corner_of_ball_and_bounds(n_features, epsilon, least, mean):
     rng = np.random.default_rng(0)
-    X = rng.uniform(size=(N, 12)).astype(np.float32)
-    slope = rng.normal(size=12).astype(np.float32)
+    X = rng.uniform(size=(N, n_features)).astype(np.float32)
+    slope = rng.normal(size=n_features).astype(np.float32)
     # the answer is sure, but not so sure that its loss has no gradient
-    model = linear(np.stack([0 * slope, slope], 1), jnp.array([20.0, 0.0], jnp.float32))
+    model = linear(np.stack([0 * slope, slope], 1), jnp.array([40.0, 0.0], jnp.float32))
     order = np.argsort(-np.abs(slope))
     room = np.where(slope > 0, 1 - X, X)[:, order]
-    used = np.diff(np.minimum(np.cumsum(room, 1), 2.0), axis=1, prepend=0)
+    used = np.diff(np.minimum(np.cumsum(room, 1), epsilon), axis=1, prepend=0)
     most = used @ np.abs(slope[order])
-    gained = (np.asarray(APGD(2.0, 300, norm="l1")(model, X, np.zeros(N, np.int32), key=KEY)) - X) @ slope
-    assert (gained > 0.9 * most).all() and gained.mean() > 0.99 * most.mean()
+    x_adv = np.asarray(APGD(epsilon, norm="l1")(model, X, np.zeros(N, np.int32), key=KEY))
+    gained = (x_adv - X) @ slope
+    assert (gained > least * most).all()
+    assert gained.mean() > mean * most.mean()
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 4, 7])
+def test_few_steps_in_the_l1_norm_stay_in_ball_and_bounds(n_steps):
+    model = network()
+    X, y = data(model, n=20)
+    x_adv = np.asarray(APGD(1.0, n_steps, norm="l1")(model, X, y, key=KEY))
+    assert sum(count for _, count in _radii(n_steps, "l1")) == n_steps
+    assert np.abs(x_adv - X).sum(1).max() <= 1 + 1e-5
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (x_adv != X).any(1).all()
 
 
 def test_ratios_of_logits_do_not_change_with_shift_and_scale():
