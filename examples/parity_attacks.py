@@ -153,8 +153,7 @@ def measure():
 def table(clean, attacks):
     """Lines of Markdown, and whether all differences are allowed ones.
 
-    Where both do the same, a difference may have either sign; of Square, and in the L1 norm, ours may find more (see
-    above).
+    Where both do the same, a difference may have either sign; of Square, and in L1, ours may find more: see above.
     """
     radii = ", ".join(f"{epsilon} in {SIGNS[norm]}" for norm, epsilon in EPSILONS.items())
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch", "pyautoattack", "foolbox"))
