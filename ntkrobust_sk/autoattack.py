@@ -18,7 +18,7 @@ from .loops import as_pytree, evaluate
 from .networks import check_model
 from .square import Square
 
-# Rows attacked at once: few, since the examples that still stand seldom fill tiles of many.
+# Rows attacked at once on a CPU: few, since the examples that still stand seldom fill tiles of many.
 ROWS = 64
 # Of APGD in the L1 norm: restarts, and targets at most.
 SPARSE = 5
@@ -102,7 +102,8 @@ class AutoAttack:
 
     def in_tiles(self, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
         """What :func:`~ntkrobust_sk.attacks.attack_in_tiles` asks for."""
-        return self.run(model, X, y, key=key, rows=min(rows, ROWS)).x_adv
+        rows = min(rows, ROWS) if jax.default_backend() == "cpu" else rows
+        return self.run(model, X, y, key=key, rows=rows).x_adv
 
     def run(self, model, X, y, *, key, rows: int = ROWS) -> AutoAttackReport:
         """Attack, and tell what each member has added.
