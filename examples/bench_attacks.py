@@ -14,7 +14,8 @@ The library's attacks beside the same attacks elsewhere, in one run, on the same
 
 Needs ``pip install torch foolbox adversarial-robustness-toolbox pyautoattack`` for what is compared with them. Run
 ``python examples/bench_attacks.py``; ``--out FILE`` writes the numbers as JSON, ``--write`` puts the table into
-``docs/attacks.md``. Times are medians of alternating runs, of the second call on, when everything is compiled.
+``docs/attacks.md``. Times are medians of alternating runs, of the second call on, when everything is compiled; of
+AutoAttack it is one run.
 """
 
 import argparse
