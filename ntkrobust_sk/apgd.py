@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._validation import check_choice
 from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
 from .balls import Box, ball_of, check_bounds, free, project, samples, steepest
 from .convolutions import with_fast_gradients
 from .loops import as_pytree, on_rows, runs_fused
-from .networks import check_choice
 from .norms import NORMS
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._validation import check_choice, number
 from .balls import (
     Box,
     ball_of,
     check_bounds,
     check_floating,
-    check_nonnegative,
     plain_bounds,
     project,
     project_into,
@@ -34,7 +34,6 @@ from .balls import (
 )
 from .convolutions import with_fast_gradients
 from .loops import as_pytree, on_rows, one_ahead, runs_fused
-from .networks import check_choice
 from .norms import NORMS
 
 
@@ -99,9 +98,9 @@ class PGD:
     bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
-        check_nonnegative("epsilon", self.epsilon)
+        number("epsilon", self.epsilon, low=0, unit="in units of the data")
         if self.step_size is not None:
-            check_nonnegative("step_size", self.step_size)
+            number("step_size", self.step_size, low=0, unit="in units of the data")
         for name in ("n_steps", "n_restarts"):
             value = getattr(self, name)
             if not (isinstance(value, int | np.integer) and value >= 1):
@@ -204,7 +203,7 @@ class NFGSM:
     norm = "linf"
 
     def __post_init__(self):
-        check_nonnegative("noise", self.noise)
+        number("noise", self.noise, low=0, unit="in units of the data")
         object.__setattr__(self, "bounds", PGD(self.epsilon, 1, self.step_size, bounds=self.bounds).bounds)
 
     def __call__(self, model, x, y, *, key):

@@ -337,8 +337,3 @@ def plain_bounds(bounds):
 
 def _brief(bounds):
     return tuple(b if np.ndim(b) == 0 else f"<{np.size(b)} numbers>" for b in bounds)
-
-
-def check_nonnegative(name, value):
-    if not (isinstance(value, int | float | np.number) and math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0 in units of the data, got {value!r}")

@@ -17,6 +17,8 @@ import numpy as np
 from sklearn.datasets import fetch_openml, load_digits
 from sklearn.utils import check_random_state, check_scalar
 
+from ._validation import check_choice
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -155,7 +157,7 @@ def load_cifar10(data_dir=None, *, split="train"):
     ...
     ValueError: split must be one of 'train', 'test'; got 'validation'.
     """
-    _check_choice("split", split, _CIFAR10.files)
+    check_choice("split", split, _CIFAR10.files)
     if data_dir is None:
         return _fetch(_CIFAR10, split)
     X, labels = _read_cifar(_CIFAR10, data_dir, split)
@@ -204,8 +206,8 @@ def load_cifar100(data_dir=None, *, split="train", labels="fine"):
     ...
     ValueError: labels must be one of 'coarse', 'fine'; got 'class'.
     """
-    _check_choice("split", split, _CIFAR100.files)
-    _check_choice("labels", labels, ("coarse", "fine"))
+    check_choice("split", split, _CIFAR100.files)
+    check_choice("labels", labels, ("coarse", "fine"))
     if data_dir is None:
         raise ValueError(
             "CIFAR-100: expected data_dir, the folder of the binary version, found None. OpenML is not used "
@@ -373,11 +375,6 @@ def class_balanced_indices(y, n_samples, *, random_state=0):
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
-def _check_choice(name, value, choices):
-    if value not in tuple(choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
-
-
 def _find(source, data_dir, names):
     """The first of `names` that is a file in `data_dir`."""
     data_dir = Path(data_dir).expanduser()
@@ -482,7 +479,7 @@ def _read_idx(path, shape):
 
 def _load_idx(source, data_dir, split):
     """X and y of a split in the IDX format."""
-    _check_choice("split", split, source.files)
+    check_choice("split", split, source.files)
     if data_dir is None:
         return _fetch(source, split)
     paths = [_find(source, data_dir, (f"{name}.gz", name)) for name in source.files[split]]

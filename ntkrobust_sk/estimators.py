@@ -15,10 +15,11 @@ from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from ._validation import check_choice, positive_tuple
 from .attacks import attack_in_tiles
 from .gram import gram
 from .loops import evaluate
-from .networks import CNN, MLP, Model, Network, check_choice, check_model, params_dtype, positive_tuple
+from .networks import CNN, MLP, Model, Network, check_model, params_dtype
 from .resnet import ResNet18
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}

@@ -13,9 +13,10 @@ import numpy as np
 import scipy.stats
 from sklearn.base import is_regressor
 
+from ._validation import number
 from .attacks import PGD, one_key_each
 from .autoattack import AutoAttack
-from .balls import check_bounds, check_nonnegative, settle
+from .balls import check_bounds, settle
 from .estimators import key_of
 from .fab import FAB
 from .scoring import Subject, attackable
@@ -420,7 +421,7 @@ def radii(epsilons) -> tuple[float, ...]:
         )
     given = [epsilons] if np.ndim(epsilons) == 0 else list(epsilons)
     for epsilon in given:
-        check_nonnegative("epsilon", epsilon)
+        number("epsilon", epsilon, low=0, unit="in units of the data")
     return tuple(sorted({float(epsilon) for epsilon in given}))
 
 

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from ._validation import check_choice
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
 from .estimators import NETWORK_ROWS, NETWORKS, initial_model
@@ -29,7 +30,7 @@ from .kernels import resolve_kernel
 from .loops import evaluate
 from .machines import MACHINE_ROWS
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
-from .networks import Model, Normalized, check_choice
+from .networks import Model, Normalized
 from .predictors import make_predictor
 from .rundir import RunDirectory, load_checkpoint, read_json, save_checkpoint
 from .solvers import solve

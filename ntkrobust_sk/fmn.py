@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ._validation import number
 from .attacks import PGD, example_losses
-from .balls import Box, check_nonnegative, project
+from .balls import Box, project
 from .convolutions import with_fast_gradients
 from .fab import Found, MinimumNorm
 from .loops import runs_fused
@@ -141,7 +142,7 @@ class DDN(MinimumNorm):
         plain = PGD(self.epsilon, self.n_steps, self.step_size, "l2", bounds=self.bounds)
         object.__setattr__(self, "bounds", plain.bounds)
         _check_numbers(self)
-        check_nonnegative("radius", self.radius)
+        number("radius", self.radius, low=0, unit="in units of the data")
 
     def _search(self, model, x, y, keys, ball, found):
         radius = jnp.full(len(x), self.radius, x.dtype)
@@ -157,8 +158,8 @@ class _State(NamedTuple):
 
 
 def _check_numbers(attack):
-    check_nonnegative("step_size", attack.step_size)
-    check_nonnegative("gamma", attack.gamma)
+    number("step_size", attack.step_size, low=0, unit="in units of the data")
+    number("gamma", attack.gamma, low=0, unit="in units of the data")
     if not 0 < attack.gamma < 1:
         raise ValueError(f"gamma must be in (0, 1), a relative change of the radius, got {attack.gamma!r}")
 

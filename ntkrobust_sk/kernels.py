@@ -22,8 +22,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from ._validation import check_choice
 from .factors import Factors, Whole, separated
-from .networks import Model, PyTree, check_choice
+from .networks import Model, PyTree
 from .tangent import contract_features, identity_seeds, push, tangent_features
 
 Features = list[Whole | Factors]

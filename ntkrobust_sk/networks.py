@@ -7,7 +7,6 @@ A *network* says how logits are computed, a *model* is a network together with i
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+
+from ._validation import check_choice, positive_tuple
 
 PyTree = Any
 ACTIVATIONS = {
@@ -381,20 +382,3 @@ def image_channels(network, input_shape: tuple[int, ...]) -> int:
             f"{tuple(input_shape)}; pass X as (n, h, w, c), or flat rows with input_shape=(h, w, c)"
         )
     return input_shape[-1]
-
-
-def positive_tuple(name: str, values) -> tuple[int, ...]:
-    """``values`` as a tuple of positive int."""
-    try:
-        result = tuple(operator.index(value) for value in values)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a sequence of positive integers, got {values!r}") from None
-    if any(value < 1 for value in result):
-        raise ValueError(f"{name} must be positive, got {values!r}")
-    return result
-
-
-def check_choice(name: str, value, known) -> None:
-    """Raise ValueError that lists ``known`` unless ``value`` is one of them."""
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}; known are {', '.join(map(repr, known))}")

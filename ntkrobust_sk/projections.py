@@ -16,9 +16,10 @@ from numbers import Integral
 import jax
 import jax.numpy as jnp
 
+from ._validation import check_choice
 from .factors import Factors, Layout, Whole, separated
 from .kernels import KERNELS, Features, TangentKernel
-from .networks import Model, check_choice
+from .networks import Model
 
 OF = {name: KERNELS[name] for name in ("trace", "pseudo")}
 

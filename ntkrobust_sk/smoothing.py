@@ -16,7 +16,7 @@ import numpy as np
 import scipy.stats
 from sklearn.utils import check_random_state
 
-from .balls import check_nonnegative
+from ._validation import number
 from .evaluation import classifier_under_attack, clopper_pearson
 from .loops import runs_fused
 
@@ -137,7 +137,7 @@ def certified_accuracy(
     if isinstance(radii, str) or np.size(radii) == 0:
         raise ValueError(f"radii must be numbers in units of the data, such as [0.25, 0.5], got {radii!r}")
     for radius in np.ravel(radii).tolist():
-        check_nonnegative("radius", radius)
+        number("radius", radius, low=0, unit="in units of the data")
     subject = classifier_under_attack("certified_accuracy", estimator, X, y)
     found = _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
     right = (found.labels == subject.classes[subject.y]) & ~found.abstains
@@ -146,7 +146,7 @@ def certified_accuracy(
 
 
 def _require_numbers(sigma, n_selection, n_samples, alpha):
-    check_nonnegative("sigma", sigma)
+    number("sigma", sigma, low=0, unit="in units of the data")
     if sigma == 0:
         raise ValueError("sigma must be positive, in units of the data")
     for name, value in (("n_selection", n_selection), ("n_samples", n_samples)):

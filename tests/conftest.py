@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TQDM_MININTERVAL", "1")
@@ -9,11 +11,28 @@ os.environ.setdefault("TQDM_MININTERVAL", "1")
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 # Most of a small test's time is compilation: programs are hardly optimised, by the emitters that are done sooner,
 # each in one piece. What runs for long has a process of its own, without these.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
+
+
+def known_flags(flags):
+    """Those flags that this XLA knows: an unknown one ends a process, so they are tried in one of its own."""
+
+    def starts(some):
+        code = "import jax; jax.devices('cpu')"
+        env = {**os.environ, "XLA_FLAGS": " ".join(some)}
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
+
+    return flags if starts(flags) else tuple(flag for flag in flags if starts([flag]))
+
+
+# Workers of pytest-xdist find what their parent has set.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = " ".join(known_flags(QUICK_COMPILATION))
 # What JAX traces is many small objects, which the collector would go through again and again.
 gc.set_threshold(100_000, 50, 50)
 

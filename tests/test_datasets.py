@@ -297,7 +297,7 @@ def test_the_pickled_version_is_recognised_and_not_opened(tmp_path, load, folder
 
 @pytest.mark.parametrize("load", [load_cifar10, load_cifar100, load_mnist, load_fashion_mnist])
 def test_an_unknown_split_is_refused_before_any_file_is_looked_for(load):
-    with pytest.raises(ValueError, match="split must be one of 'train', 'test'; got 'valid'"):
+    with pytest.raises(ValueError, match="unknown split 'valid'; known are 'train', 'test'"):
         load("nowhere", split="valid")
 
 

@@ -15,6 +15,7 @@ PACKAGE = Path(ntkrobust_sk.__file__).parent
 # Every module, below everything that it imports. A new module takes the highest place it can.
 ORDER = [
     "_backend",
+    "_validation",
     "datasets",
     "networks",
     "adapters",

@@ -1,0 +1,252 @@
+"""One dialect of argument errors: what was expected, what came, and what to write instead.
+
+Every function here takes a name and a value, and returns the value in the one form in which the library uses it,
+or raises. Numbers and choices raise ValueError; what is of another kind altogether (no array, no path) raises
+TypeError.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+# What a seed may be at most: NumPy's legacy generators take 32 bits.
+LARGEST_SEED = 2**32 - 1
+# Bytes of one component of a path, on the file systems in use.
+LONGEST_NAME = 255
+
+
+def brief(value) -> str:
+    """Show a value in an error message: its repr, cut where it is long, or an array's shape and dtype.
+
+    >>> brief("x"), brief(np.zeros((100, 3)))
+    ("'x'", 'an array of shape (100, 3) and dtype float64')
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype") and np.ndim(value) > 0:
+        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]} ... ({type(value).__name__})"
+
+
+def check_choice(name: str, value, known: Iterable) -> None:
+    """Raise ValueError that lists ``known`` unless ``value`` is one of them.
+
+    >>> check_choice("norm", "l3", ("linf", "l2"))
+    Traceback (most recent call last):
+    ValueError: unknown norm 'l3'; known are 'linf', 'l2'
+    """
+    known = list(known)
+    try:
+        found = value in set(known)
+    except TypeError:  # what has no hash is no choice
+        found = False
+    if not found:
+        raise ValueError(f"unknown {name} {brief(value)}; known are {', '.join(map(repr, known))}")
+
+
+def number(name: str, value, *, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, unit="") -> float:
+    """Return a finite real number as a float.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the error.
+    value : real number
+        Of Python, NumPy or JAX; no bool.
+    low, high, above, below : float
+        It must be >= low, <= high, > above and < below.
+    unit : str, default=""
+        Said after the range, such as "in units of the data".
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+
+    Examples
+    --------
+    >>> number("epsilon", np.float32(0.5), low=0)
+    0.5
+    >>> number("epsilon", "x", low=0)
+    Traceback (most recent call last):
+    ValueError: epsilon must be a finite number >= 0, got 'x'
+    """
+    found = _as_float(value)
+    inside = found is not None and low <= found <= high and above < found < below
+    if found is None or not math.isfinite(found) or not inside:
+        limits = [(">=", low), (">", above), ("<=", high), ("<", below)]
+        said = [f"{sign} {limit:g}" for sign, limit in limits if math.isfinite(limit)]
+        wanted = " ".join(["a finite number", " and ".join(said), unit]).replace("  ", " ").strip()
+        raise ValueError(f"{name} must be {wanted}, got {brief(value)}")
+    return found
+
+
+def _as_float(value):
+    """A real number as a float, or None."""
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        return None
+    if not isinstance(value, numbers.Real):
+        if not (hasattr(value, "dtype") and np.ndim(value) == 0 and np.issubdtype(value.dtype, np.number)):
+            return None
+        if np.issubdtype(value.dtype, np.complexfloating):
+            return None
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def integer(name: str, value, *, low: int = 1, high: int | None = None) -> int:
+    """Return a whole number from ``low`` to ``high`` as an int.
+
+    Raises
+    ------
+    ValueError
+        For what is no integer (a bool is none), and outside of the range.
+
+    Examples
+    --------
+    >>> integer("n_steps", np.int64(3))
+    3
+    >>> integer("n_steps", 0)
+    Traceback (most recent call last):
+    ValueError: n_steps must be a positive integer, got 0
+    """
+    try:
+        found = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or found < low or (high is not None and found > high):
+        wanted = {0: "an integer >= 0", 1: "a positive integer"}.get(low, f"an integer >= {low}")
+        wanted += "" if high is None else f", at most {high}"
+        raise ValueError(f"{name} must be {wanted}, got {brief(value)}")
+    return found
+
+
+def positive_tuple(name: str, values) -> tuple[int, ...]:
+    """Return ``values`` as a tuple of positive int.
+
+    >>> positive_tuple("widths", [16, 8])
+    (16, 8)
+    """
+    try:
+        result = tuple(operator.index(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a sequence of positive integers, got {brief(values)}") from None
+    if any(value < 1 for value in result) or any(isinstance(value, bool) for value in values):
+        raise ValueError(f"{name} must be positive, got {brief(values)}")
+    return result
+
+
+def seed(name: str, value):
+    """Return a seed as scikit-learn takes it: None, an int from 0 to 2³² − 1, or a ``numpy.random.RandomState``.
+
+    >>> seed("random_state", np.int64(7))
+    7
+    >>> seed("random_state", -1)
+    Traceback (most recent call last):
+    ValueError: random_state must be None, an integer from 0 to 4294967295 or a numpy.random.RandomState, got -1
+    """
+    if value is None or isinstance(value, np.random.RandomState):
+        return value
+    try:
+        return integer(name, value, low=0, high=LARGEST_SEED)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be None, an integer from 0 to {LARGEST_SEED} or a numpy.random.RandomState, got "
+            f"{brief(value)}"
+        ) from None
+
+
+def path(name: str, value) -> Path:
+    """Return a path with ``~`` expanded.
+
+    Raises
+    ------
+    TypeError
+        For anything but a str or an ``os.PathLike`` of one.
+    ValueError
+        For a path that no file system here can have: empty, with a null character, with a component of over 255
+        bytes, or of a user that does not exist.
+
+    Examples
+    --------
+    >>> path("store", "runs/K.zarr").name
+    'K.zarr'
+    >>> path("store", 5)
+    Traceback (most recent call last):
+    TypeError: store must be a path, a str or pathlib.Path, got 5
+    """
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a path, a str or pathlib.Path, got {brief(value)}")
+    if not text or "\0" in text:
+        raise ValueError(f"{name} must be the path of a file or folder, got {brief(value)}")
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name}={text!r} begins with the home of a user that does not exist: {error}") from None
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in found.parts):
+        raise ValueError(f"{name} has a component of over {LONGEST_NAME} bytes: {brief(text)}")
+    return found
+
+
+def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf") -> np.ndarray:
+    """Return values as a NumPy array of numbers in this machine's byte order, without a copy where there is a way.
+
+    Parameters
+    ----------
+    name : str
+    values : array-like
+        NumPy, JAX, CuPy or nested sequences of numbers.
+    ndim : int, default=None
+        Wanted number of axes; None is one or more.
+    kinds : str, default="biuf"
+        NumPy's letters for the kinds of dtype that are taken; bfloat16 counts as floating.
+
+    Raises
+    ------
+    TypeError
+        For values of another kind: text, objects, complex numbers, sparse or masked arrays.
+    ValueError
+        For rows of different lengths, and another number of axes.
+
+    Examples
+    --------
+    >>> array("X", [[1, 2], [3, 4]]).shape
+    (2, 2)
+    >>> array("X", [[1, 2], [3]])
+    Traceback (most recent call last):
+    ValueError: X must be an array of numbers, but its rows have different lengths
+    """
+    if hasattr(values, "tocsr") or isinstance(values, np.ma.MaskedArray):
+        kind = "a sparse matrix" if hasattr(values, "tocsr") else "a masked array"
+        way = "X.toarray()" if hasattr(values, "tocsr") else "X.filled(value)"
+        raise TypeError(f"{name} must be a dense array of numbers, got {kind}; write {way.replace('X', name)}")
+    if hasattr(values, "get") and hasattr(values, "__cuda_array_interface__"):
+        values = values.get()
+    try:
+        found = np.asarray(values)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(f"{name} must be an array of numbers, but its rows have different lengths") from None
+    except TypeError as error:
+        raise TypeError(f"{name} must be an array of numbers, got {brief(values)}: {error}") from None
+    kind = "f" if found.dtype.name == "bfloat16" else found.dtype.kind
+    if kind not in kinds:
+        what = "complex numbers" if kind == "c" else f"{brief(values)}, of dtype {found.dtype}"
+        raise TypeError(f"{name} must be an array of real numbers, got {what}")
+    if found.ndim == 0 or (ndim is not None and found.ndim != ndim):
+        wanted = "one axis or more" if ndim is None else f"{ndim} ax{'is' if ndim == 1 else 'es'}"
+        raise ValueError(f"{name} must be an array with {wanted}, got shape {found.shape}")
+    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
