@@ -91,6 +91,8 @@ class APGD:
     n_restarts: int = 1
     n_targets: int = 9
     bounds: tuple | Box | None = (0.0, 1.0)
+    needs_gradients = True
+    one_key_each = True
 
     def __post_init__(self):
         plain = PGD(self.epsilon, self.n_steps, norm=self.norm, n_restarts=self.n_restarts, bounds=self.bounds)

@@ -41,6 +41,9 @@ from .norms import NORMS
 class Clean:
     """No attack: the inputs as they are. The first entry of the paper's two updates per batch."""
 
+    needs_gradients = False
+    one_key_each = True
+
     def __call__(self, model, x, y, *, key):
         """``x`` itself."""
         return x
@@ -96,6 +99,8 @@ class PGD:
     random_start: bool = True
     n_restarts: int = 1
     bounds: tuple | Box | None = (0.0, 1.0)
+    needs_gradients = True
+    one_key_each = True
 
     def __post_init__(self):
         number("epsilon", self.epsilon, low=0, unit="in units of the data")
@@ -153,6 +158,8 @@ class FGSM:
     epsilon: float
     norm: str = "linf"
     bounds: tuple | Box | None = (0.0, 1.0)
+    needs_gradients = True
+    one_key_each = True
 
     def __post_init__(self):
         object.__setattr__(self, "bounds", self._as_pgd().bounds)
@@ -201,6 +208,8 @@ class NFGSM:
     step_size: float | None = None
     bounds: tuple | Box | None = (0.0, 1.0)
     norm = "linf"
+    needs_gradients = True
+    one_key_each = True
 
     def __post_init__(self):
         number("noise", self.noise, low=0, unit="in units of the data")

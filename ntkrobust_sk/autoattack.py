@@ -75,6 +75,8 @@ class AutoAttack:
     n_queries: int = 5000
     n_targets: int = 9
     bounds: tuple | Box | None = (0.0, 1.0)
+    needs_gradients = True
+    one_key_each = True
 
     def __post_init__(self):
         plain = PGD(self.epsilon, self.n_steps, norm=self.norm, bounds=self.bounds)

@@ -44,6 +44,9 @@ class MinimumNorm:
     They have ``_search(model, x, y, keys, ball, found)`` on flat rows x (n, d), which returns what it has found.
     """
 
+    needs_gradients = True
+    one_key_each = True
+
     def __call__(self, model, x, y, *, key):
         """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
         nearest, distance = self.nearest(model, x, y, key=key)

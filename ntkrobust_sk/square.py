@@ -67,6 +67,8 @@ class Square:
     norm: str = "linf"
     share: float = 0.8
     bounds: tuple | Box | None = (0.0, 1.0)
+    needs_gradients = False
+    one_key_each = True
 
     def __post_init__(self):
         object.__setattr__(self, "bounds", PGD(self.epsilon, norm=self.norm, bounds=self.bounds).bounds)
