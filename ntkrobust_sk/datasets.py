@@ -155,7 +155,7 @@ def load_cifar10(data_dir=None, *, split="train"):
     >>> load_cifar10("data", split="validation")
     Traceback (most recent call last):
     ...
-    ValueError: split must be one of 'train', 'test'; got 'validation'.
+    ValueError: unknown split 'validation'; known are 'train', 'test'
     """
     check_choice("split", split, _CIFAR10.files)
     if data_dir is None:
@@ -204,7 +204,7 @@ def load_cifar100(data_dir=None, *, split="train", labels="fine"):
     >>> load_cifar100("data", labels="class")
     Traceback (most recent call last):
     ...
-    ValueError: labels must be one of 'coarse', 'fine'; got 'class'.
+    ValueError: unknown labels 'class'; known are 'coarse', 'fine'
     """
     check_choice("split", split, _CIFAR100.files)
     check_choice("labels", labels, ("coarse", "fine"))
@@ -258,7 +258,7 @@ def load_mnist(data_dir=None, *, split="train"):
     >>> load_mnist("data", split="t10k")
     Traceback (most recent call last):
     ...
-    ValueError: split must be one of 'train', 'test'; got 't10k'.
+    ValueError: unknown split 't10k'; known are 'train', 'test'
     """
     return _load_idx(_MNIST, data_dir, split)
 
@@ -301,7 +301,7 @@ def load_fashion_mnist(data_dir=None, *, split="train"):
     >>> load_fashion_mnist("data", split="t10k")
     Traceback (most recent call last):
     ...
-    ValueError: split must be one of 'train', 'test'; got 't10k'.
+    ValueError: unknown split 't10k'; known are 'train', 'test'
     """
     return _load_idx(_FASHION_MNIST, data_dir, split)
 
