@@ -5,11 +5,9 @@ Everything is written whole or not at all, nothing is pickled, and what a stoppe
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ._files import explained, is_part, read_json, write_atomically
 
 
 class RunMismatchError(ValueError):
@@ -71,8 +71,8 @@ class RunDirectory:
                     f"{'; '.join(differences)}. Use another folder, or delete this one"
                 )
             return cls(path)
-        # a run that was killed at once has left no more than a part of its settings
-        if path.exists() and (not path.is_dir() or any(p.name != "settings.json.part" for p in path.iterdir())):
+        # a run that was killed at once has left no more than an unfinished file
+        if path.exists() and (not path.is_dir() or not all(is_part(p) for p in path.iterdir())):
             raise RunMismatchError(f"{path} is there, but holds no run (no settings.json); use another folder")
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(settings, indent=2).encode() + b"\n")
@@ -104,7 +104,7 @@ class RunDirectory:
         """Add a result, on disk when this returns."""
         file = self.path / "results.jsonl"
         line = json.dumps(result).encode() + b"\n"
-        with _explained(file), file.open("ab") as out:
+        with explained(file), file.open("ab") as out:
             size = out.tell()
             try:
                 out.write(line)
@@ -120,50 +120,6 @@ class RunDirectory:
         path = self.path.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or OSError that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside and move, so that a file that is there is whole.
-
-    Raises
-    ------
-    OSError
-        With advice, when the disk is full or cannot be written to; what was there before is kept.
-    """
-    part = path.with_name(f"{path.name}.part")
-    with _explained(path):
-        try:
-            with part.open("wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _explained(path: Path):
-    """Turn the errors of a full or closed disk into ones that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: could not be written. Whatever was finished before is kept; make room, and the "
-            "same command goes on from there",
-            str(path),
-        ) from error
 
 
 def save_checkpoint(path: Path, tree: Any) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk import rundir
+from ntkrobust_sk import _files
 from ntkrobust_sk.rundir import (
     DamagedCheckpointError,
     RunDirectory,
@@ -54,7 +54,7 @@ def full_disk(monkeypatch):
         def fail(descriptor):
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(rundir.os, "fsync", fail)
+        monkeypatch.setattr(_files.os, "fsync", fail)
 
     return arm
 
