@@ -4,7 +4,10 @@ VENV ?= .venv
 OUT ?= demo-output
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+# What tells soonest whether versions fit together: the example in every docstring, and these.
+SMOKE = ntkrobust_sk $(addprefix tests/test_,imports.py kernels.py solvers.py estimators.py sklearn_models.py adapters.py)
+
+.PHONY: demo test smoke smoke-oldest lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ntkrobust demo --out $(OUT)
@@ -12,6 +15,18 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test lint
 	# large pages: a tenth less time for what allocates large arrays again and again
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# A part of the tests. With the newest versions: make smoke PYTHON=python3.13 VENV=.venv-newest
+smoke: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(SMOKE)
+
+# The same part with the oldest versions that pyproject.toml allows.
+smoke-oldest: VENV = .venv-oldest
+smoke-oldest:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[dev,nets,plot,store,evolution]"
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(SMOKE)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -32,4 +47,4 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) .venv-newest .venv-oldest $(OUT)

@@ -141,11 +141,9 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
                 f"{self.classes_[0]!r}"
             )
         if sample_weight is not None or self.class_weight is not None:
-            rows = X.reshape(len(X), -1)
-            sample_weight = _check_sample_weight(sample_weight, rows, ensure_non_negative=True)
-            sample_weight = sample_weight * compute_sample_weight(self.class_weight, y)
+            sample_weight = checked_weights(sample_weight, X) * compute_sample_weight(self.class_weight, y)
             # once more, since weights of classes may be negative too, or leave nothing
-            sample_weight = _check_sample_weight(sample_weight, rows, ensure_non_negative=True)
+            sample_weight = checked_weights(sample_weight, X)
         return X, encoded.astype(np.int32), sample_weight
 
     def _attack_targets(self, y, n_samples):
@@ -187,6 +185,14 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
 
     def _score(self, y, answers, sample_weight):
         return float(accuracy_score(y, answers, sample_weight=sample_weight))
+
+
+def checked_weights(sample_weight, X) -> np.ndarray:
+    """Weights (n,) of the samples X (n, ...), each finite and >= 0; None is one for each."""
+    weights = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
+    if not weights.any():
+        raise ValueError("sample_weight must hold at least one non-zero weight, all are zero")
+    return weights
 
 
 def positions(y, classes, n_samples: int) -> np.ndarray:

@@ -10,10 +10,17 @@ from sklearn.base import MultiOutputMixin, RegressorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, has_fit_parameter
+from sklearn.utils.validation import has_fit_parameter
 
 from ._backend import to_numpy
-from .estimators import NETWORK_ROWS, AttackedMixin, TangentClassifierMixin, TangentEstimator, initial_model
+from .estimators import (
+    NETWORK_ROWS,
+    AttackedMixin,
+    TangentClassifierMixin,
+    TangentEstimator,
+    checked_weights,
+    initial_model,
+)
 from .gram import gram
 from .kernels import resolve_kernel
 from .networks import Model, check_model, params_dtype
@@ -367,7 +374,7 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
             X, y, reset=True, known_shape=self._source_shape(), multi_output=True, y_numeric=True
         )
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
+            sample_weight = checked_weights(sample_weight, X)
         self._one_target = y.ndim == 1
         targets = y.reshape(len(y), -1).astype(float)
         return self._fit_machine(X, y, targets, sample_weight, labels=targets)
