@@ -22,6 +22,7 @@ import numpy as np
 from ._validation import check_choice, number
 from .balls import (
     Box,
+    admitted,
     ball_of,
     check_bounds,
     check_floating,
@@ -274,7 +275,7 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     array (n, ...), on the host
     """
     check_floating(X)
-    check_bounds(attack, X)
+    X = admitted(attack, X)
     keys = one_key_each(key, len(X))
     if hasattr(attack, "in_tiles"):
         return attack.in_tiles(model, X, y, key=keys, rows=rows)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .apgd import APGD
 from .attacks import PGD, attack_in_tiles, example_losses, one_key_each
-from .balls import Box, check_bounds, check_floating
+from .balls import Box, admitted, check_floating
 from .fab import FAB
 from .loops import as_pytree, evaluate
 from .networks import check_model
@@ -130,7 +130,7 @@ class AutoAttack:
         if not len(X):
             raise ValueError(f"X holds no inputs to attack: its shape is {X.shape}")
         check_floating(X)
-        check_bounds(self, X)
+        X = admitted(self, X)
         keys = one_key_each(key, len(X))
         x_adv, fallen_to = X.copy(), np.full(len(X), -1)
         standing = np.asarray(_right(model, X, y, rows))

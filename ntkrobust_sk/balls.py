@@ -18,6 +18,9 @@ from .norms import NORMS
 
 # Times that examples are moved inwards at most; once or twice is enough.
 SETTLING = 8
+# How far rounding may have put data outside of the bounds, as a share of these, by the bytes of the data's dtype:
+# what a scaler computes is wrong by some multiples of the last bit where the range is small against the values.
+ROUNDING = {2: 4e-3, 4: 1e-5, 8: 1e-9}
 
 
 @dataclass(frozen=True)
@@ -242,26 +245,73 @@ def _discretised(x_adv, x, attack):
 
 def check_bounds(attack, X) -> None:
     """Raise ValueError when inputs lie outside of the attack's bounds, or are not valid themselves."""
+    admitted(attack, X)
+
+
+def admitted(attack, X: np.ndarray, dtype=None) -> np.ndarray:
+    """The inputs, where rounding alone has put them outside of bounds or beside integers moved to these.
+
+    Parameters
+    ----------
+    attack : callable
+        One without ``bounds`` takes all inputs as they are.
+    X : array (n, ...)
+    dtype : dtype, default=None
+        In which the data were computed, where it is not that of X.
+
+    Raises
+    ------
+    ValueError
+        For inputs outside of the bounds by more than rounding, and for integers and groups that are none.
+
+    Examples
+    --------
+    >>> from ntkrobust_sk import PGD
+    >>> float(admitted(PGD(0.1), np.array([[0.5, 1 + 2e-16]])).max())
+    1.0
+    >>> admitted(PGD(0.1), np.array([[0.5, 1.001]]))
+    Traceback (most recent call last):
+    ValueError: the attack's bounds are (0.0, 1.0), but X ranges from 0.5 to 1.001; scale the data...
+    """
     bounds = getattr(attack, "bounds", None)
     if bounds is None or len(X) == 0:
-        return
-    # In the dtype of the data: float32(-0.1) is below -0.1.
+        return X
+    # in the dtype of the data: float32(-0.1) is below -0.1
     lower, upper = _limits(bounds, X)
     if (lower > X).any() or (upper < X).any():
+        X = _clipped(bounds, X, lower, upper, ROUNDING[np.dtype(dtype or X.dtype).itemsize])
+    if getattr(bounds, "discrete", ()):
+        rounding = ROUNDING[np.dtype(dtype or X.dtype).itemsize]
+        X = _with_discrete(bounds, X.reshape(len(X), -1), rounding).reshape(X.shape)
+    return X
+
+
+def _clipped(bounds, X, lower, upper, rounding):
+    """X at its bounds where it is outside of them by rounding."""
+    clipped = np.clip(X, lower, upper)
+    ends = [np.where(np.isfinite(limit), np.abs(limit), 0) for limit in (lower, upper)]
+    sizes = np.maximum(np.maximum(*ends), np.abs(X).max(0, keepdims=True))
+    if (np.abs(X - clipped) > rounding * sizes).any():
         raise ValueError(
             f"the attack's bounds are {_brief(bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
             "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
         )
-    if isinstance(bounds, Box):
-        _check_discrete(bounds, X.reshape(len(X), -1))
+    return clipped
 
 
-def _check_discrete(box, X):
-    if box.discrete and max(box.discrete) >= X.shape[1]:
+def _with_discrete(box, X, rounding):
+    """Rows X (n, d) with integers and groups rounded where they are wrong by rounding alone."""
+    if max(box.discrete) >= X.shape[1]:
         raise ValueError(
             f"integers and one_hot must be positions below {X.shape[1]}, the number of features, got "
             f"{max(box.discrete)}; positions count from 0"
         )
+    discrete = list(box.discrete)
+    values, nearest = X[:, discrete], np.rint(X[:, discrete])
+    near = np.abs(values - nearest) <= rounding * np.maximum(np.abs(values), 1)
+    if (values != nearest).any():
+        X = X.copy()
+        X[:, discrete] = np.where(near, nearest, values)
     for position in box.integers:
         wrong = X[:, position] != np.rint(X[:, position])
         if wrong.any():
@@ -277,6 +327,7 @@ def _check_discrete(box, X):
                 f"features {group} are a one-hot group of the attack, but X holds {values[wrong][0].tolist()} "
                 "there; exactly one must be 1 and the others 0, before any scaling (put scalers into a Pipeline)"
             )
+    return X
 
 
 def ball_of(attack, x) -> Ball:

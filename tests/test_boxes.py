@@ -16,6 +16,7 @@ from ntkrobust_sk import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box,
 from ntkrobust_sk.attacks import attack_in_tiles
 from ntkrobust_sk.balls import ball_of, check_bounds, project_into, samples, settle
 from ntkrobust_sk.norms import NORMS
+from ntkrobust_sk.scoring import enable_x64
 
 KEY = jax.random.key(0)
 N, D = 20, 6
@@ -283,3 +284,50 @@ def test_an_attack_of_ones_own_is_held_by_a_box_too():
     assert (x_adv[:, 5] == np.minimum(x[:, 5] + 2, 3)).all()
     # one without epsilon promises nothing
     assert settle(x + 10, x, SimpleNamespace()).max() > 9
+
+
+# Rounding
+
+
+@pytest.mark.parametrize(
+    "bounds, x",
+    [
+        ((0, 1), [0.5, 1 + 2.3e-16]),
+        ((0, 1), [-1e-17, 0.5]),
+        ((-1, 1), [-1 - 3e-16, 0.5]),
+        ((0, 255), [3.0, 255 + 3e-14]),
+        ((0, np.inf), [[3.0, -4e-16], [3.0, 2.0]]),
+        (([0, -5], [1e-3, 5]), [1e-3 + 3e-19, -5 - 9e-16]),
+        ((0, 1), np.array([-1e-9, 1 + 1.2e-7], np.float32)),
+        (Box(0, 9, integers=[0]), [3 + 5e-16, 9 + 2e-15]),
+        (Box(0, 1, one_hot=[[0, 1]]), [1 - 1e-16, 1e-17]),
+        (Box(0, 1, mask=[True, False]), [1 + 2e-16, 700]),
+    ],
+)
+def test_data_that_rounding_has_put_outside_are_attacked_from_the_bounds(bounds, x):
+    x = np.atleast_2d(np.asarray(x))
+    model = jax.tree_util.Partial(lambda z: jnp.stack([z.sum(1), -z.sum(1)], 1))
+    with enable_x64(x.dtype == np.float64):
+        found = attack_in_tiles(PGD(2.0, bounds=bounds), model, x, np.zeros(len(x), int), key=KEY, rows=1)
+    low, high = bounds
+    free = np.array(getattr(bounds, "mask", None) or [True, True])
+    assert ((found >= low) & (found <= high))[:, free].all()
+    discrete = list(getattr(bounds, "discrete", ()))
+    assert (found[:, discrete] == np.rint(found[:, discrete])).all()
+    assert (found[:, ~free] == x[:, ~free]).all() and not np.array_equal(found, x)
+
+
+@pytest.mark.parametrize(
+    "bounds, x",
+    [
+        ((0, 1), [0.5, 1 + 1e-6]),
+        ((0, 1), np.array([-1e-4, 0.5], np.float32)),
+        (([0, 0], [1, 1e-3]), [0.5, 1e-3 + 1e-8]),
+        (Box(0, 9, integers=[0]), [3 + 1e-6, 9]),
+        (Box(0, 1, one_hot=[[0, 1]]), [0.999, 1e-3]),
+        ((0, 1), [0.5, 1000.0]),
+    ],
+)
+def test_what_is_outside_by_more_than_rounding_is_refused(bounds, x):
+    with pytest.raises(ValueError, match=r"the attack's"):
+        check_bounds(PGD(0.1, bounds=bounds), np.atleast_2d(np.asarray(x)))
