@@ -1,5 +1,8 @@
 """Empirical neural tangent kernels, adversarial training and attacks on kernel machines."""
 
+# before the imports, since modules read it; a checkout that is not installed has it too
+__version__ = "0.1.0.dev0"
+
 from .adapters import from_equinox, from_flax, from_haiku, from_nnx, from_stax
 from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
@@ -61,8 +64,6 @@ from .square import Square
 from .tangent import Linearized, linearize
 from .trainer import AdversarialKernelTrainer
 from .training import TrainingDivergedError, TrainState, train
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "APGD",

@@ -317,10 +317,11 @@ def _ascend(loss, model, x, y, target):
     return values, fooled, gradient
 
 
-@partial(jax.jit, static_argnames="rank")
+@jax.jit
 def _target(model, x, rank):
-    """The class (n,) of the rank-th highest score."""
-    return jnp.argsort(model(x), axis=1)[:, -rank]
+    """The class (n,) of the rank-th highest score; one program serves all ranks."""
+    order = jnp.argsort(model(x), axis=1)
+    return jax.lax.dynamic_index_in_dim(order, order.shape[1] - rank, axis=1, keepdims=False)
 
 
 @lru_cache(maxsize=256)

@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._validation import integer
 from .apgd import APGD
 from .attacks import PGD, attack_in_tiles, example_losses, one_key_each
 from .balls import Box, admitted, check_floating
+from .devices import on_host
 from .fab import FAB
 from .loops import as_pytree, evaluate
 from .networks import check_model
 from .square import Square
 
-# Rows attacked at once on a CPU: few, since the examples that still stand seldom fill tiles of many.
-ROWS = 64
+# Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many; tiles of few
+# keep an accelerator waiting.
+ROWS, ROWS_ACCELERATOR = 64, 512
 # Of APGD in the L1 norm: restarts, and targets at most.
 SPARSE = 5
 # Operations through which no gradient passes.
@@ -104,10 +107,10 @@ class AutoAttack:
 
     def in_tiles(self, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
         """What :func:`~ntkrobust_sk.attacks.attack_in_tiles` asks for."""
-        rows = min(rows, ROWS) if jax.default_backend() == "cpu" else rows
+        rows = min(rows, ROWS) if on_host() else rows
         return self.run(model, X, y, key=key, rows=rows).x_adv
 
-    def run(self, model, X, y, *, key, rows: int = ROWS) -> AutoAttackReport:
+    def run(self, model, X, y, *, key, rows: int | None = None) -> AutoAttackReport:
         """Attack, and tell what each member has added.
 
         Parameters
@@ -117,8 +120,8 @@ class AutoAttack:
         X : array (n, ...)
         y : array (n,) of int labels
         key : JAX PRNG key, or one for each example (n,)
-        rows : int
-            Of a tile.
+        rows : int, default=None
+            Of a tile; None is 64 on a CPU and 512 on an accelerator.
 
         Returns
         -------
@@ -129,6 +132,7 @@ class AutoAttack:
         model, X, y = as_pytree(model), np.asarray(X), np.asarray(y)
         if not len(X):
             raise ValueError(f"X holds no inputs to attack: its shape is {X.shape}")
+        rows = (ROWS if on_host() else ROWS_ACCELERATOR) if rows is None else integer("rows", rows)
         check_floating(X)
         X = admitted(self, X)
         keys = one_key_each(key, len(X))
@@ -185,22 +189,38 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
     """Signs that gradients are hidden, or that the model draws lots (as in the reference implementation)."""
     found = []
     x, labels = jnp.asarray(X[:rows]), jnp.asarray(y[:rows].astype(np.int32))
-    # not compiled: what draws anew in every call of a bare function would draw once
-    scores, again = np.asarray(model(x)), np.asarray(model(x))
+    scores, again = (evaluate(model, X[:rows], rows) for _ in range(2))
+    traces = [jax.make_jaxpr(lambda f, x: f(x))(as_pytree(model), x) for _ in range(2)]
+    # what a bare function draws outside of JAX it draws once for each compilation
+    if not _same(*traces):
+        again = np.asarray(jax.jit(lambda z: model(z))(x))
     if np.abs(scores - again).max() > 1e-4 * max(np.abs(scores).max(), 1e-30):
         found.append("randomness: two evaluations of the same inputs differ; average over its draws in the attack")
     if scores.min() >= 0 and scores.max() <= 1 and np.allclose(scores.sum(1), 1, atol=1e-5):
         found.append("probabilities: scores look like the output of a softmax; give the model's logits")
-    gradient = jax.grad(lambda z: example_losses(model(z), labels).sum())(x)
-    flat = np.asarray((gradient == 0).reshape(len(x), -1).all(1)).mean()
+    flat = np.asarray(_flat(as_pytree(model), x, labels)).mean()
     if flat > 0.01:
         found.append(f"zero gradients: of the cross-entropy, at {flat:.0%} of the inputs")
-    text = str(jax.make_jaxpr(lambda f, x: f(x))(as_pytree(model), x))
+    text = str(traces[0])
     if operations := [name for name in FLAT if re.search(rf"= {name}\b", text)]:
         found.append(f"flat operations: no gradient passes through {', '.join(operations)}")
     if "square" in names and (n := int(np.sum(fallen_to == names.index("square")))):
         found.append(f"square: it broke {n} examples without gradients that the others did not break with them")
     return found
+
+
+@jax.jit
+def _flat(model, x, y):
+    """Whether the gradient of the cross-entropy is zero, for each input."""
+    gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x)
+    return (gradient == 0).reshape(len(x), -1).all(1)
+
+
+def _same(trace, other) -> bool:
+    """Whether two traces of a function are of the same operations on the same numbers."""
+    if str(trace) != str(other) or len(trace.consts) != len(other.consts):
+        return False
+    return all(np.array_equal(a, b) for a, b in zip(trace.consts, other.consts, strict=True))
 
 
 def _right(model, X, y, rows) -> np.ndarray:

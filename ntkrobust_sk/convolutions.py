@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from .devices import on_host
+
 CONVOLUTION = "conv_general_dilated"
 # Equations that hold a jaxpr which can stand in their place.
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
@@ -47,7 +49,7 @@ def with_fast_gradients(function: Callable) -> Callable:
     >>> bool(abs(gradients[0] - gradients[1]).max() < 1e-5)
     True
     """
-    if jax.default_backend() != "cpu":
+    if not on_host():
         return function
 
     def rewritten(*args):
@@ -71,7 +73,7 @@ def loops_well(function: Callable, *args) -> bool:
 
     It is where all convolutions are plain, or where there is something better than a CPU.
     """
-    return jax.default_backend() != "cpu" or _all_plain(jax.make_jaxpr(function)(*args).jaxpr)
+    return not on_host() or _all_plain(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def _all_plain(jaxpr) -> bool:
@@ -125,7 +127,7 @@ def bind(eqn, inputs) -> list:
 
 def is_plain(eqn) -> bool:
     """Whether it is an ordinary convolution of images, with or without strides, on a CPU."""
-    if eqn.primitive.name != CONVOLUTION or jax.default_backend() != "cpu":
+    if eqn.primitive.name != CONVOLUTION or not on_host():
         return False
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     plain = params["feature_group_count"] == params["batch_group_count"] == 1

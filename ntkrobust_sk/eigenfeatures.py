@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from ._backend import to_numpy
 from .attacks import attack_in_tiles
 from .estimators import TangentEstimator
 from .gram import gram
@@ -117,7 +118,7 @@ def ntk_features(
     """
     kernel = resolve_kernel(kernel)
     X, X_test = (np.asarray(x, params_dtype(model.variables.params)) for x in (X, X_test))
-    K = np.asarray(gram(kernel, model, X, memory=memory) if K is None else K, dtype=np.float64)
+    K = np.asarray(to_numpy(gram(kernel, model, X, memory=memory) if K is None else K), dtype=np.float64)
     if K.ndim != 2:
         raise ValueError(f"eigenfeatures need a kernel of rank 2, such as 'trace'; {kernel!r} has rank {K.ndim}")
     y, y_test = np.asarray(y), np.asarray(y_test).astype(np.int32)

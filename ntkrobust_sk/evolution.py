@@ -12,7 +12,6 @@ import math
 import os
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from . import __version__
 from ._validation import check_choice
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
@@ -290,7 +290,7 @@ def settings_of(experiment: KernelEvolution, splits: Splits) -> dict:
     """What two runs must agree in to be the same; a run may get more seeds, and its data may have moved."""
     free = ("seeds", "data_dir")
     settings = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.name not in free}
-    return settings | {"sha256_data": hash_arrays(splits), "version": version("ntkrobust_sk")}
+    return settings | {"sha256_data": hash_arrays(splits), "version": __version__}
 
 
 class _Work:

@@ -22,6 +22,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from .convolutions import CONVOLUTION, loops_well
+from .devices import on_host
 from .plan import pad_rows
 
 
@@ -31,7 +32,7 @@ def runs_fused(model, x, training: bool = False) -> bool:
     Always inside ``jit``, ``vmap`` and other transformations, where nothing else is possible.
     """
     leaves, tree = jax.tree.flatten((model, x))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or jax.default_backend() != "cpu":
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or not on_host():
         return True
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     return _loops_well(tree, shapes, training)

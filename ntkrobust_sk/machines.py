@@ -24,7 +24,8 @@ from .estimators import (
 from .gram import gram
 from .kernels import resolve_kernel
 from .networks import Model, check_model, params_dtype
-from .predictors import make_predictor
+from .plan import parse_memory
+from .predictors import make_predictor, require_room
 from .solvers import SOLVERS, resolve_solver, solve
 from .tangent import linearize
 from .trainer import fit_by_sgd
@@ -107,6 +108,8 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         if _rank(kernel, model, self.input_shape_) > 2:
             self._require_matching_outputs(model, targets.shape[1], f"kernel={self.kernel!r}")
         self.X_fit_ = X.astype(params_dtype(model.variables.params))
+        # before the kernel is computed in vain
+        require_room(kernel, model, self.input_shape_, (len(X), targets.shape[1]), parse_memory(self.memory))
         K = gram(kernel, model, self.X_fit_, memory=self.memory, progress=self.verbose > 0)
         offset = np.average(targets, axis=0, weights=sample_weight)
         dual = solve(K, targets - offset, alpha=self.alpha, solver=self.solver, sample_weight=sample_weight)

@@ -23,16 +23,16 @@ from functools import cache, lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from threadpoolctl import ThreadpoolController
 
+from .devices import by_rows, default_devices, everywhere, on_host
 from .factors import DIGITS, contraction_bytes, stacked
 from .kernels import TangentKernel
 from .networks import Model, params_dtype
 from .tangent import backward_mismatch
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
-TILE_ROWS = {"cpu": 64}
+TILE_ROWS = 64
 # On a CPU, twice as many where a row's features are few, and the work of a tile would be mostly overhead, or
 # where so many of these tiles fit in memory: a product of two tiles then reads half as much for its operations.
 FEW_BYTES = 128 * 2**10
@@ -104,8 +104,8 @@ class Plan:
         panels = f"panels of {self.panel * self.rows:,}"
         return (
             f"tiles of {self.rows} rows{on} ({self.chunk} at once), {panels}; {passes}; "
-            f"{_size(self.row_bytes)} of features a row, {_size(self.working_bytes)} to compute them; "
-            f"at most {_size(self.peak_bytes)} of {_size(self.memory)}"
+            f"{readable(self.row_bytes)} of features a row, {readable(self.working_bytes)} to compute them; "
+            f"at most {readable(self.peak_bytes)} of {readable(self.memory)}"
         )
 
 
@@ -152,7 +152,7 @@ def make_plan(
 @lru_cache(maxsize=256)
 def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsize) -> Plan:
     n_devices = len(devices)
-    rows = n_devices * min(TILE_ROWS.get(devices[0].platform, TILE_ROWS_ACCELERATOR), -(-n_rows // n_devices))
+    rows = n_devices * min(TILE_ROWS if on_host(devices) else TILE_ROWS_ACCELERATOR, -(-n_rows // n_devices))
     n_seeds = _n_seeds(kernel, abstract, input_shape)
     seeds, dtype = n_seeds, params_dtype(abstract.model.variables.params)
     if splits_seeds(kernel):
@@ -175,7 +175,7 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
             # and while one chunk is copied to its place, the next one is computed
             working = _working_bytes(kernel, abstract, input_shape, chunk, seeds, devices) + 2 * chunk * row_bytes
         # features are computed, and then contracted
-        working = max(working, _contraction_bytes(kernel, abstract, input_shape, rows, seeds, itemsize))
+        working = max(working, _contraction_bytes(kernel, abstract, input_shape, rows, seeds, itemsize, devices))
         # two tiles at least: one of rows and one of columns, and the block of each pair of a column
         block = _block_bytes(kernel, rows, seeds, itemsize or dtype.itemsize)
         if 2 * rows * row_bytes + block + working <= memory * n_devices:
@@ -191,8 +191,8 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
             enough = -(-(2 * rows * row_bytes + block + working) // n_devices)
             raise MemoryError(
                 f"two tiles of {rows} row{'s' if rows > 1 else ''} of tangent features and computing them take "
-                f"{_size(enough)}, more than the budget of {_size(memory)}; give memory={enough:,} bytes or more, "
-                "or take a kernel with fewer features (kernel='pseudo')"
+                f"{readable(enough)}, more than the budget of {readable(memory)}; give memory={enough:,} bytes or "
+                "more, or take a kernel with fewer features (kernel='pseudo')"
             )
 
 
@@ -325,8 +325,8 @@ def _working_bytes(kernel, abstract, input_shape, rows, seeds, devices) -> int:
     return 0 if stats is None else stats.temp_size_in_bytes * len(devices)
 
 
-def _contraction_bytes(kernel, abstract, input_shape, rows, n_seeds, itemsize) -> int:
-    """What the inner products of two tiles take besides their features, in as many threads as there are."""
+def _contraction_bytes(kernel, abstract, input_shape, rows, n_seeds, itemsize, devices) -> int:
+    """What the inner products of two tiles take besides their features, in as many threads as a host has."""
     if not isinstance(kernel, TangentKernel):
         return 0
     x = _tile(abstract, input_shape, rows)
@@ -334,8 +334,9 @@ def _contraction_bytes(kernel, abstract, input_shape, rows, n_seeds, itemsize) -
     itemsize = max(itemsize, x.dtype.itemsize)
     of_one_layer = max(contraction_bytes(leaf, itemsize, kernel.rank == 4) for leaf in features)
     block = _block_bytes(kernel, rows, n_seeds, itemsize)
+    n_threads = host_threads() if on_host(devices) else 1
     # each thread's layers and their sums, and what a tile on the diagonal takes to be made symmetric
-    return host_threads() * (of_one_layer + 2 * len(features) * block) + 3 * block
+    return n_threads * (of_one_layer + 2 * len(features) * block) + 3 * block
 
 
 def _block_bytes(kernel, rows, n_seeds, itemsize) -> int:
@@ -357,32 +358,7 @@ def host_threads() -> int:
 
 
 def _on_one_cpu(devices) -> bool:
-    return len(devices) == 1 and devices[0].platform == "cpu"
-
-
-def default_devices() -> tuple:
-    """All devices of JAX's default backend, or its default device if one is set."""
-    one = jax.config.jax_default_device
-    return tuple(jax.local_devices()) if one is None else (one,)
-
-
-def _mesh(devices):
-    return Mesh(np.array(devices), ("rows",))
-
-
-def by_rows(devices) -> Sharding:
-    """The first axis spread over the devices."""
-    return _sharding(devices, PartitionSpec("rows"))
-
-
-def everywhere(devices) -> Sharding:
-    """All of it on every device."""
-    return _sharding(devices, PartitionSpec())
-
-
-def _sharding(devices, spec):
-    # for one device it is the one that arrays have already, which saves copying the model for every tile
-    return SingleDeviceSharding(devices[0]) if len(devices) == 1 else NamedSharding(_mesh(devices), spec)
+    return len(devices) == 1 and on_host(devices)
 
 
 @lru_cache(maxsize=256)
@@ -458,7 +434,12 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-def _size(n_bytes) -> str:
+def readable(n_bytes) -> str:
+    """Bytes as people write them.
+
+    >>> readable(3 * 2**29)
+    '1.5 GiB'
+    """
     for unit in ("bytes", "KiB", "MiB"):
         if n_bytes < 1024:
             return f"{n_bytes:.4g} {unit}"

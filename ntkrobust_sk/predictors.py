@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._backend import to_numpy
 from .kernels import TangentKernel
 from .networks import Model, PyTree, n_params, params_dtype
-from .plan import features_of, make_plan, parse_memory
+from .plan import features_of, fixed_plan, make_plan, parse_memory, readable
 
 try:
     from jax import enable_x64
@@ -95,20 +96,29 @@ def make_predictor(
     X : array (n, ...)
         Training inputs.
     dual_coef : array (n, T)
+        NumPy, JAX or CuPy: what :func:`~ntkrobust_sk.solve` returns.
     offset : array (T,)
         Added to every score.
     memory : str or int, default="2GiB"
-        Budget that decides how many rows are folded at a time, and whether the tangents fit.
+        Budget that decides how many rows are folded at a time, and whether the tangents fit: one of each
+        parameter for each target, and for the trace kernel for each pair of output and target.
     plan : Plan, default=None
         In place of one made for ``memory``.
 
     Returns
     -------
     PrimalPredictor or DualPredictor
+
+    Raises
+    ------
+    MemoryError
+        If neither the tangents nor the features of all training points, of which the dual form needs those in
+        every call, fit in ``memory``.
     """
     dtype = params_dtype(model.variables.params)
-    X, offset = np.asarray(X, dtype), jnp.asarray(np.asarray(offset, dtype))
-    dual_coef, budget = np.asarray(dual_coef, np.float64), parse_memory(memory)
+    X, offset = np.asarray(to_numpy(X), dtype), jnp.asarray(np.asarray(to_numpy(offset), dtype))
+    dual_coef, budget = np.asarray(to_numpy(dual_coef), np.float64), parse_memory(memory)
+    require_room(kernel, model, X.shape[1:], dual_coef.shape, budget)
     if not _answers_primally(kernel, model, X, dual_coef, budget):
         return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(dual_coef.astype(dtype)), offset)
     plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X)) if plan is None else plan
@@ -139,11 +149,35 @@ def _answers_primally(kernel, model, X, dual_coef, budget) -> bool:
     n, n_targets = dual_coef.shape
     if not isinstance(kernel, TangentKernel) or n <= n_targets:
         return False
-    if not kernel.has_gradients:
-        return True
-    seeds = jax.eval_shape(kernel.seeds, model, jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)).shape[0]
+    return not kernel.has_gradients or _tangent_bytes(kernel, model, X.shape[1:], n_targets) <= budget
+
+
+def _tangent_bytes(kernel, model, input_shape, n_targets) -> int:
+    """What the primal form keeps."""
+    dtype = params_dtype(model.variables.params)
+    seeds = jax.eval_shape(kernel.seeds, model, jax.ShapeDtypeStruct((1, *input_shape), dtype)).shape[0]
     n_tangents = {2: seeds * n_targets, 3: seeds, 4: 1}[kernel.rank]
-    return n_tangents * n_params(model.variables.params) * X.dtype.itemsize <= budget
+    return n_tangents * n_params(model.variables.params) * dtype.itemsize
+
+
+def require_room(kernel, model: Model, input_shape: tuple[int, ...], shape: tuple[int, int], budget: int) -> None:
+    """Raise MemoryError unless a predictor of dual coefficients of a ``shape`` (n, T) fits in so many bytes.
+
+    Either its tangents must fit, or the features of all n training points, which the dual form computes in every
+    call: for large networks it would run for hours, or out of memory in the middle of an attack.
+    """
+    if not isinstance(kernel, TangentKernel) or not kernel.has_gradients:
+        return
+    n, n_targets = shape
+    features = n * fixed_plan(kernel, model, input_shape, 1).row_bytes
+    tangents = _tangent_bytes(kernel, model, input_shape, n_targets)
+    if min(features, tangents) > budget:
+        raise MemoryError(
+            f"predictions of {kernel!r} for {n_targets} targets take {readable(tangents)} of tangents, or "
+            f"{readable(features)} of features of the {n:,} training points in every call, more than the budget "
+            f"of {readable(budget)}; give memory={min(features, tangents):,} bytes or more, or take a kernel "
+            "with fewer (kernel='pseudo')"
+        )
 
 
 def _of_pass(kernel, dual, start, n_seeds):

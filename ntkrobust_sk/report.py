@@ -19,6 +19,7 @@ from string import Template
 import jax
 import numpy as np
 
+from . import __version__
 from .claims import FAILS, HOLDS, check_claims
 from .displays import (
     EvolutionDisplay,
@@ -296,7 +297,8 @@ def settings_section(result) -> str:
         f"<div><dt>{escape(name.replace('_', ' '))}:</dt> <dd>{escape(_plain(value))}</dd></div>"
         for name, value in shown.items()
     )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "numpy", "scikit-learn", "ntkrobust_sk"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "numpy", "scikit-learn"))
+    versions += f", ntkrobust_sk {__version__}"
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}"
     return (
         f'<section><h2>Settings</h2><dl class="settings">{items}</dl><p class="soft">Report written on {device}; '

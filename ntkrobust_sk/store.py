@@ -24,13 +24,13 @@ import hashlib
 import itertools
 import re
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from . import __version__
 from .factors import DIGITS
 
 
@@ -262,7 +262,7 @@ def _provenance(kernel, model, dtype) -> dict:
         "sha256_variables": hash_arrays(leaves),
         "dtype": dtype if dtype in DIGITS else str(np.dtype(dtype)),
         "platform": jax.default_backend(),
-        "version": version("ntkrobust_sk"),
+        "version": __version__,
     }
 
 

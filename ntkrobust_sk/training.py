@@ -21,6 +21,7 @@ import optax
 from .attacks import Clean, example_losses
 from .balls import check_bounds
 from .convolutions import with_fast_gradients
+from .devices import on_host
 from .loops import runs_fused
 from .networks import Model, PyTree, Variables, check_model, params_dtype
 from .tangent import Linearized
@@ -293,7 +294,7 @@ class _Batches:
         padded = freeze_state or not averages
         size = min(batch_size, 2 ** math.ceil(math.log2(len(X))) if padded else len(X))
         fused = runs_fused(state.model, X[:1], training=True)
-        if jax.default_backend() != "cpu":
+        if not on_host():
             X, y = jax.device_put((X, y))
         seed = tuple(np.asarray(jax.random.key_data(state.key)).ravel().tolist())
         return cls(X, y, weight, seed, size, padded, fused)

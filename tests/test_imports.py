@@ -17,6 +17,7 @@ ORDER = [
     "_backend",
     "_validation",
     "_files",
+    "devices",
     "datasets",
     "networks",
     "adapters",

@@ -9,7 +9,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import APGD, CNN, FAB, FMN, MLP, PGD, AutoAttack, Model, Square, as_model
-from ntkrobust_sk.apgd import _looks, _radii, dlr, targeted_dlr
+from ntkrobust_sk.apgd import _looks, _radii, _target, dlr, targeted_dlr
 from ntkrobust_sk.attacks import attack_in_tiles, example_losses
 from ntkrobust_sk.autoattack import flags
 from ntkrobust_sk.balls import Ball
@@ -559,6 +559,33 @@ def test_models_that_hide_their_gradients_are_flagged():
         return model(x + 0.3 * jax.lax.stop_gradient(noise))
 
     assert {"randomness", "flat operations"} <= set(flags_of(drawing, X, y))
+
+
+def test_what_a_bare_function_draws_when_it_is_called_is_randomness():
+    model, rng = network(), np.random.default_rng(0)
+    X, y = data(model)
+    assert "randomness" in flags_of(lambda x: model(x) + rng.normal(), X, y)
+    assert "randomness" in flags_of(lambda x: model(x + jnp.asarray(rng.normal(size=x.shape), x.dtype)), X, y)
+
+
+def test_looking_for_flags_compiles_no_single_operations(caplog):
+    model = network(network=MLP(C, (7, 6, 5)))
+    X, y = data(model)
+    with jax.log_compiles():
+        flags_of(model, X, y)
+    compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+    assert compiled and not any(name in text for text in compiled for name in ("jit(dot", "jit(tanh", "jit(add"))
+    assert len(compiled) <= 8
+
+
+def test_all_ranks_of_targets_share_a_program():
+    model = network()
+    X, _ = data(model)
+    before = _target._cache_size()
+    order = np.argsort(np.asarray(model(X)), axis=1)
+    for rank in range(1, C + 1):
+        np.testing.assert_array_equal(_target(model, X, rank), order[:, -rank])
+    assert _target._cache_size() <= before + 1
 
 
 def test_a_defence_that_gradients_do_not_see_through_is_broken_by_square_and_flagged():

@@ -1,0 +1,47 @@
+"""Which devices computations run on, and how arrays are spread over them."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+# Platforms whose memory is the host's, where NumPy's products and loops in Python have their place. A test that
+# empties it runs what an accelerator would.
+HOST_PLATFORMS = ("cpu",)
+
+
+def default_devices() -> tuple:
+    """Return all devices of JAX's default backend, or its default device if one is set."""
+    one = jax.config.jax_default_device
+    if one is None:
+        return tuple(jax.local_devices())
+    # a platform's name stands for its first device
+    return (jax.local_devices(backend=one)[0] if isinstance(one, str) else one,)
+
+
+def on_host(devices=None) -> bool:
+    """Tell whether devices, by default those of :func:`default_devices`, are the host's own processor.
+
+    >>> on_host(jax.local_devices(backend="cpu"))
+    True
+    """
+    platforms = {device.platform for device in (default_devices() if devices is None else devices)}
+    return platforms <= set(HOST_PLATFORMS)
+
+
+def by_rows(devices) -> Sharding:
+    """Spread the first axis over the devices."""
+    return _sharding(devices, PartitionSpec("rows"))
+
+
+def everywhere(devices) -> Sharding:
+    """Put all of it on every device."""
+    return _sharding(devices, PartitionSpec())
+
+
+def _sharding(devices, spec):
+    # for one device it is the one that arrays have already, which saves copying the model for every tile
+    if len(devices) == 1:
+        return SingleDeviceSharding(devices[0])
+    return NamedSharding(Mesh(np.array(devices), ("rows",)), spec)
