@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from ._portable import without_jax_arrays
 from ._validation import check_choice, positive_tuple
 from .attacks import attack_in_tiles
 from .gram import gram
@@ -35,6 +36,9 @@ class TangentEstimator(BaseEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    def __getstate__(self):
+        return without_jax_arrays(super().__getstate__())
 
     def _validated(self, X, y="no_validation", *, reset, known_shape=None, **options):
         """X as (n, *input_shape_) and y, checked by scikit-learn; images come flattened to its checks."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from ._portable import Portable
 from ._validation import check_choice, positive_tuple
 
 PyTree = Any
@@ -55,7 +56,7 @@ class Network(Protocol):
 
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network"])
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(Portable):
     """A network with its variables: an immutable function from inputs to logits.
 
     A pytree whose leaves are the variables, so that compiled code is reused for new weights.
@@ -82,10 +83,6 @@ class Model:
         params, state = self.variables
         logits, _ = self.network.apply(params, state, jnp.asarray(x, params_dtype(params)), train=False)
         return logits
-
-    def __deepcopy__(self, memo) -> Model:
-        """Itself: nothing in it can change, so clones may share the weights."""
-        return self
 
     def __repr__(self) -> str:
         return f"Model({self.network!r}, n_params={n_params(self.variables.params):,})"

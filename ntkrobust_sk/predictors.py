@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._backend import to_numpy
+from ._portable import Portable
 from .kernels import TangentKernel
 from .networks import Model, PyTree, n_params, params_dtype
 from .plan import features_of, fixed_plan, make_plan, parse_memory, readable
@@ -27,7 +28,7 @@ except ImportError:  # JAX before 0.8
     meta_fields=["kernel"],
 )
 @dataclass(frozen=True, eq=False)
-class DualPredictor:
+class DualPredictor(Portable):
     """Kernel predictor x ↦ offset + Σ_i K(x, x_i) dual_i, evaluated against every training point.
 
     Attributes
@@ -55,7 +56,7 @@ class DualPredictor:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["model", "tangents", "offset"], meta_fields=["kernel"])
 @dataclass(frozen=True, eq=False)
-class PrimalPredictor:
+class PrimalPredictor(Portable):
     """The same predictor with the training points folded into tangent vectors.
 
     Its cost does not depend on how many training points there were.

@@ -18,6 +18,7 @@ ORDER = [
     "_validation",
     "_files",
     "devices",
+    "_portable",
     "datasets",
     "networks",
     "adapters",
