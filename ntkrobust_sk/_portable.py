@@ -42,9 +42,7 @@ class Portable:
         return {name: jax.tree.map(_saved, value, is_leaf=_is_whole) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict) -> None:
-        vars(self).update(
-            {name: jax.tree.map(_loaded, value, is_leaf=_is_whole) for name, value in state.items()}
-        )
+        vars(self).update({name: jax.tree.map(_loaded, value, is_leaf=_is_whole) for name, value in state.items()})
 
     def __copy__(self):
         return self

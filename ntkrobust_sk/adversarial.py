@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass, fields
@@ -9,19 +10,35 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
+from ._files import read_npz, write_atomically
+from ._portable import SavedArray
+from ._validation import path as check_path
 from .apgd import APGD
-from .attacks import FGSM, PGD, one_key_each
+from .attacks import FGSM, NFGSM, PGD, Clean, one_key_each
 from .autoattack import AutoAttack
+from .balls import Box
+from .eigenfeatures import RobustFeatureSelector
 from .estimators import key_of
 from .evaluation import classifier_under_attack, clopper_pearson
 from .fab import FAB
+from .features import TangentFeatures
 from .fmn import DDN, FMN
-from .rundir import write_atomically
+from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
+from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
+from .networks import CNN, MLP, Model, Normalized, Stateless, Variables
+from .predictors import DualPredictor, PrimalPredictor
+from .projections import ProjectedNTK
+from .resnet import ResNet18
+from .solvers import Cholesky, Eigh
 from .splits import load_splits
 from .square import Square
+from .store import hash_arrays
+from .tangent import Linearized
+from .trainer import AdversarialKernelTrainer
 
 ATTACKS = {
     "apgd": APGD,
@@ -34,6 +51,16 @@ ATTACKS = {
     "square": Square,
 }
 CONFIDENCE = 0.95
+# The arrays of a file of adversarial examples.
+EXAMPLES = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
+# What a file of skops may build besides scikit-learn's types: data alone, which runs nothing when it is built.
+TRUSTED = (
+    *(AdversarialKernelTrainer, EmpiricalNTKClassifier, EmpiricalNTKRegressor, TangentFeatures),
+    *(RobustFeatureSelector, Model, Variables, SavedArray, PrimalPredictor, DualPredictor),
+    *(MLP, CNN, ResNet18, Normalized, Linearized, Stateless),
+    *(TraceNTK, ClassNTK, FullNTK, PseudoNTK, ProjectedNTK, Cholesky, Eigh),
+    *(Clean, NFGSM, Box, *ATTACKS.values()),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,33 +164,51 @@ def make_attack(name: str, epsilon: float, *, norm=None, n_steps=None, bounds=(0
     return kind(**given)
 
 
-def load_estimator(path):
-    """A fitted estimator from a file of joblib, or of skops where its name ends in ``.skops``.
+def load_estimator(path, say=None):
+    """Load a fitted estimator from a file of skops or joblib; what the file holds says which.
 
-    Loading a file of joblib runs whatever code is in it: load only what you trust. skops builds only objects of
-    types that it knows to be harmless.
+    skops builds only objects of types that are known to be harmless: scikit-learn's, and this library's own.
+    Loading a file of joblib runs whatever code is in it: load only what you trust. Only skops has checksums, so
+    only there is a changed file sure to be found.
+
+    Parameters
+    ----------
+    path : path
+    say : callable, default=None
+        Called with one line of text before a file of joblib is loaded.
 
     Raises
     ------
     FileNotFoundError, ImportError
         If there is no such file, or no skops to read it.
     ValueError
-        If the file cannot be read, or holds something else than an estimator.
+        If the file cannot be read, or holds something else than a fitted estimator.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; expected an estimator saved with joblib.dump")
+    with path.open("rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"
+    if path.suffix.lower() == ".skops" and not archive:
+        raise ValueError(
+            f"{path} is named as a skops file, but is none, or its beginning is damaged; if joblib wrote it, name "
+            "it .joblib"
+        )
+    if not archive and say is not None:
+        say(f"loading {path} with joblib runs whatever code is in it; a .skops file does not")
     try:
-        loaded = _load_skops(path) if path.suffix == ".skops" else joblib.load(path)
+        loaded = _load_skops(path) if archive else joblib.load(path)
     except ImportError:
         raise
     except Exception as error:  # whatever the code in a pickle may raise
-        kind = "skops" if path.suffix == ".skops" else "joblib"
         said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read by {kind}: {said}") from error
+        raise ValueError(f"{path} cannot be read by {'skops' if archive else 'joblib'}: {said}") from error
     if isinstance(loaded, type) or not (hasattr(loaded, "fit") and hasattr(loaded, "predict")):
         raise ValueError(f"{path} holds {type(loaded).__name__}, which is no estimator that predicts")
-    check_is_fitted(loaded)
+    try:
+        check_is_fitted(loaded)
+    except (NotFittedError, TypeError) as error:
+        raise ValueError(f"{path} holds an estimator that is not fitted: {error}") from error
     return loaded
 
 
@@ -172,7 +217,7 @@ def _load_skops(path):
         import skops.io
     except ImportError as error:
         raise ImportError("reading .skops files needs skops: pip install skops") from error
-    return skops.io.load(path)
+    return skops.io.load(path, trusted=[f"{kind.__module__}.{kind.__qualname__}" for kind in TRUSTED])
 
 
 def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
@@ -183,22 +228,49 @@ def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
     splits = load_splits(data, data_dir, n_train=np.iinfo(np.int64).max, n_test=n_test, random_state=random_state)
     if not str(data).endswith(".npz"):
         return splits.X_test, splits.y_test
-    with np.load(data) as file:
-        return splits.X_test, np.unique(file["y"])[splits.y_test]
+    return splits.X_test, np.unique(read_npz(data, ["y"])["y"])[splits.y_test]
 
 
 def write_examples(path, found: AttackedExamples, settings: dict) -> None:
     """Write what was found to an ``.npz`` file, whole or not at all.
 
-    It holds X, X_adv, y, clean_predictions, predictions, fooled, and the settings as JSON.
+    It holds X, X_adv, y, clean_predictions, predictions, fooled, and the settings as JSON, with a checksum of all
+    of it, which :func:`read_examples` looks at.
     """
-    names = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
+    arrays = {name: getattr(found, name) for name in EXAMPLES}
+    settings = json.loads(json.dumps(settings | {"ntkrobust_sk": __version__}))
     file = io.BytesIO()
-    np.savez_compressed(
-        file,
-        settings=np.array(json.dumps(settings | {"ntkrobust_sk": __version__})),
-        **{name: getattr(found, name) for name in names},
-    )
+    stated = np.array(json.dumps(settings | {"sha256": _digest(arrays, settings)}))
+    np.savez_compressed(file, settings=stated, **arrays)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, file.getvalue())
+
+
+def read_examples(path) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays by name and settings of a file that ``ntkrobust attack`` has written.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        Naming the file, if it is of something else, or not what was written.
+    """
+    path = check_path("path", path)
+    arrays = read_npz(path)
+    if missing := {*EXAMPLES, "settings"} ^ set(arrays):
+        raise ValueError(f"{path} holds no adversarial examples of ntkrobust attack: {', '.join(sorted(missing))}")
+    try:
+        settings = json.loads(str(arrays.pop("settings")))
+        stated = settings.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} states no settings with a checksum: attack the model again") from error
+    if stated != _digest(arrays, settings):
+        raise ValueError(f"{path} is damaged: it is not what was written; attack the model again")
+    return arrays, settings
+
+
+def _digest(arrays, settings) -> str:
+    of_arrays = hash_arrays([arrays[name] for name in EXAMPLES])
+    return hashlib.sha256(f"{json.dumps(settings, sort_keys=True)}{of_arrays}".encode()).hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import time
 from dataclasses import fields
@@ -10,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
+from ._files import explained
+from ._validation import path
 from .adversarial import ATTACKS as SAVED_ATTACKS
 from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
 from .demo import PRESETS, run_demo, settings_for
@@ -69,8 +73,10 @@ def attack(options: dict) -> int:
     chosen = make_attack(
         options["attack"], options["epsilon"], norm=options["norm"], n_steps=options["steps"], bounds=bounds
     )
+    out = _output_file(options["out"], options["model"], options["data"])
     _say_where_from("attack", options["data"], options["data_dir"])
-    estimator, seed = load_estimator(options["model"]), options["random_state"]
+    estimator = load_estimator(options["model"], lambda line: print(f"ntkrobust attack: {line}", file=sys.stderr))
+    seed = options["random_state"]
     X, y = held_out(options["data"], options["data_dir"], n_test=options["n_test"], random_state=seed)
     if bounds is not None and (X.min() < bounds[0] or X.max() > bounds[1]):
         raise ValueError(
@@ -82,11 +88,26 @@ def attack(options: dict) -> int:
     except TypeError as error:
         # of what cannot be attacked
         raise ValueError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
-    write_examples(options["out"], found, options | {"attack": repr(chosen), "norm": chosen.norm})
+    write_examples(out, found, options | {"attack": repr(chosen), "norm": chosen.norm})
     print(f"{options['model']}, {chosen!r}")
     print(found)
-    print(f"Examples: {Path(options['out']).resolve()}")
+    print(f"Examples: {out.resolve()}")
     return 0
+
+
+def _output_file(out, *inputs) -> Path:
+    """The file that a command is to write, refused before the work where it cannot be."""
+    out = path("--out", out)
+    for name in inputs:
+        if Path(name).exists() and out.exists() and Path(name).samefile(out):
+            raise ValueError(f"--out {out} would overwrite what is attacked; give another file")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file, such as {out / 'adversarial.npz'}")
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return out
 
 
 def _say_where_from(command, data, data_dir):

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, cli, robust_accuracy
-from ntkrobust_sk.adversarial import ATTACKS, load_estimator, make_attack
+from ntkrobust_sk.adversarial import ATTACKS, load_estimator, make_attack, read_examples
 from ntkrobust_sk.splits import load_splits
 
 RANDOM = np.random.default_rng(0)
@@ -174,8 +174,47 @@ def test_what_is_wrong_is_told_in_one_line_with_status_2(run, change, message, c
     arguments = " ".join(f"--{name} {value}" for name, value in (GOOD | change).items())
     assert run(arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("ntkrobust attack: ") and message in captured.err
-    assert captured.err.count("\n") == 1 and captured.out == "" and not run.out.exists()
+    lines = [line for line in captured.err.splitlines() if "runs whatever code is in it" not in line]
+    assert len(lines) == 1 and lines[0].startswith("ntkrobust attack: ") and message in lines[0]
+    assert captured.out == "" and not run.out.exists()
+
+
+def test_before_a_file_of_joblib_is_loaded_a_line_says_what_that_means(run, capsys):
+    assert run(command_of(GOOD)) == 0
+    assert "loading two.joblib with joblib runs whatever code is in it" in capsys.readouterr().err
+
+
+def command_of(options):
+    return " ".join(f"--{name} {value}" for name, value in options.items())
+
+
+@pytest.mark.parametrize(
+    "out, message", [("two.npz", "would overwrite what is attacked"), (".", "is a folder; give a file"),
+                     ("two.npz/x.npz", "two.npz/x.npz"), ("", "must be the path of a file")],
+)  # fmt: skip
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(out, message, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    before = (folder / "two.npz").read_bytes()
+    monkeypatch.setattr(cli, "load_estimator", lambda *_: pytest.fail("the work has begun"))
+    assert cli.main(["attack", *shlex.split(command_of(GOOD)), "--out", out]) == 2
+    assert message in capsys.readouterr().err and (folder / "two.npz").read_bytes() == before
+
+
+def test_examples_are_read_back_with_their_settings_and_a_changed_file_is_refused(run):
+    assert run(command_of(GOOD)) == 0
+    arrays, settings = read_examples(run.out)
+    assert settings["model"] == "two.joblib" and arrays["X"].shape == (30, 6)
+    np.testing.assert_array_equal(arrays["fooled"], arrays["predictions"] != arrays["y"])
+    with np.load(run.out) as file:
+        there = dict(file)
+    for name, change in (("X", "X_adv"), ("fooled", "X_adv"), ("settings", None)):
+        other = there | {name: there[change] if change else np.array('{"model": "other.joblib"}')}
+        np.savez(run.out, **other)
+        with pytest.raises(ValueError, match=r"adversarial\.npz"):
+            read_examples(run.out)
+    np.savez(run.out, X=there["X"], y=there["y"])
+    with pytest.raises(ValueError, match=r"adversarial\.npz holds no adversarial examples"):
+        read_examples(run.out)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +249,7 @@ def test_skops_builds_no_object_of_a_type_that_it_does_not_know(run, folder, cap
 def test_without_skops_its_files_are_refused_by_name(run, folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "skops", None)
     monkeypatch.setitem(sys.modules, "skops.io", None)
-    (folder / "model.skops").write_bytes(b"")
+    (folder / "model.skops").write_bytes(b"PK\x03\x04")
     arguments = " ".join(f"--{name} {value}" for name, value in (GOOD | {"model": "model.skops"}).items())
     assert run(arguments) == 2
     assert "pip install skops" in capsys.readouterr().err
