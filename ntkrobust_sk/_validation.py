@@ -7,11 +7,12 @@ TypeError.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ import numpy as np
 LARGEST_SEED = 2**32 - 1
 # Bytes of one component of a path, on the file systems in use.
 LONGEST_NAME = 255
+# What is counted is counted in 32 bits, in compiled loops and in the shapes of arrays.
+LARGEST_COUNT = 2**31 - 1
 
 
 def brief(value) -> str:
@@ -28,9 +31,13 @@ def brief(value) -> str:
     >>> brief("x"), brief(np.zeros((100, 3)))
     ("'x'", 'an array of shape (100, 3) and dtype float64')
     """
-    if hasattr(value, "shape") and hasattr(value, "dtype") and np.ndim(value) > 0:
-        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
-    text = repr(value)
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape and hasattr(value, "dtype"):
+        return f"an array of shape {shape} and dtype {value.dtype}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # whatever a stranger's repr raises: an integer of 5,000 digits has none either
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 100 else f"{text[:80]} ... ({type(value).__name__})"
 
 
@@ -91,18 +98,36 @@ def _as_float(value):
     """A real number as a float, or None."""
     if isinstance(value, bool | np.bool_ | str | bytes):
         return None
-    if not isinstance(value, numbers.Real):
-        if not (hasattr(value, "dtype") and np.ndim(value) == 0 and np.issubdtype(value.dtype, np.number)):
-            return None
-        if np.issubdtype(value.dtype, np.complexfloating):
-            return None
+    if not isinstance(value, numbers.Real) and not _is_real_scalar(value):
+        return None
     try:
         return float(value)
     except (OverflowError, TypeError, ValueError):
         return None
 
 
-def integer(name: str, value, *, low: int = 1, high: int | None = None) -> int:
+def _is_real_scalar(value) -> bool:
+    """Whether an array of no axes holds a real number; bfloat16 is one to NumPy's names alone."""
+    if isinstance(value, type) or not hasattr(value, "dtype") or np.ndim(value) != 0:
+        return False
+    return getattr(value.dtype, "kind", "") in ("i", "u", "f") or str(value.dtype) == "bfloat16"
+
+
+def flag(name: str, value) -> bool:
+    """Return True or False, of Python or NumPy.
+
+    >>> flag("centered", np.True_)
+    True
+    >>> flag("centered", "no")
+    Traceback (most recent call last):
+    ValueError: centered must be True or False, got 'no'
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {brief(value)}")
+    return bool(value)
+
+
+def integer(name: str, value, *, low: int = 1, high: int = LARGEST_COUNT) -> int:
     """Return a whole number from ``low`` to ``high`` as an int.
 
     Raises
@@ -118,15 +143,20 @@ def integer(name: str, value, *, low: int = 1, high: int | None = None) -> int:
     Traceback (most recent call last):
     ValueError: n_steps must be a positive integer, got 0
     """
-    try:
-        found = None if isinstance(value, bool | np.bool_) else operator.index(value)
-    except TypeError:
-        found = None
-    if found is None or found < low or (high is not None and found > high):
+    found = _as_int(value)
+    if found is None or not low <= found <= high:
         wanted = {0: "an integer >= 0", 1: "a positive integer"}.get(low, f"an integer >= {low}")
-        wanted += "" if high is None else f", at most {high}"
+        wanted += f", at most {high}" if high != LARGEST_COUNT or (found or 0) > high else ""
         raise ValueError(f"{name} must be {wanted}, got {brief(value)}")
     return found
+
+
+def _as_int(value) -> int | None:
+    """A whole number as an int, or None."""
+    try:
+        return None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def positive_tuple(name: str, values) -> tuple[int, ...]:
@@ -136,12 +166,70 @@ def positive_tuple(name: str, values) -> tuple[int, ...]:
     (16, 8)
     """
     try:
-        result = tuple(operator.index(value) for value in values)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a sequence of positive integers, got {brief(values)}") from None
-    if any(value < 1 for value in result) or any(isinstance(value, bool) for value in values):
-        raise ValueError(f"{name} must be positive, got {brief(values)}")
+        result = tuple(map(_as_int, values))
+    except TypeError:
+        result = (None,)
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or None in result:
+        raise ValueError(f"{name} must be a sequence of positive integers, got {brief(values)}")
+    if not all(1 <= value <= LARGEST_COUNT for value in result):
+        raise ValueError(f"{name} must be positive, at most {LARGEST_COUNT}, got {brief(values)}")
     return result
+
+
+def function(name: str, value, call: str, n_arguments: int, *keywords: str) -> Callable:
+    """Return what can be called with so many arguments and these keywords.
+
+    Parameters
+    ----------
+    name : str
+    value : callable
+        No class: what is wanted is an instance.
+    call : str
+        How it is called, for the error.
+    n_arguments : int
+        By position.
+    *keywords : str
+
+    Raises
+    ------
+    TypeError
+        For anything else. What states no signature is believed.
+
+    Examples
+    --------
+    >>> function("solver", np.linalg.solve, "solver(A, B)", 2) is np.linalg.solve
+    True
+    >>> function("solver", lambda A: A, "solver(A, B)", 2)
+    Traceback (most recent call last):
+    TypeError: solver must be callable as solver(A, B), but <function <lambda> at ...> takes (A)
+    """
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an instance: write {value.__name__}(...), not {value.__name__}")
+    if not callable(value):
+        raise TypeError(f"{name} must be callable as {call}, got {brief(value)}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return value
+    try:
+        signature.bind(*range(n_arguments), **dict.fromkeys(keywords))
+    except TypeError:
+        raise TypeError(f"{name} must be callable as {call}, but {brief(value)} takes {signature}") from None
+    return value
+
+
+def check_lengths(**arrays) -> int:
+    """Return the number of rows that arrays have in common, or raise ValueError that names them.
+
+    >>> check_lengths(X=np.zeros((3, 2)), y=[0, 1])
+    Traceback (most recent call last):
+    ValueError: X and y must have the same, positive number of rows, got 3 and 2
+    """
+    lengths = [len(values) for values in arrays.values()]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        got = " and ".join(map(str, lengths))
+        raise ValueError(f"{' and '.join(arrays)} must have the same, positive number of rows, got {got}")
+    return lengths[0]
 
 
 def seed(name: str, value):
@@ -200,7 +288,7 @@ def path(name: str, value) -> Path:
     return found
 
 
-def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf") -> np.ndarray:
+def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", finite: bool = False) -> np.ndarray:
     """Return values as a NumPy array of numbers in this machine's byte order, without a copy where there is a way.
 
     Parameters
@@ -212,13 +300,15 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf") ->
         Wanted number of axes; None is one or more.
     kinds : str, default="biuf"
         NumPy's letters for the kinds of dtype that are taken; bfloat16 counts as floating.
+    finite : bool, default=False
+        Refuse NaN and infinity.
 
     Raises
     ------
     TypeError
         For values of another kind: text, objects, complex numbers, sparse or masked arrays.
     ValueError
-        For rows of different lengths, and another number of axes.
+        For rows of different lengths, another number of axes, and what is not finite.
 
     Examples
     --------
@@ -236,11 +326,9 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf") ->
         values = values.get()
     try:
         found = np.asarray(values)
-    except ValueError as error:
-        if "inhomogeneous" not in str(error):
-            raise
-        raise ValueError(f"{name} must be an array of numbers, but its rows have different lengths") from None
-    except TypeError as error:
+    except Exception as error:  # whatever a stranger's conversion raises
+        if "inhomogeneous" in str(error):
+            raise ValueError(f"{name} must be an array of numbers, but its rows have different lengths") from None
         raise TypeError(f"{name} must be an array of numbers, got {brief(values)}: {error}") from None
     kind = "f" if found.dtype.name == "bfloat16" else found.dtype.kind
     if kind not in kinds:
@@ -249,4 +337,7 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf") ->
     if found.ndim == 0 or (ndim is not None and found.ndim != ndim):
         wanted = "one axis or more" if ndim is None else f"{ndim} ax{'is' if ndim == 1 else 'es'}"
         raise ValueError(f"{name} must be an array with {wanted}, got shape {found.shape}")
-    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+    found = found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+    if finite and not np.isfinite(found).all():
+        raise ValueError(f"{name} must be finite, but {brief(values)} has NaN or infinity")
+    return found
