@@ -38,7 +38,12 @@ def brief(value) -> str:
         text = " ".join(repr(value).split())
     except Exception:  # whatever a stranger's repr raises: an integer of 5,000 digits has none either
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= 100 else f"{text[:80]} ... ({type(value).__name__})"
+    if len(text) <= 100:
+        return text
+    name = getattr(value, "__name__", None)
+    return (
+        f"{type(value).__name__} {name}" if isinstance(name, str) else f"{text[:80]} ... ({type(value).__name__})"
+    )
 
 
 def check_choice(name: str, value, known: Iterable) -> None:

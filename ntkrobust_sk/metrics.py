@@ -6,15 +6,16 @@ uncentred unless ``centered=True``.
 """
 
 import math
-from numbers import Integral, Real
 
 import numpy as np
 
-from ._backend import to_numpy
+from ._validation import array, check_choice, flag, integer, number
 from .solvers import require_symmetric
 
 # The rounding of a float32 Gram matrix leaves eigenvalues down to about -1e-7 of the largest.
 INDEFINITE_TOLERANCE = 1e-4
+# Kinds of dtype that are looked at; complex ones are refused in words of their own.
+COMPLEX = "biufc"
 
 
 def kernel_distance(K1, K2):
@@ -43,7 +44,7 @@ def kernel_distance(K1, K2):
     >>> kernel_distance([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]])
     1.0
     """
-    K1, norm1, K2, norm2 = _gram_pair(K1, K2)
+    K1, norm1, K2, norm2 = _gram_pair(K1=K1, K2=K2)
     chord = K1 / norm1
     chord -= K2 / norm2
     return min(0.5 * float(np.vdot(chord, chord)), 2.0)
@@ -73,9 +74,11 @@ def kernel_velocity(K1, K2, dt):
     >>> kernel_velocity([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]], dt=0.5)
     2.0
     """
-    if not (isinstance(dt, Real) and 0 < dt < math.inf):
-        raise ValueError(f"dt must be a finite number > 0, the epochs between the kernels; got {dt!r}.")
-    return kernel_distance(K1, K2) / float(dt)
+    dt = number("dt", dt, above=0, unit="in epochs")
+    velocity = kernel_distance(K1, K2) / dt
+    if not math.isfinite(velocity):
+        raise ValueError(f"dt must be long enough for a finite velocity, got {dt!r}")
+    return velocity
 
 
 def polar_dynamics(K_t, K_start, K_end):
@@ -109,8 +112,8 @@ def polar_dynamics(K_t, K_start, K_end):
     >>> [round(v, 6) for v in polar_dynamics(end, start, end)]
     [1.0, 1.570796]
     """
-    K_t, _, K_start, _ = _gram_pair(K_t, K_start)
-    K_end, _, K_start, _ = _gram_pair(K_end, K_start)
+    K_t, _, K_start, _ = _gram_pair(K_t=K_t, K_start=K_start)
+    K_end, _, K_start, _ = _gram_pair(K_end=K_end, K_start=K_start)
     length = float(np.linalg.norm(K_end - K_start))
     if length == 0:
         raise ValueError("K_end equals K_start, so there is no path to measure a radius on.")
@@ -146,8 +149,7 @@ def effective_rank(K, kind="entropy"):
     >>> round(effective_rank([[2.0, 0.0], [0.0, 2.0]]), 6)
     2.0
     """
-    if kind not in ("entropy", "participation"):
-        raise ValueError(f"kind must be 'entropy' or 'participation', got {kind!r}.")
+    check_choice("kind", kind, ("entropy", "participation"))
     if kind == "participation":
         K, norm = _gram(K, "K")
         if np.diagonal(K).min() < -INDEFINITE_TOLERANCE * norm:
@@ -185,8 +187,7 @@ def top_mass(K, k):
     0.8
     """
     squares = _spectrum(K)[::-1] ** 2
-    if not (isinstance(k, Integral) and 1 <= k <= squares.size):
-        raise ValueError(f"k must be an integer from 1 to n = {squares.size}; got {k!r}.")
+    k = integer("k", k, high=squares.size)
     return float(squares[:k].sum() / squares.sum())
 
 
@@ -218,7 +219,7 @@ def kernel_alignment(K1, K2, centered=False):
     >>> kernel_alignment([[1.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]])
     1.0
     """
-    K1, norm1, K2, norm2 = _gram_pair(K1, K2, centered)
+    K1, norm1, K2, norm2 = _gram_pair(centered, K1=K1, K2=K2)
     return min(max(float(np.vdot(K1, K2)) / (norm1 * norm2), -1.0), 1.0)
 
 
@@ -255,8 +256,8 @@ def target_alignment(K, y, centered=False):
     >>> target_alignment([[1.0, -1.0], [-1.0, 1.0]], y)
     1.0
     """
-    K, norm = _gram(K, "K", centered)
-    Y = _targets(y, K.shape[0], centered)
+    K, norm = _gram(K, "K", flag("centered", centered))
+    Y = _targets("y", y, K.shape[0], centered)
     alignment = float(np.vdot(Y, K @ Y)) / (norm * float(np.linalg.norm(Y.T @ Y)))
     return min(max(alignment, -1.0), 1.0)
 
@@ -309,13 +310,13 @@ def kernel_specialization(K_classes, Y, normalization="kernels", centered=False)
            [0., 2.]])
     """
     axes = {"kernels": 0, "targets": 1, None: None}
-    if normalization not in axes:
-        raise ValueError(f"normalization must be 'kernels', 'targets' or None; got {normalization!r}.")
-    K_classes, Y = to_numpy(K_classes), to_numpy(Y)
-    n, shape = K_classes.shape[0] if K_classes.ndim else 0, K_classes.shape
-    if len(shape) != 3 or Y.shape != shape[1:]:
+    check_choice("normalization", normalization, axes)
+    flag("centered", centered)
+    K_classes, Y = array("K_classes", K_classes, kinds=COMPLEX), array("Y", Y, kinds=COMPLEX)
+    shape = K_classes.shape
+    if len(shape) != 3 or Y.shape != shape[1:] or 0 in shape:
         raise ValueError(f"K_classes must have shape (n, n, C) and Y (n, C); got {shape} and {Y.shape}.")
-    Y = _targets(Y, n, centered)
+    n, Y = shape[0], _targets("Y", Y, shape[0], centered)
     squares = np.sum(Y * Y, axis=0)
     if not np.all(squares > 0):
         raise ValueError(
@@ -337,7 +338,7 @@ def kernel_specialization(K_classes, Y, normalization="kernels", centered=False)
 
 def _gram(K, name, centered=False):
     """A validated float64 Gram matrix and its Frobenius norm, centred if asked for."""
-    K = to_numpy(K)
+    K = array(name, K, kinds=COMPLEX)
     norm, _ = require_symmetric(K, name)
     K = np.asarray(K, dtype=np.float64)
     if norm == 0:
@@ -354,28 +355,30 @@ def _gram(K, name, centered=False):
     return K, centered_norm
 
 
-def _gram_pair(K1, K2, centered=False):
-    K1, norm1 = _gram(K1, "the first kernel", centered)
-    K2, norm2 = _gram(K2, "the second kernel", centered)
+def _gram_pair(centered=False, **kernels):
+    flag("centered", centered)
+    (K1, norm1), (K2, norm2) = (_gram(K, name, centered) for name, K in kernels.items())
     if K1.shape != K2.shape:
-        raise ValueError(f"the kernels must be of the same samples, got shapes {K1.shape} and {K2.shape}.")
+        raise ValueError(
+            f"{' and '.join(kernels)} must be kernels of the same samples, got shapes {K1.shape} and {K2.shape}."
+        )
     return K1, norm1, K2, norm2
 
 
-def _targets(y, n, centered):
-    Y = to_numpy(y)
+def _targets(name, y, n, centered):
+    """Targets (n, C), times the power of two that makes the largest about one: no measure sees it."""
+    Y = array(name, y, kinds=COMPLEX, finite=True)
     if np.iscomplexobj(Y):
-        raise ValueError("targets must be real.")
+        raise ValueError(f"{name} must be real.")
     Y = np.asarray(Y, dtype=np.float64)
     if Y.ndim not in (1, 2) or Y.shape[0] != n or Y.size == 0:
-        raise ValueError(f"targets must have shape ({n},) or ({n}, C) to match the kernel; got {Y.shape}.")
-    if not np.all(np.isfinite(Y)):
-        raise ValueError("targets must be finite, but have NaN or infinity.")
+        raise ValueError(f"{name} must have shape ({n},) or ({n}, C) to match the kernel; got {Y.shape}.")
     Y = Y.reshape(n, -1)
+    Y = np.ldexp(Y, -np.frexp(np.abs(Y).max(axis=0))[1])
     if centered:
         Y = np.where(np.ptp(Y, axis=0) > 0, Y - Y.mean(axis=0), 0.0)
     if not np.any(Y):
-        raise ValueError(f"targets are {'constant' if centered else 'zero'}: there is nothing to align with.")
+        raise ValueError(f"{name} is {'constant' if centered else 'zero'}: there is nothing to align with.")
     return Y
 
 

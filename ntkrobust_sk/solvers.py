@@ -8,12 +8,12 @@ usable, an array API library for its own arrays, NumPy otherwise.
 import math
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_cupy_array, is_numpy_array
 
 from ._backend import as_array_like, cholesky, eigh, solve_triangular, to_solver_array
+from ._validation import array, brief, check_choice, function, number
 
 # A Gram matrix made of float32 tiles is symmetric to about 1e-6; a wrong block or permutation misses by O(1).
 SYMMETRY_TOLERANCE = 1e-4
@@ -37,8 +37,8 @@ class _DirectSolver:
     max_residual: float | None = None
 
     def __post_init__(self):
-        if self.max_residual is not None and not 0 < self.max_residual < math.inf:
-            raise ValueError(f"max_residual must be None or a finite number > 0, got {self.max_residual!r}.")
+        if self.max_residual is not None:
+            number("max_residual", self.max_residual, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +121,12 @@ class Eigh(_DirectSolver):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.rcond is not None and not 0 <= self.rcond < 1:
-            raise ValueError(f"rcond must be None or a fraction of λ_max in [0, 1); got {self.rcond!r}.")
+        if self.rcond is not None:
+            number("rcond", self.rcond, low=0, below=1, unit="of the largest eigenvalue")
 
     def __call__(self, A, B):
         """Solve A X = B, with the contract of `Cholesky.__call__`; ValueError if n > 32,766."""
-        A = to_solver_array(A)
+        A = _solver_array("A", A)
         if max(A.shape, default=0) > EIGH_MAX_SIZE:
             raise ValueError(
                 f"Eigh takes at most n = {EIGH_MAX_SIZE}, because 32-bit LAPACK and cuSOLVER fail above; got "
@@ -158,16 +158,14 @@ def resolve_solver(solver):
     >>> resolve_solver("cholesky")
     Cholesky(max_residual=None)
     """
-    known = f"one of {sorted(SOLVERS)} or an object called as solver(A, B)"
     if isinstance(solver, str):
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be {known}; got {solver!r}.")
+        check_choice("solver", solver, SOLVERS)
         return SOLVERS[solver]
-    if isinstance(solver, type):
-        raise TypeError(f"solver must be an instance: write {solver.__name__}(), not {solver.__name__}.")
     if not callable(solver):
-        raise TypeError(f"solver must be {known}; got {solver!r}.")
-    return solver
+        raise TypeError(
+            f"solver must be one of {sorted(SOLVERS)} or an object called as solver(A, B), got {brief(solver)}"
+        )
+    return function("solver", solver, "solver(A, B)", 2)
 
 
 def solve(gram, targets, *, alpha, solver="cholesky", sample_weight=None):
@@ -222,15 +220,14 @@ def solve(gram, targets, *, alpha, solver="cholesky", sample_weight=None):
     array([ 0.25, -0.25])
     """
     solver = resolve_solver(solver)
-    if not (isinstance(alpha, Real) and 0 <= alpha < math.inf):
-        raise ValueError(f"alpha must be a finite number >= 0 (ridge over mean diagonal); got {alpha!r}.")
-    gram = to_solver_array(gram)
-    targets = as_array_like(targets, gram)
+    alpha = number("alpha", alpha, low=0, unit="in units of the mean diagonal")
+    gram = _solver_array("gram", gram)
+    targets = as_array_like(_solver_array("targets", targets), gram)
     _require_kernel_system(gram, targets)
     xp = array_namespace(gram)
     targets = xp.astype(targets, xp.float64, copy=False)
     weight = None if sample_weight is None else _checked_weight(sample_weight, gram)
-    ridge = float(alpha) * _mean_diagonal(gram, weight)
+    ridge = alpha * _mean_diagonal(gram, weight)
     root = None if weight is None else xp.sqrt(weight)
 
     n, n_outputs = gram.shape[0], gram.shape[-1]
@@ -259,8 +256,21 @@ def _ridge_solve(gram, targets, ridge, root, solver):
         targets = root[:, None] * targets
     diagonal = xp.reshape(A, (size * size,))[:: size + 1]
     diagonal += ridge
-    u = solver(A, targets)
+    u = _checked_answer(solver(A, targets), targets, solver)
     return u if root is None else root[:, None] * u
+
+
+def _checked_answer(u, targets, solver):
+    """What a solver has returned, in the library of the targets, if it is a finite array of their shape."""
+    wanted = f"solver must return a finite array of shape {tuple(targets.shape)}, but {brief(solver)} returned"
+    if not hasattr(u, "shape") or tuple(u.shape) != tuple(targets.shape):
+        raise ValueError(f"{wanted} {brief(u)}")
+    u = as_array_like(_solver_array("what the solver returned", u), targets)
+    _require_real(u, "what the solver returned")
+    xp = array_namespace(u)
+    if not bool(xp.all(xp.isfinite(u))):
+        raise InaccurateSolveError(f"{wanted} NaN or infinity")
+    return u
 
 
 def _mean_diagonal(gram, weight):
@@ -364,8 +374,8 @@ def _singular(n, found):
 
 
 def _prepare(A, B):
-    A = to_solver_array(A)
-    B = as_array_like(B, A)
+    A = _solver_array("A", A)
+    B = as_array_like(_solver_array("B", B), A)
     _require_real(A, "A")
     _require_real(B, "B")
     _require_square(A, "A")
@@ -377,8 +387,18 @@ def _prepare(A, B):
     dtype = xp.float32 if A.dtype == xp.float32 and B.dtype == xp.float32 else xp.float64
     A, B = xp.astype(A, dtype, copy=False), xp.astype(B, dtype, copy=False)
     if not bool(xp.all(xp.isfinite(B))):
-        raise ValueError("the right-hand side must be finite, but has NaN or infinity.")
+        raise ValueError("B, the right-hand side, must be finite, but has NaN or infinity.")
     return A, B
+
+
+def _solver_array(name, values):
+    """An array of numbers where it is solved; what is no array of some library goes through NumPy's checks."""
+    if isinstance(values, np.ma.MaskedArray):
+        return array(name, values)
+    found = to_solver_array(values) if hasattr(values, "shape") else values
+    # complex numbers have a word of their own
+    elsewhere = hasattr(found, "__array_namespace__") and not is_numpy_array(found)
+    return found if elsewhere or is_cupy_array(found) else array(name, found, kinds="biufc")
 
 
 def require_symmetric(A, name):
@@ -468,7 +488,7 @@ def _require_kernel_system(gram, targets):
 
 
 def _checked_weight(sample_weight, gram):
-    weight = as_array_like(sample_weight, gram)
+    weight = as_array_like(_solver_array("sample_weight", sample_weight), gram)
     xp = array_namespace(weight)
     _require_real(weight, "sample_weight")
     if tuple(weight.shape) != (gram.shape[0],):

@@ -114,7 +114,7 @@ def test_a_matrix_symmetric_up_to_float32_rounding_is_accepted(solver):
         (np.ones(3), np.ones(3), "A must be square"),
         (np.eye(3), np.ones(2), "B must have shape"),
         (np.eye(3), np.ones((3, 1, 1)), "B must have shape"),
-        (np.eye(3), np.array([1.0, np.nan, 0.0]), "right-hand side must be finite"),
+        (np.eye(3), np.array([1.0, np.nan, 0.0]), "right-hand side, must be finite"),
         (np.array([[1.0, np.inf], [np.inf, 1.0]]), np.ones(2), "matrix must be finite"),
         (np.array([[1.0, 0.0], [np.nan, 1.0]]), np.ones(2), "matrix must be finite"),
         (np.array([[1.0, 0.5], [0.0, 1.0]]), np.ones(2), "must be symmetric.*different sets of samples"),
@@ -266,9 +266,9 @@ def test_a_solver_is_resolved_from_its_name_or_is_itself():
 
 
 def test_an_unknown_solver_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'cholesky', 'eigh'.*got 'lu'"):
+    with pytest.raises(ValueError, match="unknown solver 'lu'; known are 'cholesky', 'eigh'"):
         resolve_solver("lu")
-    with pytest.raises(TypeError, match=r"write Cholesky\(\)"):
+    with pytest.raises(TypeError, match=r"write Cholesky\("):
         resolve_solver(Cholesky)
     with pytest.raises(TypeError, match="called as solver"):
         resolve_solver(3)
