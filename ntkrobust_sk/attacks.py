@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import check_choice, number
+from ._validation import brief, check_choice, function, number
 from .balls import (
     Box,
     admitted,
@@ -226,6 +226,20 @@ class NFGSM:
         noisy = _start(NORMS["linf"], x, keys, ball_of(noise, x))
         length = self.epsilon if self.step_size is None else self.step_size
         return PGD(length, 1, length, random_start=False, bounds=self.bounds)(model, noisy, y, key=keys)
+
+
+def require_attack(attack, name: str = "attack"):
+    """Return what can be called as ``attack(model, x, y, key=key)``, or raise a TypeError that says what came.
+
+    >>> require_attack(PGD(0.1)).epsilon
+    0.1
+    >>> require_attack("pgd")
+    Traceback (most recent call last):
+    TypeError: attack: an attack is needed, such as PGD(epsilon=8/255), got 'pgd'
+    """
+    if not callable(attack) or isinstance(attack, type):
+        raise TypeError(f"{name}: an attack is needed, such as PGD(epsilon=8/255), got {brief(attack)}")
+    return function(name, attack, "attack(model, x, y, key=key)", 3, "key")
 
 
 def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from .attacks import PGD, example_losses, fold_keys, one_key_each
+from ._validation import brief, integer, number
+from .attacks import PGD, example_losses, fold_keys, one_key_each, require_attack
 from .balls import settle
 from .estimators import key_of
 from .evaluation import classifier_under_attack, clopper_pearson
@@ -119,10 +120,9 @@ def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99
     >>> checks.passed
     True
     """
-    subject = classifier_under_attack("check_evaluation", estimator, X, y)
-    if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence must be in (0.5, 1), such as 0.99, got {confidence!r}")
+    confidence, n_queries = number("confidence", confidence, above=0.5, below=1), integer("n_queries", n_queries)
     _require_ball(attack)
+    subject = classifier_under_attack("check_evaluation", estimator, X, y)
     attack, keys = subject.usable(attack), one_key_each(key_of(random_state), len(subject.X))
     right = subject.answers(subject.X) == subject.y
     X_adv = subject.perturb(attack, keys)
@@ -174,9 +174,12 @@ class _Noise:
 
 
 def _require_ball(attack):
-    named = not isinstance(attack, type) and callable(attack) and dataclasses.is_dataclass(attack)
-    if not named or not all(hasattr(attack, name) for name in ("epsilon", "norm", "bounds")):
-        raise TypeError(f"check_evaluation needs an attack in a ball, such as PGD(epsilon=8/255), got {attack!r}")
+    require_attack(attack)
+    named = all(hasattr(attack, name) for name in ("epsilon", "norm", "bounds"))
+    if not named or not dataclasses.is_dataclass(attack):
+        raise TypeError(
+            f"check_evaluation needs an attack in a ball, such as PGD(epsilon=8/255), got {brief(attack)}"
+        )
 
 
 def _strengthened(attack):

@@ -13,12 +13,13 @@ import numpy as np
 import scipy.stats
 from sklearn.base import is_regressor
 
-from ._validation import number
-from .attacks import PGD, one_key_each
+from ._validation import array, brief, check_choice, number
+from .attacks import PGD, one_key_each, require_attack
 from .autoattack import AutoAttack
-from .balls import check_bounds, settle
+from .balls import check_bounds, plain_bounds, settle
 from .estimators import key_of
 from .fab import FAB
+from .norms import NORMS
 from .scoring import Subject, attackable
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -96,9 +97,12 @@ def robustness_report(
     >>> bool((np.diff(report.accuracies) <= 0).all())
     True
     """
-    epsilons, subject = radii(epsilons), classifier_under_attack("robustness_report", estimator, X, y)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), such as 0.95, got {confidence!r}")
+    epsilons, confidence = radii("epsilons", epsilons), number("confidence", confidence, above=0, below=1)
+    check_choice("norm", norm, NORMS)
+    bounds = plain_bounds(bounds)
+    if nearest is not None:
+        _require_nearest(nearest, "nearest")
+    subject = classifier_under_attack("robustness_report", estimator, X, y)
     largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
     attacks = _attacks_in(attacks, subject, largest)
     keys = one_key_each(key_of(random_state), len(subject.X))
@@ -192,6 +196,9 @@ class RobustnessReport:
 
     def quantiles(self, q=QUANTILES) -> np.ndarray:
         """Quantiles of the distances: of a share q of the examples the minimal perturbation is at most so long."""
+        q = np.reshape(array("q", np.atleast_1d(q) if np.ndim(q) == 0 else q, finite=True), np.shape(q))
+        if (q < 0).any() or (q > 1).any():
+            raise ValueError(f"q must be shares from 0 to 1, got {brief(q)}")
         return np.quantile(self.distances, q, method="inverted_cdf")
 
     def to_frame(self):
@@ -289,8 +296,9 @@ def minimal_perturbations(
     >>> bool(abs(minimal_perturbations(svc, X, y, bounds=None) / exact - 1).max() < 0.01)
     True
     """
+    default = FAB(1.0, norm=norm, bounds=bounds)
+    attack = default if attack is None else _require_nearest(attack, "attack")
     subject = classifier_under_attack("minimal_perturbations", estimator, X, y)
-    attack = FAB(1.0, norm=norm, bounds=bounds) if attack is None else attack
     if subject.opaque is not None:
         raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
     keys = one_key_each(key_of(random_state), len(subject.X))
@@ -355,7 +363,10 @@ def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> Transf
     (('linear', 'rbf'), True)
     """
     if not isinstance(estimators, dict) or not estimators:
-        raise TypeError(f"transfer_matrix needs a dict from names to classifiers, got {estimators!r}")
+        raise TypeError(
+            f"estimators must be a dict from names to classifiers, for transfer_matrix, got {brief(estimators)}"
+        )
+    require_attack(attack)
     known = {name: getattr(e, "classes_", None) for name, e in estimators.items()}
     known = {name: np.asarray(classes) for name, classes in known.items() if classes is not None}
     first = next(iter(known.values()), None)
@@ -405,6 +416,9 @@ def clopper_pearson(successes, n, confidence=0.95):
 
 def classifier_under_attack(function: str, estimator, X, y, **options) -> Subject:
     """:func:`~ntkrobust_sk.scoring.attackable` of what has classes, on behalf of a function."""
+    if isinstance(estimator, type):
+        name = estimator.__name__
+        raise TypeError(f"estimator must be a fitted instance: write {name}(...).fit(X, y), not {name}")
     if hasattr(estimator, "fit") and is_regressor(estimator):
         raise TypeError(
             f"{function} counts right answers, but {type(estimator).__name__} is a regressor; "
@@ -413,16 +427,15 @@ def classifier_under_attack(function: str, estimator, X, y, **options) -> Subjec
     return attackable(estimator, X, y, **options)
 
 
-def radii(epsilons) -> tuple[float, ...]:
-    """Radii in ascending order, without repetition."""
-    if isinstance(epsilons, str) or np.ndim(epsilons) > 1 or np.size(epsilons) == 0:
+def radii(name: str, values) -> tuple[float, ...]:
+    """Radii in ascending order, without repetition, of a number or a sequence of numbers."""
+    is_sequence = isinstance(values, list | tuple | range) or len(getattr(values, "shape", ())) == 1
+    given = list(values) if is_sequence else [values]
+    if not given or isinstance(values, str | bytes | set | dict):
         raise ValueError(
-            f"epsilons must be numbers in units of the data, such as [4/255, 8/255], got {epsilons!r}"
+            f"{name} must be numbers in units of the data, such as [4/255, 8/255], got {brief(values)}"
         )
-    given = [epsilons] if np.ndim(epsilons) == 0 else list(epsilons)
-    for epsilon in given:
-        number("epsilon", epsilon, low=0, unit="in units of the data")
-    return tuple(sorted({float(epsilon) for epsilon in given}))
+    return tuple(sorted({number(f"each of {name}", value, low=0, unit="in units of the data") for value in given}))
 
 
 def _attacks_in(attacks, subject, largest) -> dict[str, Callable]:
@@ -439,12 +452,16 @@ def _attacks_in(attacks, subject, largest) -> dict[str, Callable]:
 
 def _named(attacks) -> dict[str, Callable]:
     if isinstance(attacks, dict):
+        if not attacks or not all(isinstance(name, str) for name in attacks):
+            raise TypeError(f"attacks must be attacks by name, as in {{'pgd': PGD(0.1)}}, got {brief(attacks)}")
         return attacks
     attacks = list(attacks) if isinstance(attacks, list | tuple) else [attacks]
+    for attack in attacks:
+        require_attack(attack, "attacks")
     names = [type(attack).__name__ for attack in attacks]
     if len(set(names)) < len(names) or not names:
         raise ValueError(
-            f"attacks of one type need names, as in {{'short': PGD(...), 'long': ...}}, got {attacks}"
+            f"attacks of one type need names, as in {{'short': PGD(...), 'long': ...}}, got {brief(attacks)}"
         )
     return dict(zip(names, attacks, strict=True))
 
@@ -491,10 +508,18 @@ def _attacked(subject, attack, keys, at):
     return found.x_adv, found.flags
 
 
+def _require_nearest(attack, name):
+    require_attack(attack, name)
+    if not hasattr(attack, "nearest"):
+        raise TypeError(
+            f"{name}: minimal perturbations need an attack with nearest, such as FAB, got {brief(attack)}"
+        )
+    return attack
+
+
 def _nearest(subject, attack, keys) -> np.ndarray:
     """Distances (n,) to the nearest points found that the estimator answers wrongly."""
-    if not hasattr(attack, "nearest"):
-        raise TypeError(f"minimal perturbations need an attack with nearest, such as FAB, got {attack!r}")
+    _require_nearest(attack, "attack")
     check_bounds(attack, subject.X)
     points, n = subject.X.copy(), len(subject.X)
     with subject.precision():

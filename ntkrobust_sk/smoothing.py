@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 import scipy.stats
 from sklearn.utils import check_random_state
 
-from ._validation import number
+from ._validation import array, integer, number
 from .evaluation import classifier_under_attack, clopper_pearson
 from .loops import runs_fused
 
@@ -95,6 +94,7 @@ def certify(
     >>> int(found.labels[0]), round(float(found.radii[0]), 2)
     (0, 0.49)
     """
+    _require_numbers(sigma, n_selection, n_samples, alpha)
     subject = classifier_under_attack("certify", estimator, X, None, labelled=False)
     return _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
 
@@ -134,10 +134,8 @@ def certified_accuracy(
     >>> bool(found[0] > 0.9), bool((np.diff(found) <= 0).all())
     (True, True)
     """
-    if isinstance(radii, str) or np.size(radii) == 0:
-        raise ValueError(f"radii must be numbers in units of the data, such as [0.25, 0.5], got {radii!r}")
-    for radius in np.ravel(radii).tolist():
-        number("radius", radius, low=0, unit="in units of the data")
+    _require_radii(radii)
+    _require_numbers(sigma, n_selection, n_samples, alpha)
     subject = classifier_under_attack("certified_accuracy", estimator, X, y)
     found = _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
     right = (found.labels == subject.classes[subject.y]) & ~found.abstains
@@ -146,18 +144,20 @@ def certified_accuracy(
 
 
 def _require_numbers(sigma, n_selection, n_samples, alpha):
-    number("sigma", sigma, low=0, unit="in units of the data")
-    if sigma == 0:
-        raise ValueError("sigma must be positive, in units of the data")
-    for name, value in (("n_selection", n_selection), ("n_samples", n_samples)):
-        if not (isinstance(value, Integral) and value >= 1):
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    if not 0 < alpha < 0.5:
-        raise ValueError(f"alpha must be in (0, 0.5), such as 0.001, got {alpha!r}")
+    number("sigma", sigma, above=0, unit="in units of the data")
+    integer("n_selection", n_selection)
+    integer("n_samples", n_samples)
+    number("alpha", alpha, above=0, below=0.5)
+
+
+def _require_radii(radii):
+    is_sequence = isinstance(radii, list | tuple | range) or len(getattr(radii, "shape", ())) > 0
+    values = np.ravel(array("radii", radii)).tolist() if is_sequence and len(radii) else [radii]
+    for value in values:
+        number("radii", value, low=0, unit="in units of the data")
 
 
 def _certified(subject, sigma, n_selection, n_samples, alpha, random_state):
-    _require_numbers(sigma, n_selection, n_samples, alpha)
     seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
     count = (_on_device if subject.opaque is None else _on_host)(subject, float(sigma), seed)
     chosen = np.array([count(row, 0, n_selection).argmax() for row in range(len(subject.X))])

@@ -148,9 +148,10 @@ def test_checks_are_printed_one_in_a_line():
     [
         ({"estimator": Ridge().fit(X[:50], Y[:50])}, TypeError, "Ridge is a regressor"),
         ({"attack": Clean()}, TypeError, "needs an attack in a ball"),
-        ({"attack": PGD}, TypeError, "needs an attack in a ball"),
-        ({"attack": "pgd"}, TypeError, "needs an attack in a ball"),
-        ({"confidence": 0.3}, ValueError, "confidence must be in"),
+        ({"n_queries": 0.5}, ValueError, "n_queries must be a positive integer"),
+        ({"attack": PGD}, TypeError, "an attack is needed"),
+        ({"attack": "pgd"}, TypeError, "an attack is needed"),
+        ({"confidence": 0.3}, ValueError, "confidence must be a finite number > 0.5 and < 1"),
         ({"X": X[:50] + 3}, ValueError, "the attack's bounds are"),
     ],
 )

@@ -283,14 +283,23 @@ def _numbers(labels):
     [
         ({"estimator": Ridge().fit(X, X[:, 0])}, TypeError, "Ridge is a regressor"),
         ({"epsilons": "8/255"}, ValueError, "epsilons must be numbers in units of the data"),
-        ({"epsilons": ["8/255"]}, ValueError, "epsilon must be a finite number"),
+        ({"epsilons": ["8/255"]}, ValueError, "each of epsilons must be a finite number"),
         ({"epsilons": []}, ValueError, "epsilons must be numbers"),
-        ({"epsilons": -0.1}, ValueError, "epsilon must be a finite number >= 0"),
-        ({"confidence": 95}, ValueError, r"confidence must be in \(0, 1\)"),
+        ({"epsilons": -0.1}, ValueError, "each of epsilons must be a finite number >= 0"),
+        ({"confidence": 95}, ValueError, "confidence must be a finite number > 0 and < 1"),
         ({"attacks": [ATTACK, ATTACK]}, ValueError, "attacks of one type need names"),
         ({"attacks": PGD}, TypeError, "an attack is needed, such as PGD"),
         ({"attacks": "pgd"}, TypeError, "an attack is needed, such as PGD"),
         ({"attacks": Clean()}, TypeError, "must be a dataclass with epsilon"),
+        ({"attacks": lambda model, x, y: x}, TypeError, "attacks must be callable as attack"),
+        ({"attacks": {}}, TypeError, "attacks must be attacks by name"),
+        ({"norm": "l3"}, ValueError, "unknown norm 'l3'"),
+        ({"bounds": 5}, ValueError, "bounds must be None or"),
+        ({"nearest": PGD}, TypeError, "nearest: an attack is needed"),
+        ({"confidence": np.array([0.9])}, ValueError, "confidence must be a finite number"),
+        ({"epsilons": {0.1}}, ValueError, "epsilons must be numbers"),
+        ({"epsilons": [[0.1], [0.1, 0.2]]}, ValueError, "each of epsilons must be"),
+        ({"estimator": LogisticRegression}, TypeError, r"write LogisticRegression\(...\).fit\(X, y\)"),
         ({"attacks": NFGSM(0.1), "norm": "l2"}, ValueError, "NFGSM is an attack in linf"),
         ({"nearest": ATTACK, "attacks": ATTACK}, TypeError, "nearest, such as FAB"),
         ({"X": 3 * X}, ValueError, f"the attack's bounds are .* from {3 * X.min():.3g}"),
@@ -306,5 +315,5 @@ def test_transfer_names_what_is_wrong(linear):
     other = LogisticRegression().fit(X, _numbers(Y))
     with pytest.raises(ValueError, match="know different classes"):
         transfer_matrix({"one": linear, "other": other}, X, Y, ATTACK)
-    with pytest.raises(TypeError, match="needs a dict"):
+    with pytest.raises(TypeError, match="must be a dict from names"):
         transfer_matrix([linear], X, Y, ATTACK)
