@@ -140,7 +140,7 @@ def contraction() -> dict:
     model, X = draw("CNN 32-32-64-64", 1024)
     kernel = KERNELS["trace"]
     plan = make_plan(kernel, model, X.shape[1:], 2**31)
-    left, right = (features_of(kernel, model, plan, X, tile, on_host=True) for tile in (0, 1))
+    left, right = (features_of(kernel, model, plan, X, tile, in_numpy=True) for tile in (0, 1))
     lefts = [left] * host_threads()
     flops = sum(2 * plan.rows**2 * leaf.values.size / plan.rows for leaf in left if hasattr(leaf, "values"))
     seconds = median_seconds(contract_on_host, kernel, model, lefts, right, None, False, repeats=15)

@@ -237,6 +237,26 @@ def check_lengths(**arrays) -> int:
     return lengths[0]
 
 
+def floating(name: str, value, known: Iterable[str]) -> str:
+    """Return the name of a dtype among ``known`` ones, from whatever NumPy takes for one.
+
+    >>> floating("dtype", np.float64, ("float32", "float64")), floating("dtype", ">f4", ("float32", "float64"))
+    ('float64', 'float32')
+    >>> floating("dtype", np.float16, ("float32", "float64"))
+    Traceback (most recent call last):
+    ValueError: dtype must be 'float32' or 'float64', got <class 'numpy.float16'>
+    """
+    known = list(dict.fromkeys(known))
+    try:
+        found = value if isinstance(value, str) and value in known else np.dtype(value).name
+    except Exception:  # np.dtype asks a stranger's attributes
+        found = None
+    if found not in known or value is None:
+        wanted = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+        raise ValueError(f"{name} must be {wanted}, got {brief(value)}")
+    return found
+
+
 def seed(name: str, value):
     """Return a seed as scikit-learn takes it: None, an int from 0 to 2³² − 1, or a ``numpy.random.RandomState``.
 

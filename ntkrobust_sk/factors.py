@@ -110,7 +110,7 @@ class Whole:
 
     def inner(self, other: Whole):
         """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
-        return self.values @ other.values.swapaxes(1, 2)
+        return _product(self.values, other.values.swapaxes(1, 2))
 
     def inner_sum(self, other: Whole):
         """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
@@ -119,7 +119,7 @@ class Whole:
     def inner_all(self, other: Whole):
         """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
         left, right = (g.values.reshape(-1, g.values.shape[2]) for g in (self, other))
-        return (left @ right.T).reshape(*self.values.shape[:2], *other.values.shape[:2])
+        return _product(left, right.T).reshape(*self.values.shape[:2], *other.values.shape[:2])
 
     def push(self, tangent):
         """⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
@@ -186,7 +186,7 @@ class Factors:
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
             # one position: all seeds in one product
             left, right = (f.cotangents[:, :, :, 0].transpose(2, 0, 1, 3) for f in (self, other))
-            every = left @ right.swapaxes(2, 3)
+            every = _product(left, right.swapaxes(2, 3))
             every *= products[:, None, :, 0, :, 0]
             return _over_groups(every)
         pairs = zip(self.cotangents, other.cotangents, strict=True)
@@ -207,7 +207,7 @@ class Factors:
             (r, n, g, _, o), (q, m) = self.cotangents.shape, other.cotangents.shape[:2]
             left = self.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, r * n, o)
             right = other.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, q * m, o)
-            every = (left @ right.swapaxes(1, 2)).reshape(g, r, n, q, m)
+            every = _product(left, right.swapaxes(1, 2)).reshape(g, r, n, q, m)
             every *= products.reshape(g, 1, n, 1, m)
             return _over_groups(every)
         left, right = self.cotangents, other.cotangents
@@ -299,17 +299,15 @@ def separated(features: list[Whole | Factors]) -> list[Whole | Factors]:
     return result
 
 
-def rounded(features: list[Whole | Factors], name: str) -> list[Whole | Factors]:
-    """Features with the digits that "tf32" or "bf16" keep, still in single precision; tables' rows as they are."""
+def rounded(features: list[Whole | Factors], name: str, packed: bool = False) -> list[Whole | Factors]:
+    """Features with the digits that "tf32" or "bf16" keep, in single precision, or bfloat16 where they are to be
+    ``packed`` and that holds them; tables' rows as they are."""
 
     def one(array):
         if array.dtype.kind in "iu":
             return array
-        if isinstance(array, np.ndarray):
-            # half of the last digit kept is added, a bit less where that digit is even, and the others are cut off
-            bits, cut = array.view(np.uint32), 23 - DIGITS[name]
-            nearest = bits + (np.uint32((1 << (cut - 1)) - 1) + ((bits >> cut) & 1))
-            return (nearest & np.uint32(0xFFFFFFFF << cut & 0xFFFFFFFF)).view(np.float32)
+        if packed and name == "bf16":
+            return array.astype(jnp.bfloat16)
         return jax.lax.reduce_precision(array, 8, DIGITS[name])
 
     return jax.tree.map(one, features)
@@ -378,9 +376,17 @@ def joined(parts: list[Factors]) -> Factors:
     return Factors(inputs, cotangents, parts[0].layout)
 
 
+def _product(left, right):
+    """The matrix product; JAX sums what is kept in 16 bits in single precision."""
+    if isinstance(left, np.ndarray):
+        return left @ right
+    narrow = jnp.issubdtype(left.dtype, jnp.floating) and left.dtype.itemsize == 2
+    return jnp.matmul(left, right, preferred_element_type=jnp.float32 if narrow else None)
+
+
 def _summed_products(left, right):
     """Σ_r left_r right_rᵀ, (n, m), of arrays (r, n, k) and (r, m, k)."""
-    return (left @ right.swapaxes(1, 2)).sum(0)
+    return _product(left, right.swapaxes(1, 2)).sum(0)
 
 
 def _over_groups(array):
@@ -397,7 +403,7 @@ def _row_products(a, b):
     (n, g, s, k), (m, _, t, _) = a.shape, b.shape
     left = a.swapaxes(0, 1).reshape(g, n * s, k)
     right = b.swapaxes(0, 1).reshape(g, m * t, k)
-    return (left @ right.swapaxes(1, 2)).reshape(g, n, s, m, t)
+    return _product(left, right.swapaxes(1, 2)).reshape(g, n, s, m, t)
 
 
 def _input_products(a, b):

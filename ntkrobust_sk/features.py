@@ -118,7 +118,9 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         for tile in range(-(-len(X) // plan.rows)):
             rows = result[tile * plan.rows : (tile + 1) * plan.rows]
             for start in range(0, plan.n_seeds, plan.seeds):
-                features = features_of(self._kernel, self.model_, plan, X.astype(dtype), tile, start, on_host=True)
+                features = features_of(
+                    self._kernel, self.model_, plan, X.astype(dtype), tile, start, in_numpy=True
+                )
                 _write_columns(rows, features, start, plan.n_seeds if self.n_components is None else 1)
         return result.astype(X.dtype, copy=False)
 

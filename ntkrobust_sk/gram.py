@@ -15,14 +15,14 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
-from .factors import DIGITS, rounded, separated
+from ._validation import floating
+from .devices import default_devices, everywhere, on_host
+from .factors import DIGITS, separated
 from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, params_dtype
 from .plan import (
     Plan,
     blas,
-    default_devices,
-    everywhere,
     features_of,
     fixed_plan,
     host_threads,
@@ -36,6 +36,8 @@ try:
 except ImportError:  # JAX before 0.8
     from jax.experimental import enable_x64
 
+# The units of a GPU that take products of rounded numbers.
+UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
 # How often tiles of workers that died are computed again.
 LOST_WORKERS = 3
 
@@ -72,11 +74,12 @@ def gram(
         The columns' inputs; None means X, and gives an exactly symmetric matrix.
     memory : str or int, default="2GiB"
         Budget in bytes, on each device, for features and working space, not counting the result.
-    dtype : floating dtype, "tf32" or "bf16", default=None
-        In which inner products are accumulated and returned; None is that of the parameters. With float64,
-        features stay in the parameters' precision. "tf32" and "bf16" round features to 10 and 7 binary digits
-        and accumulate in float32: for GPUs, which have units for such products. A CPU gives the same numbers, for
-        no gain. docs/benchmarks.md has the error.
+    dtype : "float32", "float64", "tf32" or "bf16", default=None
+        In which inner products are accumulated and returned, also as a NumPy or JAX dtype; None is that of the
+        parameters. With float64, features stay in the parameters' precision. "tf32" and "bf16" round features to
+        10 and 7 binary digits and accumulate in float32: for GPUs, which have units for such products, and keep
+        "bf16" features in half of the memory. A CPU gives the same numbers, for no gain. docs/benchmarks.md has
+        the error.
     by_layer : bool, default=False
         Return one matrix for each parameter array; the kernel is their sum.
     store : str or os.PathLike, default=None
@@ -100,8 +103,8 @@ def gram(
     Raises
     ------
     ValueError
-        If the inputs' shapes do not fit each other, and for "tf32" or "bf16" with parameters in double precision
-        or a kernel without tangent features.
+        If the inputs' shapes do not fit each other, for a dtype that is none of these, and for "tf32" or "bf16"
+        with parameters in double precision or a kernel without tangent features.
     MemoryError
         If not even two tiles of one row fit in ``memory``.
     FloatingPointError
@@ -131,11 +134,7 @@ def gram(
         raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}")
     if by_layer and not isinstance(kernel, TangentKernel):
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
-    if dtype in DIGITS and not (isinstance(kernel, TangentKernel) and X.dtype == np.float32):
-        raise ValueError(
-            f"dtype={dtype!r} rounds tangent features in single precision, but parameters are in {X.dtype} and "
-            f"the kernel is {kernel!r}; leave dtype out"
-        )
+    dtype = _checked_dtype(dtype, kernel, params_dtype(model.variables.params))
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
     size, shown = (len(X), len(X if Y is None else Y)), plan is True
@@ -152,17 +151,31 @@ def gram(
     result = None
     finished = _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs)
     for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
-        result = result or [_empty(size, block) for block in blocks]
-        for k, block in enumerate(blocks):
-            result[k] = _write(result[k], block, i * plan.rows, j * plan.rows)
-            if Y is None and i < j:
-                result[k] = _write(result[k], _transpose(block), j * plan.rows, i * plan.rows)
+        with _own_precision(blocks[0]):
+            result = result or [_empty(size, block) for block in blocks]
+            for k, block in enumerate(blocks):
+                result[k] = _write(result[k], block, i * plan.rows, j * plan.rows)
+                if Y is None and i < j:
+                    result[k] = _write(result[k], _transpose(block), j * plan.rows, i * plan.rows)
     for K in result:
         _require_finite(kernel, K)
     if not by_layer:
         return result[0]
     paths = jax.tree_util.tree_leaves_with_path(model.variables.params)
     return {jax.tree_util.keystr(path): K for (path, _), K in zip(paths, result, strict=True)}
+
+
+def _checked_dtype(dtype, kernel, own) -> str | None:
+    """The name of the precision of products, or None."""
+    if dtype is None:
+        return None
+    dtype = floating("dtype", dtype, ("float32", "float64", own.name, *DIGITS))
+    if dtype in DIGITS and not (isinstance(kernel, TangentKernel) and own == np.float32):
+        raise ValueError(
+            f"dtype={dtype!r} rounds tangent features in single precision, but parameters are in {own} and "
+            f"the kernel is {kernel!r}; leave dtype out"
+        )
+    return dtype
 
 
 def all_tiles(rows: int, n: int, m: int | None) -> list[tuple[int, int]]:
@@ -195,19 +208,29 @@ def _fill_store(path, kernel, model, X, Y, plan, dtype, n_jobs, progress):
     bar = {"total": len(tiles), "initial": len(tiles) - len(missing), "disable": not progress, "unit": "tile"}
     for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
         _require_finite(kernel, block)
-        mirrored = np.asarray(_transpose(block)) if Y is None and i < j else None
-        store.write(i, j, np.asarray(block), mirrored)
+        block = np.asarray(block)
+        store.write(i, j, block, _transpose(block) if Y is None and i < j else None)
     return store.read()
 
 
 def _require_finite(kernel, K):
     # row by row on the host, where the answers for all of it would take a quarter of its memory
-    finite = all(np.isfinite(row).all() for row in K) if isinstance(K, np.ndarray) else jnp.isfinite(K).all()
+    if isinstance(K, np.ndarray):
+        finite = all(np.isfinite(row).all() for row in K)
+    else:
+        with _own_precision(K):
+            finite = bool(_all_finite(K))
     if not finite:
         raise FloatingPointError(
             f"the Gram matrix of {kernel!r} has entries that are not finite; look for overflow in the "
             "network's parameters or inputs"
         )
+
+
+@jax.jit
+def _all_finite(K):
+    # compiled, since the answers for all of it would take a quarter of its memory too
+    return jnp.isfinite(K).all()
 
 
 def _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs, width=None):
@@ -276,13 +299,13 @@ def compute_tiles(
     tiles : list of (i, j)
     plan : Plan
     """
-    on_host = isinstance(kernel, TangentKernel) and len(plan.devices) == 1 and plan.devices[0].platform == "cpu"
-    contract = contract_on_host if on_host else _contract_compiled
+    in_numpy = isinstance(kernel, TangentKernel) and len(plan.devices) == 1 and on_host(plan.devices)
+    contract = contract_on_host if in_numpy else _contract_compiled
+    digits = dtype if dtype in DIGITS else None
 
     def features(inputs, tile, start):
-        found = features_of(kernel, model, plan, inputs, tile, start, on_host=on_host)
-        found = separated(found) if by_layer else found
-        return rounded(found, dtype) if dtype in DIGITS else found
+        found = features_of(kernel, model, plan, inputs, tile, start, in_numpy=in_numpy, digits=digits)
+        return separated(found) if by_layer else found
 
     rows = sorted({i for i, _ in tiles})
     columns = {}
@@ -368,12 +391,8 @@ def _added_up(layers):
 
 def _contract_compiled(kernel, model, lefts, right, dtype, by_layer):
     """Blocks of some tiles with one tile, by XLA."""
-    double = dtype is not None and dtype not in DIGITS and jnp.dtype(dtype) == jnp.float64
-    with enable_x64(True) if double else nullcontext():
-        return [
-            _contract(kernel, model, left, right, None if dtype is None else str(dtype), by_layer)
-            for left in lefts
-        ]
+    with enable_x64(True) if dtype == "float64" else nullcontext():
+        return [_contract(kernel, model, left, right, dtype, by_layer) for left in lefts]
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
@@ -381,7 +400,7 @@ def _contract(kernel, model, left, right, dtype, by_layer):
     precision = "highest"
     if dtype in DIGITS:
         # a CPU has no such units; its products of rounded features are the same
-        precision = precision if jax.default_backend() == "cpu" else f"{dtype}_{dtype}_f32".upper()
+        precision = precision if on_host() else UNITS[dtype]
         dtype = None
     with jax.default_matmul_precision(precision):
         if isinstance(kernel, TangentKernel):
@@ -419,8 +438,8 @@ def _transpose(block):
 
 def _empty(size, block):
     shape = (*size, *block.shape[2:])
-    on_cpu = isinstance(block, np.ndarray) or next(iter(block.devices())).platform == "cpu"
-    return np.empty(shape, block.dtype) if on_cpu else jnp.zeros(shape, block.dtype)
+    in_numpy = isinstance(block, np.ndarray) or on_host(block.devices())
+    return np.empty(shape, block.dtype) if in_numpy else jnp.zeros(shape, block.dtype)
 
 
 def _write(result, block, i, j):

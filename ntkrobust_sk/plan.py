@@ -26,7 +26,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from .devices import by_rows, default_devices, everywhere, on_host
-from .factors import DIGITS, contraction_bytes, stacked
+from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
 from .networks import Model, params_dtype
 from .tangent import backward_mismatch
@@ -146,34 +146,42 @@ def make_plan(
     devices = tuple(devices or default_devices())
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
     itemsize = 0 if dtype is None or dtype in DIGITS else np.dtype(dtype).itemsize
-    return _plan(kernel, _abstract(model), tuple(input_shape), memory, n_rows, devices, sizes, itemsize)
+    digits = dtype if dtype in DIGITS else None
+    return _plan(kernel, _abstract(model), tuple(input_shape), memory, n_rows, devices, sizes, itemsize, digits)
 
 
 @lru_cache(maxsize=256)
-def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsize) -> Plan:
+def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsize, digits) -> Plan:
     n_devices = len(devices)
     rows = n_devices * min(TILE_ROWS if on_host(devices) else TILE_ROWS_ACCELERATOR, -(-n_rows // n_devices))
     n_seeds = _n_seeds(kernel, abstract, input_shape)
     seeds, dtype = n_seeds, params_dtype(abstract.model.variables.params)
     if splits_seeds(kernel):
-        of_one = _row_bytes(kernel, abstract, input_shape, 1)
+        of_one = _row_bytes(kernel, abstract, input_shape, 1, digits, devices)
         at_most = max(1, min(n_seeds, int(0.8 * memory) // ((n_rows + rows) * of_one)))
         # each pass goes forward once and backward for each seed, at twice the cost, also for the last one's spare
         seeds = min(range(1, at_most + 1), key=lambda seeds: -(-n_seeds // seeds) * (1 + 2 * seeds))
     if sizes is not None:
         rows, seeds = sizes
-    row_bytes = _row_bytes(kernel, abstract, input_shape, seeds)
+    row_bytes = _row_bytes(kernel, abstract, input_shape, seeds, digits, devices)
     if sizes is None and _on_one_cpu(devices) and n_rows > rows:
         roomy = ROOMY_TILES * 2 * rows * row_bytes <= memory
         rows *= 2 if row_bytes <= FEW_BYTES or roomy else 1
     while sizes is None and rows > n_devices and 3 * rows * row_bytes > memory * n_devices:
         rows = n_devices * (rows // n_devices // 2)
+
+    def working_bytes(rows, seeds):
+        return _working_bytes(kernel, abstract, input_shape, rows, seeds, devices, digits)
+
     while True:
-        chunk, working = rows, _working_bytes(kernel, abstract, input_shape, rows, seeds, devices)
+        chunk, working = rows, working_bytes(rows, seeds)
         if _on_one_cpu(devices) and working > CACHE_BYTES:
             chunk = max(1, 2 ** int(math.log2(CACHE_BYTES * rows / working)))
             # and while one chunk is copied to its place, the next one is computed
-            working = _working_bytes(kernel, abstract, input_shape, chunk, seeds, devices) + 2 * chunk * row_bytes
+            working = (
+                _working_bytes(kernel, abstract, input_shape, chunk, seeds, devices, digits)
+                + 2 * chunk * row_bytes
+            )
         # features are computed, and then contracted
         working = max(working, _contraction_bytes(kernel, abstract, input_shape, rows, seeds, itemsize, devices))
         # two tiles at least: one of rows and one of columns, and the block of each pair of a column
@@ -186,7 +194,7 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
             rows = n_devices * (rows // n_devices // 2)
         elif seeds > 1 and splits_seeds(kernel) and sizes is None:
             seeds = seeds // 2
-            row_bytes = _row_bytes(kernel, abstract, input_shape, seeds)
+            row_bytes = _row_bytes(kernel, abstract, input_shape, seeds, digits, devices)
         else:
             enough = -(-(2 * rows * row_bytes + block + working) // n_devices)
             raise MemoryError(
@@ -216,7 +224,9 @@ def fixed_plan(kernel, model: Model, input_shape: tuple[int, ...], rows: int, pa
     return Plan(rows, rows, panel, seeds, n_seeds, row_bytes, 0, (panel + 1) * rows * row_bytes, devices)
 
 
-def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, start: int = 0, *, on_host=False):
+def features_of(
+    kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, start: int = 0, *, in_numpy=False, digits=None
+):
     """What one side of the kernel needs of a tile: its features, or the inputs when it has none.
 
     Parameters
@@ -227,8 +237,10 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
         Index of a tile of ``plan.rows`` rows; missing ones repeat the tile's first.
     start : int, default=0
         First seed of the pass; seeds beyond the last are zero.
-    on_host : bool, default=False
+    in_numpy : bool, default=False
         As NumPy arrays, which share memory with JAX's on a CPU.
+    digits : {"tf32", "bf16"}, default=None
+        Rounded so, on an accelerator "bf16" in as many bits.
 
     Raises
     ------
@@ -241,7 +253,7 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
     x, model = jax.device_put(x, by_rows(plan.devices)), jax.device_put(model, everywhere(plan.devices))
     if not isinstance(kernel, TangentKernel):
         return x
-    program = _program(kernel, abstract, X.shape[1:], plan.chunk, plan.seeds, plan.devices)
+    program = _program(kernel, abstract, X.shape[1:], plan.chunk, plan.seeds, plan.devices, digits)
     seeds = _all_seeds(kernel, abstract, X.shape[1:])[start : start + plan.seeds]
     seeds = np.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0)))
     seeds = jax.device_put(seeds, everywhere(plan.devices))
@@ -250,11 +262,12 @@ def features_of(kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, star
     else:
         parts = (program(model, x[at : at + plan.chunk], seeds) for at in range(0, plan.rows, plan.chunk))
         features = stacked(_started_ahead(parts), plan.rows)
-    if kernel.has_gradients:
+    base = kernel if kernel.has_gradients else kernel.base
+    if kernel.has_gradients and digits is None:
         _prove(kernel, model, abstract, x, seeds, features, plan.devices)
-    elif (kernel.base, abstract, X.shape[1:]) not in _PROVED:
-        features_of(kernel.base, model, fixed_plan(kernel.base, model, X.shape[1:], 2), X[:2], 0)
-    return jax.tree.map(np.asarray, features) if on_host else features
+    elif (base, abstract, X.shape[1:]) not in _PROVED:
+        features_of(base, model, fixed_plan(base, model, X.shape[1:], 2), X[:2], 0)
+    return jax.tree.map(np.asarray, features) if in_numpy else features
 
 
 def _started_ahead(results):
@@ -318,10 +331,10 @@ def _abstract(model: Model) -> _Abstract:
     return _Abstract(tree, shapes, jax.config.jax_enable_x64)
 
 
-def _working_bytes(kernel, abstract, input_shape, rows, seeds, devices) -> int:
+def _working_bytes(kernel, abstract, input_shape, rows, seeds, devices, digits) -> int:
     if not isinstance(kernel, TangentKernel):
         return 0
-    stats = _program(kernel, abstract, input_shape, rows, seeds, devices).memory_analysis()
+    stats = _program(kernel, abstract, input_shape, rows, seeds, devices, digits).memory_analysis()
     return 0 if stats is None else stats.temp_size_in_bytes * len(devices)
 
 
@@ -362,21 +375,29 @@ def _on_one_cpu(devices) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _program(kernel, abstract, input_shape, rows, n_seeds, devices):
+def _program(kernel, abstract, input_shape, rows, n_seeds, devices, digits):
     """Compiled: from a model, a tile of inputs (rows, ...) and seeds (n_seeds, C) to features."""
     whole, spread = everywhere(devices), by_rows(devices)
     x = _tile(abstract, input_shape, rows)
-    compute = jax.jit(kernel.features, in_shardings=(whole, spread, whole))
+    features = _rounding(kernel.features, digits, devices)
+    compute = jax.jit(features, in_shardings=(whole, spread, whole))
     return compute.lower(abstract.model, x, _seeds(kernel, abstract, input_shape, n_seeds)).compile()
 
 
+def _rounding(features, digits, devices):
+    """What computes features, so that it rounds them: the unrounded ones are then never there at once."""
+    if digits is None:
+        return features
+    return lambda model, x, seeds: rounded(features(model, x, seeds), digits, packed=not on_host(devices))
+
+
 @lru_cache(maxsize=256)
-def _row_bytes(kernel, abstract, input_shape, n_seeds) -> int:
+def _row_bytes(kernel, abstract, input_shape, n_seeds, digits=None, devices=None) -> int:
     x = _tile(abstract, input_shape, 1)
     features = x
     if isinstance(kernel, TangentKernel):
         seeds = _seeds(kernel, abstract, input_shape, n_seeds)
-        features = jax.eval_shape(kernel.features, abstract.model, x, seeds)
+        features = jax.eval_shape(_rounding(kernel.features, digits, devices), abstract.model, x, seeds)
     return sum(math.prod(f.shape) * f.dtype.itemsize for f in jax.tree.leaves(features))
 
 

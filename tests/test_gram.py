@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk import CNN, MLP, Model, Stateless, TraceNTK, Variables, gram
+from ntkrobust_sk import CNN, MLP, Model, Stateless, TraceNTK, Variables, devices, gram
 from ntkrobust_sk.factors import DIGITS, Layout, Whole, rounded
 from ntkrobust_sk.kernels import KERNELS, resolve_kernel
 from ntkrobust_sk.plan import features_of, fixed_plan, make_plan, parse_memory
@@ -282,7 +282,7 @@ def products(kernel, features):
 def test_in_double_precision_products_of_single_precision_features_are_exact(kernel, seeds):
     assert not jax.config.jax_enable_x64
     plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, LARGE_TILE)
-    exact = products(kernel, features_of(KERNELS[kernel], MODEL, plan, X, 0, on_host=True))[: len(X), : len(X)]
+    exact = products(kernel, features_of(KERNELS[kernel], MODEL, plan, X, 0, in_numpy=True))[: len(X), : len(X)]
     scale = np.abs(exact).max()
     for form in ("float64", np.float64, np.dtype("float64")):
         double = np.asarray(in_tiles(kernel, MODEL, X, seeds=seeds, rows=LARGE_TILE, dtype=form))
@@ -334,27 +334,48 @@ def test_products_of_rounded_features_are_taken_only_when_asked_for_by_name(name
     np.testing.assert_array_equal(K, transposed(K))
 
 
-def test_rounding_in_numpy_is_that_of_xla():
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", DIGITS)
+def test_rounding_goes_to_the_nearest_number_that_is_kept_and_halfway_to_the_even_one(name, packed):
     values = np.random.default_rng(0).normal(size=(2, 50, 7)).astype(np.float32)
-    # halfway between two that are kept: to the even one
     values[0, 0, :4] = [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11]
-    for name in DIGITS:
-        (host,), (device,) = (rounded([Whole(a, Layout((7,)))], name) for a in (values, jnp.asarray(values)))
-        np.testing.assert_array_equal(host.values, np.asarray(device.values))
-        assert (host.values != values).mean() > 0.9
+    (found,) = rounded([Whole(jnp.asarray(values), Layout((7,)))], name, packed)
+    mantissa, exponent = np.frexp(values.astype(float))
+    expected = np.ldexp(np.round(np.ldexp(mantissa, DIGITS[name] + 1)), exponent - DIGITS[name] - 1)
+    np.testing.assert_array_equal(np.asarray(found.values, float), expected)
+    assert (expected != values).mean() > 0.9
+    assert found.values.dtype == ("bfloat16" if packed and name == "bf16" else "float32")
 
 
 def test_a_gpu_is_told_which_units_to_use():
     features = jax.eval_shape(KERNELS["trace"].features, MODEL, X)
     for name in ROUNDED:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "default_backend", lambda: "gpu")
+            patch.setattr(devices, "HOST_PLATFORMS", ())
             traced = sys.modules["ntkrobust_sk.gram"]._contract.trace(
                 KERNELS["trace"], MODEL, features, features, name, False
             )
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         types = re.findall(r"lhs_precision_type = (\w+), .*?accumulation_type = (\w+)", text)
         assert types and set(types) == {(name, "f32")}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, jnp.float64, float, np.dtype(float), ">f8", "d", "float64"])
+@pytest.mark.parametrize("kernel", ["trace", lambda model, x1, x2: model(x1) @ model(x2).T])
+def test_double_precision_has_many_names(kernel, dtype):
+    K = gram(kernel, MODEL, X, dtype=dtype)
+    assert K.dtype == np.float64
+    np.testing.assert_array_equal(K, gram(kernel, MODEL, X, dtype="float64"))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["x", "", "TF32", np.float16, "float16", "bfloat16", int, "int32", complex, bool, object, 5, [], {}, X],
+)
+def test_other_dtypes_are_refused_with_those_that_are_known(dtype):
+    for kernel in ("trace", of_logits):
+        with pytest.raises(ValueError, match="dtype must be 'float32', 'float64', 'tf32' or 'bf16', got"):
+            gram(kernel, MODEL, X, dtype=dtype)
 
 
 def test_what_cannot_be_rounded_is_refused():

@@ -346,7 +346,7 @@ def test_features_of_a_tile_are_those_of_its_rows_and_the_first_row_fills_it_up(
     plan = fixed_plan(KERNELS[kernel], model, (5,), rows=4)
     filled = X[[4, 5, 4, 4]]
     expected = jax.jit(KERNELS[kernel].features)(model, filled)
-    found = features_of(KERNELS[kernel], model, plan, X, 1, on_host=True)
+    found = features_of(KERNELS[kernel], model, plan, X, 1, in_numpy=True)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for leaf, same in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert type(leaf) is np.ndarray
@@ -357,9 +357,9 @@ def test_features_of_a_tile_are_those_of_its_rows_and_the_first_row_fills_it_up(
 def test_features_computed_a_few_rows_at_a_time_are_the_same(kernel):
     model, X = draw_model("convolutional"), draw_inputs(7, NETWORKS["convolutional"][1])
     plan = fixed_plan(KERNELS[kernel], model, X.shape[1:], rows=8)
-    whole = features_of(KERNELS[kernel], model, plan, X, 0, on_host=True)
+    whole = features_of(KERNELS[kernel], model, plan, X, 0, in_numpy=True)
     for chunk in (1, 4):
-        parts = features_of(KERNELS[kernel], model, replace(plan, chunk=chunk), X, 0, on_host=True)
+        parts = features_of(KERNELS[kernel], model, replace(plan, chunk=chunk), X, 0, in_numpy=True)
         assert jax.tree.structure(parts) == jax.tree.structure(whole)
         for leaf, same in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
             assert type(leaf) is np.ndarray
