@@ -128,7 +128,7 @@ def working_space(monkeypatch):
     """Sets what working space the compiler states, in bytes a row."""
 
     def state(row_bytes):
-        def program(kernel, abstract, input_shape, rows, n_seeds, devices):
+        def program(kernel, abstract, input_shape, rows, n_seeds, devices, digits):
             return Program(None if row_bytes is None else rows * row_bytes)
 
         planning._plan.cache_clear()
