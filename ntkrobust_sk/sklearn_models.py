@@ -1,37 +1,50 @@
 """Fitted scikit-learn estimators as models: differentiable functions from inputs to scores.
 
-Each adapter reads an estimator's fitted attributes and writes down, in JAX, what its ``decision_function``,
+Each adapter reads an estimator's fitted attributes and writes down what its ``decision_function``,
 ``predict_proba`` or ``predict`` computes. Pipelines and the like are compositions of such functions, so that an
 attack acts on the *inputs* of a pipeline, in their units.
 
-A model is a ``Partial`` of a function of this module, and whatever was fitted is among its leaves: so the models
-of two estimators of one kind are trees of one structure, and what was compiled for one serves the other.
+A model is a ``Partial`` of a function, and whatever was fitted is among its leaves: so the models of two
+estimators of one kind are trees of one structure, and what was compiled for one serves the other.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
-from itertools import combinations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from .loops import Shaped, as_pytree
+from . import sklearn_gaussian_processes as processes
+from . import sklearn_kernel_machines as machines
+from . import sklearn_linear as linear
+from . import sklearn_transformers as transformers
+from ._validation import array, brief
+from .loops import Shaped
+from .networks import Model
+from .sklearn_arrays import namespace
+from .sklearn_guard import check_agreement, core, width_of
 
 
 def as_model(estimator, *, kernel=None, X_fit=None):
-    """The scores of a fitted estimator as a differentiable function of its input.
+    """Write the scores of a fitted estimator as a differentiable function of its input.
+
+    The function is compared with the estimator's own scores and answers, on a few rows inside and outside of the
+    range that it was trained on: what the estimator computes in another way than is known here is refused.
 
     Parameters
     ----------
     estimator : fitted estimator
         A linear model, a support vector machine, kernel ridge, a Gaussian process, a multi-layer perceptron;
         scalers, PCA, kernel PCA, kernel approximations, polynomial features, feature selection; a Pipeline,
-        ColumnTransformer or FeatureUnion of those; a search over them; or one of this library.
+        ColumnTransformer or FeatureUnion of those; a search over them; or one of this library. It may have been
+        fitted on sparse inputs; the model takes dense ones.
     kernel : callable, default=None
         ``kernel(x, z) -> (n, m)`` in JAX, for a kernel machine whose own kernel is a callable or precomputed.
     X_fit : array (m, d), default=None
@@ -48,7 +61,10 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     Raises
     ------
     TypeError
-        If there is no adapter for the estimator (or for a step of it), or a kernel is needed.
+        If there is no adapter for the estimator (or for a step of it), if the adapter does not give the
+        estimator's own scores, or if a kernel is needed.
+    ValueError
+        For ``X_fit`` of another number of rows than the estimator was fitted on.
     NotFittedError
         If it is not fitted.
 
@@ -65,565 +81,185 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     >>> bool(abs(model(X) - pipeline.decision_function(X)).max() < 1e-4)
     True
     """
+    return model_on(None, estimator, kernel, X_fit)
+
+
+def model_on(X, estimator, kernel=None, X_fit=None):
+    """:func:`as_model`, compared with the estimator on some rows of X (n, d) as well."""
+    _check_estimator(estimator)
+    _check_kernel(estimator, kernel, X_fit)
+    form = _form(estimator, kernel, X_fit)
+    if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(form)):
+        raise TypeError(f"the fitted attributes of {type(estimator).__name__} hold complex numbers")
+    check_agreement(estimator, form, X, kernel, X_fit)
+    return Partial(_Inputs(type(estimator).__name__, _shape_of_inputs(estimator, X_fit)), form)
+
+
+def _check_estimator(estimator):
+    wanted = "as_model takes a fitted estimator, such as LogisticRegression().fit(X, y)"
+    if inspect.isclass(estimator):
+        raise TypeError(f"{wanted}, got the class {estimator.__name__}")
+    if isinstance(estimator, Model) or (callable(estimator) and not hasattr(estimator, "fit")):
+        name = getattr(estimator, "__name__", type(estimator).__name__)
+        raise TypeError(f"{wanted}; {name} is a function already: give it to the attack as it is")
+    if not hasattr(estimator, "fit"):
+        raise TypeError(f"{wanted}, got {brief(estimator)}")
     check_is_fitted(estimator)
-    if hasattr(estimator, "_predictor") and hasattr(estimator, "input_shape_"):
-        return Partial(Shaped(tuple(estimator.input_shape_)), estimator._predictor())
+
+
+def _check_kernel(estimator, kernel, X_fit):
+    if kernel is None and X_fit is None:
+        return
     name = type(estimator).__name__
-    adapter = ADAPTERS.get(name) if type(estimator).__module__.startswith("sklearn.") else None
-    if adapter is None:
-        raise TypeError(
-            f"there is no differentiable form of {type(estimator).__module__}.{name}; the black-box attack "
-            "Square works on whatever gives scores"
-        )
-    return adapter(estimator, kernel, X_fit) if adapter in NEED_KERNEL else adapter(estimator)
+    if not hasattr(core(estimator), "kernel") or type(core(estimator)).__name__ not in MACHINES:
+        raise TypeError(f"{name} takes no kernel from outside: leave kernel and X_fit away")
+    if kernel is not None and (not callable(kernel) or inspect.isclass(kernel)):
+        raise TypeError(f"kernel must be a function k(x, z) -> (n, m) in JAX, got {brief(kernel)}")
 
 
-# Scores
-
-
-def _of_two_classes(decision):
-    """Scores (n, 2) of a decision function (n,) that is positive for the second class."""
-    return jnp.stack([jnp.zeros_like(decision), decision], axis=1)
-
-
-def _affine(weights, offset, x):
-    return x @ weights + offset
-
-
-def _binary_affine(weights, offset, x):
-    return _of_two_classes((x @ weights + offset)[:, 0])
-
-
-def _linear(estimator):
-    weights, offset = np.atleast_2d(estimator.coef_).T, np.atleast_1d(estimator.intercept_)
-    return Partial(_binary_affine if _is_binary(estimator, weights.shape[1]) else _affine, weights, offset)
-
-
-def _is_binary(estimator, n_scores):
-    return hasattr(estimator, "classes_") and n_scores == 1
-
-
-ACTIVATIONS = {
-    "identity": lambda h: h,
-    "logistic": jax.nn.sigmoid,
-    "tanh": jnp.tanh,
-    "relu": lambda h: jnp.maximum(h, 0),
-}
-
-
-def _perceptron(estimator):
-    if estimator.out_activation_ not in ("identity", "logistic", "softmax"):
-        raise TypeError(f"MLP with the output activation {estimator.out_activation_!r} has no differentiable form")
-    binary = _is_binary(estimator, estimator.n_outputs_)
-    hidden = _Hidden(estimator.activation)
-    parts = [Partial(_affine, *layer) for layer in zip(estimator.coefs_, estimator.intercepts_, strict=True)]
-    for at in reversed(range(1, len(parts))):
-        parts.insert(at, Partial(hidden))
-    return Partial(_chained, [*parts, Partial(_first_of_two)] if binary else parts)
+def _shape_of_inputs(estimator, X_fit):
+    """Of one input, or None."""
+    last = core(estimator)
+    if getattr(last, "kernel", None) == "precomputed":
+        return np.shape(X_fit)[1:]
+    if hasattr(estimator, "_predictor"):
+        return tuple(estimator.input_shape_)
+    width = width_of(estimator)
+    return None if width is None else (width,)
 
 
 @dataclass(frozen=True)
-class _Hidden:
-    """An activation, by name."""
+class _Inputs:
+    """The door of a model: inputs as arrays, of the shape that its estimator was fitted on."""
 
     name: str
-
-    def __call__(self, h):
-        return ACTIVATIONS[self.name](h)
-
-
-def _first_of_two(x):
-    return _of_two_classes(x[:, 0])
-
-
-# Kernel machines
-
-
-def _linear_kernel(gamma, coef0, degree, x, z):
-    return x @ z.T
-
-
-def _poly_kernel(gamma, coef0, degree, x, z):
-    return (gamma * (x @ z.T) + coef0) ** degree
-
-
-def _sigmoid_kernel(gamma, coef0, degree, x, z):
-    return jnp.tanh(gamma * (x @ z.T) + coef0)
-
-
-def _rbf_kernel(gamma, coef0, degree, x, z):
-    return jnp.exp(-gamma * expanded_distances(x, z))
-
-
-def _laplacian_kernel(gamma, coef0, degree, x, z):
-    return jnp.exp(-gamma * jnp.abs(x[:, None] - z).sum(2))
-
-
-def _cosine_kernel(gamma, coef0, degree, x, z):
-    return _unit(x) @ _unit(z).T
-
-
-# scikit-learn's, between x (n, d) and z (m, d)
-KERNELS = {
-    "cosine": _cosine_kernel,
-    "laplacian": _laplacian_kernel,
-    "linear": _linear_kernel,
-    "poly": _poly_kernel,
-    "polynomial": _poly_kernel,
-    "rbf": _rbf_kernel,
-    "sigmoid": _sigmoid_kernel,
-}
-
-
-def squared_distances(x, z):
-    """(n, m), of rows x (n, d) and z (m, d), by differences: exact where they are close."""
-    return jnp.sum((x[:, None] - z) ** 2, axis=2)
-
-
-def expanded_distances(x, z):
-    """The same as |x|² + |z|² − 2⟨x, z⟩ from the rows' centre: one product, for what is smooth where they meet."""
-    centre = z.mean(0)
-    x, z = x - centre, z - centre
-    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(z**2, axis=1) - 2 * x @ z.T
-
-
-def _unit(x):
-    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
-
-
-def _kernel_of(estimator, given, gamma):
-    """``kernel(x, z)`` of a machine, a pytree."""
-    own = estimator.kernel
-    if given is not None:
-        return as_pytree(given)
-    if callable(own) or own == "precomputed":
-        raise TypeError(
-            f"{type(estimator).__name__} has a {'callable' if callable(own) else 'precomputed'} kernel, which has "
-            "no gradient: give as_model(..., kernel=k) with k(x, z) -> (n, m) in JAX"
-        )
-    if own not in KERNELS:
-        raise TypeError(f"the kernel {own!r} has no differentiable form here; give kernel=..., in JAX")
-    parameters = {"coef0": estimator.coef0, "degree": estimator.degree, "gamma": gamma}
-    if "kernel_params" in estimator.get_params(deep=False) and estimator.kernel_params:
-        parameters |= estimator.kernel_params
-    defaults = {"gamma": 1 / estimator.n_features_in_, "coef0": 1.0, "degree": 3.0}
-    numbers = [default if parameters[name] is None else parameters[name] for name, default in defaults.items()]
-    return Partial(KERNELS[own], *map(float, numbers))
-
-
-def _training_inputs(estimator, kept, X_fit, index=slice(None)):
-    if estimator.kernel != "precomputed":
-        return np.asarray(kept, np.float64)
-    if X_fit is None:
-        raise TypeError(
-            f"{type(estimator).__name__} was fitted on a precomputed kernel matrix: give as_model(..., X_fit=X) "
-            "with the training inputs"
-        )
-    return np.asarray(X_fit, np.float64)[index]
-
-
-def _support_vectors(estimator, kernel, X_fit):
-    k = _kernel_of(estimator, kernel, getattr(estimator, "_gamma", None))
-    # with a callable kernel, scikit-learn keeps all training inputs and none as support vectors
-    kept = estimator._BaseLibSVM__Xfit[estimator.support_] if callable(estimator.kernel) else None
-    kept = estimator.support_vectors_ if kept is None else kept
-    z = _training_inputs(estimator, kept, X_fit, estimator.support_)
-    dual, offset = np.asarray(estimator.dual_coef_), estimator.intercept_
-    if not hasattr(estimator, "classes_"):
-        return Partial(_expansion, k, z, dual.T, offset)
-    if len(estimator.classes_) == 2:
-        return Partial(_binary_expansion, k, z, dual.T, offset)
-    # one classifier for each pair of classes: what it takes from each class's support vectors
-    ends = np.cumsum([0, *estimator.n_support_])
-    pairs = list(combinations(range(len(estimator.classes_)), 2))
-    weights = np.zeros((len(pairs), len(z)))
-    for row, (i, j) in zip(weights, pairs, strict=True):
-        row[ends[i] : ends[i + 1]] = dual[j - 1, ends[i] : ends[i + 1]]
-        row[ends[j] : ends[j + 1]] = dual[i, ends[j] : ends[j + 1]]
-    # +1 for the first class of a pair, −1 for the second
-    sides = np.zeros((len(pairs), len(estimator.classes_)))
-    for row, (i, j) in zip(sides, pairs, strict=True):
-        row[i], row[j] = 1, -1
-
-    return Partial(_votes, k, z, weights.T, offset, sides, weights.T @ sides, offset @ sides)
-
-
-def _expansion(kernel, z, weights, offset, x):
-    return kernel(x, z) @ weights + offset
-
-
-def _binary_expansion(kernel, z, weights, offset, x):
-    return _of_two_classes((kernel(x, z) @ weights + offset)[:, 0])
-
-
-def _votes(kernel, z, weights, offset, sides, summed_weights, summed_offset, x):
-    block = kernel(x, z)
-    signs = jnp.where(block @ weights + offset > 0, 1.0, 0.0)
-    votes = signs @ jnp.maximum(sides, 0) + (1 - signs) @ jnp.maximum(-sides, 0)
-    # the decisions summed up by class: votes have no gradient, so there are as many columns to go back through
-    confidence = block @ summed_weights + summed_offset
-    return votes + confidence / (3 * (jnp.abs(confidence) + 1))
-
-
-def _kernel_ridge(estimator, kernel, X_fit):
-    k = _kernel_of(estimator, kernel, estimator.gamma)
-    z = _training_inputs(estimator, estimator.X_fit_, X_fit)
-    dual = estimator.dual_coef_.reshape(len(z), -1)
-    return Partial(_expansion, k, z, dual, 0.0)
-
-
-def _kernel_pca(estimator, kernel, X_fit):
-    k = _kernel_of(estimator, kernel, getattr(estimator, "gamma_", estimator.gamma))
-    z = _training_inputs(estimator, estimator.X_fit_, X_fit)
-    kept = np.flatnonzero(estimator.eigenvalues_)
-    scaled = np.zeros_like(estimator.eigenvectors_)
-    scaled[:, kept] = estimator.eigenvectors_[:, kept] / np.sqrt(estimator.eigenvalues_[kept])
-    centerer = estimator._centerer
-
-    return Partial(_centred_expansion, k, z, scaled, centerer.K_fit_rows_, centerer.K_fit_all_)
-
-
-def _centred_expansion(kernel, z, scaled, means, mean, x):
-    block = kernel(x, z)
-    return (block - means - block.mean(1, keepdims=True) + mean) @ scaled
-
-
-def _nystroem(estimator, kernel, X_fit):
-    k = _kernel_of(estimator, kernel, estimator.gamma)
-    z = _training_inputs(estimator, estimator.components_, X_fit)
-    return Partial(_expansion, k, z, estimator.normalization_.T, 0.0)
-
-
-# Gaussian processes
-
-
-def covariance(kernel):
-    """``k(x, z)`` of a scikit-learn Gaussian process kernel between different points, a pytree."""
-    name = type(kernel).__name__
-    if name in ("Sum", "Product"):
-        return Partial(_sum if name == "Sum" else _product, covariance(kernel.k1), covariance(kernel.k2))
-    if name == "Exponentiation":
-        return Partial(_power, covariance(kernel.kernel), kernel.exponent)
-    if name == "ConstantKernel":
-        return Partial(_constant, kernel.constant_value)
-    if name == "WhiteKernel":
-        return Partial(_constant, 0.0)
-    if name == "DotProduct":
-        return Partial(_dot_product, kernel.sigma_0)
-    if name == "RBF":
-        return Partial(_squared_exponential, kernel.length_scale)
-    if name == "RationalQuadratic":
-        return Partial(_rational_quadratic, kernel.alpha, kernel.length_scale)
-    if name == "ExpSineSquared":
-        return Partial(_periodic, kernel.length_scale, kernel.periodicity)
-    if name == "Matern" and kernel.nu in MATERN:
-        return Partial(MATERN[kernel.nu], kernel.length_scale)
-    raise TypeError(f"the Gaussian process kernel {kernel!r} has no differentiable form here")
-
-
-def _sum(first, second, x, z):
-    return first(x, z) + second(x, z)
-
-
-def _product(first, second, x, z):
-    return first(x, z) * second(x, z)
-
-
-def _power(inner, exponent, x, z):
-    return inner(x, z) ** exponent
-
-
-def _constant(value, x, z):
-    return jnp.full((len(x), len(z)), value, x.dtype)
-
-
-def _dot_product(sigma_0, x, z):
-    return x @ z.T + sigma_0**2
-
-
-def _squared_exponential(length_scale, x, z):
-    return jnp.exp(-expanded_distances(x / length_scale, z / length_scale) / 2)
-
-
-def _rational_quadratic(alpha, length_scale, x, z):
-    return (1 + squared_distances(x, z) / (2 * alpha * length_scale**2)) ** -alpha
-
-
-def _periodic(length_scale, periodicity, x, z):
-    angles = jnp.pi * _root(squared_distances(x, z)) / periodicity
-    return jnp.exp(-2 * (jnp.sin(angles) / length_scale) ** 2)
-
-
-def _matern_half(length_scale, x, z):
-    return jnp.exp(-_root(squared_distances(x / length_scale, z / length_scale)))
-
-
-def _matern_three_halves(length_scale, x, z):
-    r = _root(3 * squared_distances(x / length_scale, z / length_scale))
-    return (1 + r) * jnp.exp(-r)
-
-
-def _matern_five_halves(length_scale, x, z):
-    r = _root(5 * squared_distances(x / length_scale, z / length_scale))
-    return (1 + r + r**2 / 3) * jnp.exp(-r)
-
-
-# By the smoothness ν.
-MATERN = {
-    0.5: _matern_half,
-    1.5: _matern_three_halves,
-    2.5: _matern_five_halves,
-    math.inf: _squared_exponential,
-}
-
-
-def _root(squares):
-    """Square root, with the derivative 0 at 0."""
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
-
-
-def _gaussian_regressor(estimator):
-    mean, std = (np.atleast_1d(value) for value in (estimator._y_train_mean, estimator._y_train_std))
-    dual = estimator.alpha_.reshape(len(estimator.X_train_), -1) * std
-    return Partial(_expansion, covariance(estimator.kernel_), estimator.X_train_, dual, mean)
-
-
-# ∫ σ(z) N(z | μ, s²) dz as a sum of error functions (Williams & Barber 1998); the constants are scikit-learn's.
-LAMBDAS = np.array([0.41, 0.4, 0.37, 0.44, 0.39])[:, None]
-COEFFICIENTS = np.array([-1854.8214151, 3516.89893646, 221.29346712, 128.12323805, -2010.49422654])[:, None]
-
-
-def _laplace(binary):
-    """Probability (n,) of the second class in a binary Gaussian process classifier."""
-    k, z = covariance(binary.kernel_), binary.X_train_
-    # white noise is in a point's own variance, and not in covariances
-    noise = float(binary.kernel_.diag(z[:1])[0] - np.asarray(_own_variance(k, jnp.asarray(z[:1], float)))[0])
-    return Partial(_averaged_sigmoid, k, z, binary.y_train_ - binary.pi_, binary.W_sr_, binary.L_, noise)
-
-
-def _own_variance(kernel, x):
-    return jax.vmap(lambda row: kernel(row[None], row[None])[0, 0])(x)
-
-
-def _averaged_sigmoid(kernel, z, residual, root, factor, noise, x):
-    cross = kernel(x, z)
-    mean = cross @ residual
-    v = jax.scipy.linalg.solve_triangular(factor, root[:, None] * cross.T, lower=True)
-    spread = _own_variance(kernel, x) + noise - jnp.sum(v**2, axis=0)
-    alpha = 1 / (2 * spread)
-    gamma = LAMBDAS * mean
-    integrals = jnp.sqrt(jnp.pi / alpha) * jax.scipy.special.erf(gamma * jnp.sqrt(alpha / (alpha + LAMBDAS**2)))
-    integrals = integrals / (2 * jnp.sqrt(spread * 2 * jnp.pi))
-    return jnp.sum(COEFFICIENTS * integrals, axis=0) + 0.5 * COEFFICIENTS.sum()
-
-
-def _gaussian_classifier(estimator):
-    if len(estimator.classes_) == 2:
-        return Partial(_log_of_two, _laplace(estimator.base_estimator_))
-    if estimator.multi_class != "one_vs_rest":
-        raise TypeError("a Gaussian process classifier has a differentiable form for one_vs_rest only")
-    return Partial(_log_of_many, [_laplace(e) for e in estimator.base_estimator_.estimators_])
-
-
-TINY = 1e-30
-
-
-def _log_of_two(binary, x):
-    p = binary(x)
-    return jnp.log(jnp.maximum(jnp.stack([1 - p, p], axis=1), TINY))
-
-
-def _log_of_many(binaries, x):
-    p = jnp.stack([binary(x) for binary in binaries], axis=1)
-    return jnp.log(jnp.maximum(p / p.sum(1, keepdims=True), TINY))
-
-
-# Transformers
-
-
-def _shift_and_scale(shift, scale, low, high, x):
-    return jnp.clip((x - shift) * scale, low, high)
-
-
-def _scaler(shift, scale, low=-np.inf, high=np.inf):
-    numbers = [np.zeros(1) if shift is None else shift, np.ones(1) if scale is None else scale, low, high]
-    return Partial(_shift_and_scale, *numbers)
-
-
-def _standard(estimator):
-    shift = estimator.mean_ if estimator.with_mean else None
-    return _scaler(shift, None if estimator.scale_ is None else 1 / estimator.scale_)
-
-
-def _min_max(estimator):
-    low, high = estimator.feature_range if estimator.clip else (-np.inf, np.inf)
-    return _scaler(-estimator.min_ / estimator.scale_, estimator.scale_, low, high)
-
-
-def _robust(estimator):
-    return _scaler(estimator.center_, None if estimator.scale_ is None else 1 / estimator.scale_)
-
-
-def _sum_of_sizes(x):
-    return jnp.abs(x).sum(1, keepdims=True)
-
-
-def _euclidean(x):
-    return _root((x**2).sum(1, keepdims=True))
-
-
-def _largest_size(x):
-    return jnp.abs(x).max(1, keepdims=True)
-
-
-LENGTHS = {"l1": _sum_of_sizes, "l2": _euclidean, "max": _largest_size}
-
-
-def _normalizer(estimator):
-    return Partial(_of_length_one, Partial(LENGTHS[estimator.norm]))
-
-
-def _of_length_one(length, x):
-    size = length(x)
-    return x / jnp.where(size == 0, 1, size)
-
-
-def _pca(estimator):
-    basis = estimator.components_.T
-    if estimator.whiten:
-        basis = basis / np.sqrt(np.maximum(estimator.explained_variance_, np.finfo(float).eps))
-    return Partial(_projected, estimator.mean_, basis)
-
-
-def _projected(mean, basis, x):
-    return (x - mean) @ basis
-
-
-def _rbf_sampler(estimator):
-    weights, offset = estimator.random_weights_, estimator.random_offset_
-    share = math.sqrt(2 / estimator.n_components)
-    return Partial(_random_waves, share, weights, offset)
-
-
-def _random_waves(share, weights, offset, x):
-    return share * jnp.cos(x @ weights + offset)
-
-
-def _polynomial(estimator):
-    # which features are multiplied, with a last one that is 1 to fill up
-    n, degree = estimator.n_features_in_, max(int(estimator.powers_.sum(1).max()), 1)
-    factors = np.full((len(estimator.powers_), degree), n)
-    for row, powers in zip(factors, estimator.powers_, strict=True):
-        multiplied = np.repeat(np.arange(n), powers)
-        row[: len(multiplied)] = multiplied
-
-    return Partial(_products_of, factors)
-
-
-def _products_of(factors, x):
-    return jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)[:, factors].prod(2)
-
-
-def _selector(estimator):
-    return Partial(_chosen, np.flatnonzero(estimator.get_support()))
-
-
-def _chosen(columns, x):
-    return x[:, columns]
+    shape: tuple[int, ...] | None
+
+    def __call__(self, form, x):
+        x = x if isinstance(x, jax.Array) else jnp.asarray(array("x", x))
+        shape = self.shape
+        if shape is not None and x.shape[1:] not in (shape, (math.prod(shape),)):
+            wanted = ", ".join(map(str, ("n", *shape)))
+            raise ValueError(f"this model of {self.name} takes inputs of shape ({wanted}), got shape {x.shape}")
+        return form(x)
+
+
+def _form(estimator, kernel=None, X_fit=None, transforms=False):
+    """What the estimator computes, of arrays of NumPy or JAX: its scores, or what it ``transforms`` to."""
+    if hasattr(estimator, "_predictor") and hasattr(estimator, "input_shape_") and not transforms:
+        return Partial(Shaped(tuple(estimator.input_shape_)), estimator._predictor())
+    name = type(estimator).__name__ if type(estimator).__module__.startswith("sklearn.") else None
+    if name in COMPOSITIONS:
+        return COMPOSITIONS[name](estimator, kernel, X_fit, transforms)
+    if name in MACHINES and hasattr(estimator, "transform") >= transforms:
+        return MACHINES[name](estimator, kernel, X_fit)
+    if transforms and name in ALSO_TRANSFORM:
+        return ALSO_TRANSFORM[name](estimator)
+    if name in ADAPTERS and hasattr(estimator, "transform") >= transforms:
+        return ADAPTERS[name](estimator)
+    raise TypeError(
+        f"there is no differentiable form of {type(estimator).__module__}.{type(estimator).__name__}; the "
+        "black-box attack Square works on whatever gives scores"
+    )
 
 
 # Compositions
 
 
-def _chained(parts, x):
-    for part in parts:
-        x = part(x)
-    return x
-
-
-def _side_by_side(parts, columns, weights, x):
-    blocks = [w * part(x[:, c]) for part, c, w in zip(parts, columns, weights, strict=True)]
-    return jnp.concatenate(blocks, axis=1)
-
-
-def _unchanged(x):
-    return x
-
-
 def _part(step):
-    return Partial(_unchanged) if step is None or isinstance(step, str) else as_model(step)
+    passes = step is None or isinstance(step, str)
+    return Partial(transformers.unchanged) if passes else _form(step, transforms=True)
 
 
-def _pipeline(estimator, kernel, X_fit):
+def _pipeline(estimator, kernel, X_fit, transforms):
     *before, (_, last) = estimator.steps
     parts = [_part(step) for _, step in before]
-    parts.append(_part(last) if isinstance(last, str) else as_model(last, kernel=kernel, X_fit=X_fit))
-    return Partial(_chained, parts)
+    if getattr(core(last), "kernel", None) == "precomputed" and not all(isinstance(s, str) for _, s in before):
+        raise TypeError(
+            "a Pipeline that transforms a precomputed kernel matrix is no function of inputs: give as_model its "
+            "last step"
+        )
+    parts.append(_part(last) if isinstance(last, str) else _form(last, kernel, X_fit, transforms))
+    return Partial(linear.chained, parts)
 
 
-def _union(estimator):
-    given = estimator.transformer_weights or {}
-    steps = [(name, step) for name, step in estimator.transformer_list if not _drops(step)]
-    every = np.arange(estimator.n_features_in_)
-    weights = [given.get(name, 1.0) for name, _ in steps]
-    return Partial(_side_by_side, [_part(step) for _, step in steps], [every] * len(steps), weights)
+def _union(estimator, kernel, X_fit, transforms):
+    steps = [(name, step, None) for name, step in estimator.transformer_list]
+    return _side_by_side(steps, estimator.transformer_weights)
 
 
-def _columns(estimator):
-    parts, columns = [], []
-    for name, step, _ in estimator.transformers_:
-        index = np.asarray(estimator._transformer_to_input_indices[name], int)
-        if not _drops(step) and len(index):
-            parts.append(_part(step))
-            columns.append(index)
-    return Partial(_side_by_side, parts, columns, [1.0] * len(parts))
+def _columns(estimator, kernel, X_fit, transforms):
+    found = estimator._transformer_to_input_indices
+    steps = [(name, step, np.asarray(found[name], int)) for name, step, _ in estimator.transformers_]
+    return _side_by_side(steps, estimator.transformer_weights)
+
+
+def _side_by_side(steps, weights):
+    """Transformers next to each other, each on its columns: steps are (name, step, columns or None for all)."""
+    kept = [(name, step, at) for name, step, at in steps if not _drops(step) and (at is None or len(at))]
+    weights = [(weights or {}).get(name) for name, _, _ in kept]
+    factors = [1.0 if weight is None else float(weight) for weight in weights]
+    return Partial(_joined, [_part(step) for _, step, _ in kept], [at for _, _, at in kept], factors)
+
+
+def _joined(parts, columns, weights, x):
+    blocks = [x[:, :0]]
+    for part, at, weight in zip(parts, columns, weights, strict=True):
+        blocks.append(weight * part(x if at is None else x[:, at]))
+    return namespace(x).concatenate(blocks, axis=1)
 
 
 def _drops(step):
     return isinstance(step, str) and step == "drop"
 
 
-def _function(estimator):
-    if estimator.func is not None:
-        raise TypeError("a FunctionTransformer with a function of its own has no differentiable form")
-    return Partial(_unchanged)
+def _search(estimator, kernel, X_fit, transforms):
+    if not hasattr(estimator, "best_estimator_"):
+        raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
+    return _form(estimator.best_estimator_, kernel, X_fit, transforms)
 
 
-def _search(estimator, kernel, X_fit):
-    return as_model(estimator.best_estimator_, kernel=kernel, X_fit=X_fit)
+def _frozen(estimator, kernel, X_fit, transforms):
+    return _form(estimator.estimator, kernel, X_fit, transforms)
 
 
-def _frozen(estimator, kernel, X_fit):
-    return as_model(estimator.estimator, kernel=kernel, X_fit=X_fit)
-
-
-LINEAR = """ARDRegression BayesianRidge ElasticNet ElasticNetCV HuberRegressor Lasso LassoCV
-LinearDiscriminantAnalysis LinearRegression LinearSVC LinearSVR LogisticRegression LogisticRegressionCV Perceptron
-Ridge RidgeCV RidgeClassifier RidgeClassifierCV SGDClassifier SGDRegressor"""
-ADAPTERS = dict.fromkeys(LINEAR.split(), _linear)
-ADAPTERS |= dict.fromkeys(("SVC", "NuSVC", "SVR", "NuSVR"), _support_vectors)
-ADAPTERS |= dict.fromkeys(("MLPClassifier", "MLPRegressor"), _perceptron)
-ADAPTERS |= dict.fromkeys(("SelectKBest", "SelectPercentile", "SelectFromModel", "VarianceThreshold"), _selector)
-ADAPTERS |= dict.fromkeys(("GridSearchCV", "RandomizedSearchCV"), _search)
-ADAPTERS |= {
+# By scikit-learn's names: what holds other estimators; what may need a kernel; the rest.
+COMPOSITIONS = {
     "ColumnTransformer": _columns,
     "FeatureUnion": _union,
     "FrozenEstimator": _frozen,
-    "FunctionTransformer": _function,
-    "GaussianProcessClassifier": _gaussian_classifier,
-    "GaussianProcessRegressor": _gaussian_regressor,
-    "KernelPCA": _kernel_pca,
-    "KernelRidge": _kernel_ridge,
-    "MaxAbsScaler": lambda estimator: _scaler(None, 1 / estimator.scale_),
-    "MinMaxScaler": _min_max,
-    "Normalizer": _normalizer,
-    "Nystroem": _nystroem,
-    "PCA": _pca,
+    "GridSearchCV": _search,
     "Pipeline": _pipeline,
-    "PolynomialFeatures": _polynomial,
-    "RBFSampler": _rbf_sampler,
-    "RobustScaler": _robust,
-    "StandardScaler": _standard,
+    "RandomizedSearchCV": _search,
 }
-NEED_KERNEL = {_support_vectors, _kernel_ridge, _kernel_pca, _nystroem, _pipeline, _search, _frozen}
+MACHINES = {
+    "KernelPCA": machines.kernel_pca,
+    "KernelRidge": machines.kernel_ridge,
+    "NuSVC": machines.support_vectors,
+    "NuSVR": machines.support_vectors,
+    "Nystroem": machines.nystroem,
+    "SVC": machines.support_vectors,
+    "SVR": machines.support_vectors,
+}
+LINEAR = """ARDRegression BayesianRidge ElasticNet ElasticNetCV HuberRegressor Lasso LassoCV
+LinearDiscriminantAnalysis LinearRegression LinearSVC LinearSVR LogisticRegression LogisticRegressionCV Perceptron
+Ridge RidgeCV RidgeClassifier RidgeClassifierCV SGDClassifier SGDRegressor"""
+SELECTORS = "SelectFromModel SelectKBest SelectPercentile VarianceThreshold"
+ADAPTERS = dict.fromkeys(LINEAR.split(), linear.linear) | dict.fromkeys(SELECTORS.split(), transformers.selector)
+ADAPTERS |= {
+    "FunctionTransformer": transformers.function,
+    "GaussianProcessClassifier": processes.gaussian_classifier,
+    "GaussianProcessRegressor": processes.gaussian_regressor,
+    "MLPClassifier": linear.perceptron,
+    "MLPRegressor": linear.perceptron,
+    "MaxAbsScaler": transformers.max_abs,
+    "MinMaxScaler": transformers.min_max,
+    "Normalizer": transformers.normalizer,
+    "PCA": transformers.pca,
+    "PolynomialFeatures": transformers.polynomial,
+    "RBFSampler": transformers.rbf_sampler,
+    "RobustScaler": transformers.robust,
+    "StandardScaler": transformers.standard,
+}
+# Of those that give scores, what they transform to in the middle of a Pipeline.
+ALSO_TRANSFORM = {"LinearDiscriminantAnalysis": linear.discriminant_axes}

@@ -1,0 +1,59 @@
+"""Fitted attributes as dense arrays of real numbers, and the library that computes with an array.
+
+Adapters are written once and run in two ways: in JAX, where they are attacked, and in NumPy, where they are
+compared with their estimators at once, since nothing is compiled there.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.special
+
+from ._validation import array
+
+
+def namespace(x):
+    """``jax.numpy`` for what is JAX's (traced or not), else ``numpy``."""
+    return jnp if isinstance(x, jax.Array) else np
+
+
+def error_function(x):
+    """erf, where x lives."""
+    return (jax.scipy.special if isinstance(x, jax.Array) else scipy.special).erf(x)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), where x lives."""
+    return (jax.scipy.special if isinstance(x, jax.Array) else scipy.special).expit(x)
+
+
+def solve_lower(factor, x):
+    """``factor``⁻¹ x for a lower triangle (n, n) and x (n, m), where x lives."""
+    linalg = jax.scipy.linalg if isinstance(x, jax.Array) else scipy.linalg
+    return linalg.solve_triangular(factor, x, lower=True)
+
+
+def root(squares):
+    """Square root, with the derivative 0 at 0."""
+    xp, positive = namespace(squares), squares > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, squares, 1.0)), 0.0)
+
+
+def fitted(estimator, name: str) -> np.ndarray:
+    """An estimator's attribute as a dense NumPy array of one axis or more.
+
+    Raises
+    ------
+    TypeError
+        If it does not consist of real numbers.
+    """
+    return dense(f"{type(estimator).__name__}.{name}", getattr(estimator, name))
+
+
+def dense(name: str, values) -> np.ndarray:
+    """Values, sparse ones too, as a dense NumPy array of real numbers with one axis or more."""
+    values = values.toarray() if hasattr(values, "toarray") else values
+    return array(name, np.atleast_1d(values) if np.ndim(values) == 0 else values)

@@ -1,0 +1,343 @@
+"""The guard of adapters: what an adapter computes against what its estimator answers, when the model is made.
+
+The rows that both are asked about come from what the estimator itself remembers of its training inputs (kept rows,
+means, ranges), inside and outside of their range, and from inputs at hand. Both run in NumPy, in double precision.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import log_softmax
+
+from ._validation import brief
+from .sklearn_arrays import dense
+from .sklearn_kernel_machines import one_vs_rest
+
+# Of rows from the centre, in standard deviations: inside of the range and outside of it.
+DISTANCES = np.array([0, 0.1, 0.3, 0.3, 1, 1, 2, 10])[:, None]
+# Rows from among those that the estimator keeps, and from inputs at hand.
+KEPT, AT_HAND = 4, 8
+# Relative differences that rounding may make of sums of many terms of both signs, by the dtype of the answers.
+PRECISION = {4: 1e-3, 8: 1e-6}
+# What differs by more is compared with what rounding the inputs changes in the estimator's answers, times this.
+NOISE = 30
+# Probabilities are rounded absolutely: a Gaussian process's are sums of terms of the order of 1,000.
+ROUNDED = 1e-12
+
+
+def check_agreement(estimator, form, X=None, kernel=None, X_fit=None) -> None:
+    """Raise TypeError where a form's scores are not the estimator's, nor its answers those of the highest scores.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    form : callable
+        From arrays (n, d) of NumPy to what the estimator answers.
+    X : array (n, d), default=None
+        Inputs at hand, some of which are compared too.
+    kernel, X_fit
+        As they were given to :func:`~ntkrobust_sk.as_model`.
+    """
+    if hasattr(core(estimator), "_predictor"):
+        # this library's own estimators are their own models; what stands before them in a pipeline is not
+        if not hasattr(estimator, "steps") or len(estimator.steps) == 1:
+            return
+        estimator, form = estimator[:-1], type(form)(form.func, form.args[0][:-1])
+    precomputed = getattr(core(estimator), "kernel", None) == "precomputed"
+    z = np.asarray(X_fit, np.float64) if precomputed else None
+    rows = z[:KEPT] if precomputed else rows_near(estimator)
+    if X is not None and X.shape[1:] == rows.shape[1:]:
+        rows = np.concatenate([rows, X[:: max(len(X) // AT_HAND, 1)][:AT_HAND]])
+    if kernel is not None:
+        rows = rows[-KEPT:]
+        _check_kernel(kernel, rows, rows[:2])
+    z = z[core(estimator).component_indices_] if precomputed and hasattr(core(estimator), "components_") else z
+
+    def own(x):
+        return np.asarray(kernel(x, z)) if precomputed else _named(estimator, x)
+
+    compare(estimator, form, rows, own)
+
+
+def _check_kernel(kernel, x, z):
+    wanted = f"kernel(x, z) must give ({len(x)}, {len(z)}) real numbers for x {x.shape} and z {z.shape}"
+    try:
+        block = jax.eval_shape(kernel, *(jax.ShapeDtypeStruct(a.shape, jnp.result_type(float)) for a in (x, z)))
+    except Exception as error:
+        raise TypeError(f"{wanted}, in JAX, but it fails: {error}") from error
+    shape, dtype = getattr(block, "shape", None), getattr(block, "dtype", np.dtype(object))
+    if shape != (len(x), len(z)) or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{wanted}, got {brief(block) if shape is None else f'shape {shape} and dtype {dtype}'}")
+
+
+def compare(estimator, form, rows, own=lambda x: x) -> None:
+    """Raise TypeError unless a form gives an estimator's scores and answers on some rows.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    form : callable
+        From rows to scores (n, C), predictions or features, in double precision.
+    rows : float array (n, ...)
+    own : callable, default=identity
+        From rows to what the estimator takes.
+    """
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # of feature names, and of what overflows far away
+        warnings.simplefilter("ignore")
+        _compare(estimator, form, rows, own)
+
+
+def _compare(estimator, form, rows, own):
+    name, method = type(estimator).__name__, _method_of(estimator)
+    try:
+        expected = _own_scores(estimator, method, own(rows))
+        labels = np.asarray(estimator.predict(own(rows))) if hasattr(estimator, "classes_") else None
+    except Exception as error:
+        raise TypeError(f"{name}.{method} itself fails on inputs that {name} was fitted for: {error}") from error
+    if labels is not None and labels.ndim == 2:
+        raise TypeError(f"{name} gives several labels to one input, for which there is no differentiable form")
+    scores = _as_columns(form(rows))
+    if labels is not None and scores.shape[1] != len(estimator.classes_):
+        raise TypeError(f"{name} has {len(estimator.classes_)} classes, and {scores.shape[1]} scores")
+    found = _comparable(method, scores, expected)
+    wrong = _beyond_rounding(method, found, expected)
+    if wrong.any() and found.shape == expected.shape:
+        noise = abs(_own_scores(estimator, method, own(_rounded(rows, found.dtype))) - expected)
+        wrong &= ~(abs(found - expected) <= NOISE * (noise + np.median(noise, axis=0)))
+    if wrong.any():
+        by = f", by up to {np.nanmax(abs(found - expected)):.3g}" if found.shape == expected.shape else ""
+        raise TypeError(
+            f"the differentiable form of {name} does not give its own {method}: {wrong.any(1).sum()} of "
+            f"{len(rows)} rows differ{by}{_culprit(estimator, form, rows, own)}; something changes it "
+            "that is not read here"
+        )
+    if labels is not None:
+        _check_labels(estimator, scores, labels)
+
+
+def _check_labels(estimator, scores, labels):
+    """The highest score's class is the answer, where one is clearly the highest."""
+    ordered = np.sort(scores, axis=1)
+    # votes of pairs of classes may be tied, and then predict and decision_function have different rules
+    clear = 2 / 3 if _is_pairwise(estimator) else 0.02
+    sure = ordered[:, -1] - ordered[:, -2] > clear if scores.shape[1] > 1 else np.ones(len(scores), bool)
+    classes = np.asarray(estimator.classes_)
+    other = sure & (classes[scores.argmax(1)] != labels)
+    if other.any():
+        raise TypeError(
+            f"{type(estimator).__name__} answers {brief(labels[other][0])} where its highest score is that of "
+            f"{brief(classes[scores[other][0].argmax()])}: its scores do not decide its answers"
+        )
+
+
+# What an estimator answers
+
+
+def core(estimator):
+    """What answers in the end: of a Pipeline its last step, of a search what it has found."""
+    while True:
+        if hasattr(estimator, "steps"):
+            estimator = estimator.steps[-1][1]
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        elif type(estimator).__name__ == "FrozenEstimator":
+            estimator = estimator.estimator
+        else:
+            return estimator
+
+
+def _method_of(estimator) -> str:
+    if hasattr(estimator, "decision_function"):
+        return "decision_function"
+    if hasattr(estimator, "classes_") and hasattr(estimator, "predict_proba"):
+        return "predict_proba"
+    return "predict" if hasattr(estimator, "predict") else "transform"
+
+
+def _is_pairwise(estimator) -> bool:
+    return hasattr(core(estimator), "decision_function_shape") and len(estimator.classes_) > 2
+
+
+def _own_scores(estimator, method, x):
+    """The estimator's own answers (n, k), as they are compared: probabilities by their logarithm."""
+    scores = _as_columns(getattr(estimator, method)(x))
+    if _is_pairwise(estimator) and core(estimator).decision_function_shape == "ovo":
+        return one_vs_rest(scores, len(estimator.classes_))
+    return np.log(np.maximum(scores, np.finfo(scores.dtype).tiny)) if method == "predict_proba" else scores
+
+
+def _comparable(method, scores, expected):
+    """A form's scores (n, C) as :func:`_own_scores` gives the estimator's."""
+    if method == "predict_proba":
+        return log_softmax(scores, axis=1)
+    if method == "decision_function" and scores.shape[1] == 2 and expected.shape[1] == 1:
+        return scores[:, 1:] - scores[:, :1]
+    return scores
+
+
+def _as_columns(values) -> np.ndarray:
+    """Answers as an array (n, k): those of a data frame, sparse ones, or one number for each row."""
+    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+    return values.reshape(len(values), -1)
+
+
+def _beyond_rounding(method, found, expected):
+    if found.shape != expected.shape:
+        return np.ones((len(expected), 1), bool)
+    finite = np.isfinite(expected)
+    if not finite.any(0).all():
+        return ~finite
+    size = np.where(finite, abs(expected), 0)
+    precision = PRECISION[min(expected.dtype.itemsize, found.dtype.itemsize)]
+    allowed = precision * (size + np.median(size, axis=0)) + 1e-12 * size.max()
+    if method == "predict_proba":
+        allowed += ROUNDED / np.exp(expected)
+    return finite & ~(abs(found - expected) <= allowed)
+
+
+def _rounded(rows, dtype):
+    """The rows with other last bits, of numbers of a precision."""
+    signs = np.where(np.indices(rows.shape).sum(0) % 2, 1, -1)
+    return rows * (1 + 2 * np.finfo(dtype).eps * signs)
+
+
+def _culprit(estimator, form, rows, own) -> str:
+    """The first step of a Pipeline whose own form differs, for the message."""
+    if not hasattr(estimator, "steps"):
+        return ""
+    given = own(rows)
+    for (name, step), part in zip(estimator.steps, form.args[0], strict=True):
+        if hasattr(step, "transform") and not isinstance(step, str):
+            given = step.transform(given)
+            expected = _as_columns(given)
+            if _beyond_rounding("transform", _as_columns(part(rows)), expected).any():
+                return f", at the step {name!r}"
+            rows = expected
+    return ""
+
+
+def _named(estimator, x):
+    """Rows as a data frame, where an estimator finds its columns by their names."""
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None or not _finds_columns(estimator):
+        return x
+    try:
+        import pandas as frames
+    except ImportError:
+        import polars as frames
+    return frames.DataFrame(dict(zip(names, x.T, strict=True)))
+
+
+def _finds_columns(estimator) -> bool:
+    return hasattr(estimator, "_transformer_to_input_indices") or any(map(_finds_columns, _parts(estimator)))
+
+
+# What an estimator knows of its inputs
+
+
+def width_of(estimator):
+    """The number of features that an estimator takes, or None where it does not know."""
+    width = getattr(estimator, "n_features_in_", None)
+    for step in () if width is not None else _parts(estimator):
+        width = width_of(step) if width is None else width
+    return width
+
+
+def _parts(estimator):
+    """Estimators inside of this one that see the same inputs."""
+    if hasattr(estimator, "steps"):
+        after = next((step for _, step in estimator.steps if not _is_word(step)), None)
+        return () if after is None else (after,)
+    if hasattr(estimator, "transformer_list"):
+        return tuple(step for _, step in estimator.transformer_list if not _is_word(step))
+    if hasattr(estimator, "best_estimator_"):
+        return (estimator.best_estimator_,)
+    return (estimator.estimator,) if type(estimator).__name__ == "FrozenEstimator" else ()
+
+
+def _is_word(step) -> bool:
+    return step is None or isinstance(step, str)
+
+
+def rows_near(estimator) -> np.ndarray:
+    """Rows (n, d), always the same, around the inputs that an estimator was trained on, as far as it knows."""
+    kept = _kept_rows(estimator)
+    width = (width_of(estimator) or 3) if kept is None else kept.shape[1]
+    centre, spread = _range(estimator, width)
+    around = centre + spread * DISTANCES * np.random.default_rng(0).normal(size=(len(DISTANCES), width))
+    rows = around if kept is None else np.concatenate([around, kept])
+    return np.nan_to_num(np.asarray(rows, np.float64))
+
+
+def _kept_rows(estimator):
+    """Some of an estimator's training inputs, or None."""
+    if hasattr(estimator, "steps"):
+        return _pulled_back(estimator.steps)
+    for part in _parts(estimator):
+        return _kept_rows(part)
+    if hasattr(estimator, "base_estimator_"):
+        first = estimator.base_estimator_
+        estimator = first.estimators_[0] if hasattr(first, "estimators_") else first
+    for name in ("support_vectors_", "X_fit_", "X_train_", "_BaseLibSVM__Xfit"):
+        kept = getattr(estimator, name, None)
+        if kept is not None and kept.shape[0] > 0 and kept.shape[1] > 0:
+            return dense(name, kept[:: max(kept.shape[0] // KEPT, 1)][:KEPT])
+    return None
+
+
+def _pulled_back(steps):
+    """The last step's kept rows as inputs of the first."""
+    rows = None if _is_word(steps[-1][1]) else _kept_rows(steps[-1][1])
+    for _, step in reversed(steps[:-1]):
+        if rows is None or not (_is_word(step) or type(step).__name__ in INVERTIBLE):
+            return None
+        rows = rows if _is_word(step) else step.inverse_transform(rows)
+    return rows
+
+
+INVERTIBLE = ("MaxAbsScaler", "MinMaxScaler", "PCA", "RobustScaler", "StandardScaler")
+
+
+def _range(estimator, width):
+    """Centre and spread of the training inputs, each (d,) or a number, as far as an estimator knows them."""
+
+    def knows(name):
+        return getattr(estimator, name, None) is not None
+
+    if knows("data_min_"):
+        low, high = estimator.data_min_, estimator.data_max_
+        return (low + high) / 2, (high - low) / 2
+    if knows("max_abs_"):
+        return 0.0, estimator.max_abs_
+    if knows("mean_"):
+        return estimator.mean_, _deviation(estimator)
+    if knows("center_"):
+        return estimator.center_, estimator.scale_ if knows("scale_") else 1.0
+    if knows("means_"):
+        return estimator.means_.mean(0), estimator.means_.std(0) + 1e-3
+    if hasattr(estimator, "_transformer_to_input_indices"):
+        return _range_of_columns(estimator, width)
+    for part in _parts(estimator):
+        return _range(part, width)
+    kept = _kept_rows(estimator)
+    return (0.0, 1.0) if kept is None else (kept.mean(0), kept.std(0) + 1e-3)
+
+
+def _deviation(estimator):
+    if getattr(estimator, "components_", None) is not None:
+        return np.sqrt(estimator.explained_variance_ @ estimator.components_**2)
+    return 1.0 if getattr(estimator, "scale_", None) is None else estimator.scale_
+
+
+def _range_of_columns(estimator, width):
+    centre, spread = np.zeros(width), np.ones(width)
+    for name, step, _ in estimator.transformers_:
+        at = estimator._transformer_to_input_indices[name]
+        if not _is_word(step) and len(at):
+            centre[at], spread[at] = _range(step, len(at))
+    return centre, spread

@@ -1,0 +1,208 @@
+"""Support vector machines, kernel ridge, kernel PCA and Nystroem: weighted sums of kernel values."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from jax.tree_util import Partial
+
+from ._validation import array
+from .loops import as_pytree
+from .sklearn_arrays import dense, fitted, namespace
+from .sklearn_linear import of_two_classes
+
+
+def _linear_kernel(gamma, coef0, degree, x, z):
+    return x @ z.T
+
+
+def _poly_kernel(gamma, coef0, degree, x, z):
+    return (gamma * (x @ z.T) + coef0) ** degree
+
+
+def _sigmoid_kernel(gamma, coef0, degree, x, z):
+    return namespace(x).tanh(gamma * (x @ z.T) + coef0)
+
+
+def _rbf_kernel(gamma, coef0, degree, x, z):
+    return namespace(x).exp(-gamma * expanded_distances(x, z))
+
+
+def _laplacian_kernel(gamma, coef0, degree, x, z):
+    return namespace(x).exp(-gamma * abs(x[:, None] - z).sum(2))
+
+
+def _cosine_kernel(gamma, coef0, degree, x, z):
+    return _unit(x) @ _unit(z).T
+
+
+# scikit-learn's, between x (n, d) and z (m, d)
+KERNELS = {
+    "cosine": _cosine_kernel,
+    "laplacian": _laplacian_kernel,
+    "linear": _linear_kernel,
+    "poly": _poly_kernel,
+    "polynomial": _poly_kernel,
+    "rbf": _rbf_kernel,
+    "sigmoid": _sigmoid_kernel,
+}
+
+
+def squared_distances(x, z):
+    """(n, m), of rows x (n, d) and z (m, d), by differences: exact where they are close."""
+    return ((x[:, None] - z) ** 2).sum(2)
+
+
+def expanded_distances(x, z):
+    """The same as |x|² + |z|² − 2⟨x, z⟩ from the rows' centre: one product, for what is smooth where they meet."""
+    centre = z.mean(0)
+    x, z = x - centre, z - centre
+    return (x**2).sum(1)[:, None] + (z**2).sum(1) - 2 * x @ z.T
+
+
+def _unit(x):
+    xp, squares = namespace(x), (x**2).sum(1, keepdims=True)
+    return x / xp.sqrt(xp.where(squares == 0, 1, squares))
+
+
+def _kernel_of(estimator, given, **parameters):
+    """``kernel(x, z)`` of a machine, a pytree, given those parameters that scikit-learn computes it with."""
+    own = estimator.kernel
+    if given is not None:
+        return as_pytree(given)
+    if callable(own) or own == "precomputed":
+        raise TypeError(
+            f"{type(estimator).__name__} has a {'callable' if callable(own) else 'precomputed'} kernel, which has "
+            "no gradient: give as_model(..., kernel=k) with k(x, z) -> (n, m) in JAX"
+        )
+    if own not in KERNELS:
+        raise TypeError(f"the kernel {own!r} has no differentiable form here; give kernel=..., in JAX")
+    defaults = {"gamma": 1 / estimator.n_features_in_, "coef0": 1.0, "degree": 3.0}
+    numbers = [default if parameters[name] is None else parameters[name] for name, default in defaults.items()]
+    return Partial(KERNELS[own], *map(float, numbers))
+
+
+def _own_parameters(estimator, gamma):
+    return {"gamma": gamma, "coef0": estimator.coef0, "degree": estimator.degree}
+
+
+def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
+    """The rows that a kernel machine compares with: those that it kept, or those of ``X_fit``."""
+    if estimator.kernel != "precomputed":
+        return np.asarray(dense(f"the inputs of {type(estimator).__name__}", kept), np.float64)
+    if X_fit is None:
+        raise TypeError(
+            f"{type(estimator).__name__} was fitted on a precomputed kernel matrix: give as_model(..., X_fit=X) "
+            "with the training inputs"
+        )
+    X_fit = array("X_fit", X_fit)
+    if len(X_fit) != n_fit:
+        raise ValueError(
+            f"X_fit must hold the {n_fit} inputs that {type(estimator).__name__} was fitted on, got {len(X_fit)}"
+        )
+    return np.asarray(X_fit, np.float64)[index]
+
+
+def support_vectors(estimator, kernel, X_fit):
+    """Decisions of a support vector machine; of several classes, one against the rest."""
+    k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "_gamma", None)))
+    # with a callable kernel, scikit-learn keeps all training inputs and none as support vectors
+    kept = estimator._BaseLibSVM__Xfit[estimator.support_] if callable(estimator.kernel) else None
+    kept = estimator.support_vectors_ if kept is None else kept
+    z = _training_inputs(estimator, kept, X_fit, estimator.shape_fit_[0], estimator.support_)
+    dual, offset = fitted(estimator, "dual_coef_"), fitted(estimator, "intercept_")
+    if not hasattr(estimator, "classes_"):
+        return Partial(expansion, k, z, dual.T, offset)
+    if len(estimator.classes_) == 2:
+        return Partial(_binary_expansion, k, z, dual.T, offset)
+    # one classifier for each pair of classes: what it takes from each class's support vectors
+    ends = np.cumsum([0, *estimator.n_support_])
+    sides = sides_of_pairs(len(estimator.classes_))
+    weights = np.zeros((len(sides), len(z)))
+    for row, (i, j) in zip(weights, combinations(range(len(estimator.classes_)), 2), strict=True):
+        row[ends[i] : ends[i + 1]] = dual[j - 1, ends[i] : ends[i + 1]]
+        row[ends[j] : ends[j + 1]] = dual[i, ends[j] : ends[j + 1]]
+
+    return Partial(_one_vs_rest_expansion, k, z, weights.T, offset, sides, weights.T @ sides, offset @ sides)
+
+
+def expansion(kernel, z, weights, offset, x):
+    """Weighted sums of a kernel's values at x and z."""
+    return kernel(x, z) @ weights + offset
+
+
+def _binary_expansion(kernel, z, weights, offset, x):
+    return of_two_classes((kernel(x, z) @ weights + offset)[:, 0])
+
+
+def _one_vs_rest_expansion(kernel, z, weights, offset, sides, summed_weights, summed_offset, x):
+    block = kernel(x, z)
+    # the decisions summed up by class: votes have no gradient, so there are as many columns to go back through
+    return _votes(block @ weights + offset, sides, block @ summed_weights + summed_offset)
+
+
+def sides_of_pairs(n_classes: int) -> np.ndarray:
+    """For each pair of classes (i, j), i < j, a row with +1 at i and −1 at j."""
+    pairs = list(combinations(range(n_classes), 2))
+    sides = np.zeros((len(pairs), n_classes))
+    for row, (i, j) in zip(sides, pairs, strict=True):
+        row[i], row[j] = 1, -1
+    return sides
+
+
+def one_vs_rest(decisions, n_classes: int):
+    """Scores (n, C) of decisions between pairs (n, C (C − 1) / 2), positive for the first class of a pair.
+
+    They are scikit-learn's ``decision_function_shape="ovr"`` of its ``"ovo"``: votes, and less than a vote for how
+    clear they were.
+
+    >>> one_vs_rest(np.array([[2.0, 1.0, -0.5]]), 3).argmax(1)
+    array([0])
+    """
+    sides = sides_of_pairs(n_classes)
+    return _votes(decisions, sides, decisions @ sides)
+
+
+def _votes(decisions, sides, confidence):
+    first = namespace(decisions).where(decisions < 0, 0.0, 1.0)
+    votes = first @ (sides > 0) + (1 - first) @ (sides < 0)
+    return votes + confidence / (3 * (abs(confidence) + 1))
+
+
+def kernel_ridge(estimator, kernel, X_fit):
+    """Predictions of kernel ridge regression."""
+    k = _kernel_of(estimator, kernel, **_own_parameters(estimator, estimator.gamma))
+    dual = fitted(estimator, "dual_coef_")
+    z = _training_inputs(estimator, estimator.X_fit_, X_fit, len(dual))
+    return Partial(expansion, k, z, dual.reshape(len(z), -1), 0.0)
+
+
+def kernel_pca(estimator, kernel, X_fit):
+    """Coordinates on a kernel's principal axes."""
+    k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "gamma_", estimator.gamma)))
+    values, vectors = fitted(estimator, "eigenvalues_"), fitted(estimator, "eigenvectors_")
+    z = _training_inputs(estimator, estimator.X_fit_, X_fit, len(vectors))
+    kept = np.flatnonzero(values)
+    scaled = np.zeros_like(vectors)
+    scaled[:, kept] = vectors[:, kept] / np.sqrt(values[kept])
+    means, mean = fitted(estimator._centerer, "K_fit_rows_"), fitted(estimator._centerer, "K_fit_all_")
+
+    return Partial(_centred_expansion, k, z, scaled, means, mean)
+
+
+def _centred_expansion(kernel, z, scaled, means, mean, x):
+    block = kernel(x, z)
+    return (block - means - block.mean(1, keepdims=True) + mean) @ scaled
+
+
+def nystroem(estimator, kernel, X_fit):
+    """Features of a kernel's Nystroem approximation."""
+    # what is None comes from kernel_params here, and only here
+    spare, own = estimator.kernel_params or {}, _own_parameters(estimator, estimator.gamma)
+    parameters = {name: spare.get(name) if value is None else value for name, value in own.items()}
+    k = _kernel_of(estimator, kernel, **parameters)
+    index = estimator.component_indices_
+    n_fit = max(estimator.n_features_in_, len(index)) if estimator.kernel == "precomputed" else None
+    z = _training_inputs(estimator, estimator.components_, X_fit, n_fit, index)
+    return Partial(expansion, k, z, fitted(estimator, "normalization_").T, 0.0)

@@ -1,0 +1,131 @@
+"""scikit-learn's transformers as functions of arrays."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jax.tree_util import Partial
+
+from .sklearn_arrays import fitted, namespace, root
+from .sklearn_linear import projected
+
+
+def standard(estimator):
+    """(x − mean) / scale, each where it is asked for."""
+    shift = fitted(estimator, "mean_") if estimator.with_mean else None
+    return _shift_then_scale(shift, fitted(estimator, "scale_") if estimator.with_std else None)
+
+
+def robust(estimator):
+    """(x − median) / range of quantiles, each where it is asked for."""
+    shift = fitted(estimator, "center_") if estimator.with_centering else None
+    return _shift_then_scale(shift, fitted(estimator, "scale_") if estimator.with_scaling else None)
+
+
+def _shift_then_scale(shift, scale):
+    return Partial(_shifted, np.zeros(1) if shift is None else shift, np.ones(1) if scale is None else 1 / scale)
+
+
+def _shifted(shift, scale, x):
+    return (x - shift) * scale
+
+
+def min_max(estimator):
+    """x · scale + min, clipped where it is asked for."""
+    low, high = estimator.feature_range if estimator.clip else (-np.inf, np.inf)
+    return Partial(_scaled, fitted(estimator, "scale_"), fitted(estimator, "min_"), low, high)
+
+
+def max_abs(estimator):
+    """x / largest size, clipped where it is asked for (scikit-learn 1.9)."""
+    limit = 1.0 if getattr(estimator, "clip", False) else np.inf
+    return Partial(_scaled, 1 / fitted(estimator, "scale_"), np.zeros(1), -limit, limit)
+
+
+def _scaled(scale, shift, low, high, x):
+    return namespace(x).clip(x * scale + shift, low, high)
+
+
+def _sum_of_sizes(x):
+    return abs(x).sum(1, keepdims=True)
+
+
+def _euclidean(x):
+    return root((x**2).sum(1, keepdims=True))
+
+
+def _largest_size(x):
+    return abs(x).max(1, keepdims=True)
+
+
+LENGTHS = {"l1": _sum_of_sizes, "l2": _euclidean, "max": _largest_size}
+
+
+def normalizer(estimator):
+    """Rows of length one."""
+    if estimator.norm not in LENGTHS:
+        raise TypeError(f"a Normalizer with the norm {estimator.norm!r} has no differentiable form")
+    return Partial(_of_length_one, Partial(LENGTHS[estimator.norm]))
+
+
+def _of_length_one(length, x):
+    size = length(x)
+    return x / namespace(x).where(size == 0, 1, size)
+
+
+def pca(estimator):
+    """Coordinates on principal axes."""
+    basis = fitted(estimator, "components_").T
+    if estimator.whiten:
+        spread = np.sqrt(fitted(estimator, "explained_variance_"))
+        basis = basis / np.maximum(spread, np.finfo(spread.dtype).eps)
+    return Partial(projected, fitted(estimator, "mean_"), basis)
+
+
+def rbf_sampler(estimator):
+    """Random Fourier features."""
+    weights, offset = fitted(estimator, "random_weights_"), fitted(estimator, "random_offset_")
+    return Partial(_random_waves, math.sqrt(2 / estimator.n_components), weights, offset)
+
+
+def _random_waves(share, weights, offset, x):
+    return share * namespace(x).cos(x @ weights + offset)
+
+
+def polynomial(estimator):
+    """Products of features."""
+    # which features are multiplied, with a last one that is 1 to fill up
+    n, powers = estimator.n_features_in_, estimator.powers_
+    factors = np.full((len(powers), max(int(powers.sum(1).max(initial=0)), 1)), n)
+    for row, exponents in zip(factors, powers, strict=True):
+        multiplied = np.repeat(np.arange(n), exponents)
+        row[: len(multiplied)] = multiplied
+
+    return Partial(_products_of, factors)
+
+
+def _products_of(factors, x):
+    xp = namespace(x)
+    return xp.concatenate([x, xp.ones((len(x), 1), x.dtype)], axis=1)[:, factors].prod(2)
+
+
+def selector(estimator):
+    """The chosen features."""
+    return Partial(_chosen, np.flatnonzero(estimator.get_support()))
+
+
+def _chosen(columns, x):
+    return x[:, columns]
+
+
+def function(estimator):
+    """The identity."""
+    if estimator.func is not None:
+        raise TypeError("a FunctionTransformer with a function of its own has no differentiable form")
+    return Partial(unchanged)
+
+
+def unchanged(x):
+    """Give back x."""
+    return x
