@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import is_dataclass, replace
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils.validation import check_is_fitted
 
-from .evaluation import transfer_matrix
-from .gram import gram
+from ._validation import array, brief, check_choice, flag, integer, number
+from .attacks import require_attack
+from .estimators import TangentEstimator, positions
+from .evaluation import radii, transfer_matrix
+from .evolution_result import require_result
 from .metrics import kernel_distance, kernel_specialization
 from .scoring import robust_accuracy
 
@@ -50,6 +53,8 @@ class _Display:
             raise ImportError("figures need matplotlib: pip install 'ntkrobust_sk[plot]'") from error
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
+        if not isinstance(ax, plt.Axes):
+            raise TypeError(f"ax must be a matplotlib Axes, such as plt.gca(), or None, got {brief(ax)}")
         self.ax_, self.figure_ = ax, ax.figure
         return ax
 
@@ -72,12 +77,15 @@ class KernelDistanceDisplay(_Display):
     """
 
     def __init__(self, distances, labels, groups=None):
-        self.distances, self.labels, self.groups = np.asarray(distances), list(labels), groups
+        self.distances = _square("distances", distances)
+        self.labels = _names("labels", labels, len(self.distances))
+        self.groups = None if groups is None else _groups(groups, len(self.distances))
 
     @classmethod
     def from_evolution(cls, result, *, seed=0, regimes=None, images="clean", ax=None):
         """Of all states of some regimes of a run (an :class:`~ntkrobust_sk.EvolutionResult`)."""
-        regimes = [r for r in (regimes or result.experiment.regimes) if result.epochs(seed, r)]
+        seed, regimes = integer("seed", seed, low=0), _regimes(result, regimes)
+        regimes = [r for r in regimes if result.epochs(seed, r)]
         states = [(seed, regime, epoch) for regime in regimes for epoch in result.epochs(seed, regime)]
         groups = [(regime, len(result.epochs(seed, regime))) for regime in regimes]
         labels = [f"{epoch:g}" for _, _, epoch in states]
@@ -86,6 +94,7 @@ class KernelDistanceDisplay(_Display):
     @classmethod
     def from_estimator(cls, estimators, X, *, kernel="trace", ax=None):
         """Of some fitted estimators' kernels on inputs X (n, ...); ``estimators`` maps names to them."""
+        _mapping("estimators", estimators, "fitted estimators")
         grams = [_gram(estimator, X, kernel) for estimator in estimators.values()]
         distances = [[kernel_distance(a, b) for b in grams] for a in grams]
         return cls(distances, list(estimators)).plot(ax)
@@ -129,7 +138,11 @@ class EvolutionDisplay(_Display):
     """
 
     def __init__(self, curves, label, log=False):
-        self.curves, self.label, self.log = curves, label, log
+        self.curves = {
+            name: _curve_of(f"curves[{name!r}]", curve)
+            for name, curve in _mapping("curves", curves, "(epochs, values)", at_least=0).items()
+        }
+        self.label, self.log = str(label), flag("log", log)
 
     @classmethod
     def from_evolution(cls, result, name="velocity", *, regimes=None, ax=None):
@@ -138,7 +151,7 @@ class EvolutionDisplay(_Display):
         Seeds that were stopped early are cut to the epochs that all have.
         """
         curves = {}
-        for regime in result.experiment.regimes if regimes is None else regimes:
+        for regime in _regimes(result, regimes):
             seeds = [s for s in range(result.experiment.seeds) if len(result.epochs(s, regime)) > 1]
             found = [_curve(result, seed, regime, name) for seed in seeds]
             if found:
@@ -149,8 +162,8 @@ class EvolutionDisplay(_Display):
     def plot(self, ax=None):
         """Draw into an axes, or a new one; returns the display."""
         ax = self._axes(ax)
-        for number, (regime, (epochs, values)) in enumerate(self.curves.items()):
-            color = COLORS.get(regime, OTHER_COLORS[number % len(OTHER_COLORS)])
+        for place, (regime, (epochs, values)) in enumerate(self.curves.items()):
+            color = COLORS.get(regime, OTHER_COLORS[place % len(OTHER_COLORS)])
             ax.plot(epochs, values.mean(0), color=color, label=regime, lw=1.8)
             if len(values) > 1:
                 ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.18, lw=0)
@@ -172,16 +185,21 @@ class SpectrumDisplay(_Display):
     """
 
     def __init__(self, eigenvalues):
-        self.eigenvalues = eigenvalues
+        self.eigenvalues = {
+            name: array(f"eigenvalues[{name!r}]", values, ndim=1, finite=True)
+            for name, values in _mapping("eigenvalues", eigenvalues, "eigenvalues").items()
+        }
+        for name, values in self.eigenvalues.items():
+            if not np.sum(values) > 0:
+                raise ValueError(f"eigenvalues[{name!r}] must have a positive sum, got {brief(values)}")
 
     @classmethod
     def from_evolution(cls, result, *, seed=0, regimes=None, epoch=None, images="clean", ax=None):
         """Of the regimes' kernels at an epoch (None is the last), and of the first kernel."""
         found = {}
-        for regime in result.experiment.regimes if regimes is None else regimes:
-            epochs = result.epochs(seed, regime)
-            found.setdefault("initial", spectrum(result.kernel(seed, regime, epochs[0], images)))
-            at = epochs[-1] if epoch is None else epoch
+        for regime in _regimes(result, regimes):
+            first, at = _epoch(result, seed, regime, first=True), _epoch(result, seed, regime, epoch)
+            found.setdefault("initial", spectrum(result.kernel(seed, regime, first, images)))
             found[regime] = spectrum(result.kernel(seed, regime, at, images))
         return cls(found).plot(ax)
 
@@ -193,9 +211,9 @@ class SpectrumDisplay(_Display):
     def plot(self, ax=None):
         """Draw into an axes, or a new one; returns the display."""
         ax = self._axes(ax)
-        for number, (name, values) in enumerate(self.eigenvalues.items()):
-            color = COLORS.get(name, OTHER_COLORS[number % len(OTHER_COLORS)])
-            values = np.asarray(values) / np.sum(values)
+        for place, (name, values) in enumerate(self.eigenvalues.items()):
+            color = COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
+            values = values / np.sum(values)
             ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name, lw=1.8)
         ax.set(xlabel="index", ylabel="share of the trace", ylim=(1e-7, 1.2))
         ax.legend(frameon=False, fontsize=8, loc="lower left")
@@ -214,7 +232,17 @@ class RobustnessCurveDisplay(_Display):
     """
 
     def __init__(self, epsilons, accuracies):
-        self.epsilons, self.accuracies = np.asarray(epsilons), accuracies
+        self.epsilons = array("epsilons", epsilons, ndim=1, finite=True)
+        self.accuracies = {
+            name: array(f"accuracies[{name!r}]", values, ndim=1)
+            for name, values in _mapping("accuracies", accuracies, "accuracies").items()
+        }
+        for name, values in self.accuracies.items():
+            if len(values) != len(self.epsilons):
+                raise ValueError(
+                    f"accuracies[{name!r}] must have one number for each of {len(self.epsilons)} epsilons, got "
+                    f"{len(values)}"
+                )
 
     @classmethod
     def from_estimator(cls, estimators, X, y, attack, *, epsilons=None, random_state=0, ax=None):
@@ -229,11 +257,16 @@ class RobustnessCurveDisplay(_Display):
         epsilons : array (e,), default=None
             None is 0 and nine steps up to twice the attack's own.
         """
+        require_attack(attack)
+        if not is_dataclass(attack) or not hasattr(attack, "epsilon"):
+            raise TypeError(f"attack must be a dataclass with epsilon, such as PGD, got {brief(attack)}")
         if epsilons is None:
             epsilons = np.linspace(0, 2 * attack.epsilon, 10)
         if not isinstance(estimators, dict):
             estimators = {type(estimators).__name__: estimators}
-        attacks = [replace(attack, epsilon=float(epsilon)) for epsilon in epsilons]
+        _mapping("estimators", estimators, "fitted estimators")
+        epsilons = radii("epsilons", epsilons)
+        attacks = [replace(attack, epsilon=epsilon) for epsilon in epsilons]
         accuracies = {
             name: np.array([robust_accuracy(estimator, X, y, one, random_state=random_state) for one in attacks])
             for name, estimator in estimators.items()
@@ -243,8 +276,8 @@ class RobustnessCurveDisplay(_Display):
     def plot(self, ax=None):
         """Draw into an axes, or a new one; returns the display."""
         ax = self._axes(ax)
-        for number, (name, values) in enumerate(self.accuracies.items()):
-            color = COLORS.get(name, OTHER_COLORS[number % len(OTHER_COLORS)])
+        for place, (name, values) in enumerate(self.accuracies.items()):
+            color = COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
             ax.plot(self.epsilons, values, marker="o", ms=4, color=color, label=name)
         ax.set(xlabel="epsilon", ylabel="accuracy", ylim=(0, 1.02))
         ax.legend(frameon=False, fontsize=8)
@@ -262,20 +295,24 @@ class SpecializationDisplay(_Display):
     """
 
     def __init__(self, matrix, title=""):
-        self.matrix, self.title = np.asarray(matrix), title
+        self.matrix, self.title = _square("matrix", matrix), str(title)
 
     @classmethod
     def from_evolution(cls, result, regime, *, seed=0, epoch=None, ax=None):
         """Of a state of a run; None is the last epoch."""
-        epoch = result.epochs(seed, regime)[-1] if epoch is None else epoch
+        (regime,) = _regimes(result, [regime])
+        epoch = _epoch(result, seed, regime, epoch)
         matrix = result.at(seed, regime, epoch)["specialization_matrix"]
         return cls(matrix, f"{regime}, epoch {epoch:g}").plot(ax)
 
     @classmethod
     def from_estimator(cls, estimator, X, y, *, ax=None):
         """Of a fitted classifier's class kernel on X (n, ...) with labels y (n,)."""
-        Y = (np.asarray(y)[:, None] == estimator.classes_).astype(float)
-        return cls(kernel_specialization(_gram(estimator, X, "class"), Y), type(estimator).__name__).plot(ax)
+        K, held = _gram(estimator, X, "class"), _held(estimator)
+        if not hasattr(held, "classes_"):
+            raise TypeError(f"estimator must be a classifier, with classes_, got {brief(held)}")
+        Y = np.eye(len(held.classes_))[positions(y, held.classes_, len(K))]
+        return cls(kernel_specialization(K, Y), type(held).__name__).plot(ax)
 
     def plot(self, ax=None, *, cmap="PuOr"):
         """Draw into an axes, or a new one; returns the display."""
@@ -300,12 +337,13 @@ class TransferDisplay(_Display):
     """
 
     def __init__(self, matrix, names):
-        self.matrix, self.names = np.asarray(matrix), list(names)
+        self.matrix = _square("matrix", matrix)
+        self.names = _names("names", names, len(self.matrix))
 
     @classmethod
     def from_evolution(cls, result, *, seed=0, ax=None):
         """Of the models that stage 2 of a run has made."""
-        found = result.of_kind("transfer", seed=seed)
+        found = require_result(result).of_kind("transfer", seed=integer("seed", seed, low=0))
         if not found:
             raise LookupError(f"{result.path} has no transfer matrix for seed {seed}: stage 2 is not finished")
         return cls(found[0]["matrix"], found[0]["names"]).plot(ax)
@@ -342,20 +380,31 @@ class ImageGridDisplay(_Display):
     """
 
     def __init__(self, images, titles=None):
-        self.images, self.titles = images, titles
+        self.images = {
+            name: _pictures(f"images[{name!r}]", values)
+            for name, values in _mapping("images", images, "images").items()
+        }
+        shapes = {values.shape[:3] for values in self.images.values()}
+        if len(shapes) > 1:
+            raise ValueError(f"images must be as many in each row and of one size, got {sorted(shapes)}")
+        ((n_columns, *_),) = shapes
+        self.titles = None if titles is None else _names("titles", titles, n_columns)
 
     @classmethod
     def from_evolution(cls, result, kind="regression", *, seed=0, regimes=None, ax=None):
         """What maximises each class's direction in each regime's kernel: "regression" or "eigenvector"."""
-        regimes = result.experiment.regimes if regimes is None else regimes
-        images = {regime: result.images(seed, regime)[kind] for regime in regimes}
+        images = {}
+        for regime in _regimes(result, regimes):
+            found = result.images(integer("seed", seed, low=0), regime)
+            check_choice("kind", kind, found)
+            images[regime] = found[kind]
         n_classes = len(next(iter(images.values())))
         return cls(images, [f"class {c}" for c in range(n_classes)]).plot(ax)
 
     def plot(self, ax=None):
         """Draw into an axes, or a new one; returns the display."""
         ax = self._axes(ax)
-        rows = [np.clip(np.asarray(images, float), 0, 1) for images in self.images.values()]
+        rows = [np.clip(images.astype(float), 0, 1) for images in self.images.values()]
         height, width = rows[0].shape[1:3]
         # a gap of a twelfth, transparent
         gap = max(1, height // 12)
@@ -379,7 +428,7 @@ class ImageGridDisplay(_Display):
 
 def spectrum(K) -> np.ndarray:
     """Eigenvalues of a Gram matrix (n, n), largest first, without the negatives that rounding leaves."""
-    return np.maximum(np.linalg.eigvalsh(np.asarray(K, np.float64))[::-1], 0)
+    return np.maximum(np.linalg.eigvalsh(_square("K", K).astype(np.float64))[::-1], 0)
 
 
 def _curve(result, seed, regime, name):
@@ -392,11 +441,91 @@ def _curve(result, seed, regime, name):
     return result.curve(seed, regime, name)
 
 
+def _held(estimator):
+    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
+
+
 def _gram(estimator, X, kernel):
     """The tangent kernel of a fitted estimator's network."""
-    estimator = estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
-    check_is_fitted(estimator)
-    return np.asarray(gram(kernel, estimator.model_, np.reshape(X, (-1, *estimator.input_shape_))))
+    estimator = _held(estimator)
+    if not isinstance(estimator, TangentEstimator):
+        raise TypeError(
+            "estimator must be one with a tangent kernel, such as a fitted AdversarialKernelTrainer, got "
+            f"{brief(estimator)}"
+        )
+    return estimator._gram(kernel, X, None, "2GiB")
+
+
+def _mapping(name, values, what, at_least=1) -> dict:
+    if not isinstance(values, dict) or len(values) < at_least:
+        raise TypeError(f"{name} must be a dict from names to {what}, got {brief(values)}")
+    return values
+
+
+def _square(name, matrix) -> np.ndarray:
+    matrix = array(name, matrix, ndim=2, finite=True)
+    if matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(f"{name} must be square, of shape (n, n) with n >= 1, got {matrix.shape}")
+    return matrix
+
+
+def _names(name, values, n) -> list[str]:
+    """One label for each of n."""
+    found = list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else None
+    if found is None or len(found) != n:
+        raise ValueError(f"{name} must be {n} labels, one for each, got {brief(values)}")
+    return [str(value) for value in found]
+
+
+def _groups(groups, n) -> list[tuple[str, int]]:
+    """Names and sizes that sum to n."""
+    try:
+        found = [(str(label), size) for label, size in groups]
+    except (TypeError, ValueError):
+        raise ValueError(f"groups must be (name, size) for each run of kernels, got {brief(groups)}") from None
+    if sum(integer("each size of groups", size) for _, size in found) != n:
+        raise ValueError(f"groups must have sizes that sum to the {n} kernels, got {brief(groups)}")
+    return found
+
+
+def _curve_of(name, curve) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs (t,) and values (n_seeds, t)."""
+    if not isinstance(curve, tuple | list) or len(curve) != 2:
+        raise ValueError(f"{name} must be (epochs (t,), values (n_seeds, t)), got {brief(curve)}")
+    epochs, values = array(f"epochs of {name}", curve[0], ndim=1), array(f"values of {name}", curve[1], ndim=2)
+    if values.shape[1] != len(epochs) or not values.size:
+        raise ValueError(f"{name} must have a value for each of {len(epochs)} epochs, got shape {values.shape}")
+    return epochs, values
+
+
+def _pictures(name, values) -> np.ndarray:
+    values = array(name, values, ndim=4, finite=True)
+    if values.shape[3] not in (1, 3) or not values.size:
+        raise ValueError(f"{name} must be images (m, h, w, c) with c = 1 or 3, got {values.shape}")
+    return values
+
+
+def _regimes(result, regimes) -> list[str]:
+    """The regimes that are asked for, or all that a run has."""
+    known = require_result(result).experiment.regimes
+    if regimes is None:
+        return list(known)
+    if isinstance(regimes, str) or not isinstance(regimes, Iterable):
+        raise ValueError(f"regimes must be a sequence of {', '.join(map(repr, known))}, got {brief(regimes)}")
+    regimes = list(regimes)
+    for regime in regimes:
+        check_choice("regime", regime, known)
+    return regimes
+
+
+def _epoch(result, seed, regime, epoch=None, *, first=False) -> float:
+    """The epoch that is asked for, or the first or the last one that was measured."""
+    if epoch is not None:
+        return number("epoch", epoch, low=0)
+    epochs = result.epochs(integer("seed", seed, low=0), regime)
+    if not epochs:
+        raise LookupError(f"{result.path} has no measurement of {regime!r} with seed {seed}")
+    return epochs[0 if first else -1]
 
 
 def _write_numbers(ax, matrix, digits):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import metrics
+from ._validation import brief as shown
 from .rundir import read_arrays
 from .store import read_gram
 
@@ -118,6 +119,23 @@ class EvolutionResult:
     def images(self, seed: int, regime: str) -> dict[str, np.ndarray]:
         """Images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
         return read_arrays(self.path / "images" / f"seed-{seed}" / f"{regime}.safetensors")
+
+
+def require_result(result):
+    """Return what a run has found, or raise a TypeError that says what came and what to write instead.
+
+    >>> require_result("runs/digits")
+    Traceback (most recent call last):
+    TypeError: result must be an EvolutionResult, got 'runs/digits'; write load_evolution('runs/digits')
+    """
+    if isinstance(result, type) or not all(hasattr(result, name) for name in ("path", "experiment", "of_kind")):
+        way = (
+            f"; write load_evolution({result!r})"
+            if isinstance(result, str | Path)
+            else ", as load_evolution gives"
+        )
+        raise TypeError(f"result must be an EvolutionResult, got {shown(result)}{way}")
+    return result
 
 
 def kernel_name(seed, regime, epoch, images) -> str:

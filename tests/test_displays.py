@@ -149,3 +149,46 @@ def test_an_estimator_that_is_not_fitted_is_refused():
 
     with pytest.raises(NotFittedError):
         SpectrumDisplay.from_estimator(AdversarialKernelTrainer(), X)
+
+
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda: KernelDistanceDisplay([[1, 2]], ["a"]), "distances must be square"),
+        (lambda: KernelDistanceDisplay(np.eye(2) * np.nan, ["a", "b"]), "distances must be finite"),
+        (lambda: KernelDistanceDisplay(np.eye(2), ["a"]), "labels must be 2 labels"),
+        (lambda: KernelDistanceDisplay(np.eye(2), "ab"), "labels must be 2 labels"),
+        (lambda: KernelDistanceDisplay(np.eye(2), ["a", "b"], groups=1.5), "groups must be"),
+        (lambda: KernelDistanceDisplay(np.eye(2), ["a", "b"], groups=[("a", 3)]), "groups must have sizes"),
+        (lambda: KernelDistanceDisplay.from_estimator([1], X), "estimators must be a dict"),
+        (lambda: KernelDistanceDisplay.from_estimator({"a": 5}, X), "estimator must be one with a tangent kernel"),
+        (lambda: KernelDistanceDisplay.from_evolution("runs"), r"write load_evolution\('runs'\)"),
+        (lambda: KernelDistanceDisplay.from_evolution(fake_result(), regimes="benign"), "regimes must be"),
+        (lambda: KernelDistanceDisplay.from_evolution(fake_result(), regimes=["flap"]), "unknown regime"),
+        (lambda: EvolutionDisplay({"a": [1]}, "a"), "must be .epochs"),
+        (lambda: EvolutionDisplay({"a": ([1], [[1, 2]])}, "a"), "a value for each"),
+        (lambda: EvolutionDisplay(5, "a"), "curves must be a dict"),
+        (lambda: EvolutionDisplay({}, "a", log="no"), "log must be True or False"),
+        (lambda: SpectrumDisplay({"a": [0.0, 0.0]}), "must have a positive sum"),
+        (lambda: SpectrumDisplay([1, 2]), "eigenvalues must be a dict"),
+        (lambda: SpectrumDisplay.from_evolution(fake_result(), epoch="last"), "epoch must be"),
+        (lambda: RobustnessCurveDisplay([0, 1], {"a": [1]}), "one number for each of 2 epsilons"),
+        (lambda: RobustnessCurveDisplay(0.5, {"a": [1]}), "epsilons must be an array"),
+        (lambda: RobustnessCurveDisplay.from_estimator(5, X, Y, "pgd"), "an attack is needed"),
+        (lambda: SpecializationDisplay(5), "matrix must be an array"),
+        (lambda: SpecializationDisplay.from_evolution(fake_result(), 5), "unknown regime"),
+        (lambda: TransferDisplay([[1.0]], ["a", "b"]), "names must be 1 labels"),
+        (lambda: TransferDisplay([[1.0]], ["a"]).plot(ax="x"), "ax must be a matplotlib Axes"),
+        (lambda: ImageGridDisplay({"a": np.ones((2, 4, 4))}), "must be an array with 4 axes"),
+        (lambda: ImageGridDisplay({"a": np.ones((2, 4, 4, 2))}), "c = 1 or 3"),
+        (
+            lambda: ImageGridDisplay({"a": np.ones((2, 4, 4, 1)), "b": np.ones((3, 4, 4, 1))}),
+            "as many in each row",
+        ),
+        (lambda: ImageGridDisplay({}), "images must be a dict"),
+        (lambda: ImageGridDisplay.from_evolution(fake_result(), "nothing"), "unknown kind 'nothing'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(draw, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        draw()
