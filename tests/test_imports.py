@@ -31,6 +31,7 @@ ORDER = [
     "kernels",
     "projections",
     "plan",
+    "fingerprint",
     "store",
     "gram",
     "predictors",

@@ -1,0 +1,479 @@
+"""Mutated files: whatever happens to a file, it is refused by name, or gives what it gave before.
+
+Valid files of every kind are made once. In each case a copy of them is damaged in one or two ways (bits, bytes,
+cuts, insertions, files swapped, copied over each other or removed, values of JSON replaced or deleted), and is read
+as a user would read it. What comes back is
+
+    refused   an error that names a path among the files
+    right     what the whole files give
+    warned    something else, after a warning that names a path among the files
+    wrong     something else, without a word
+    hung      nothing after 20 seconds
+    obscure   an error that names none of the files, or comes from inside of Python, NumPy, JAX or zarr
+
+    python examples/fuzz_files.py                             # 3,000 cases over all kinds, some minutes
+    python examples/fuzz_files.py --seed 3 --n 500 --kinds store npz
+    python examples/fuzz_files.py --seed 3 --kinds store --case 17   # one case, with its traceback
+
+The process ends with an error if anything was wrong, hung or obscure. A kind is an entry of ``KINDS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SECONDS = 20
+# What a case may allocate beyond what the process has: a header that asks for more is not to be believed.
+MEMORY = 8 * 2**30
+FAULTS = ("wrong", "hung", "obscure")
+COLUMNS = ("refused", "right", "warned", *FAULTS)
+
+
+def same(found, expected) -> bool:
+    """Whether two results are equal to the bit: arrays, numbers, text, and containers or objects of these."""
+    if isinstance(expected, np.ndarray):
+        same_kind = isinstance(found, np.ndarray) and (found.dtype, found.shape) == (
+            expected.dtype,
+            expected.shape,
+        )
+        return same_kind and found.tobytes() == expected.tobytes()
+    if isinstance(expected, Mapping):
+        return (
+            isinstance(found, Mapping)
+            and found.keys() == expected.keys()
+            and same(list(found.values()), [expected[key] for key in found])
+        )
+    if isinstance(expected, tuple | list):
+        return type(found) is type(expected) and len(found) == len(expected) and all(map(same, found, expected))
+    return type(found) is type(expected) and found == expected
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Files of one kind.
+
+    Attributes
+    ----------
+    make : callable
+        ``make(folder)`` writes valid files into an empty folder.
+    read : callable
+        ``read(folder)`` gives what the library makes of them; it may go on with what is unfinished.
+    right : callable
+        ``right(found, expected)``: whether what was read may be used in the place of what the whole files give.
+    """
+
+    make: Callable[[Path], None]
+    read: Callable[[Path], Any]
+    right: Callable[[Any, Any], bool] = same
+
+
+# What happens to files. Each takes a generator and a folder, and says what it did, or None where there was nothing
+# to do it to.
+
+
+def _files(folder, suffix=""):
+    return sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file())
+
+
+def _pick(rng, items):
+    return items[rng.integers(len(items))] if items else None
+
+
+def _place(rng, size):
+    """A position in a file: as often near its ends, where headers are, as anywhere."""
+    near = int(rng.integers(min(size, 256)))
+    return (near, size - 1 - near, int(rng.integers(size)), int(rng.integers(size)))[rng.integers(4)]
+
+
+def _edited(rng, folder, edit):
+    """One file that is not empty, with its content edited."""
+    path = _pick(rng, [path for path in _files(folder) if path.stat().st_size])
+    if path is None:
+        return None
+    content = bytearray(path.read_bytes())
+    said = edit(content, _place(rng, len(content)))
+    path.write_bytes(content)
+    return f"{path.relative_to(folder)}: {said}"
+
+
+def flip_bit(rng, folder):
+    """One bit."""
+
+    def edit(content, at):
+        bit = int(rng.integers(8))
+        content[at] ^= 1 << bit
+        return f"bit {bit} of byte {at}"
+
+    return _edited(rng, folder, edit)
+
+
+def change_bytes(rng, folder):
+    """A few bytes in a row, at random or all alike."""
+
+    def edit(content, at):
+        size = min(int(rng.integers(1, 17)), len(content) - at)
+        new = rng.bytes(size) if rng.integers(2) else bytes([_pick(rng, [0, 1, 48, 57, 127, 255])]) * size
+        content[at : at + size] = new
+        return f"{size} bytes from {at}"
+
+    return _edited(rng, folder, edit)
+
+
+def truncate(rng, folder):
+    """The end is missing."""
+
+    def edit(content, at):
+        del content[at:]
+        return f"cut at {at}"
+
+    return _edited(rng, folder, edit)
+
+
+def insert(rng, folder):
+    """Bytes that do not belong there, or a part of the file twice."""
+
+    def edit(content, at):
+        size = int(rng.integers(1, 65))
+        content[at:at] = rng.bytes(size) if rng.integers(2) else content[max(0, at - size) : at]
+        return f"up to {size} bytes at {at}"
+
+    return _edited(rng, folder, edit)
+
+
+def append(rng, folder):
+    """Something after the end."""
+
+    def edit(content, at):
+        content += _pick(rng, [b"\0", b"\n", b"{}", rng.bytes(100), bytes(content)])
+        return "something after its end"
+
+    return _edited(rng, folder, edit)
+
+
+def swap_files(rng, folder):
+    """Two files in each other's place."""
+    files = _files(folder)
+    if len(files) < 2:
+        return None
+    one, two = (files[at] for at in rng.choice(len(files), 2, replace=False))
+    contents = one.read_bytes(), two.read_bytes()
+    one.write_bytes(contents[1])
+    two.write_bytes(contents[0])
+    return f"{one.relative_to(folder)} and {two.relative_to(folder)} swapped"
+
+
+def copy_file(rng, folder):
+    """One file in another's place."""
+    files = _files(folder)
+    if len(files) < 2:
+        return None
+    one, two = (files[at] for at in rng.choice(len(files), 2, replace=False))
+    two.write_bytes(one.read_bytes())
+    return f"{one.relative_to(folder)} copied over {two.relative_to(folder)}"
+
+
+def remove_file(rng, folder):
+    """A file is gone, or a folder is in its place."""
+    path = _pick(rng, _files(folder))
+    path.unlink()
+    if rng.integers(8) == 0:
+        path.mkdir()
+        return f"{path.relative_to(folder)} is a folder"
+    return f"{path.relative_to(folder)} removed"
+
+
+def remove_folder(rng, folder):
+    """A whole folder is gone."""
+    path = _pick(rng, sorted(path for path in folder.rglob("*") if path.is_dir()))
+    if path is None:
+        return None
+    shutil.rmtree(path)
+    return f"{path.relative_to(folder)}/ removed"
+
+
+ODD = (-1, 0, 1, 2, 3, 10**12, 10**30, 0.5, -0.0, 1e308, float("nan"), True, False, None, "", "x", "0" * 5000)
+ODD += ("float64", "int32", [], [[]], [1, 2], {}, {"a": 1})
+
+
+def _json_places(value, at=()):
+    """Where values are in a tree of JSON."""
+    if isinstance(value, dict | list):
+        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (*at, key)
+            yield from _json_places(held, (*at, key))
+
+
+def change_json(rng, folder):
+    """A value of a JSON file, or of one of its lines, is another, or is gone."""
+    path = _pick(rng, _files(folder, ".json") + _files(folder, ".jsonl"))
+    if path is None:
+        return None
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    number = int(rng.integers(len(lines)))
+    tree = json.loads(lines[number])
+    places = list(_json_places(tree))
+    if not places:
+        return None
+    *outer, last = _pick(rng, places)
+    held = tree
+    for key in outer:
+        held = held[key]
+    if rng.integers(4) == 0:
+        del held[last]
+        said = "deleted"
+    else:
+        held[last] = _near(rng, held[last])
+        said = f"is {held[last]!r:.30}"
+    lines[number] = json.dumps(tree)
+    path.write_text("\n".join(lines) + "\n" * (path.suffix == ".jsonl"))
+    return f"{path.relative_to(folder)}, line {number + 1}: {[*outer, last]} {said}"
+
+
+def _near(rng, value):
+    """Another value of the same type, or one of any other."""
+    if rng.integers(2) or isinstance(value, bool | dict | list | None.__class__):
+        return _pick(rng, [odd for odd in ODD if repr(odd) != repr(value)])
+    if isinstance(value, str):
+        at = int(rng.integers(len(value) + 1))
+        return value[:at] + _pick(rng, "07afx/") + value[at + 1 :]
+    return value + _pick(rng, [-1, 1, 10]) if rng.integers(2) else value * _pick(rng, [-1, 2, 10])
+
+
+def change_lines(rng, folder):
+    """A line of text twice, gone, or in another's place."""
+    path = _pick(rng, _files(folder, ".jsonl"))
+    lines = path.read_bytes().splitlines(keepends=True) if path else []
+    if not lines:
+        return None
+    one, two = int(rng.integers(len(lines))), int(rng.integers(len(lines)))
+    match rng.integers(3):
+        case 0:
+            lines.insert(two, lines[one])
+            said = f"line {one + 1} again as line {two + 1}"
+        case 1:
+            lines[one], lines[two] = lines[two], lines[one]
+            said = f"lines {one + 1} and {two + 1} swapped"
+        case _:
+            del lines[one]
+            said = f"line {one + 1} removed"
+    path.write_bytes(b"".join(lines))
+    return f"{path.relative_to(folder)}: {said}"
+
+
+MUTATIONS = (
+    *(3 * (flip_bit, change_bytes, change_json)),
+    *(2 * (truncate, insert, swap_files, copy_file)),
+    *(append, remove_file, remove_folder, change_lines),
+)
+
+
+def mutate(rng, folder) -> list[str]:
+    """Damage a folder's files in one way, or in two, and say in which."""
+    said = []
+    while len(said) < 1 or (len(said) < 2 and rng.integers(5) == 0 and _files(folder)):
+        done = _pick(rng, MUTATIONS)(rng, folder)
+        said += [done] if done else []
+    return said
+
+
+# The kinds.
+
+
+@cache
+def _gram_arguments():
+    import jax
+
+    from ntkrobust_sk import MLP, Model, TraceNTK
+    from ntkrobust_sk.plan import fixed_plan
+
+    network = MLP(n_outputs=2, widths=(3,))
+    model = Model(network, network.init(jax.random.key(0), (4,)))
+    X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    return TraceNTK(), model, X, fixed_plan(TraceNTK(), model, (4,), 3, 2)
+
+
+def make_store(folder: Path) -> None:
+    """A finished store of nine tiles."""
+    from ntkrobust_sk import gram
+
+    kernel, model, X, plan = _gram_arguments()
+    gram(kernel, model, X, plan=plan, store=folder / "K.zarr")
+
+
+def make_unfinished_store(folder: Path) -> None:
+    """A store two of whose tiles are not there."""
+    make_store(folder)
+    for tile in ("c/1/2", "c/0/2"):
+        (folder / "K.zarr" / tile).unlink()
+
+
+def read_store(folder: Path):
+    """The matrix as it is on disk."""
+    from ntkrobust_sk.store import read_gram
+
+    return read_gram(folder / "K.zarr")
+
+
+def resume_store(folder: Path):
+    """The matrix of a call that goes on with the store."""
+    from ntkrobust_sk import gram
+
+    kernel, model, X, plan = _gram_arguments()
+    return gram(kernel, model, X, plan=plan, store=folder / "K.zarr")
+
+
+def make_npz(folder: Path) -> None:
+    """Examples of a user's own, small enough for every header to be met often."""
+    rng = np.random.default_rng(0)
+    X, X_test = rng.uniform(size=(12, 3)).astype(np.float32), rng.uniform(size=(6, 3)).astype(np.float32)
+    np.savez(folder / "own.npz", X=X, y=np.arange(12) % 3, X_test=X_test, y_test=np.arange(6) % 3)
+
+
+def make_large_npz(folder: Path) -> None:
+    """Examples beyond the bytes that zipfile reads at once, compressed."""
+    X = np.random.default_rng(0).uniform(size=(600, 7, 3)).round(2)
+    np.savez_compressed(folder / "own.npz", X=X, y=np.array(["cat", "dog", "elk"])[np.arange(600) % 3])
+
+
+def read_npz(folder: Path):
+    """Its training and test examples."""
+    from ntkrobust_sk.splits import load_splits
+
+    return tuple(load_splits(folder / "own.npz", n_train=6, n_test=6))
+
+
+KINDS: dict[str, Kind] = {
+    "store": Kind(make_store, read_store),
+    "store-resumed": Kind(make_store, resume_store),
+    "store-unfinished": Kind(make_unfinished_store, resume_store),
+    "npz": Kind(make_npz, read_npz),
+    "npz-large": Kind(make_large_npz, read_npz),
+}
+
+
+# Running them.
+
+
+class HungError(BaseException):
+    """Nothing came back in time."""
+
+
+def _ring(signum, frame):
+    raise HungError
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was done to the files of one kind, and what came of it."""
+
+    kind: str
+    number: int
+    done: str
+    outcome: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.outcome:<8} --kinds {self.kind} --case {self.number}  [{self.done}]  {self.said}"
+
+
+def run_case(name: str, number: int, seed: int, whole: Path, expected, *, show=False) -> Case:
+    """Damage a copy of some files, read it, and say what came back."""
+    kind, rng = KINDS[name], np.random.default_rng([seed, zlib.crc32(name.encode()), number])
+    folder = whole.with_name("case")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole, folder)
+    done = "; ".join(mutate(rng, folder))
+    outcome, said = "right", ""
+    previous = signal.signal(signal.SIGALRM, _ring)
+    signal.alarm(SECONDS)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = kind.read(folder)
+        if not kind.right(found, expected):
+            named = [str(warning.message) for warning in caught if str(folder) in str(warning.message)]
+            outcome, said = ("warned", named[0]) if named else ("wrong", "")
+    except HungError:
+        outcome = "hung"
+    except Exception as error:
+        names = str(folder) in str(error)
+        outcome = "refused" if names and isinstance(error, OSError | ValueError) else "obscure"
+        said = f"{type(error).__name__}: {error}".replace("\n", " ")
+        if show:
+            traceback.print_exc()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    return Case(name, number, done, outcome, said)
+
+
+def run_kind(name: str, numbers, seed: int) -> list[Case]:
+    """Cases of one kind."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-files-") as place:
+        whole = Path(place).resolve() / "case"
+        whole.mkdir()
+        # made and first read at the place of the cases, whose path may be in the files
+        KINDS[name].make(whole)
+        whole = whole.rename(whole.with_name("whole"))
+        shutil.copytree(whole, whole.with_name("case"))
+        expected = KINDS[name].read(whole.with_name("case"))
+        return [run_case(name, number, seed, whole, expected, show=len(numbers) == 1) for number in numbers]
+
+
+def table(cases: list[Case]) -> str:
+    """Counts by kind and outcome."""
+    counts = Counter((case.kind, case.outcome) for case in cases)
+    kinds = list(dict.fromkeys(case.kind for case in cases))
+    rows = [("kind", *COLUMNS, "all")]
+    rows += [(kind, *(counts[kind, column] for column in COLUMNS)) for kind in kinds]
+    rows = [rows[0]] + [(*row, sum(row[1:])) for row in rows[1:]]
+    rows += [("all", *(sum(row[at] for row in rows[1:]) for at in range(1, len(rows[0]))))]
+    return "\n".join(f"{row[0]:<20}" + "".join(f"{held:>9}" for held in row[1:]) for row in rows)
+
+
+def main(arguments=None) -> int:
+    """Run what the command line asks for; 1 if anything was wrong, hung or obscure."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n", type=int, default=3000, help="cases, over all kinds together")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--case", type=int, default=None, help="only this one")
+    parser.add_argument("--show", type=int, default=20, help="cases printed of those that are faults")
+    asked = parser.parse_args(arguments)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    cases = []
+    for at, kind in enumerate(asked.kinds):
+        n = len(range(at, asked.n, len(asked.kinds)))
+        # what hangs outside of Python ends the process with a traceback
+        faulthandler.dump_traceback_later(60 + SECONDS * n, exit=True)
+        resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MEMORY, resource.RLIM_INFINITY))
+        cases += run_kind(kind, range(n) if asked.case is None else [asked.case], asked.seed)
+    faulthandler.cancel_dump_traceback_later()
+    faults = [case for case in cases if case.outcome in FAULTS]
+    for case in cases if asked.case is not None else faults[: asked.show]:
+        print(case)
+    print(f"\nseed {asked.seed}\n{table(cases)}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
