@@ -1,8 +1,8 @@
 """Mutated files: whatever happens to a file, it is refused by name, or gives what it gave before.
 
 Valid files of every kind are made once. In each case a copy of them is damaged in one or two ways (bits, bytes,
-cuts, insertions, files swapped, copied over each other or removed, values of JSON replaced or deleted), and is read
-as a user would read it. What comes back is
+cuts, insertions, files swapped, copied over each other or removed, values of JSON replaced or deleted), and is
+read as a user would read it. What comes back is
 
     refused   an error that names a path among the files
     right     what the whole files give

@@ -1,4 +1,4 @@
-"""What a function computes, as a number: SHA-256 of its jaxpr, of the constants in it, and of the code that it calls.
+"""What a function computes, as a number: SHA-256 of its jaxpr, its constants, and the code that it calls.
 
 A ``repr`` tells configurations apart, but neither lambdas, nor closures, nor a function before and after it was
 edited. A jaxpr holds whatever such a function does, and the numbers that it does it with. Of Python code that
@@ -64,7 +64,9 @@ def fingerprint(function: Callable, *args) -> tuple[str, Any]:
     >>> def scaled(scale):
     ...     return lambda x: scale * x
     >>> one, shapes = fingerprint(scaled(1.0), np.ones(3))
-    >>> shapes.shape, one == fingerprint(scaled(1.0), np.zeros(3))[0], one == fingerprint(scaled(2.0), np.ones(3))[0]
+    >>> again, _ = fingerprint(scaled(1.0), np.zeros(3))
+    >>> other, _ = fingerprint(scaled(2.0), np.ones(3))
+    >>> shapes.shape, one == again, one == other
     ((3,), True, False)
     """
     # a function of its own, for which JAX has kept nothing
@@ -95,7 +97,7 @@ def _joined(kind: str, parts: Iterable[bytes]) -> bytes:
 
 
 def _of(value, seen: dict[int, tuple[Any, bytes]]) -> bytes:
-    """Digest of any value; ``seen`` keeps those of what may hold itself, with the values, so that ids stay theirs."""
+    """Digest of any value. ``seen`` has those of objects by id, and the objects, so that ids stay theirs."""
     if isinstance(value, PLAIN):
         return _joined(type(value).__name__, [repr(value).encode()])
     if isinstance(value, enum.Enum | np.dtype | type | types.ModuleType):
