@@ -15,7 +15,7 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
-from ._validation import floating
+from ._validation import brief, flag, floating
 from .devices import default_devices, everywhere, on_host
 from .factors import DIGITS, separated
 from .kernels import TangentKernel, resolve_kernel
@@ -27,6 +27,7 @@ from .plan import (
     fixed_plan,
     host_threads,
     make_plan,
+    n_seeds_of,
     parse_memory,
 )
 from .store import open_store, stored_sizes
@@ -73,7 +74,9 @@ def gram(
     Y : array (m, ...), default=None
         The columns' inputs; None means X, and gives an exactly symmetric matrix.
     memory : str or int, default="2GiB"
-        Budget in bytes, on each device, for features and working space, not counting the result.
+        Budget in bytes, on each device, for features and working space, not counting the result. First calls
+        take some 100 MiB more while their programs are compiled, and small budgets, under 64 MiB, are passed by
+        some 30 MiB also later.
     dtype : "float32", "float64", "tf32" or "bf16", default=None
         In which inner products are accumulated and returned, also as a NumPy or JAX dtype; None is that of the
         parameters. With float64, features stay in the parameters' precision. "tf32" and "bf16" round features to
@@ -132,17 +135,23 @@ def gram(
     Y = None if Y is None else _inputs("Y", Y, model)
     if Y is not None and Y.shape[1:] != X.shape[1:]:
         raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}")
+    memory = parse_memory(memory)
+    _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
     if by_layer and not isinstance(kernel, TangentKernel):
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
     dtype = _checked_dtype(dtype, kernel, params_dtype(model.variables.params))
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
-    size, shown = (len(X), len(X if Y is None else Y)), plan is True
+    size, shown = (len(X), len(X if Y is None else Y)), not isinstance(plan, Plan) and bool(plan)
     if not isinstance(plan, Plan):
         # a store may grow, and keeps the tiles that it has
         n_rows, sizes = (max(size), None) if store is None else (None, stored_sizes(store))
-        budget = parse_memory(memory)
-        plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=n_rows, sizes=sizes, dtype=dtype)
+        plan = make_plan(kernel, model, X.shape[1:], memory, n_rows=n_rows, sizes=sizes, dtype=dtype)
+    elif isinstance(kernel, TangentKernel) and plan.n_seeds != n_seeds_of(kernel, model, X.shape[1:]):
+        raise ValueError(
+            f"the plan is for {plan.n_seeds} directions of output space, but {kernel!r} of this network has "
+            f"{n_seeds_of(kernel, model, X.shape[1:])}; make it with the same kernel and model"
+        )
     if shown:
         print(plan)
     if store is not None:
@@ -163,6 +172,15 @@ def gram(
         return result[0]
     paths = jax.tree_util.tree_leaves_with_path(model.variables.params)
     return {jax.tree_util.keystr(path): K for (path, _), K in zip(paths, result, strict=True)}
+
+
+def _check_options(*, by_layer, progress, n_jobs, plan) -> None:
+    flag("by_layer", by_layer)
+    flag("progress", progress)
+    if not isinstance(plan, bool | np.bool_ | Plan):
+        raise ValueError(f"plan must be True, False or a Plan, got {brief(plan)}")
+    if n_jobs is not None and (not isinstance(n_jobs, int | np.integer) or n_jobs is True or not n_jobs):
+        raise ValueError(f"n_jobs must be None or an integer other than 0 (-1 is all cores), got {brief(n_jobs)}")
 
 
 def _checked_dtype(dtype, kernel, own) -> str | None:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from ._validation import brief, integer, number
 from .devices import by_rows, default_devices, everywhere, on_host
 from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
@@ -71,7 +72,8 @@ class Plan:
     working_bytes : int
         What computing a chunk's features takes besides the tile's own, as the compiler states it.
     memory : int
-        The budget.
+        The budget. While programs are compiled, which only first calls do, the compiler takes some 100 MiB more,
+        and with budgets under 64 MiB what Python, JAX and BLAS keep for themselves shows: some 30 MiB.
     devices : tuple of jax.Device
     """
 
@@ -84,6 +86,15 @@ class Plan:
     working_bytes: int
     memory: int
     devices: tuple = field(repr=False)
+
+    def __post_init__(self):
+        for name in ("rows", "chunk", "panel", "seeds", "n_seeds"):
+            integer(name, getattr(self, name))
+        if self.rows % self.chunk or self.rows % len(self.devices):
+            raise ValueError(
+                f"a tile's rows must be a multiple of chunk={self.chunk} and of the {len(self.devices)} "
+                f"device(s), got rows={self.rows}"
+            )
 
     @property
     def passes(self) -> int:
@@ -105,7 +116,8 @@ class Plan:
         return (
             f"tiles of {self.rows} rows{on} ({self.chunk} at once), {panels}; {passes}; "
             f"{readable(self.row_bytes)} of features a row, {readable(self.working_bytes)} to compute them; "
-            f"at most {readable(self.peak_bytes)} of {readable(self.memory)}"
+            f"at most {readable(self.peak_bytes)} of {readable(self.memory)}, the result and the compiler's own "
+            "(some 100 MiB in first calls) not counted"
         )
 
 
@@ -127,8 +139,8 @@ def make_plan(
     kernel : callable
     model : Model
     input_shape : tuple of int
-    memory : int
-        Bytes.
+    memory : int or str
+        Bytes, as :func:`parse_memory` reads them.
     n_rows : int, default=None
         Rows of the matrix, or columns if they are more; None is as many as can be.
     devices : sequence of jax.Device, default=None
@@ -143,7 +155,7 @@ def make_plan(
     MemoryError
         If a tile of one row does not fit.
     """
-    devices = tuple(devices or default_devices())
+    devices, memory = tuple(devices or default_devices()), parse_memory(memory)
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
     itemsize = 0 if dtype is None or dtype in DIGITS else np.dtype(dtype).itemsize
     digits = dtype if dtype in DIGITS else None
@@ -220,7 +232,7 @@ def fixed_plan(kernel, model: Model, input_shape: tuple[int, ...], rows: int, pa
     n_seeds = _n_seeds(kernel, abstract, tuple(input_shape))
     seeds = n_seeds if seeds is None or not splits_seeds(kernel) else min(seeds, n_seeds)
     row_bytes = _row_bytes(kernel, abstract, tuple(input_shape), seeds)
-    rows *= len(devices)
+    rows = integer("rows", rows) * len(devices)
     return Plan(rows, rows, panel, seeds, n_seeds, row_bytes, 0, (panel + 1) * rows * row_bytes, devices)
 
 
@@ -299,17 +311,18 @@ def parse_memory(memory: str | int) -> int:
 
     >>> parse_memory("2GiB"), parse_memory(1000)
     (2147483648, 1000)
+    >>> parse_memory(None)
+    Traceback (most recent call last):
+    ValueError: memory must be a finite number >= 1 of bytes, or a string such as '2GiB' or '500MB', got None
     """
     if isinstance(memory, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
         if match is None:
-            raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {memory!r}")
-        number, prefix = match.groups()
+            raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {brief(memory)}")
+        digits, prefix = match.groups()
         base = 1024 if prefix and prefix.endswith("i") else 1000
-        memory = float(number) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
-    if not memory > 0:
-        raise ValueError(f"memory must be positive, got {memory!r}")
-    return int(memory)
+        memory = float(digits) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
+    return int(number("memory", memory, low=1, unit="of bytes, or a string such as '2GiB' or '500MB'"))
 
 
 @dataclass(frozen=True)
@@ -414,6 +427,11 @@ def _seeds(kernel, abstract, input_shape, n_seeds):
 def _all_seeds(kernel, abstract, input_shape) -> np.ndarray:
     """The kernel's seeds (R, C); they depend on shapes alone."""
     return np.asarray(kernel.seeds(abstract.model, _tile(abstract, input_shape, 1)))
+
+
+def n_seeds_of(kernel, model: Model, input_shape: tuple[int, ...]) -> int:
+    """How many directions of output space a kernel takes gradients of."""
+    return _n_seeds(kernel, _abstract(model), tuple(input_shape))
 
 
 def _n_seeds(kernel, abstract, input_shape) -> int:

@@ -4,7 +4,7 @@ import re
 import sys
 import tracemalloc
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -638,3 +638,79 @@ def test_a_network_that_overflows_is_reported_and_not_returned():
     huge = Model(NETWORK, jax.tree.map(lambda leaf: np.full_like(leaf, 1e30), MODEL.variables))
     with pytest.raises(FloatingPointError, match="overflow in the network's parameters or inputs"):
         gram(of_logits, huge, X)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        None,
+        float("inf"),
+        float("nan"),
+        "x",
+        "",
+        "2 gigabytes",
+        "-1GiB",
+        "GiB",
+        "9" * 400 + "GiB",
+        0,
+        0.5,
+        -1,
+        10**400,
+    ]
+    + [True, 1j, [2**30], {}, b"2GiB", np.array([1, 2]), object()],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_amount_of_memory_is_refused(memory):
+    for call in (parse_memory, lambda memory: gram("trace", MODEL, X, memory=memory)):
+        with pytest.raises(ValueError, match=r"^memory must be"):
+            call(memory)
+
+
+@pytest.mark.parametrize("memory", [2**30, 1e9, np.int64(2**30), np.float32(1e9), "1GiB", " 0.5 GB ", "500MB"])
+def test_amounts_of_memory_are_numbers_or_text(memory):
+    assert type(parse_memory(memory)) is int
+    assert gram("trace", MODEL, X, memory=memory).shape == (11, 11)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"by_layer": "yes"}, "by_layer must be True or False"),
+        ({"by_layer": 1}, "by_layer must be True or False"),
+        ({"progress": None}, "progress must be True or False"),
+        ({"progress": []}, "progress must be True or False"),
+        ({"n_jobs": 0}, "n_jobs must be None or an integer other than 0"),
+        ({"n_jobs": "2"}, "n_jobs must be None or an integer other than 0"),
+        ({"n_jobs": 1.5}, "n_jobs must be None or an integer other than 0"),
+        ({"n_jobs": True}, "n_jobs must be None or an integer other than 0"),
+        ({"n_jobs": float("nan")}, "n_jobs must be None or an integer other than 0"),
+        ({"plan": None}, "plan must be True, False or a Plan"),
+        ({"plan": 1}, "plan must be True, False or a Plan"),
+        ({"plan": "2GiB"}, "plan must be True, False or a Plan"),
+        ({"plan": np.array([True, False])}, "plan must be True, False or a Plan"),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        gram("trace", MODEL, X, **options)
+
+
+def test_a_plan_for_another_kernel_is_refused_instead_of_giving_other_numbers():
+    with pytest.raises(ValueError, match="the plan is for 1 directions of output space"):
+        gram("trace", MODEL, X, plan=fixed_plan(KERNELS["pseudo"], MODEL, SHAPE, TILE))
+    with pytest.raises(ValueError, match="the plan is for 3 directions of output space"):
+        gram("pseudo", MODEL, X, plan=fixed_plan(KERNELS["trace"], MODEL, SHAPE, TILE))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"rows": 0}, {"rows": 6, "chunk": 4}, {"chunk": 0}, {"panel": 1.5}, {"seeds": -1}]
+)
+def test_a_plan_of_impossible_sizes_is_refused_when_it_is_made(sizes):
+    with pytest.raises(ValueError, match=f"{next(iter(sizes))} must be|rows must be a multiple"):
+        replace(fixed_plan(KERNELS["trace"], MODEL, SHAPE, TILE), **sizes)
+
+
+def test_a_plan_says_what_it_does_not_count():
+    assert "compiler's own (some 100 MiB in first calls) not counted" in str(
+        fixed_plan(TraceNTK(), MODEL, SHAPE, TILE)
+    )
