@@ -55,10 +55,13 @@ def check_agreement(estimator, form, X=None, kernel=None, X_fit=None) -> None:
     if kernel is not None:
         rows = rows[-KEPT:]
         _check_kernel(kernel, rows, rows[:2])
+    if precomputed and np.shape(getattr(core(estimator), "X_fit_", None)) == (len(z), len(z)):
+        _check_matrix(estimator, np.asarray(kernel(rows, z)), dense("X_fit_", core(estimator).X_fit_[: len(rows)]))
     z = z[core(estimator).component_indices_] if precomputed and hasattr(core(estimator), "components_") else z
 
     def own(x):
-        return np.asarray(kernel(x, z)) if precomputed else _named(estimator, x)
+        # estimators with copy=False write into what they are given
+        return np.asarray(kernel(x, z)) if precomputed else _named(estimator, x.copy())
 
     compare(estimator, form, rows, own)
 
@@ -68,10 +71,20 @@ def _check_kernel(kernel, x, z):
     try:
         block = jax.eval_shape(kernel, *(jax.ShapeDtypeStruct(a.shape, jnp.result_type(float)) for a in (x, z)))
     except Exception as error:
-        raise TypeError(f"{wanted}, in JAX, but it fails: {error}") from error
+        raise TypeError(f"{wanted}, in JAX, but it fails: {str(error).splitlines()[0]}") from error
     shape, dtype = getattr(block, "shape", None), getattr(block, "dtype", np.dtype(object))
     if shape != (len(x), len(z)) or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{wanted}, got {brief(block) if shape is None else f'shape {shape} and dtype {dtype}'}")
+
+
+def _check_matrix(estimator, block, known):
+    """The kernel of the training inputs is the matrix that a machine was fitted on, where it has kept this."""
+    off = abs(block - known).max()
+    if not off <= PRECISION[4] * abs(known).max():
+        raise TypeError(
+            f"kernel(X_fit, X_fit) is not the matrix that {type(estimator).__name__} was fitted on: they "
+            f"differ by up to {off:.3g}. Give the kernel and the inputs, in their order, that it was computed from"
+        )
 
 
 def compare(estimator, form, rows, own=lambda x: x) -> None:
@@ -99,6 +112,8 @@ def _compare(estimator, form, rows, own):
         labels = np.asarray(estimator.predict(own(rows))) if hasattr(estimator, "classes_") else None
     except Exception as error:
         raise TypeError(f"{name}.{method} itself fails on inputs that {name} was fitted for: {error}") from error
+    if not np.isfinite(expected).any(0).all():
+        raise TypeError(f"{name}.{method} gives no finite numbers")
     if labels is not None and labels.ndim == 2:
         raise TypeError(f"{name} gives several labels to one input, for which there is no differentiable form")
     scores = _as_columns(form(rows))
@@ -130,8 +145,8 @@ def _check_labels(estimator, scores, labels):
     other = sure & (classes[scores.argmax(1)] != labels)
     if other.any():
         raise TypeError(
-            f"{type(estimator).__name__} answers {brief(labels[other][0])} where its highest score is that of "
-            f"{brief(classes[scores[other][0].argmax()])}: its scores do not decide its answers"
+            f"{type(estimator).__name__} answers {brief(labels[other].tolist()[0])} where its highest score is "
+            f"that of {brief(classes.tolist()[scores[other][0].argmax()])}: its scores do not decide its answers"
         )
 
 
@@ -190,11 +205,9 @@ def _beyond_rounding(method, found, expected):
     if found.shape != expected.shape:
         return np.ones((len(expected), 1), bool)
     finite = np.isfinite(expected)
-    if not finite.any(0).all():
-        return ~finite
     size = np.where(finite, abs(expected), 0)
     precision = PRECISION[min(expected.dtype.itemsize, found.dtype.itemsize)]
-    allowed = precision * (size + np.median(size, axis=0)) + 1e-12 * size.max()
+    allowed = precision * (size + np.median(size, axis=0)) + 1e-12 * size.max(initial=0)
     if method == "predict_proba":
         allowed += ROUNDED / np.exp(expected)
     return finite & ~(abs(found - expected) <= allowed)
@@ -283,7 +296,8 @@ def _kept_rows(estimator):
     if hasattr(estimator, "base_estimator_"):
         first = estimator.base_estimator_
         estimator = first.estimators_[0] if hasattr(first, "estimators_") else first
-    for name in ("support_vectors_", "X_fit_", "X_train_", "_BaseLibSVM__Xfit"):
+    names = ["support_vectors_", "X_fit_", "X_train_", "_BaseLibSVM__Xfit"]
+    for name in names + (["components_"] if hasattr(estimator, "component_indices_") else []):
         kept = getattr(estimator, name, None)
         if kept is not None and kept.shape[0] > 0 and kept.shape[1] > 0:
             return dense(name, kept[:: max(kept.shape[0] // KEPT, 1)][:KEPT])
@@ -291,13 +305,17 @@ def _kept_rows(estimator):
 
 
 def _pulled_back(steps):
-    """The last step's kept rows as inputs of the first."""
-    rows = None if _is_word(steps[-1][1]) else _kept_rows(steps[-1][1])
-    for _, step in reversed(steps[:-1]):
-        if rows is None or not (_is_word(step) or type(step).__name__ in INVERTIBLE):
+    """The rows that one of the steps keeps, as inputs of the first."""
+    steps = [step for _, step in steps if not _is_word(step)]
+    for at, keeper in enumerate(steps):
+        rows = _kept_rows(keeper)
+        if rows is not None:
+            for step in reversed(steps[:at]):
+                rows = step.inverse_transform(rows)
+            return rows
+        if type(keeper).__name__ not in INVERTIBLE:
             return None
-        rows = rows if _is_word(step) else step.inverse_transform(rows)
-    return rows
+    return None
 
 
 INVERTIBLE = ("MaxAbsScaler", "MinMaxScaler", "PCA", "RobustScaler", "StandardScaler")

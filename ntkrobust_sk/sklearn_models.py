@@ -137,6 +137,8 @@ class _Inputs:
 
     def __call__(self, form, x):
         x = x if isinstance(x, jax.Array) else jnp.asarray(array("x", x))
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise TypeError(f"x must be an array of real numbers, got {brief(x)}")
         shape = self.shape
         if shape is not None and x.shape[1:] not in (shape, (math.prod(shape),)):
             wanted = ", ".join(map(str, ("n", *shape)))
