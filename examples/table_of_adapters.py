@@ -66,10 +66,10 @@ IRRELEVANT = {
         "max_iter_predict copy_X_train gcv_mode"
     ),
     "a choice between models, while fitting": (
-        "Cs alphas l1_ratios eps cv scoring refit error_score pre_dispatch return_train_score n_iter param_grid "
-        "param_distributions alpha_per_target use_legacy_attributes"
+        "Cs alphas n_alphas l1_ratios eps cv scoring refit error_score pre_dispatch return_train_score n_iter "
+        "param_grid param_distributions alpha_per_target use_legacy_attributes"
     ),
-    "records of the fit": "compute_score store_covariance store_cv_results memory",
+    "records of the fit": "compute_score store_covariance store_cv_results memory force_int_remainder_cols",
     "how fast, or in which form, the same numbers come": (
         "n_jobs order sparse_threshold verbose_feature_names_out accept_sparse validate feature_names_out"
     ),
@@ -164,6 +164,7 @@ VALUES = {
     "estimator": [LogisticRegression(C=0.1).fit(X, Y), Ridge(alpha=3.0).fit(X, Y)],
     "feature_names_out": ["one-to-one"],
     "feature_range": [(0.3, 0.6)],
+    "force_int_remainder_cols": [True, False],
     "func": [np.abs],
     "gamma": [0.6],
     "hidden_layer_sizes": [(), (3, 5)],
@@ -177,6 +178,7 @@ VALUES = {
     "l1_ratios": [(0.5,)],
     "loss": ["huber", "log_loss", "hinge", "poisson", "squared_epsilon_insensitive"],
     "memory": [tempfile.mkdtemp()],
+    "n_alphas": [4],
     "n_jobs": [1],
     "n_targets": [None, 1],
     "nu": [0.2],
@@ -284,7 +286,7 @@ def adapted_classes() -> dict:
 
 def parameters_of(cls) -> list[str]:
     """All that scikit-learn lets one give."""
-    return sorted({*getattr(cls, "_parameter_constraints", {}), *cls._get_param_names()} - {"deprecated"})
+    return sorted({*getattr(cls, "_parameter_constraints", {}), *cls._get_param_names()})
 
 
 def values_of(cls, parameter: str, default) -> list:
