@@ -70,7 +70,8 @@ def bench(n: int, kernel: str, memory: str, repeats: int) -> dict:
     seconds_solve, dual = timed(lambda: solve(K, targets, alpha=1e-2), repeats)
 
     few = min(n, 32)
-    with jax.enable_x64(True):
+    # on a CPU, since GPUs lack algorithms for convolutions in double precision
+    with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(True):
         exact_model = Model(network, jax.tree.map(lambda leaf: leaf.astype("float64"), model.variables))
         exact = np.asarray(gram(kernel, exact_model, X[:few].astype("float64"), memory=memory))
     K_host = np.asarray(K, dtype=float)
