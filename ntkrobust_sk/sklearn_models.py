@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def model_on(X, estimator, kernel=None, X_fit=None):
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(form)):
         raise TypeError(f"the fitted attributes of {type(estimator).__name__} hold complex numbers")
     check_agreement(estimator, form, X, kernel, X_fit)
-    return Partial(_Inputs(type(estimator).__name__, _shape_of_inputs(estimator, X_fit)), form)
+    return Partial(_Inputs(_shape_of_inputs(estimator, X_fit), type(estimator).__name__), form)
 
 
 def _check_estimator(estimator):
@@ -132,8 +132,9 @@ def _shape_of_inputs(estimator, X_fit):
 class _Inputs:
     """The door of a model: inputs as arrays, of the shape that its estimator was fitted on."""
 
-    name: str
     shape: tuple[int, ...] | None
+    # estimators whose models have one form share what is compiled
+    name: str = field(compare=False)
 
     def __call__(self, form, x):
         x = x if isinstance(x, jax.Array) else jnp.asarray(array("x", x))
