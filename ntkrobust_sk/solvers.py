@@ -393,7 +393,7 @@ def _prepare(A, B):
 
 def _solver_array(name, values):
     """An array of numbers where it is solved; what is no array of some library goes through NumPy's checks."""
-    if isinstance(values, np.ma.MaskedArray):
+    if isinstance(values, np.ma.MaskedArray) or hasattr(values, "tocsr"):
         return array(name, values)
     found = to_solver_array(values) if hasattr(values, "shape") else values
     # complex numbers have a word of their own

@@ -348,8 +348,8 @@ def test_rounding_goes_to_the_nearest_number_that_is_kept_and_halfway_to_the_eve
 
 
 def test_a_gpu_is_told_which_units_to_use():
-    features = jax.eval_shape(KERNELS["trace"].features, MODEL, X)
     for name in ROUNDED:
+        features = jax.eval_shape(lambda x, name=name: rounded(KERNELS["trace"].features(MODEL, x), name, True), X)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(devices, "HOST_PLATFORMS", ())
             traced = sys.modules["ntkrobust_sk.gram"]._contract.trace(
@@ -358,6 +358,11 @@ def test_a_gpu_is_told_which_units_to_use():
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         types = re.findall(r"lhs_precision_type = (\w+), .*?accumulation_type = (\w+)", text)
         assert types and set(types) == {(name, "f32")}
+        products = re.findall(
+            r"dot_general.*: \(tensor<\S+x(\w+)>, tensor<\S+x(\w+)>\) -> tensor<\S+x(\w+)>", text
+        )
+        kept = "bf16" if name == "bf16" else "f32"
+        assert products and set(products) == {(kept, kept, "f32")}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, jnp.float64, float, np.dtype(float), ">f8", "d", "float64"])

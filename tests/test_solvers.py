@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
@@ -577,3 +578,12 @@ def test_a_jax_array_on_a_gpu_is_handed_to_cupy_without_a_copy(cupy):
     handed = _backend.to_solver_array(a)
     assert isinstance(handed, cupy.ndarray)
     assert handed.data.ptr == a.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("make", [scipy.sparse.csr_matrix, scipy.sparse.csr_array, scipy.sparse.dia_array])
+def test_sparse_matrices_are_refused_with_what_to_write_instead(make):
+    K, y = make(2 * np.eye(3)), np.ones(3)
+    with pytest.raises(TypeError, match=r"gram must be a dense array of numbers.*gram.toarray\(\)"):
+        solve(K, y, alpha=0.1)
+    with pytest.raises(TypeError, match=r"A.toarray\(\)"):
+        Cholesky()(K, y)
