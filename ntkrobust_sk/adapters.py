@@ -1,7 +1,8 @@
 """Networks of other libraries, as networks of this one.
 
-Flax Linen, Haiku and stax describe a network apart from its weights and become a ``Network``; Flax NNX and
-Equinox build both at once and become a ``Model``. Each library is imported only when it is adapted.
+Flax Linen, Haiku and stax describe a network apart from its weights and become a ``Network``, or with variables
+a ``Model``; Flax NNX and Equinox build both at once and become a ``Model``. Each library is imported only when it
+is adapted.
 
 Networks are applied without a random key. Dropout is therefore off in evaluation, as it should be, and an
 error in a training step, unless its rate is 0. Only Flax NNX modules carry keys of their own, in ``state``,
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -20,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .networks import Model, Network, Variables
+from ._validation import brief
+from .networks import Model, Network, Variables, require_model
 
 # Names under which modules are told their mode, and what each says in training.
 MODE_ARGUMENTS = {
@@ -32,8 +34,8 @@ MODE_ARGUMENTS = {
 }
 
 
-def from_flax(module) -> FlaxNetwork:
-    """A Flax Linen module as a network.
+def from_flax(module, variables=None) -> FlaxNetwork | Model:
+    """Make a network of a Flax Linen module, or a model of it and its variables.
 
     Parameters
     ----------
@@ -41,28 +43,34 @@ def from_flax(module) -> FlaxNetwork:
         ``module(x)`` with x (n, ...) returns logits (n, C). An argument of ``__call__`` that is named
         ``train``, ``training``, ``is_training``, ``deterministic`` or ``use_running_average`` is set by the
         mode; a mode that was fixed when the module was built stays as it is.
+    variables : dict, default=None
+        What ``module.init`` returned, or training has made of it: ``{"params": ..., "batch_stats": ...}``.
 
     Returns
     -------
-    FlaxNetwork
+    FlaxNetwork, or Model when given variables
         Its ``params`` are the collection of that name, its ``state`` is the dict of all others, such as
-        ``batch_stats``, which only training steps change. Variables that exist already make a model as
-        ``Model(network, Variables(variables["params"], {"batch_stats": variables["batch_stats"]}))``.
+        ``batch_stats``, which only training steps change.
 
     Raises
     ------
     ImportError
         If Flax is missing.
     TypeError
-        If ``module`` is not a Linen module, or has a field that cannot be hashed, such as an array.
+        If ``module`` is not a Linen module, or has a field that cannot be hashed, such as an array; if
+        ``variables`` is no dict with the collection "params".
 
     Examples
     --------
     >>> import jax
     >>> from flax import linen
-    >>> network = from_flax(linen.Dense(3))
+    >>> module = linen.Dense(3)
+    >>> network = from_flax(module)
     >>> network.init(jax.random.key(0), (4,)).params["kernel"].shape
     (4, 3)
+    >>> x = jax.numpy.ones((2, 4))
+    >>> from_flax(module, module.init(jax.random.key(0), x))(x).shape
+    (2, 3)
     """
     linen = _require("flax.linen", "Flax")
     if not isinstance(module, linen.Module):
@@ -71,7 +79,17 @@ def from_flax(module) -> FlaxNetwork:
         )
     module = _without_lists(linen, module, {})
     _check_hashable(module)
-    return FlaxNetwork(module)
+    network = FlaxNetwork(module)
+    if variables is None:
+        return network
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise TypeError(
+            'variables must be the dict that module.init returns, {"params": ..., ...}, got '
+            f"{brief(list(variables) if isinstance(variables, Mapping) else variables)}; write from_flax(module, "
+            '{"params": params})'
+        )
+    rest = dict(variables)
+    return require_model(Model(network, Variables(rest.pop("params"), rest)))
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,8 @@ class FlaxNetwork:
                 f"{type(self.module).__name__} asks for a random key, probably for dropout, but networks are "
                 "applied without one; train it with a dropout rate of 0"
             ) from error
+        except errors.FlaxError as error:  # which is no ValueError, whatever it says of shapes
+            raise ValueError(str(error)) from error
         return logits, ({**state, **updated} if updated else state)
 
     def _mode(self, train):
@@ -248,8 +268,8 @@ class EquinoxNetwork:
         return logits, ((fixed, updated) if train else state)
 
 
-def from_haiku(transformed) -> HaikuNetwork:
-    """A transformed Haiku function as a network.
+def from_haiku(transformed, params=None, state=None) -> HaikuNetwork | Model:
+    """Make a network of a transformed Haiku function, or a model of it and its parameters.
 
     Parameters
     ----------
@@ -258,10 +278,14 @@ def from_haiku(transformed) -> HaikuNetwork:
         with or without ``hk.without_apply_rng``. An argument of the function that is named ``is_training``,
         ``train``, ``training``, ``deterministic`` or ``use_running_average`` is set by the mode. Networks are
         compared by value: transform once, not at every use, to reuse compiled code.
+    params : dict, default=None
+        What ``transformed.init`` returned, its first half where there is a state.
+    state : dict, default=None
+        The second half of it.
 
     Returns
     -------
-    HaikuNetwork
+    HaikuNetwork, or Model when given params
         Haiku's batch norm takes its first statistics from the inputs that it is initialised with. ``init``
         therefore shows it a batch of 16 standard normal inputs; a training step replaces them.
 
@@ -270,7 +294,8 @@ def from_haiku(transformed) -> HaikuNetwork:
     ImportError
         If Haiku is missing.
     TypeError
-        If ``transformed`` is not a transformed function.
+        If ``transformed`` is not a transformed function, or ``params`` and ``state`` are not what its ``init``
+        returns.
 
     Examples
     --------
@@ -284,7 +309,16 @@ def from_haiku(transformed) -> HaikuNetwork:
         raise TypeError(
             f"from_haiku needs the result of haiku.transform or haiku.transform_with_state, got {transformed!r}"
         )
-    return HaikuNetwork(transformed, stateful=isinstance(transformed, hk.TransformedWithState))
+    network = HaikuNetwork(transformed, stateful=isinstance(transformed, hk.TransformedWithState))
+    if params is None and state is None:
+        return network
+    if not isinstance(params, Mapping) or network.stateful != isinstance(state, Mapping):
+        wanted = "params and state, two dicts" if network.stateful else "params alone, a dict"
+        raise TypeError(
+            f"from_haiku needs what init returns of this function, {wanted}, got params {brief(params)} and state "
+            f"{brief(state)}; write from_haiku(transformed, {'*' if network.stateful else ''}transformed.init(key, x))"
+        )
+    return require_model(Model(network, Variables(params, () if state is None else state)))
 
 
 @dataclass(frozen=True)
@@ -312,8 +346,10 @@ class HaikuNetwork:
         return logits, (updated if train else state)
 
 
-def from_stax(init_fn: Callable, apply_fn: Callable, kernel_fn: Callable | None = None) -> StaxNetwork:
-    """A stax-style pair of functions as a network, from ``jax.example_libraries`` or neural-tangents.
+def from_stax(
+    init_fn: Callable, apply_fn: Callable, kernel_fn: Callable | None = None, *, params=None
+) -> StaxNetwork | Model:
+    """Make a network of a stax-style pair of functions, from ``jax.example_libraries`` or neural-tangents.
 
     Parameters
     ----------
@@ -324,11 +360,18 @@ def from_stax(init_fn: Callable, apply_fn: Callable, kernel_fn: Callable | None 
         the batch in evaluation too; kernels need each row to be a function of its own input alone.
     kernel_fn : callable, default=None
         Not used; it is here so that ``from_stax(*neural_tangents.stax.serial(...))`` works.
+    params : pytree of arrays, default=None
+        The second half of what ``init_fn`` returned.
 
     Returns
     -------
-    StaxNetwork
+    StaxNetwork, or Model when given params
         Compared by value: build the functions once, not at every use, to reuse compiled code.
+
+    Raises
+    ------
+    TypeError
+        If one of the two is no function.
 
     Examples
     --------
@@ -338,7 +381,13 @@ def from_stax(init_fn: Callable, apply_fn: Callable, kernel_fn: Callable | None 
     >>> Model(network, network.init(jax.random.key(0), (4,)))(jax.numpy.ones((2, 4))).shape
     (2, 3)
     """
-    return StaxNetwork(init_fn, apply_fn)
+    for name, function in {"init_fn": init_fn, "apply_fn": apply_fn}.items():
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(
+                f"from_stax needs two functions, as stax.serial returns them: {name} is {brief(function)}"
+            )
+    network = StaxNetwork(init_fn, apply_fn)
+    return network if params is None else require_model(Model(network, Variables(params)))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ._validation import brief, flag, floating
 from .devices import default_devices, everywhere, on_host
 from .factors import DIGITS, separated
 from .kernels import TangentKernel, resolve_kernel
-from .networks import Model, params_dtype
+from .networks import Model, check_model, host_inputs, params_dtype, require_model
 from .plan import (
     Plan,
     blas,
@@ -131,12 +131,15 @@ def gram(
     True
     """
     kernel = resolve_kernel(kernel)
+    require_model(model)
     X = _inputs("X", X, model)
     Y = None if Y is None else _inputs("Y", Y, model)
     if Y is not None and Y.shape[1:] != X.shape[1:]:
         raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}")
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
+    if isinstance(kernel, TangentKernel):
+        check_model(model, X.shape[1:], X.dtype)
     if by_layer and not isinstance(kernel, TangentKernel):
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
     dtype = _checked_dtype(dtype, kernel, params_dtype(model.variables.params))
@@ -477,7 +480,7 @@ def _place(result, block, i, j):
 
 
 def _inputs(name, X, model) -> np.ndarray:
-    X = np.asarray(X, dtype=params_dtype(model.variables.params))
+    X = host_inputs(name, X, model.variables.params)
     if X.ndim < 2 or X.size == 0:
         raise ValueError(f"{name} must hold at least one input, of shape (n, ...), got shape {X.shape}")
     if not np.isfinite(X).all():

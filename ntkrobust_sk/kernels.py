@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from ._validation import check_choice
 from .factors import Factors, Whole, separated
-from .networks import Model, PyTree
+from .networks import Model, PyTree, as_inputs, check_model, require_model
 from .tangent import contract_features, identity_seeds, push, tangent_features
 
 Features = list[Whole | Factors]
@@ -45,6 +45,10 @@ class TangentKernel:
 
     def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
         """Block (n, m, ...) of inputs (n, ...) and (m, ...)."""
+        require_model(model)
+        x1, x2 = (as_inputs(x, model.variables.params) for x in (x1, x2))
+        for x in (x1, x2):
+            check_model(model, x.shape[1:], x.dtype)
         with jax.default_matmul_precision("highest"):
             return self.contract(self.features(model, x1), self.features(model, x2))
 

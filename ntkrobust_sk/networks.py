@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._portable import Portable
-from ._validation import check_choice, positive_tuple
+from ._validation import array, brief, check_choice, integer, positive_tuple
 
 PyTree = Any
 ACTIVATIONS = {
@@ -79,9 +80,27 @@ class Model(Portable):
     variables: Variables
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits (n, C) of inputs (n, ...), in evaluation mode, in the dtype of the parameters."""
+        """Logits (n, C) of inputs (n, ...), in evaluation mode.
+
+        Integers reach the network as integers, as token numbers have to; it is the network that makes numbers of
+        them, or not (ours take them as numbers, so images of dtype uint8 are what they are as floats). All other
+        inputs come in the dtype of the parameters.
+
+        Raises
+        ------
+        ValueError
+            If the network cannot take inputs of this shape and dtype.
+        TypeError
+            For what is no array of numbers.
+        """
         params, state = self.variables
-        logits, _ = self.network.apply(params, state, jnp.asarray(x, params_dtype(params)), train=False)
+        x = as_inputs(x, params)
+        try:
+            logits, _ = self.network.apply(params, state, x, train=False)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            raise  # what is said of Python's own control flow on traced values needs no more words
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise _not_for_these(self, x, error) from error
         return logits
 
     def __repr__(self) -> str:
@@ -89,9 +108,57 @@ class Model(Portable):
 
 
 def params_dtype(params: PyTree) -> jnp.dtype:
-    """The floating dtype in which a network with these parameters computes."""
-    leaves = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    return jnp.result_type(leaves[0]) if leaves else jax.dtypes.canonicalize_dtype(float)
+    """The floating dtype of a network's parameters, the one that holds all of them where they have several.
+
+    >>> params_dtype({"body": jnp.zeros(2, jnp.float16), "head": jnp.zeros(2, jnp.float32)})
+    dtype('float32')
+    """
+    found = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+    floating = [dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.result_type(*floating) if floating else jax.dtypes.canonicalize_dtype(float)
+
+
+def as_inputs(x, params: PyTree) -> jax.Array:
+    """Inputs as a network with these parameters gets them: integers as they are, others in the parameters' dtype.
+
+    >>> as_inputs([[1, 2]], {"w": jnp.ones(2)}).dtype, as_inputs([[1.0, 2.0]], {"w": jnp.ones(2, "bfloat16")}).dtype
+    (dtype('int32'), dtype(bfloat16))
+    """
+    if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+        x = host_inputs("x", x, params)
+    return jnp.asarray(x, inputs_dtype(jnp.result_type(x), params))
+
+
+def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
+    """The same as :func:`as_inputs`, in NumPy.
+
+    Raises
+    ------
+    TypeError
+        For what is no dense array of numbers.
+    ValueError
+        For rows of different lengths, and for integers that JAX would cut off.
+    """
+    X = np.asarray(X) if isinstance(X, jax.Array) or np.ndim(X) == 0 else array(name, X, kinds="biufc")
+    if X.dtype.kind not in "biufc" and not jnp.issubdtype(X.dtype, jnp.floating):
+        raise TypeError(f"{name} must be an array of numbers, got {brief(X)}, of dtype {X.dtype}")
+    dtype = inputs_dtype(X.dtype, params)
+    if X.size and dtype.kind in "iu" and dtype.itemsize < X.dtype.itemsize:
+        limits = np.iinfo(dtype)
+        if X.min() < limits.min or X.max() > limits.max:
+            raise ValueError(
+                f"{name} holds integers that do not fit {dtype}, which JAX makes of {X.dtype}: {X.min()} to "
+                f'{X.max()}; call jax.config.update("jax_enable_x64", True) first, or give X as floats'
+            )
+    return np.asarray(X, dtype)
+
+
+def inputs_dtype(dtype, params: PyTree) -> np.dtype:
+    """The dtype in which inputs of some dtype reach a network with these parameters."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    own = params_dtype(params)
+    return np.dtype(jnp.result_type(own, jnp.complex64) if jnp.issubdtype(dtype, jnp.complexfloating) else own)
 
 
 def n_params(params: PyTree) -> int:
@@ -172,11 +239,13 @@ class MLP:
     zero_last_layer: bool = False
 
     def __post_init__(self):
+        check_outputs(self)
         object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
         check_choice("activation", self.activation, ACTIVATIONS)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for inputs of any shape; they are flattened."""
+        key, input_shape = check_init(key, input_shape)
         sizes = (math.prod(input_shape), *self.widths, required_outputs(self))
         keys = jax.random.split(key, len(sizes) - 1)
         params = {}
@@ -187,7 +256,7 @@ class MLP:
 
     def apply(self, params, state, x, *, train=False):
         """Logits (n, C) and the (empty) state."""
-        h = x.reshape(x.shape[0], -1)
+        h = as_numbers(x, params).reshape(x.shape[0], -1)
         for i in range(len(self.widths)):
             h = ACTIVATIONS[self.activation](dense(params[f"dense_{i}"], h))
         return dense(params[f"dense_{len(self.widths)}"], h), state
@@ -228,8 +297,10 @@ class CNN:
     zero_last_layer: bool = False
 
     def __post_init__(self):
+        check_outputs(self)
         object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
         object.__setattr__(self, "strides", positive_tuple("strides", self.strides))
+        object.__setattr__(self, "kernel_size", integer("kernel_size", self.kernel_size))
         if len(self.widths) != len(self.strides):
             raise ValueError(
                 f"widths and strides need one entry for each convolution, got {len(self.widths)} widths "
@@ -239,6 +310,7 @@ class CNN:
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for images of shape (h, w, c)."""
+        key, input_shape = check_init(key, input_shape)
         n_outputs = required_outputs(self)
         channels = (image_channels(self, input_shape), *self.widths)
         keys = jax.random.split(key, len(channels))
@@ -252,7 +324,7 @@ class CNN:
 
     def apply(self, params, state, x, *, train=False):
         """Logits (n, C) and the (empty) state."""
-        h = x
+        h = as_numbers(x, params)
         for i, stride in enumerate(self.strides):
             layer = params[f"conv_{i}"]
             h = ACTIVATIONS[self.activation](conv(layer["kernel"], h, stride) + layer["bias"])
@@ -289,8 +361,10 @@ class Normalized:
     std: tuple[float, ...]
 
     def __post_init__(self):
+        require_network(self.network)
         for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            values = np.ravel(array(name, getattr(self, name))).tolist()
+            object.__setattr__(self, name, tuple(float(value) for value in values))
         if not self.std or not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"std must be positive and finite, got {self.std}; a constant channel needs none")
         if not all(math.isfinite(value) for value in self.mean) or len(self.mean) not in (1, len(self.std)):
@@ -302,18 +376,21 @@ class Normalized:
 
     def apply(self, params, state, x, *, train=False):
         """Logits (n, C) and the network's new state."""
+        x = as_numbers(x, params)
         mean, std = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype)
         return self.network.apply(params, state, (x - mean) / std, train=train)
 
 
-def check_model(model: Callable, input_shape: tuple[int, ...]) -> int:
-    """Number C of logits of a model, found without computing them.
+def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None) -> int:
+    """Find the number C of logits of a model, without computing them.
 
     Parameters
     ----------
     model : Model, or any other pytree that maps inputs (n, ...) to logits (n, C)
     input_shape : tuple of int
         Shape of one input.
+    dtype : dtype, default=None
+        Of the inputs; None is JAX's default floating dtype.
 
     Returns
     -------
@@ -322,7 +399,7 @@ def check_model(model: Callable, input_shape: tuple[int, ...]) -> int:
     Raises
     ------
     ValueError
-        If the model returns anything but one array (n, C).
+        If the model cannot take such inputs, or returns anything but one array (n, C) of real floating numbers.
 
     Examples
     --------
@@ -331,12 +408,183 @@ def check_model(model: Callable, input_shape: tuple[int, ...]) -> int:
     >>> check_model(Model(network, network.init(jax.random.key(0), (4,))), (4,))
     3
     """
-    x = jax.ShapeDtypeStruct((5, *input_shape), jnp.result_type(float))
-    logits = jax.eval_shape(lambda model, x: model(x), model, x)
-    shape = jax.tree.map(jnp.shape, logits)
-    if not isinstance(logits, jax.ShapeDtypeStruct) or len(shape) != 2 or shape[0] != x.shape[0]:
-        raise ValueError(f"network must return logits of shape (n, C), got {shape} from inputs {x.shape}")
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    for n in (5, 6):  # one of them is not C
+        x = jax.ShapeDtypeStruct((n, *input_shape), dtype)
+        logits = jax.eval_shape(_logits, model, x)
+        shape = jax.tree.map(jnp.shape, logits)
+        if not isinstance(logits, jax.ShapeDtypeStruct) or len(shape) != 2 or shape[0] != n:
+            raise ValueError(
+                f"network must return logits of shape (n, C), got {shape} from inputs {x.shape}; return one array "
+                "with a row for each input, such as scores[:, None] for one output"
+            )
+        if shape[1] != n:
+            break
+    if shape[1] == 0 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"network must return one or more real floating logits for each input, got shape {shape} and dtype "
+            f"{logits.dtype}"
+        )
     return shape[1]
+
+
+@jax.jit
+def _logits(model, x):
+    # compiled for nothing, but what has been traced once is found again
+    return model(x)
+
+
+def require_model(model, name: str = "model") -> Model:
+    """Return a :class:`Model` that has real parameters, or say what came and what to write instead.
+
+    The one check of whatever takes a model. Costs some microseconds for each parameter array; values of arrays
+    that are being traced are not looked at.
+
+    Parameters
+    ----------
+    model : Model
+    name : str, default="model"
+        Of the argument, for the error.
+
+    Raises
+    ------
+    TypeError
+        For what is no Model, and for parameters that are no real floating arrays.
+    ValueError
+        For a model without parameters, and for parameters that are not finite.
+
+    Examples
+    --------
+    >>> require_model(MLP(n_outputs=3))
+    Traceback (most recent call last):
+    TypeError: model must be a ntkrobust_sk.Model, got MLP(...); it is a network without variables: write
+    Model(network, network.init(jax.random.key(0), input_shape))
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"{name} must be a ntkrobust_sk.Model, got {brief(model)}{_advice(model)}")
+    require_network(model.network, f"{name}.network")
+    if not isinstance(model.variables, tuple) or len(model.variables) != 2:
+        raise TypeError(
+            f"{name}.variables must be Variables(params, state), got {brief(model.variables)}; write "
+            "Model(network, Variables(params)), or Variables(params, state) where the network has a state"
+        )
+    leaves = jax.tree.leaves(model.variables.params)
+    if sum(math.prod(jnp.shape(leaf)) for leaf in leaves) == 0:
+        raise ValueError(f"{name} has no parameters, so it has no gradients: its params are {brief(model.variables[0])}")
+    for i, leaf in enumerate(leaves):
+        if not _is_real(leaf):
+            raise _no_parameter(f"{name}.variables.params", model.variables.params, i)
+    if not all_finite(leaves):
+        at = next(i for i, leaf in enumerate(leaves) if not all_finite([leaf]))
+        raise ValueError(f"{_place(f'{name}.variables.params', model.variables.params, at)} contains NaN or infinity")
+    return model
+
+
+def require_network(network, name: str = "network") -> Network:
+    """Return what has ``init`` and ``apply`` as a network has them, or raise a TypeError that says what came."""
+    foreign = any(cls.__module__.startswith(("flax.", "haiku.", "equinox.")) for cls in type(network).__mro__)
+    if isinstance(network, type) or foreign or not isinstance(network, Network):
+        raise TypeError(f"{name} must be a network such as MLP(), got {brief(network)}{_advice(network)}")
+    return network
+
+
+def all_finite(leaves) -> bool:
+    """Whether arrays hold neither NaN nor infinity; those that are being traced are taken for finite."""
+    on_device, on_host = [], []
+    for leaf in leaves:
+        if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+            far = isinstance(leaf, jax.Array) and next(iter(leaf.devices())).platform != "cpu"
+            (on_device if far else on_host).append(leaf)
+    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in on_host)
+    return finite and (not on_device or bool(_finite(on_device)))
+
+
+@jax.jit
+def _finite(leaves):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def _is_real(leaf) -> bool:
+    if not hasattr(leaf, "dtype"):
+        return isinstance(leaf, float)
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _place(name, params, at) -> str:
+    return name + jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(params)[at][0])
+
+
+def _no_parameter(name, params, at) -> TypeError:
+    leaf, place = jax.tree.leaves(params)[at], _place(name, params, at)
+    dtype = getattr(leaf, "dtype", type(leaf).__name__)
+    if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.complexfloating):
+        way = (
+            "kernels and training differentiate with respect to real parameters: hold the real and the imaginary part "
+            "as two arrays, and make one of them in the network with jax.lax.complex(re, im)"
+        )
+    else:
+        way = (
+            "parameters are what is differentiated with respect to: hold what is not trained in the state, "
+            "Variables(params, state), or in the network itself"
+        )
+    return TypeError(f"{place} must be a real floating array, got dtype {dtype}; {way}")
+
+
+def _advice(value) -> str:
+    """What to write instead of a value that is no model, or nothing."""
+    of = {cls.__module__.split(".")[0] + ":" + cls.__name__ for cls in type(value).__mro__}
+    modules = {cls.__module__ for cls in type(value).__mro__}
+    if isinstance(value, type):
+        way = f"it is a class: write {value.__name__}(...), with its parameters, and make a Model of it"
+    elif any(module.startswith("flax.linen") for module in modules):
+        way = "it is a Flax module: write from_flax(module, variables)"
+    elif any(module.startswith("flax.nnx") for module in modules):
+        way = "it is a Flax NNX module: write from_nnx(module)"
+    elif any(module.startswith("equinox") for module in modules):
+        way = "it is an Equinox module: write from_equinox(module)"
+    elif {"haiku:Transformed", "haiku:TransformedWithState"} & of:
+        way = "it is a Haiku function: write from_haiku(transformed, params)"
+    elif "torch:Module" in of:
+        way = "PyTorch's modules cannot be differentiated by JAX: write the network in JAX, Flax, Equinox or Haiku"
+    elif isinstance(value, Model):
+        way = "it is a Model: pass its .network, and make a Model of the result with its .variables"
+    elif isinstance(value, Variables):
+        way = "it is variables without a network: write Model(network, variables)"
+    elif isinstance(getattr(value, "model_", None), Model):
+        way = "it is an estimator: pass its model_"
+    elif isinstance(getattr(value, "model", None), Model):
+        way = "it holds a model: pass its .model"
+    elif "sklearn:BaseEstimator" in of:
+        way = (
+            "it is an estimator, which has no parameters to differentiate: pass the model_ of a fitted "
+            "AdversarialKernelTrainer or EmpiricalNTKClassifier"
+        )
+    elif isinstance(value, Network):
+        way = (
+            "it is a network without variables: write Model(network, network.init(jax.random.key(0), input_shape))"
+        )
+    elif isinstance(value, tuple) and any(callable(part) for part in value):
+        way = "write Model(network, variables), or from_stax(init_fn, apply_fn, params=params) for a pair of functions"
+    elif callable(value):
+        way = (
+            "a function needs its parameters apart: write Model(Stateless(function), Variables(params)) with "
+            "function(params, x) -> logits (n, C)"
+        )
+    else:
+        return ""
+    return f"; {way}"
+
+
+def _not_for_these(model, x, error) -> ValueError:
+    said = str(error).strip().split("\n")[0] or type(error).__name__
+    hint = ""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        hint = "; integers reach a network as they are: pass X.astype(np.float32) to one that takes numbers"
+    return ValueError(
+        f"the network cannot take inputs of shape {tuple(x.shape)} and dtype {x.dtype}: {said} "
+        f"({type(error).__name__}); check that X has the shape (n, ...) that the network and its parameters were "
+        f"made for{hint}. The network is {brief(model.network)}"
+    )
 
 
 def dense(layer: dict, h: jax.Array) -> jax.Array:
@@ -360,6 +608,39 @@ def init_dense(key: jax.Array, fan_in: int, fan_out: int, gain: float) -> dict:
 def init_conv(key: jax.Array, size: int, c_in: int, c_out: int, gain: float = 2.0) -> jax.Array:
     """Filters (size, size, c_in, c_out) from N(0, gain / fan_in)."""
     return jax.random.normal(key, (size, size, c_in, c_out)) * math.sqrt(gain / (size * size * c_in))
+
+
+def as_numbers(x, params: PyTree) -> jax.Array:
+    """Inputs as floating numbers: integers, such as pixels from 0 to 255, in the parameters' dtype."""
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(params_dtype(params))
+
+
+def check_outputs(network) -> None:
+    """Check ``network.n_outputs``, None or a number of logits."""
+    if network.n_outputs is not None:
+        object.__setattr__(network, "n_outputs", integer("n_outputs", network.n_outputs))
+
+
+def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:
+    """A random key and the shape of one input, as ``init`` takes them.
+
+    Raises
+    ------
+    TypeError
+        If ``key`` is no key of JAX.
+    ValueError
+        If ``input_shape`` is no tuple of positive integers; an int stands for one axis.
+    """
+    is_key = isinstance(key, jax.Array) and (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == jnp.uint32 and key.ndim == 1)
+    )
+    if isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.ndim == 1:
+        is_key, key = True, jnp.asarray(key)
+    if not is_key:
+        raise TypeError(f"key must be a random key of JAX, got {brief(key)}; write jax.random.key(0)")
+    if isinstance(input_shape, int | np.integer) and not isinstance(input_shape, bool):
+        input_shape = (input_shape,)
+    return key, positive_tuple("input_shape", input_shape)
 
 
 def required_outputs(network) -> int:

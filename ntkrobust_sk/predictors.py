@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._backend import to_numpy
 from ._portable import Portable
-from .kernels import TangentKernel
-from .networks import Model, PyTree, n_params, params_dtype
+from ._validation import array
+from .kernels import TangentKernel, resolve_kernel
+from .networks import Model, PyTree, check_model, host_inputs, n_params, params_dtype, require_model
 from .plan import features_of, fixed_plan, make_plan, parse_memory, readable
 
 try:
@@ -116,9 +116,10 @@ def make_predictor(
         If neither the tangents nor the features of all training points, of which the dual form needs those in
         every call, fit in ``memory``.
     """
-    dtype = params_dtype(model.variables.params)
-    X, offset = np.asarray(to_numpy(X), dtype), jnp.asarray(np.asarray(to_numpy(offset), dtype))
-    dual_coef, budget = np.asarray(to_numpy(dual_coef), np.float64), parse_memory(memory)
+    kernel = resolve_kernel(kernel)
+    dtype = params_dtype(require_model(model).variables.params)
+    X, dual_coef, offset = _checked(kernel, model, X, dual_coef, offset)
+    offset, budget = jnp.asarray(offset.astype(dtype)), parse_memory(memory)
     require_room(kernel, model, X.shape[1:], dual_coef.shape, budget)
     if not _answers_primally(kernel, model, X, dual_coef, budget):
         return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(dual_coef.astype(dtype)), offset)
@@ -143,6 +144,23 @@ def make_predictor(
     if kernel.has_gradients:
         tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)
     return PrimalPredictor(kernel, model, tangents, offset)
+
+
+def _checked(kernel, model, X, dual_coef, offset):
+    """Training inputs, dual coefficients and offset in NumPy, if they fit each other."""
+    X = host_inputs("X", X, model.variables.params)
+    if X.ndim < 2 or len(X) == 0:
+        raise ValueError(f"X must hold at least one input, of shape (n, ...), got shape {X.shape}")
+    if isinstance(kernel, TangentKernel):
+        check_model(model, X.shape[1:], X.dtype)
+    dual_coef = array("dual_coef", dual_coef, ndim=2).astype(np.float64, copy=False)
+    offset = np.asarray(array("offset", offset, ndim=1), np.float64)
+    if len(dual_coef) != len(X) or len(offset) != dual_coef.shape[1]:
+        raise ValueError(
+            f"dual_coef must be (n, T) and offset (T,) for n = {len(X)} training inputs, got shapes "
+            f"{dual_coef.shape} and {offset.shape}"
+        )
+    return X, dual_coef, offset
 
 
 def _answers_primally(kernel, model, X, dual_coef, budget) -> bool:

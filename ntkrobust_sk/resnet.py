@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .networks import Variables, conv, dense, image_channels, init_dense, required_outputs
+from ._validation import integer
+from .networks import (
+    Variables,
+    as_numbers,
+    check_init,
+    check_outputs,
+    conv,
+    dense,
+    image_channels,
+    init_dense,
+    required_outputs,
+)
 
 DECAY, EPSILON = 0.9, 1e-5
 
@@ -55,6 +66,10 @@ class ResNet18:
     width: int = 64
     zero_last_layer: bool = True
 
+    def __post_init__(self):
+        check_outputs(self)
+        object.__setattr__(self, "width", integer("width", self.width))
+
     def _blocks(self):
         """(name, channels in, channels out, stride) of the eight blocks."""
         c_in = self.width
@@ -75,6 +90,7 @@ class ResNet18:
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters and the initial statistics for images of shape (h, w, c)."""
+        key, input_shape = check_init(key, input_shape)
         n_outputs = required_outputs(self)
         convolutions = list(self._convolutions(image_channels(self, input_shape)))
         shapes = [(size, size, c_in, c_out) for _, size, c_in, c_out in convolutions]
@@ -105,7 +121,7 @@ class ResNet18:
                 statistics[name] = _average(statistics[name], seen, n_steps)
             return (h - seen["mean"]) * (layer["scale"] * jax.lax.rsqrt(seen["var"] + EPSILON)) + layer["bias"]
 
-        h = jax.nn.relu(conv_bn("stem", x, 1))
+        h = jax.nn.relu(conv_bn("stem", as_numbers(x, params), 1))
         for name, _, _, stride in self._blocks():
             shortcut = h if stride == 1 else conv_bn(f"{name}/shortcut", h, stride)
             h = jax.nn.relu(conv_bn(f"{name}/conv_0", h, stride))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .factors import Factors, Whole, separated
-from .networks import Model, Network, PyTree, Variables
+from .networks import Model, Network, PyTree, Variables, require_model
 from .structure import contract_gradients, layer_gradients
 
 
@@ -72,6 +72,7 @@ def linearize(model: Model, *, centered: bool = False) -> Model:
     >>> bool((linearize(model)(x) == model(x)).all()), linearize(model, centered=True)(x).tolist()
     (True, [[0.0, 0.0]])
     """
+    require_model(model)
     return Model(Linearized(model.network, centered), _at_anchor(model.variables))
 
 
