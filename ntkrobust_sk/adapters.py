@@ -314,9 +314,10 @@ def from_haiku(transformed, params=None, state=None) -> HaikuNetwork | Model:
         return network
     if not isinstance(params, Mapping) or network.stateful != isinstance(state, Mapping):
         wanted = "params and state, two dicts" if network.stateful else "params alone, a dict"
+        star = "*" if network.stateful else ""
         raise TypeError(
             f"from_haiku needs what init returns of this function, {wanted}, got params {brief(params)} and state "
-            f"{brief(state)}; write from_haiku(transformed, {'*' if network.stateful else ''}transformed.init(key, x))"
+            f"{brief(state)}; write from_haiku(transformed, {star}transformed.init(key, x))"
         )
     return require_model(Model(network, Variables(params, () if state is None else state)))
 

@@ -149,11 +149,13 @@ def gram(
     if not isinstance(plan, Plan):
         # a store may grow, and keeps the tiles that it has
         n_rows, sizes = (max(size), None) if store is None else (None, stored_sizes(store))
-        plan = make_plan(kernel, model, X.shape[1:], memory, n_rows=n_rows, sizes=sizes, dtype=dtype)
-    elif isinstance(kernel, TangentKernel) and plan.n_seeds != n_seeds_of(kernel, model, X.shape[1:]):
+        plan = make_plan(
+            kernel, model, X.shape[1:], memory, n_rows=n_rows, sizes=sizes, dtype=dtype, inputs=X.dtype
+        )
+    elif isinstance(kernel, TangentKernel) and plan.n_seeds != n_seeds_of(kernel, model, X.shape[1:], X.dtype):
         raise ValueError(
             f"the plan is for {plan.n_seeds} directions of output space, but {kernel!r} of this network has "
-            f"{n_seeds_of(kernel, model, X.shape[1:])}; make it with the same kernel and model"
+            f"{n_seeds_of(kernel, model, X.shape[1:], X.dtype)}; make it with the same kernel and model"
         )
     if shown:
         print(plan)
@@ -298,7 +300,7 @@ def _work(kernel, model, X, Y, tiles, sizes, dtype, by_layer):
     """What a worker does: compute a piece of the matrix, found to be in its own place."""
     rows, panel, seeds = sizes
     n_devices = len(default_devices())
-    plan = fixed_plan(kernel, model, X.shape[1:], rows // n_devices, panel, seeds)
+    plan = fixed_plan(kernel, model, X.shape[1:], rows // n_devices, panel, seeds, X.dtype)
     found = compute_tiles(kernel, model, X, Y, list(tiles), plan, dtype, by_layer)
     return [(tiles[at], [np.asarray(block) for block in blocks]) for at, blocks in found]
 

@@ -121,7 +121,8 @@ def params_dtype(params: PyTree) -> jnp.dtype:
 def as_inputs(x, params: PyTree) -> jax.Array:
     """Inputs as a network with these parameters gets them: integers as they are, others in the parameters' dtype.
 
-    >>> as_inputs([[1, 2]], {"w": jnp.ones(2)}).dtype, as_inputs([[1.0, 2.0]], {"w": jnp.ones(2, "bfloat16")}).dtype
+    >>> params = {"w": jnp.ones(2, jnp.bfloat16)}
+    >>> as_inputs([[1, 2]], params).dtype, as_inputs([[1.0, 2.0]], params).dtype
     (dtype('int32'), dtype(bfloat16))
     """
     if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
@@ -193,6 +194,12 @@ class Stateless:
     apply_fn: Callable
     init_fn: Callable | None = None
 
+    def __post_init__(self):
+        for name in ("apply_fn", "init_fn"):
+            function = getattr(self, name)
+            if not (callable(function) or (name == "init_fn" and function is None)):
+                raise TypeError(f"{name} must be a function, got {brief(function)}{_advice(function)}")
+
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Parameters from ``init_fn``."""
         if self.init_fn is None:
@@ -242,6 +249,7 @@ class MLP:
         check_outputs(self)
         object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
         check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("zero_last_layer", self.zero_last_layer, (False, True))
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for inputs of any shape; they are flattened."""
@@ -307,6 +315,7 @@ class CNN:
                 f"and {len(self.strides)} strides"
             )
         check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("zero_last_layer", self.zero_last_layer, (False, True))
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for images of shape (h, w, c)."""
@@ -470,13 +479,17 @@ def require_model(model, name: str = "model") -> Model:
         )
     leaves = jax.tree.leaves(model.variables.params)
     if sum(math.prod(jnp.shape(leaf)) for leaf in leaves) == 0:
-        raise ValueError(f"{name} has no parameters, so it has no gradients: its params are {brief(model.variables[0])}")
+        raise ValueError(
+            f"{name} has no parameters, so it has no gradients: its params are {brief(model.variables[0])}"
+        )
     for i, leaf in enumerate(leaves):
         if not _is_real(leaf):
             raise _no_parameter(f"{name}.variables.params", model.variables.params, i)
     if not all_finite(leaves):
         at = next(i for i, leaf in enumerate(leaves) if not all_finite([leaf]))
-        raise ValueError(f"{_place(f'{name}.variables.params', model.variables.params, at)} contains NaN or infinity")
+        raise ValueError(
+            f"{_place(f'{name}.variables.params', model.variables.params, at)} contains NaN or infinity"
+        )
     return model
 
 
@@ -519,8 +532,8 @@ def _no_parameter(name, params, at) -> TypeError:
     dtype = getattr(leaf, "dtype", type(leaf).__name__)
     if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.complexfloating):
         way = (
-            "kernels and training differentiate with respect to real parameters: hold the real and the imaginary part "
-            "as two arrays, and make one of them in the network with jax.lax.complex(re, im)"
+            "kernels and training differentiate with respect to real parameters: hold the real and the imaginary "
+            "part as two arrays, and make one of them in the network with jax.lax.complex(re, im)"
         )
     else:
         way = (
@@ -563,8 +576,8 @@ def _advice(value) -> str:
         way = (
             "it is a network without variables: write Model(network, network.init(jax.random.key(0), input_shape))"
         )
-    elif isinstance(value, tuple) and any(callable(part) for part in value):
-        way = "write Model(network, variables), or from_stax(init_fn, apply_fn, params=params) for a pair of functions"
+    elif isinstance(value, tuple) and any(callable(part) or isinstance(part, Network) for part in value):
+        way = "write Model(network, variables), or from_stax(init_fn, apply_fn, params=params) for two functions"
     elif callable(value):
         way = (
             "a function needs its parameters apart: write Model(Stateless(function), Variables(params)) with "
@@ -580,8 +593,9 @@ def _not_for_these(model, x, error) -> ValueError:
     hint = ""
     if jnp.issubdtype(x.dtype, jnp.integer):
         hint = "; integers reach a network as they are: pass X.astype(np.float32) to one that takes numbers"
+    shape = ("n", *x.shape[1:]) if x.ndim else ()
     return ValueError(
-        f"the network cannot take inputs of shape {tuple(x.shape)} and dtype {x.dtype}: {said} "
+        f"the network cannot take inputs of shape ({', '.join(map(str, shape))}) and dtype {x.dtype}: {said} "
         f"({type(error).__name__}); check that X has the shape (n, ...) that the network and its parameters were "
         f"made for{hint}. The network is {brief(model.network)}"
     )

@@ -29,7 +29,7 @@ from ._validation import brief, integer, number
 from .devices import by_rows, default_devices, everywhere, on_host
 from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
-from .networks import Model, params_dtype
+from .networks import Model, inputs_dtype, params_dtype
 from .tangent import backward_mismatch
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
@@ -131,6 +131,7 @@ def make_plan(
     devices=None,
     sizes=None,
     dtype=None,
+    inputs=None,
 ) -> Plan:
     """The plan for a kernel of a model's network, by compiling what computes one tile's features.
 
@@ -149,6 +150,8 @@ def make_plan(
         Rows of a tile, over all devices, and seeds of a pass, where they are settled already.
     dtype : floating dtype, "tf32" or "bf16", default=None
         Of the inner products; None is the features' own.
+    inputs : dtype, default=None
+        Of the inputs; None is that of the parameters.
 
     Raises
     ------
@@ -159,7 +162,8 @@ def make_plan(
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
     itemsize = 0 if dtype is None or dtype in DIGITS else np.dtype(dtype).itemsize
     digits = dtype if dtype in DIGITS else None
-    return _plan(kernel, _abstract(model), tuple(input_shape), memory, n_rows, devices, sizes, itemsize, digits)
+    abstract = _abstract(model, inputs)
+    return _plan(kernel, abstract, tuple(input_shape), memory, n_rows, devices, sizes, itemsize, digits)
 
 
 @lru_cache(maxsize=256)
@@ -216,19 +220,21 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
             )
 
 
-def fixed_plan(kernel, model: Model, input_shape: tuple[int, ...], rows: int, panel: int = 1, seeds=None) -> Plan:
+def fixed_plan(
+    kernel, model: Model, input_shape: tuple[int, ...], rows: int, panel: int = 1, seeds=None, inputs=None
+) -> Plan:
     """A plan of given sizes, whatever memory it takes; nothing is compiled yet. For tests of kernels.
 
     Parameters
     ----------
-    kernel, model, input_shape
+    kernel, model, input_shape, inputs
         As for :func:`make_plan`.
     rows, panel : int
         Rows of a tile on each device, tiles of a panel.
     seeds : int, default=None
         Of one pass; None is all of them.
     """
-    abstract, devices = _abstract(model), default_devices()
+    abstract, devices = _abstract(model, inputs), default_devices()
     n_seeds = _n_seeds(kernel, abstract, tuple(input_shape))
     seeds = n_seeds if seeds is None or not splits_seeds(kernel) else min(seeds, n_seeds)
     row_bytes = _row_bytes(kernel, abstract, tuple(input_shape), seeds)
@@ -261,7 +267,7 @@ def features_of(
         network is first met.
     """
     x = pad_rows(X[tile * plan.rows : (tile + 1) * plan.rows], plan.rows)
-    abstract = _abstract(model)
+    abstract = _abstract(model, X.dtype)
     x, model = jax.device_put(x, by_rows(plan.devices)), jax.device_put(model, everywhere(plan.devices))
     if not isinstance(kernel, TangentKernel):
         return x
@@ -331,6 +337,7 @@ class _Abstract:
 
     tree: object
     leaves: tuple
+    inputs: np.dtype
     x64: bool
 
     @property
@@ -338,10 +345,11 @@ class _Abstract:
         return jax.tree.unflatten(self.tree, [jax.ShapeDtypeStruct(*leaf) for leaf in self.leaves])
 
 
-def _abstract(model: Model) -> _Abstract:
+def _abstract(model: Model, inputs=None) -> _Abstract:
     leaves, tree = jax.tree.flatten(model)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _Abstract(tree, shapes, jax.config.jax_enable_x64)
+    inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
+    return _Abstract(tree, shapes, inputs, jax.config.jax_enable_x64)
 
 
 def _working_bytes(kernel, abstract, input_shape, rows, seeds, devices, digits) -> int:
@@ -357,7 +365,7 @@ def _contraction_bytes(kernel, abstract, input_shape, rows, n_seeds, itemsize, d
         return 0
     x = _tile(abstract, input_shape, rows)
     features = jax.eval_shape(kernel.features, abstract.model, x, _seeds(kernel, abstract, input_shape, n_seeds))
-    itemsize = max(itemsize, x.dtype.itemsize)
+    itemsize = max(itemsize, params_dtype(abstract.model.variables.params).itemsize)
     of_one_layer = max(contraction_bytes(leaf, itemsize, kernel.rank == 4) for leaf in features)
     block = _block_bytes(kernel, rows, n_seeds, itemsize)
     n_threads = host_threads() if on_host(devices) else 1
@@ -415,7 +423,7 @@ def _row_bytes(kernel, abstract, input_shape, n_seeds, digits=None, devices=None
 
 
 def _tile(abstract, input_shape, rows):
-    return jax.ShapeDtypeStruct((rows, *input_shape), params_dtype(abstract.model.variables.params))
+    return jax.ShapeDtypeStruct((rows, *input_shape), abstract.inputs)
 
 
 def _seeds(kernel, abstract, input_shape, n_seeds):
@@ -429,9 +437,9 @@ def _all_seeds(kernel, abstract, input_shape) -> np.ndarray:
     return np.asarray(kernel.seeds(abstract.model, _tile(abstract, input_shape, 1)))
 
 
-def n_seeds_of(kernel, model: Model, input_shape: tuple[int, ...]) -> int:
+def n_seeds_of(kernel, model: Model, input_shape: tuple[int, ...], inputs=None) -> int:
     """How many directions of output space a kernel takes gradients of."""
-    return _n_seeds(kernel, _abstract(model), tuple(input_shape))
+    return _n_seeds(kernel, _abstract(model, inputs), tuple(input_shape))
 
 
 def _n_seeds(kernel, abstract, input_shape) -> int:

@@ -120,10 +120,10 @@ def make_predictor(
     dtype = params_dtype(require_model(model).variables.params)
     X, dual_coef, offset = _checked(kernel, model, X, dual_coef, offset)
     offset, budget = jnp.asarray(offset.astype(dtype)), parse_memory(memory)
-    require_room(kernel, model, X.shape[1:], dual_coef.shape, budget)
+    require_room(kernel, model, X.shape[1:], dual_coef.shape, budget, X.dtype)
     if not _answers_primally(kernel, model, X, dual_coef, budget):
         return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(dual_coef.astype(dtype)), offset)
-    plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X)) if plan is None else plan
+    plan = plan or make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), inputs=X.dtype)
     n_tiles = -(-len(X) // plan.rows)
     # padded rows have the coefficient zero
     dual = np.zeros((n_tiles * plan.rows, dual_coef.shape[1]))
@@ -168,18 +168,22 @@ def _answers_primally(kernel, model, X, dual_coef, budget) -> bool:
     n, n_targets = dual_coef.shape
     if not isinstance(kernel, TangentKernel) or n <= n_targets:
         return False
-    return not kernel.has_gradients or _tangent_bytes(kernel, model, X.shape[1:], n_targets) <= budget
+    if not kernel.has_gradients:
+        return True
+    n_seeds = fixed_plan(kernel, model, X.shape[1:], 1, inputs=X.dtype).n_seeds
+    return _tangent_bytes(kernel, model, n_seeds, n_targets) <= budget
 
 
-def _tangent_bytes(kernel, model, input_shape, n_targets) -> int:
+def _tangent_bytes(kernel, model, n_seeds, n_targets) -> int:
     """What the primal form keeps."""
-    dtype = params_dtype(model.variables.params)
-    seeds = jax.eval_shape(kernel.seeds, model, jax.ShapeDtypeStruct((1, *input_shape), dtype)).shape[0]
-    n_tangents = {2: seeds * n_targets, 3: seeds, 4: 1}[kernel.rank]
-    return n_tangents * n_params(model.variables.params) * dtype.itemsize
+    n_tangents = {2: n_seeds * n_targets, 3: n_seeds, 4: 1}[kernel.rank]
+    params = model.variables.params
+    return n_tangents * n_params(params) * params_dtype(params).itemsize
 
 
-def require_room(kernel, model: Model, input_shape: tuple[int, ...], shape: tuple[int, int], budget: int) -> None:
+def require_room(
+    kernel, model: Model, input_shape: tuple[int, ...], shape: tuple[int, int], budget: int, inputs=None
+) -> None:
     """Raise MemoryError unless a predictor of dual coefficients of a ``shape`` (n, T) fits in so many bytes.
 
     Either its tangents must fit, or the features of all n training points, which the dual form computes in every
@@ -188,8 +192,8 @@ def require_room(kernel, model: Model, input_shape: tuple[int, ...], shape: tupl
     if not isinstance(kernel, TangentKernel) or not kernel.has_gradients:
         return
     n, n_targets = shape
-    features = n * fixed_plan(kernel, model, input_shape, 1).row_bytes
-    tangents = _tangent_bytes(kernel, model, input_shape, n_targets)
+    plan = fixed_plan(kernel, model, input_shape, 1, inputs=inputs)
+    features, tangents = n * plan.row_bytes, _tangent_bytes(kernel, model, plan.n_seeds, n_targets)
     if min(features, tangents) > budget:
         raise MemoryError(
             f"predictions of {kernel!r} for {n_targets} targets take {readable(tangents)} of tangents, or "

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 
-from ._validation import check_choice
+from ._validation import LARGEST_SEED, check_choice, integer
 from .factors import Factors, Layout, Whole, separated
 from .kernels import KERNELS, Features, TangentKernel
 from .networks import Model
@@ -57,8 +56,9 @@ class ProjectedNTK(TangentKernel):
     has_gradients = False
 
     def __post_init__(self):
-        if not isinstance(self.n_components, Integral) or self.n_components < 1:
-            raise ValueError(f"n_components must be a positive integer, got {self.n_components!r}")
+        object.__setattr__(self, "n_components", integer("n_components", self.n_components, high=2**31 - 1))
+        if not isinstance(self.seed, jax.core.Tracer):  # of a mean over seeds, compiled once
+            object.__setattr__(self, "seed", integer("seed", self.seed, low=0, high=LARGEST_SEED))
         check_choice("kernel to project", self.of, OF)
 
     @property

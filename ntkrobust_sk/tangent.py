@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from ._validation import check_choice
 from .factors import Factors, Whole, separated
-from .networks import Model, Network, PyTree, Variables, require_model
+from .networks import Model, Network, PyTree, Variables, require_model, require_network
 from .structure import contract_gradients, layer_gradients
 
 
@@ -33,6 +34,10 @@ class Linearized:
 
     network: Network
     centered: bool = False
+
+    def __post_init__(self):
+        require_network(self.network)
+        check_choice("centered", self.centered, (False, True))
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw an anchor; the displacement from it is zero."""

@@ -48,7 +48,7 @@ import numpy as np
 
 from .gram import gram
 from .kernels import resolve_kernel
-from .networks import ACTIVATIONS, CNN, MLP, Model, Network, params_dtype
+from .networks import ACTIVATIONS, CNN, MLP, Model, Network, host_inputs, require_model
 from .plan import fixed_plan
 from .predictors import DualPredictor, enable_x64, make_predictor
 
@@ -275,7 +275,9 @@ def check_diagonal(kernel, model: Model, X, *, rtol: float | None = None) -> Non
     """k(x, x) computed alone, for every x, is the diagonal of the Gram matrix of all."""
     kernel, X = _prepared(kernel, model, X)
     alone = np.stack([_block_of(kernel, model, x[None], x[None])[0, 0] for x in X])
-    K = np.asarray(gram(kernel, model, X, plan=fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1])))
+    K = np.asarray(
+        gram(kernel, model, X, plan=fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1], inputs=X.dtype))
+    )
     among_others = K[np.arange(len(X)), np.arange(len(X))]
     _require_close(f"the Gram matrix of {kernel!r} has another diagonal than k(x, x)", among_others, alone, rtol)
 
@@ -293,7 +295,7 @@ def check_tiling_invariance(
     kernel, X = _prepared(kernel, model, X)
     K = _block_of(kernel, model, X, X)
     for rows in tile_rows:
-        plan = fixed_plan(kernel, model, X.shape[1:], rows)
+        plan = fixed_plan(kernel, model, X.shape[1:], rows, inputs=X.dtype)
         tiled = np.asarray(gram(kernel, model, X, plan=plan))
         _require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)
     half = len(X) // 2
@@ -342,7 +344,10 @@ def check_predictor(kernel, model: Model, X, *, rtol: float | None = None) -> No
     # more training points than targets, so that they are folded
     X_fit = np.concatenate([X] * (n_targets // len(X) + 1))
     dual = np.random.default_rng(0).normal(size=(len(X_fit), n_targets)).astype(X.dtype)
-    offset, plan = np.zeros(n_targets, X.dtype), fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1])
+    offset, plan = (
+        np.zeros(n_targets, X.dtype),
+        fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1], inputs=X.dtype),
+    )
     found = _scores(make_predictor(kernel, model, X_fit, dual, offset, plan=plan), X)
     expected = _scores(DualPredictor(kernel, model, X_fit, dual, offset), X)
     scale = np.abs(K).max() * np.abs(dual).sum()
@@ -377,7 +382,7 @@ def _hypothesis():
 
 
 def _prepared(kernel, model, X):
-    X = np.asarray(X, params_dtype(model.variables.params))
+    X = host_inputs("X", X, require_model(model).variables.params)
     if X.ndim < 2 or len(X) < 2:
         raise ValueError(f"X must hold at least two inputs, of shape (n, ...), got shape {X.shape}")
     return resolve_kernel(kernel), X
