@@ -1,15 +1,21 @@
 """What a GPU would run, run on a CPU device; arrays as CuPy's; what its memory must hold."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from cupy_like import CupyLike
 
-from ntkrobust_sk import MLP, EmpiricalNTKClassifier, Model, ResNet18, _backend, gram, ntk_features
+import ntkrobust_sk
+from ntkrobust_sk import MLP, EmpiricalNTKClassifier, Model, ResNet18, _backend, devices, gram, ntk_features
 from ntkrobust_sk.kernels import KERNELS, TraceNTK
 from ntkrobust_sk.networks import Variables
 from ntkrobust_sk.predictors import DualPredictor, make_predictor, require_room
 
+ROOT = Path(__file__).parent.parent
 SHAPE, C = (5,), 3
 NETWORK = MLP(n_outputs=C, widths=(8,))
 MODEL = Model(NETWORK, NETWORK.init(jax.random.key(0), SHAPE))
@@ -81,3 +87,42 @@ def test_a_predictor_keeps_the_dual_form_where_only_that_fits():
     model = Model(wide, wide.init(jax.random.key(0), SHAPE))
     predictor = make_predictor(TraceNTK(), model, X, Y, np.zeros(C), memory="18kB")
     assert type(predictor) is DualPredictor
+
+
+# Devices
+
+
+@pytest.mark.parametrize("one", ["cpu", jax.local_devices(backend="cpu")[0]], ids=["by name", "itself"])
+def test_a_default_device_is_where_everything_is_computed(one):
+    expected = gram("trace", MODEL, X)
+    with jax.default_device(one):
+        assert devices.default_devices() == (jax.local_devices(backend="cpu")[0],)
+        assert devices.on_host()
+        np.testing.assert_array_equal(gram("trace", MODEL, X), expected)
+
+
+def test_devices_are_the_hosts_only_if_all_are(monkeypatch):
+    class Device:
+        def __init__(self, platform):
+            self.platform = platform
+
+    assert devices.on_host([Device("cpu"), Device("cpu")])
+    assert not devices.on_host([Device("gpu")]) and not devices.on_host([Device("cpu"), Device("gpu")])
+    monkeypatch.setattr(devices, "HOST_PLATFORMS", ())
+    assert not devices.on_host()
+
+
+def test_the_version_is_known_without_an_installation():
+    code = (
+        "import importlib.metadata as m\n"
+        "def version(name, known=m.version):\n"
+        "    if 'ntkrobust' in name: raise m.PackageNotFoundError(name)\n"
+        "    return known(name)\n"
+        "m.version = version\n"
+        "import ntkrobust_sk, ntkrobust_sk.cli as cli\n"
+        "cli.main(['--version'])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout.split() == ["ntkrobust_sk", ntkrobust_sk.__version__], found.stderr
+    for path in (ROOT / "ntkrobust_sk").glob("*.py"):
+        assert 'version("ntkrobust_sk")' not in path.read_text(), path
