@@ -7,6 +7,7 @@ means, ranges), inside and outside of their range, and from inputs at hand. Both
 from __future__ import annotations
 
 import warnings
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -264,8 +265,9 @@ def width_of(estimator):
 def _parts(estimator):
     """Estimators inside of this one that see the same inputs."""
     if hasattr(estimator, "steps"):
-        after = next((step for _, step in estimator.steps if not _is_word(step)), None)
-        return () if after is None else (after,)
+        # before the first that knows its inputs, nothing changes them
+        known = (step for _, step in estimator.steps if not _is_word(step) and width_of(step) is not None)
+        return tuple(islice(known, 1))
     if hasattr(estimator, "transformer_list"):
         return tuple(step for _, step in estimator.transformer_list if not _is_word(step))
     if hasattr(estimator, "best_estimator_"):

@@ -111,7 +111,9 @@ def support_vectors(estimator, kernel, X_fit):
     kept = estimator._BaseLibSVM__Xfit[estimator.support_] if callable(estimator.kernel) else None
     kept = estimator.support_vectors_ if kept is None else kept
     z = _training_inputs(estimator, kept, X_fit, estimator.shape_fit_[0], estimator.support_)
-    dual, offset = fitted(estimator, "dual_coef_"), fitted(estimator, "intercept_")
+    # those that it computes with, not those that it shows; of two classes, with the signs of the first
+    sign = -1 if len(getattr(estimator, "classes_", ())) == 2 else 1
+    dual, offset = sign * fitted(estimator, "_dual_coef_"), sign * fitted(estimator, "_intercept_")
     if not hasattr(estimator, "classes_"):
         return Partial(expansion, k, z, dual.T, offset)
     if len(estimator.classes_) == 2:

@@ -134,6 +134,8 @@ FOLLOWED = {
     "another kernel, after fit": lambda: changed(SVC().fit(X, Y), kernel="linear"),
     "another degree, after fit": lambda: changed(SVC(kernel="poly").fit(X, Y), degree=2),
     "gamma of an SVC, after fit": lambda: changed(SVC().fit(X, Y), gamma=5.0),
+    "an intercept that is only shown": lambda: edited(SVC().fit(X, Y), intercept_=np.ones(3)),
+    "the intercept that counts": lambda: edited(SVC().fit(X, Y2), _intercept_=np.ones(1)),
     "support far away": lambda: SVC(gamma=1e4).fit(X, Y),
     "edited weights": lambda: edited(LogisticRegression().fit(X, Y), coef_=np.ones((3, 4))),
     "no intercept": lambda: LogisticRegression(fit_intercept=False).fit(X, Y2),
@@ -302,11 +304,6 @@ Disguised = type("SVC", (Other,), {"__module__": "sklearn.svm._classes"})
     "estimator, message",
     [
         (lambda: changed(PolynomialFeatures(2).fit(X), include_bias=False), "its own transform"),
-        (
-            lambda: edited(SVC().fit(X, Y), intercept_=np.ones(3)),
-            "its own decision_function: 12 of 12 rows differ",
-        ),
-        (lambda: edited(SVC().fit(X, Y), _intercept_=np.ones(3)), "its own decision_function"),
         (lambda: edited(SVC().fit(X, Y), decision_function=lambda x: np.ones((len(x), 3))), "decision_function"),
         (lambda: edited(SVC().fit(X, Y), predict=lambda x: np.zeros(len(x), int)), "do not decide its answers"),
         (lambda: edited(Ridge().fit(X, Y), predict=lambda x: x[:, 0]), "its own predict"),
@@ -341,10 +338,10 @@ def test_the_step_that_differs_is_named():
 
 
 def test_what_differs_is_attacked_as_a_black_box_with_a_warning_that_says_so():
-    clf = edited(SVC().fit(X, Y), intercept_=np.ones(3))
+    clf = Disguised().fit(X, Y)
     with pytest.warns(UserWarning, match=r"SVC does not give its own decision_function: .* as a black box"):
         accuracy = robust_accuracy(clf, X, Y, PGD(0.1))
-    assert 0.5 < accuracy < clf.score(X, Y)
+    assert 0.1 < accuracy <= clf.score(X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         robust_accuracy(SVC().fit(X, Y), X, Y, PGD(0.1))
