@@ -4,9 +4,8 @@
     python examples/fuzz_adapters.py -n 300 --seed 7
 
 Each is fitted on random data, dense or sparse, in single or in double precision, and then perhaps changed: a
-parameter is set or a fitted attribute is edited. Then either ``as_model`` raises TypeError, or
-its model gives the estimator's own scores on rows that neither has seen. Ends with an error and the pipeline's seed
-if a model differs.
+parameter is set or a fitted attribute is edited. Then either ``as_model`` raises TypeError, or its model gives
+the estimator's own scores on rows that neither has seen. Ends with an error and the seed if one differs.
 """
 
 from __future__ import annotations
