@@ -85,6 +85,9 @@ def main(arguments=None) -> int:
     out = Path(options.out)
     found = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "toy": options.toy, "seconds": options.seconds}
     found["sections"] = {section.name: {"status": "not run", "reason": "no time was left"} for section in sections}
+    # also to find out now whether it can be written
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, found)
     deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
         environment = environment_of(options, folder)
@@ -111,6 +114,8 @@ def parsed(arguments):
     parser.add_argument("--wheels", help="folder of wheels of pure Python that are not installed")
     parser.add_argument("--results", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.seconds is not None and not options.seconds > 0:
+        parser.error(f"--seconds must be positive, got {options.seconds:g}")
     options.seconds = options.seconds or (580.0 if options.long else 235.0)
     wanted = [section.name for section in SECTIONS if options.long or not section.is_long]
     options.only = options.only or wanted
@@ -120,7 +125,7 @@ def parsed(arguments):
 def environment_of(options, folder) -> dict:
     """What the sections' processes find in their environment; what is set already stays."""
     places = [str(HERE), str(HERE.parent), *map(str, sorted(Path(options.wheels or os.devnull).glob("*.whl")))]
-    path = os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, [*places, os.environ.get("PYTHONPATH")]))
     cache = {"JAX_COMPILATION_CACHE_DIR": options.cache or os.path.join(folder, "cache")}
     return {**ENVIRONMENT, **cache, **os.environ, "PYTHONPATH": path}
 
