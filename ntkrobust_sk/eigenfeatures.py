@@ -20,15 +20,16 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from ._backend import to_numpy
-from .attacks import attack_in_tiles
+from ._validation import array, brief, check_lengths, integer, number
+from .attacks import attack_in_tiles, require_attack
 from .estimators import TangentEstimator
 from .gram import gram
 from .kernels import resolve_kernel
 from .loops import evaluate
 from .machines import MACHINE_ROWS, KernelSourceMixin
-from .networks import Model, Variables, params_dtype
+from .networks import Model, Variables, check_model, host_inputs, params_dtype, require_model
 from .predictors import make_predictor
-from .solvers import solve
+from .solvers import require_symmetric, solve
 
 # Eigenvalues below this share of the largest are rounding.
 NEGLIGIBLE = 1e-7
@@ -103,6 +104,12 @@ def ntk_features(
     -------
     NTKFeatures
 
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no model, attack, key or array of numbers, for lengths that differ, labels that are no integers
+        >= 0, and a Gram matrix that is not (n, n), symmetric and finite.
+
     Examples
     --------
     >>> from ntkrobust_sk import MLP, PGD, load_digits_images
@@ -116,18 +123,24 @@ def ntk_features(
     >>> bool((found.robustness <= found.usefulness).all()), found.eigenvectors.shape
     (True, (100, 3))
     """
-    kernel = resolve_kernel(kernel)
-    X, X_test = (np.asarray(x, params_dtype(model.variables.params)) for x in (X, X_test))
+    kernel, n_features = resolve_kernel(kernel), integer("n_features", n_features)
+    params, attack = require_model(model).variables.params, require_attack(attack)
+    X, X_test = (host_inputs(name, x, params) for name, x in (("X", X), ("X_test", X_test)))
+    y, y_test = _labels("y", y), _labels("y_test", y_test)
+    check_lengths(X=X, y=y)
+    check_lengths(X_test=X_test, y_test=y_test)
+    K = array("K", K) if K is not None else K
     K = np.asarray(to_numpy(gram(kernel, model, X, memory=memory) if K is None else K), dtype=np.float64)
     if K.ndim != 2:
         raise ValueError(f"eigenfeatures need a kernel of rank 2, such as 'trace'; {kernel!r} has rank {K.ndim}")
-    y, y_test = np.asarray(y), np.asarray(y_test).astype(np.int32)
+    if K.shape != (len(X), len(X)):
+        raise ValueError(f"K must be the Gram matrix of X, of shape {(len(X), len(X))}, got {K.shape}")
     targets = _indicators(y)
     eigenvalues, eigenvectors = leading_eigenpairs(K, n_features)
     usefulness, robustness = np.empty((2, len(eigenvalues)))
     for i, (value, vector) in enumerate(zip(eigenvalues, eigenvectors.T, strict=True)):
         feature = make_predictor(kernel, model, X, vector[:, None] / value, [0.0], memory=memory)
-        weights = jnp.asarray((vector @ targets)[None], X.dtype)
+        weights = jnp.asarray((vector @ targets)[None], params_dtype(params))
         predictor = FeaturePredictor(feature, weights)
         usefulness[i] = np.mean(evaluate(predictor, X_test, MACHINE_ROWS).argmax(1) == y_test)
         X_adv = attack_in_tiles(attack, predictor, X_test, y_test, key=key, rows=MACHINE_ROWS)
@@ -137,9 +150,32 @@ def ntk_features(
 
 def leading_eigenpairs(K, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The n largest eigenvalues of a Gram matrix, or as many as are not rounding, and eigenvectors (N, n)."""
-    eigenvalues, eigenvectors = np.linalg.eigh(np.asarray(K, dtype=np.float64))
+    K = np.asarray(array("K", K), dtype=np.float64)
+    require_symmetric(K, "K")
+    eigenvalues, eigenvectors = np.linalg.eigh(K)
+    if not eigenvalues[-1] > 0:
+        raise ValueError(f"K must have a positive eigenvalue, but the largest is {eigenvalues[-1]:.3g}")
     n = min(n, int(np.sum(eigenvalues > NEGLIGIBLE * eigenvalues[-1])))
     return eigenvalues[::-1][:n], eigenvectors[:, ::-1][:, :n]
+
+
+def _labels(name, y) -> np.ndarray:
+    y = array(name, y, ndim=1)
+    if y.dtype.kind not in "iu" or not y.size or y.min() < 0 or y.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{name} must hold integer labels 0..C-1, got {brief(y)}")
+    return y.astype(np.int32)
+
+
+def _class_kernels(K_classes, y) -> tuple[np.ndarray, np.ndarray]:
+    """A class kernel (n, n, C) in double precision and labels 0..C-1 (n,)."""
+    K_classes, y = array("K_classes", K_classes, ndim=3, finite=True).astype(np.float64), _labels("y", y)
+    n, m, n_classes = K_classes.shape
+    if n != m or not K_classes.size:
+        raise ValueError(f"K_classes must have shape (n, n, C), got {K_classes.shape}")
+    check_lengths(K_classes=K_classes, y=y)
+    if y.max() >= n_classes:
+        raise ValueError(f"y must hold labels 0..{n_classes - 1}, one for each kernel, got {y.max()}")
+    return K_classes, y
 
 
 def _indicators(y) -> np.ndarray:
@@ -238,10 +274,12 @@ class RobustFeatureSelector(
     def fit(self, X, y):
         """Score the eigenfeatures of inputs X (n, n_features) or (n, h, w, c) and labels y (n,)."""
         self._validate_params()
-        if self.criterion == "robustness" and not callable(self.attack):
-            raise ValueError(
-                f"criterion='robustness' needs an attack, such as attack=PGD(epsilon=8/255); got {self.attack!r}"
-            )
+        if self.criterion == "robustness":
+            if self.attack is None:
+                raise ValueError(
+                    "criterion='robustness' needs an attack, such as attack=PGD(epsilon=8/255); got None"
+                )
+            require_attack(self.attack)
         X, y = self._validated(X, y, reset=True, known_shape=self._source_shape())
         check_classification_targets(y)
         classes, encoded = np.unique(y, return_inverse=True)
@@ -331,18 +369,36 @@ def eigenfeature_images(
     -------
     EigenfeatureImages
 
+    Raises
+    ------
+    TypeError
+        For what is no model or no array of numbers.
+    ValueError
+        For coefficients that are not (n, C), or all zero for an output, and numbers out of their ranges.
+
     References
     ----------
     Loo et al. 2022, arXiv:2210.12030, visualised kernels.
     """
-    X = np.asarray(X, params_dtype(model.variables.params))
-    coefficients = jnp.asarray(coefficients, X.dtype)
-    low, high = bounds
+    params = require_model(model).variables.params
+    X, dtype = host_inputs("X", X, params), params_dtype(params)
+    coefficients = array("coefficients", coefficients, ndim=2, finite=True)
+    check_lengths(X=X, coefficients=coefficients)
+    n_outputs = check_model(model, X.shape[1:], X.dtype)
+    if coefficients.shape[1] != n_outputs:
+        raise ValueError(
+            f"coefficients must have a column for each of {n_outputs} outputs, got shape {coefficients.shape}"
+        )
+    n_steps, step_size = integer("n_steps", n_steps), number("step_size", step_size, above=0)
+    low, high = _plain_range(bounds)
+    coefficients = jnp.asarray(coefficients, dtype)
     images, cosines = [], []
     for c in range(coefficients.shape[1]):
         direction = _combined_gradient(model, X, coefficients[:, c], c)
-        x = jnp.full((1, *X.shape[1:]), (low + high) / 2, X.dtype)
-        best, highest = x, jnp.asarray(-jnp.inf, X.dtype)
+        if not any(leaf.any() for leaf in jax.tree.leaves(direction)):
+            raise ValueError(f"coefficients of output {c} point nowhere: their sum of gradients is zero")
+        x = jnp.full((1, *X.shape[1:]), (low + high) / 2, dtype)
+        best, highest = x, jnp.asarray(-jnp.inf, dtype)
         for _ in range(n_steps):
             x, best, highest = _ascend(model, direction, c, x, best, highest, step_size, low, high)
         images.append(np.asarray(best[0]))
@@ -350,12 +406,20 @@ def eigenfeature_images(
     return EigenfeatureImages(np.stack(images), np.array(cosines))
 
 
+def _plain_range(bounds) -> tuple[float, float]:
+    """Low and high of images, both finite."""
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise ValueError(f"bounds must be (low, high), got {brief(bounds)}")
+    low = number("low of bounds", bounds[0])
+    return low, number("high of bounds", bounds[1], above=low)
+
+
 def regression_coefficients(K_classes, y, *, alpha: float = 1e-2) -> np.ndarray:
     """K_c⁻¹ y_c for every class: ridge regression on ±1 by each class kernel, (n, C) of (n, n, C).
 
     ``alpha`` is relative to each kernel's mean diagonal.
     """
-    K_classes, y = np.asarray(K_classes, np.float64), np.asarray(y)
+    K_classes, y = _class_kernels(K_classes, y)
     columns = [
         solve(K_classes[:, :, c], np.where(y == c, 1.0, -1.0)[:, None], alpha=alpha)[:, 0]
         for c in range(K_classes.shape[2])
@@ -365,11 +429,13 @@ def regression_coefficients(K_classes, y, *, alpha: float = 1e-2) -> np.ndarray:
 
 def class_eigenvectors(K_classes, y, index: int = 0) -> np.ndarray:
     """Eigenvector number ``index`` of each class kernel, (n, C), signed to favour the kernel's own class."""
-    y, columns = np.asarray(y), []
-    for c in range(np.shape(K_classes)[2]):
-        _, vectors = np.linalg.eigh(np.asarray(K_classes[:, :, c], np.float64))
+    (K_classes, y), columns = _class_kernels(K_classes, y), []
+    index = integer("index", index, low=0, high=len(y) - 1)
+    for c in range(K_classes.shape[2]):
+        require_symmetric(K_classes[:, :, c], f"K_classes[:, :, {c}]")
+        _, vectors = np.linalg.eigh(K_classes[:, :, c])
         vector = vectors[:, -1 - index]
-        own, others = vector[y == c].mean(), vector[y != c].mean()
+        own, others = (vector[rows].mean() if rows.any() else 0.0 for rows in (y == c, y != c))
         columns.append(vector if own >= others else -vector)
     return np.stack(columns, axis=1)
 
@@ -406,7 +472,9 @@ def _ascend(model, direction, c, x, best, highest, step_size, low, high):
 def _cosine(model, direction, c, x):
     gradient = jax.grad(lambda params: _logit(model, params, x, c)[0])(model.variables.params)
     along = _inner(gradient, direction)
-    return along / jnp.sqrt(_inner(gradient, gradient) * _inner(direction, direction))
+    squares = _inner(gradient, gradient) * _inner(direction, direction)
+    # where the gradient is zero it points nowhere, and its own derivative shall be no NaN
+    return jnp.where(squares > 0, along / jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def _inner(a, b):

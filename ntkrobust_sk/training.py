@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .attacks import Clean, example_losses
+from ._validation import array, brief, check_lengths, flag, integer, number
+from .attacks import Clean, example_losses, require_attack
 from .balls import check_bounds
 from .convolutions import with_fast_gradients
 from .devices import on_host
 from .loops import runs_fused
-from .networks import Model, PyTree, Variables, check_model, params_dtype
+from .networks import Model, PyTree, Variables, check_model, host_inputs, params_dtype, require_model
 from .tangent import Linearized
 
 # Batches between two looks at whether the loss is still finite, and the length of a compiled loop.
@@ -134,9 +135,12 @@ def train(
     TrainingDivergedError
         At the first update that is not finite; it is not made.
     ValueError
-        When the first state is asked for: without data, key or attack, for lengths that differ, labels that
-        the network has no output for, weights that are negative or all zero, and inputs outside of an attack's
-        bounds.
+        When it is called: without data, key or attack, for lengths that differ, values that are not finite,
+        labels that the network has no output for, weights that are negative or all zero, and inputs outside of an
+        attack's bounds. While it runs: for epochs that do not rise, and for an attack whose examples are not
+        shaped like its inputs.
+    TypeError
+        For what is no model, key, optimiser, attack or array of numbers.
 
     Notes
     -----
@@ -156,12 +160,19 @@ def train(
     1
     2
     """
-    state = start if isinstance(start, TrainState) else initial_state(start, key, optimizer)
+    freeze_state, batch_size = flag("freeze_state", freeze_state), integer("batch_size", batch_size)
+    state = (
+        _checked_state(start, optimizer) if isinstance(start, TrainState) else initial_state(start, key, optimizer)
+    )
     data = _Batches.of(X, y, sample_weight, state, batch_size, freeze_state)
     attacks = _checked_attacks(attacks, data.X)
-    update = partial(_update, optimizer, freeze_state)
+    return _states(state, data, attacks, partial(_update, optimizer, freeze_state), _ends(epochs))
+
+
+def _states(state, data, attacks, update, epochs) -> Iterator[TrainState]:
+    """The states at these epochs."""
     step = int(state.step)
-    for epoch in range(1, epochs + 1) if isinstance(epochs, int | np.integer) else epochs:
+    for epoch in epochs:
         target = round(epoch * data.per_epoch)
         while step < target:
             count = data.chunk(step, target)
@@ -222,8 +233,13 @@ def averaged(state: TrainState) -> Model:
 
 def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
     """The state before the first step."""
+    if not isinstance(model, Model):
+        require_model(model, "start, a Model or a TrainState,")
     if key is None:
         raise ValueError("train needs a key to start from a model: key=jax.random.key(seed)")
+    if not _is_key(key):
+        raise TypeError(f"key must be one JAX PRNG key, such as jax.random.key(0), got {brief(key)}")
+    _check_optimizer(optimizer)
     opt_state = optimizer.init(model.variables.params)
     zero = jnp.zeros((), jnp.int32)
     loss = jnp.full((), jnp.inf, params_dtype(model.variables.params))
@@ -238,30 +254,116 @@ def _check_finite(state, per_epoch):
         raise TrainingDivergedError(finite, failed // per_epoch, failed)
 
 
+def _is_key(key) -> bool:
+    """Whether something is one key of JAX, of the new style or the old one."""
+    if not isinstance(key, jax.Array):
+        return False
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key.ndim == 0
+    return key.dtype == jnp.uint32 and key.ndim == 1
+
+
+def _check_optimizer(optimizer):
+    parts = [getattr(optimizer, name, None) for name in ("init", "update")]
+    if isinstance(optimizer, type) or not all(map(callable, parts)):
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation, such as optax.sgd(0.1), got {brief(optimizer)}"
+        )
+
+
+def _checked_state(state, optimizer) -> TrainState:
+    """A state that training with this optimiser can go on from."""
+    _check_optimizer(optimizer)
+    wanted = jax.eval_shape(optimizer.init, require_model(state.model, "start.model").variables.params)
+    wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (wanted, state.opt_state))
+    if jax.tree.structure(wanted) != jax.tree.structure(found) or wanted != found:
+        raise ValueError(
+            f"optimizer must be the one that start was trained with, whose state it holds, got {brief(optimizer)}"
+            "; another one starts from the model: train(state.model, ..., key=key)"
+        )
+    return state
+
+
+def _ends(epochs) -> Iterator[float]:
+    """The epochs to yield at, each looked at when its turn comes: they may never end."""
+    if isinstance(epochs, int | np.integer):
+        return iter(range(1, integer("epochs", epochs, low=0) + 1))
+    if not isinstance(epochs, Iterable) or isinstance(epochs, str | bytes | dict | set):
+        raise ValueError(f"epochs must be an integer >= 0 or an iterable of rising numbers, got {brief(epochs)}")
+    return _rising(epochs)
+
+
+def _rising(epochs):
+    last = 0.0
+    for epoch in epochs:
+        if number("each of epochs", epoch, low=0) < last:
+            raise ValueError(f"epochs must rise, but {epoch!r} comes after {last!r}")
+        last = epoch
+        yield epoch
+
+
 def _checked_attacks(attacks, X) -> tuple:
+    if not isinstance(attacks, tuple | list):
+        raise TypeError(f"attacks must be a tuple of attacks, such as (Clean(), PGD(8/255)), got {brief(attacks)}")
     if not attacks:
         raise ValueError("attacks is empty, so nothing would be trained; attacks=(Clean(),) is benign training")
     for attack in attacks:
-        check_bounds(attack, X)
+        check_bounds(require_attack(attack, "each of attacks"), X)
+        try:
+            hash(attack)
+        except TypeError as error:
+            raise TypeError(
+                f"attacks must be hashable, so that code compiled for them is found again, got {brief(attack)}; a "
+                "frozen dataclass of plain values is"
+            ) from error
     return tuple(attacks)
 
 
 def _checked_weights(sample_weight, n) -> np.ndarray:
     """Weights of mean 1."""
-    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    weight = np.ones(n) if sample_weight is None else array("sample_weight", sample_weight).astype(float)
     if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.mean() < np.inf:
         raise ValueError(
             f"sample_weight must hold a finite weight >= 0 for each of {n} examples, not all of them zero, got "
-            f"{weight} of shape {weight.shape}"
+            f"{brief(weight)}"
         )
     return weight / weight.mean()
 
 
-def _check_labels(y, n_outputs):
-    if np.issubdtype(y.dtype, np.integer) and not (y.min() >= 0 and y.max() < n_outputs):
+def _checked_inputs(X, params) -> np.ndarray:
+    """Inputs (n, ...) in the form in which the network gets them, all finite in it."""
+    X = array("X", X, finite=True)
+    # what is too large for the parameters' dtype is found here
+    with np.errstate(over="ignore"):
+        found = host_inputs("X", X, params)
+    if not np.isfinite(found).all():
         raise ValueError(
-            f"labels must lie in 0..{n_outputs - 1}, one for each logit of the network, got {y.min()} to {y.max()}"
+            f"X must be finite in the parameters' dtype {found.dtype}, but holds {np.abs(X).max():.3g}"
         )
+    return found
+
+
+def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:
+    """Labels (n,) as int32, booleans too, or real targets (n, C) in the dtype of the inputs."""
+    y = array("y", y, finite=True)
+    if y.dtype.kind not in "biu":
+        if y.shape[1:] != (n_outputs,):
+            raise ValueError(
+                f"real targets must be shaped like the scores, {(len(y), n_outputs)}, got {y.shape}; labels must "
+                "be integers"
+            )
+        return y.astype(dtype)
+    if y.ndim != 1:
+        raise ValueError(
+            f"integer labels must be of shape (n,), got {y.shape}; one-hot or other real targets must be floating"
+        )
+    # one logit is that of label 1 against label 0
+    largest = max(n_outputs, 2) - 1
+    if y.min() < 0 or y.max() > largest:
+        raise ValueError(
+            f"labels must lie in 0..{largest}, one for each logit of the network, got {y.min()} to {y.max()}"
+        )
+    return y.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -279,16 +381,12 @@ class _Batches:
     @classmethod
     def of(cls, X, y, sample_weight, state, batch_size, freeze_state):
         """Data checked and put where batches are taken from: the device, or host memory on a CPU."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
-        if len(X) != len(y) or len(X) == 0:
-            raise ValueError(f"X and y need the same, positive number of rows, got {len(X)} and {len(y)}")
         network, variables = state.model.network, state.model.variables
-        X = np.asarray(X, dtype=params_dtype(variables.params))
-        y = np.asarray(y)
-        y = y.astype(np.int32 if np.issubdtype(y.dtype, np.integer) else X.dtype)
-        _check_labels(y, check_model(state.model, X.shape[1:]))
-        weight = _checked_weights(sample_weight, len(X)).astype(X.dtype)
+        dtype = params_dtype(variables.params)
+        X, y = _checked_inputs(X, variables.params), array("y", y)
+        check_lengths(X=X, y=y)
+        y = _checked_targets(y, check_model(state.model, X.shape[1:], X.dtype), dtype)
+        weight = _checked_weights(sample_weight, len(X)).astype(dtype)
         # Batch statistics must not see padding, so networks that have any get the ragged batch as it is.
         averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
         padded = freeze_state or not averages
@@ -356,8 +454,19 @@ def _batch_step(state, batch, update, attacks):
     noise = _batch_key(state.key, state.step)
     for i, attack in enumerate(attacks):
         key = _batch_key(noise, i)
-        state = update(state, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), y, weight)
+        x_adv = _examples_of(attack, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), x)
+        state = update(state, x_adv, y, weight)
     return replace(state, step=state.step + (state.failed_step < 0))
+
+
+def _examples_of(attack, x_adv, x):
+    """An attack's examples, if they are shaped like its inputs."""
+    if not isinstance(x_adv, np.ndarray | jax.Array) or x_adv.shape != x.shape:
+        raise ValueError(
+            f"an attack must return examples shaped like its inputs, {x.shape}, but {brief(attack)} returned "
+            f"{brief(x_adv)}"
+        )
+    return x_adv
 
 
 @jax.jit

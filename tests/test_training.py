@@ -461,7 +461,7 @@ def test_data_without_rows_or_of_two_lengths_is_refused():
 def test_a_model_without_a_key_and_a_batch_without_rows_are_refused():
     with pytest.raises(ValueError, match=r"train needs a key to start from a model: key=jax.random.key\(seed\)"):
         first(key=None)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
         first(batch_size=0)
 
 
@@ -479,7 +479,9 @@ def test_labels_that_the_network_has_no_logit_for_are_refused(shift):
 
 def test_targets_that_do_not_fit_the_network_are_refused():
     X, _ = data()
-    with pytest.raises(ValueError, match=r"real targets must be shaped like the scores, \(8, 3\), got \(8, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"real targets must be shaped like the scores, \(\d+, 3\), got \(\d+, 2\)"
+    ):
         first(X_y=(X, np.zeros((N, 2), np.float32)))
 
 
@@ -496,7 +498,7 @@ def test_inputs_outside_of_an_attacks_bounds_are_refused():
     ids=["short", "long", "zero", "negative", "nan", "infinite", "scalar"],
 )
 def test_weights_that_weigh_nothing_are_refused(sample_weight):
-    with pytest.raises(ValueError, match=f"sample_weight must hold a finite weight >= 0 for each of {N} examples"):
+    with pytest.raises(ValueError, match="sample_weight must"):
         first(sample_weight=sample_weight)
 
 
