@@ -223,6 +223,26 @@ def function(name: str, value, call: str, n_arguments: int, *keywords: str) -> C
     return value
 
 
+def require_numbers(name: str, values) -> None:
+    """Raise unless NumPy can make numbers of values, before scikit-learn looks at their shape.
+
+    Costs nothing for arrays of numbers; sparse matrices, and None, are left to scikit-learn.
+
+    >>> require_numbers("X", [["1.5", 2]])
+    >>> require_numbers("X", [["Rome", 2]])
+    Traceback (most recent call last):
+    ValueError: X must be an array of numbers, got [['Rome', 2]]: could not convert string to float: 'Rome'
+    """
+    kind = getattr(getattr(values, "dtype", None), "kind", None)
+    if values is None or hasattr(values, "tocsr") or (isinstance(kind, str) and kind in "biufc"):
+        return
+    try:
+        np.asarray(values, dtype=np.float64)
+    except Exception as error:  # whatever a stranger's conversion raises
+        kind = ValueError if isinstance(error, ValueError | OverflowError) else TypeError
+        raise kind(f"{name} must be an array of numbers, got {brief(values)}: {error}") from None
+
+
 def check_lengths(**arrays) -> int:
     """Return the number of rows that arrays have in common, or raise ValueError that names them.
 

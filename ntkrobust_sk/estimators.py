@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 
 import jax
 import numpy as np
@@ -12,15 +13,18 @@ import scipy.special
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._portable import without_jax_arrays
-from ._validation import check_choice, positive_tuple
-from .attacks import attack_in_tiles
+from ._validation import check_choice, integer, number, positive_tuple, require_numbers
+from ._validation import seed as checked_seed
+from .attacks import attack_in_tiles, require_attack
 from .gram import gram
 from .loops import evaluate
 from .networks import CNN, MLP, Model, Network, check_model, params_dtype
+from .plan import parse_memory
 from .resnet import ResNet18
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
@@ -42,6 +46,9 @@ class TangentEstimator(BaseEstimator):
 
     def _validated(self, X, y="no_validation", *, reset, known_shape=None, **options):
         """X as (n, *input_shape_) and y, checked by scikit-learn; images come flattened to its checks."""
+        require_numbers("X", X)
+        if options.get("y_numeric"):
+            require_numbers("y", y)
         X, image_shape = _as_rows(X)
         checked = validate_data(self, X, y, reset=reset, dtype=[np.float64, np.float32], **options)
         X, y = checked if isinstance(checked, tuple) else (checked, None)
@@ -53,6 +60,19 @@ class TangentEstimator(BaseEstimator):
                 f"{image_shape}"
             )
         return X.reshape(-1, *self.input_shape_), y
+
+    def _validate_params(self):
+        super()._validate_params()
+        # scikit-learn takes True for 1, and infinity for a number
+        for name, constraints in self._parameter_constraints.items():
+            intervals = [] if isinstance(constraints, str) else [c for c in constraints if isinstance(c, Interval)]
+            value = getattr(self, name)
+            if intervals and not (value is None or name == "memory"):
+                check = integer if issubclass(intervals[0].type, Integral) else number
+                check(name, value, low=intervals[0].left)
+        checked_seed("random_state", self.random_state)
+        if hasattr(self, "memory"):
+            parse_memory(self.memory)
 
     def _key(self) -> jax.Array:
         return key_of(self.random_state)
@@ -78,6 +98,8 @@ class AttackedMixin:
         if isinstance(self.attack, type):
             name = self.attack.__name__
             raise TypeError(f"attack must be an instance: write {name}(...), not {name}")
+        if self.attack is not None:
+            require_attack(self.attack)
 
     def perturb(self, X, y, attack=None, *, random_state=0):
         """Adversarial examples against this very estimator.
@@ -104,6 +126,7 @@ class AttackedMixin:
                 f"an attack is needed, such as attack=PGD(epsilon=8/255), got {attack!r}; the estimator was "
                 f"fitted with attack={self.attack!r}"
             )
+        require_attack(attack)
         checked, _ = self._validated(X, reset=False)
         checked = checked.astype(params_dtype(self.model_.variables.params), copy=False)
         targets = self._attack_targets(y, len(checked))
@@ -248,7 +271,8 @@ def _init(network, key, input_shape):
 
 
 def key_of(random_state) -> jax.Array:
-    return jax.random.key(int(check_random_state(random_state).randint(np.iinfo(np.int32).max)))
+    random = check_random_state(checked_seed("random_state", random_state))
+    return jax.random.key(int(random.randint(np.iinfo(np.int32).max)))
 
 
 def _as_rows(X):

@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import has_fit_parameter
 
 from ._backend import to_numpy
+from ._validation import brief, positive_tuple, require_numbers
 from .estimators import (
     NETWORK_ROWS,
     AttackedMixin,
@@ -47,7 +48,7 @@ class KernelSourceMixin:
         for name in (*fitted, "input_shape"):
             shape = getattr(self.estimator, name, None)
             if shape is not None:
-                return tuple(shape)
+                return positive_tuple(f"estimator.{name}", shape)
         return None
 
     def _source_model(self, X, y, n_outputs, sample_weight, key) -> Model:
@@ -55,6 +56,9 @@ class KernelSourceMixin:
         source = self.estimator
         if not hasattr(source, "fit"):
             return initial_model(source, self.input_shape_, n_outputs, key)
+        if isinstance(source, type) or not hasattr(source, "get_params"):
+            way = f"; write {source.__name__}(...)" if isinstance(source, type) else ""
+            raise TypeError(f"estimator must be an instance of a scikit-learn estimator, got {brief(source)}{way}")
         if y is None and not isinstance(source, FrozenEstimator):
             raise ValueError(f"fit needs y, because {source!r} has to be trained on labels")
         fit_params = {}
@@ -397,6 +401,7 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
         return float(r2_score(y, answers, sample_weight=sample_weight))
 
     def _attack_targets(self, y, n_samples):
+        require_numbers("y", y)
         y = np.asarray(y, dtype=float)
         if y.shape[:1] != (n_samples,) or not np.isfinite(y).all():
             raise ValueError(f"y must hold finite targets for each of the {n_samples} samples")
