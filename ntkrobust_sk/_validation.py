@@ -386,3 +386,34 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", fi
     if finite and not np.isfinite(found).all():
         raise ValueError(f"{name} must be finite, but {brief(values)} has NaN or infinity")
     return found
+
+
+def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
+    """Return floating values in the dtype in which they are computed with, unless some are too large for it.
+
+    Raises
+    ------
+    ValueError
+        If a finite value overflows.
+
+    Examples
+    --------
+    >>> fitting("X", np.array([1.0, 2.0]), np.float32).dtype
+    dtype('float32')
+    >>> fitting("X", np.array([1.0, 1e300]), np.float32)
+    Traceback (most recent call last):
+    ValueError: X holds 1e+300, which float32 cannot: it is computed with in float32; scale the data
+    """
+    dtype = np.dtype(dtype)
+    if values.dtype == dtype or values.dtype.kind not in "fV":
+        return values.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        found = values.astype(dtype)
+    if dtype.itemsize < values.dtype.itemsize and not np.isfinite(found).all():
+        lost = np.isfinite(values) & ~np.isfinite(found)
+        if lost.any():
+            raise ValueError(
+                f"{name} holds {float(values[lost][0]):.6g}, which {dtype} cannot: it is computed with in "
+                f"{dtype}; scale the data"
+            )
+    return found

@@ -18,7 +18,7 @@ from ._files import read_npz, write_atomically
 from ._portable import SavedArray
 from ._validation import path as check_path
 from .apgd import APGD
-from .attacks import FGSM, NFGSM, PGD, Clean, one_key_each
+from .attacks import FGSM, NFGSM, PGD, Clean
 from .autoattack import AutoAttack
 from .balls import Box
 from .eigenfeatures import RobustFeatureSelector
@@ -28,6 +28,7 @@ from .fab import FAB
 from .features import TangentFeatures
 from .fmn import DDN, FMN
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
+from .keys import keys_of
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .networks import CNN, MLP, Model, Normalized, Stateless, Variables
 from .predictors import DualPredictor, PrimalPredictor
@@ -126,7 +127,7 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     AttackedExamples
     """
     subject = classifier_under_attack("attack", estimator, X.reshape(len(X), -1), y)
-    attack, keys = subject.usable(attack), one_key_each(key_of(random_state), len(X))
+    attack, keys = subject.usable(attack), keys_of(key_of(random_state), len(X))
     members, flags = {}, ()
     if hasattr(attack, "run"):
         with subject.precision():

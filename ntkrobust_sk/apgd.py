@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import check_choice
-from .attacks import PGD, example_losses, fold_keys, one_key_each, worse_of
-from .balls import Box, ball_of, check_bounds, free, project, samples, steepest
+from ._validation import check_choice, integer
+from .attacks import answers_wrongly, ascent_losses, known, set_common, set_plain, worse_of
+from .balls import Box, free, project, samples, steepest, usable
 from .convolutions import with_fast_gradients
-from .loops import as_pytree, on_rows, runs_fused
+from .entry import given
+from .keys import fold_keys
+from .loops import runs_fused
 from .norms import NORMS
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.
@@ -95,21 +97,14 @@ class APGD:
     one_key_each = True
 
     def __post_init__(self):
-        plain = PGD(self.epsilon, self.n_steps, norm=self.norm, n_restarts=self.n_restarts, bounds=self.bounds)
-        object.__setattr__(self, "bounds", plain.bounds)
+        set_common(self)
         check_choice("loss", self.loss, LOSSES)
-        if not (isinstance(self.n_targets, int | np.integer) and self.n_targets >= 1):
-            raise ValueError(f"n_targets must be a positive integer, got {self.n_targets!r}")
+        set_plain(self, n_targets=integer("n_targets", self.n_targets))
 
     def __call__(self, model, x, y, *, key):
         """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
-        if isinstance(x, np.ndarray):
-            check_bounds(self, x)
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        shape, keys = x.shape, one_key_each(key, x.shape[0])
-        model, x = on_rows(as_pytree(model), x)
-        ball = ball_of(self, x)
-        n_classes = _n_classes(self.loss, model, x, y)
+        model, x, y, keys, ball, shape, n_classes = given(self, model, x, y, key)
+        _check_classes(self.loss, n_classes, y)
         # ranks among the scores of the input; the first is the answer that has to be changed
         ranks = range(2, min(self.n_targets + 1, n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
         best = None
@@ -134,7 +129,7 @@ def targeted_dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Arra
 
 
 TINY = 1e-12
-LOSSES = {"ce": lambda scores, y, target: example_losses(scores, y), "dlr": dlr, "targeted-dlr": targeted_dlr}
+LOSSES = {"ce": lambda scores, y, target: ascent_losses(scores, y), "dlr": dlr, "targeted-dlr": targeted_dlr}
 CLASSES_NEEDED = {"ce": 1, "dlr": 3, "targeted-dlr": 4}
 
 
@@ -255,7 +250,7 @@ def _ahead(norm, x, ball, state, is_first):
 def _sparse_ahead(x, ball, state):
     """A step along few features, the steepest of those that can change or have."""
     count = jnp.maximum(jnp.round(state.count), 1)[:, None]
-    gradient = jnp.where(ball.lower < ball.upper, state.gradient, 0)
+    gradient = usable(state.gradient, ball)
     eligible = free(gradient, state.x, ball) | (state.x != x)
     return state.x + state.step_size[:, None] * NORMS["l1"].steepest(gradient, eligible, count)
 
@@ -312,9 +307,9 @@ def _ascend(loss, model, x, y, target):
         return values.sum(), (values, scores)
 
     gradient, (values, scores) = jax.grad(total, has_aux=True)(x)
-    integer = jnp.issubdtype(y.dtype, jnp.integer)
-    fooled = scores.argmax(1) != y if integer else jnp.zeros(len(x), bool)
-    return values, fooled, gradient
+    has_labels = jnp.issubdtype(y.dtype, jnp.integer)
+    fooled = answers_wrongly(scores, y) if has_labels else jnp.zeros(len(x), bool)
+    return known(values), fooled, gradient
 
 
 @jax.jit
@@ -338,8 +333,7 @@ def _looks(n_steps: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
     return looks, windows
 
 
-def _n_classes(loss, model, x, y) -> int:
-    n_classes = jax.eval_shape(lambda f, z: f(z), model, x).shape[1]
+def _check_classes(loss, n_classes, y):
     if n_classes < CLASSES_NEEDED[loss]:
         raise ValueError(
             f"loss={loss!r} needs {CLASSES_NEEDED[loss]} classes or more, but the model gives {n_classes} scores; "
@@ -347,7 +341,6 @@ def _n_classes(loss, model, x, y) -> int:
         )
     if loss != "ce" and not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"loss={loss!r} needs integer labels, got {y.dtype}; use loss='ce'")
-    return n_classes
 
 
 def _at(scores, y):

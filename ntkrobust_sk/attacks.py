@@ -2,16 +2,45 @@
 
 An attack is a frozen dataclass, called as ``attack(model, x, y, key=key) -> x_adv``. All it knows of the
 model is that ``model(x)`` gives scores (n, C); what it maximises is the cross-entropy of integer labels ``y``
-or, for real targets, the squared error. Example i's randomness depends on ``key`` and i alone; a ``key`` of
-shape (n,) holds one for each example. The estimators call attacks like that, so that no example depends on
-its batch.
+or, for real targets, the squared error. One column of scores is that of label 1 against label 0, whose score is
+zero. Example i's randomness depends on ``key`` and i alone; a ``key`` of shape (n,) holds one for each example.
 
-Whoever asked for an attack should not trust it: :func:`~ntkrobust_sk.balls.project_into` puts whatever came
-back into ball and bounds again.
+An attack of your own
+---------------------
+is any callable of this form: a function, or better a frozen dataclass, which can be compared, printed and saved.
+It gets inputs ``x`` (n, ...) and labels ``y`` (n,) of one tile as JAX arrays, and returns floating numbers shaped
+like ``x``. Whoever asked for it does not trust it: what comes back is put into ball and bounds again, and where it
+is not finite the input stands in its place. It may declare, as attributes:
+
+``epsilon``, ``norm``, ``bounds``
+    Its ball; all three or none. Without them what it returns is taken as it is.
+``needs_gradients``
+    False if scores are all it needs, so that it may attack estimators that have no gradients. True if not stated.
+``one_key_each``
+    True if ``key`` is an array (n,) of keys, one for each example, so that no example depends on its tile. If not
+    stated it is one key, which differs from tile to tile.
+
+>>> from sklearn.datasets import load_iris
+>>> from sklearn.linear_model import LogisticRegression
+>>> from ntkrobust_sk import robust_accuracy
+>>> @dataclass(frozen=True)
+... class RandomSigns:
+...     epsilon: float
+...     norm: str = "linf"
+...     bounds: tuple | None = None
+...     needs_gradients = False
+...
+...     def __call__(self, model, x, y, *, key):
+...         return x + self.epsilon * jax.random.rademacher(key, x.shape, x.dtype)
+>>> X, y = load_iris(return_X_y=True)
+>>> classifier = LogisticRegression(max_iter=1000).fit(X, y)
+>>> 0.8 < robust_accuracy(classifier, X, y, RandomSigns(0.3)) <= classifier.score(X, y)
+True
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,12 +48,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import brief, check_choice, function, number
+from ._validation import array, brief, check_choice, check_lengths, fitting, flag, integer, number
 from .balls import (
     Box,
     admitted,
     ball_of,
-    check_bounds,
     check_floating,
     plain_bounds,
     project,
@@ -34,7 +62,19 @@ from .balls import (
     steepest,
 )
 from .convolutions import with_fast_gradients
-from .loops import as_pytree, on_rows, one_ahead, runs_fused
+from .entry import (
+    check_finite,
+    checked_examples,
+    checked_model,
+    given,
+    is_binary,
+    keys_for,
+    labels_of,
+    require_attack,
+    two_columns,
+)
+from .keys import fold_keys, keys_of
+from .loops import one_ahead, runs_fused
 from .norms import NORMS
 
 
@@ -104,15 +144,17 @@ class PGD:
     one_key_each = True
 
     def __post_init__(self):
-        number("epsilon", self.epsilon, low=0, unit="in units of the data")
-        if self.step_size is not None:
-            number("step_size", self.step_size, low=0, unit="in units of the data")
-        for name in ("n_steps", "n_restarts"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | np.integer) and value >= 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         check_choice("norm", self.norm, NORMS)
-        object.__setattr__(self, "bounds", plain_bounds(self.bounds))
+        set_plain(
+            self,
+            epsilon=number("epsilon", self.epsilon, low=0, unit="in units of the data"),
+            n_steps=integer("n_steps", self.n_steps),
+            n_restarts=integer("n_restarts", self.n_restarts),
+            random_start=flag("random_start", self.random_start),
+            bounds=plain_bounds(self.bounds),
+        )
+        if self.step_size is not None:
+            set_plain(self, step_size=number("step_size", self.step_size, low=0, unit="in units of the data"))
 
     def __call__(self, model, x, y, *, key):
         """Adversarial examples.
@@ -130,17 +172,12 @@ class PGD:
         -------
         array (n, ...)
         """
-        if isinstance(x, np.ndarray):
-            check_bounds(self, x)
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        shape, keys = x.shape, one_key_each(key, x.shape[0])
-        model, x = on_rows(as_pytree(model), x)
-        ball = ball_of(self, x)
-        best = _one_run(self, model, x, y, keys, ball)
+        at = given(self, model, x, y, key)
+        best = _one_run(self, at.model, at.x, at.y, at.keys, at.ball)
         for restart in range(1, self.n_restarts):
-            other = _one_run(self, model, x, y, fold_keys(keys, restart), ball)
-            best = worse_of(model, best, other, y)
-        return best.reshape(shape)
+            other = _one_run(self, at.model, at.x, at.y, fold_keys(at.keys, restart), at.ball)
+            best = worse_of(at.model, best, other, at.y)
+        return best.reshape(at.shape)
 
 
 @dataclass(frozen=True)
@@ -163,7 +200,8 @@ class FGSM:
     one_key_each = True
 
     def __post_init__(self):
-        object.__setattr__(self, "bounds", self._as_pgd().bounds)
+        plain = self._as_pgd()
+        set_plain(self, epsilon=plain.epsilon, bounds=plain.bounds)
 
     def _as_pgd(self):
         return PGD(self.epsilon, 1, self.epsilon, self.norm, random_start=False, bounds=self.bounds)
@@ -213,37 +251,38 @@ class NFGSM:
     one_key_each = True
 
     def __post_init__(self):
-        number("noise", self.noise, low=0, unit="in units of the data")
-        object.__setattr__(self, "bounds", PGD(self.epsilon, 1, self.step_size, bounds=self.bounds).bounds)
+        plain = PGD(self.epsilon, 1, self.step_size, bounds=self.bounds)
+        noise = number("noise", self.noise, low=0, unit="in units of epsilon")
+        set_plain(self, epsilon=plain.epsilon, noise=noise, step_size=plain.step_size, bounds=plain.bounds)
 
     def __call__(self, model, x, y, *, key):
         """Inputs to train on (n, ...), from inputs (n, ...), labels (n,) and a key or one for each example."""
-        if isinstance(x, np.ndarray):
-            check_bounds(self, x)
-        x = jnp.asarray(x)
-        keys = one_key_each(key, x.shape[0])
+        at = given(self, model, x, y, key)
         noise = PGD(self.noise * self.epsilon, 1, bounds=self.bounds)
-        noisy = _start(NORMS["linf"], x, keys, ball_of(noise, x))
+        noisy = _start(NORMS["linf"], at.x, at.keys, ball_of(noise, at.x))
         length = self.epsilon if self.step_size is None else self.step_size
-        return PGD(length, 1, length, random_start=False, bounds=self.bounds)(model, noisy, y, key=keys)
+        step = PGD(length, 1, length, random_start=False, bounds=self.bounds)
+        return _one_run(step, at.model, noisy, at.y, at.keys, ball_of(step, noisy)).reshape(at.shape)
 
 
-def require_attack(attack, name: str = "attack"):
-    """Return what can be called as ``attack(model, x, y, key=key)``, or raise a TypeError that says what came.
+def set_common(attack):
+    """Check the fields that an attack has in common with :class:`PGD`, and make plain values of them."""
+    names = ("epsilon", "n_steps", "norm", "n_restarts", "bounds")
+    stated = {name: getattr(attack, name) for name in names if hasattr(attack, name)}
+    plain = PGD(**stated)
+    set_plain(attack, **{name: getattr(plain, name) for name in stated if name != "norm"})
 
-    >>> require_attack(PGD(0.1)).epsilon
-    0.1
-    >>> require_attack("pgd")
-    Traceback (most recent call last):
-    TypeError: attack: an attack is needed, such as PGD(epsilon=8/255), got 'pgd'
-    """
-    if not callable(attack) or isinstance(attack, type):
-        raise TypeError(f"{name}: an attack is needed, such as PGD(epsilon=8/255), got {brief(attack)}")
-    return function(name, attack, "attack(model, x, y, key=key)", 3, "key")
+
+def set_plain(attack, **values):
+    """Set fields of a frozen dataclass, to what checks have made of them."""
+    for name, value in values.items():
+        object.__setattr__(attack, name, value)
 
 
 def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
     """Cross-entropy (n,) of integer labels, squared error (n,) of real targets.
+
+    One column of scores is that of label 1 against label 0, whose score is zero.
 
     Raises
     ------
@@ -256,7 +295,7 @@ def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
                 f"integer labels must be of shape {scores.shape[:1]}, one for each row of scores, got {y.shape}; "
                 "one-hot or other real targets must be floating"
             )
-        return _cross_entropy(scores, y)
+        return _cross_entropy(two_columns(scores) if is_binary(scores.shape, y) else scores, y)
     if y.shape != scores.shape:
         raise ValueError(f"real targets must be shaped like the scores, {scores.shape}, got {y.shape}")
     return jnp.sum((scores - y.astype(scores.dtype)) ** 2, axis=1)
@@ -264,9 +303,28 @@ def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
 
 def _cross_entropy(scores, y):
     """log(1 + Σ_{c ≠ y} exp(s_c − s_y)), which 1 − softmax does not round to zero where the model is sure."""
+    return jax.nn.softplus(log_odds(scores, y))
+
+
+def log_odds(scores, y):
+    """log Σ_{c ≠ y} exp(s_c − s_y) (n,), which rises with the cross-entropy.
+
+    Its gradient has the direction of the cross-entropy's, without the factor that rounds to zero where the model
+    is very sure: the probability of a wrong answer.
+    """
     right = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
     others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
-    return jax.nn.softplus(jax.nn.logsumexp(others, axis=1) - right)
+    return jax.nn.logsumexp(others, axis=1) - right
+
+
+def ascent_losses(scores, y):
+    """What rises with :func:`example_losses`, for attacks that ask for its order and direction alone."""
+    return log_odds(scores, y) if jnp.issubdtype(y.dtype, jnp.integer) else example_losses(scores, y)
+
+
+def answers_wrongly(scores, y):
+    """Whether the highest score is another's (n,). Scores of which one is NaN are no answer, so no wrong one."""
+    return (scores.argmax(1) != y) & ~jnp.isnan(scores).any(1)
 
 
 def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
@@ -276,39 +334,75 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     ----------
     attack : callable
         ``attack(model, x, y, key=key) -> x_adv``. One that has ``in_tiles`` goes through the examples itself.
-    model : callable pytree
+    model : callable
     X : array (n, ...)
     y : array (n,) of int labels, or real targets (n, C)
     key : JAX PRNG key, or one for each example (n,)
-        Of one key row i gets the key folded with i, so its example does not depend on the other rows.
+        Of one key row i gets the key folded with i, so its example does not depend on the other rows. An attack
+        without ``one_key_each`` gets that of a tile's first row.
     rows : int
         Rows of a tile.
 
     Returns
     -------
     array (n, ...), on the host
+        Finite: where an attack has found no numbers it is the input.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no attack, no model, no inputs or no labels; for inputs that are not finite, or outside of the
+        bounds; when the attack returns something else than floating numbers shaped like its inputs.
+
+    Warns
+    -----
+    UserWarning
+        If examples were not finite, with their number.
     """
-    check_floating(X)
-    X = admitted(attack, X)
-    keys = one_key_each(key, len(X))
+    require_attack(attack)
+    model, rows = checked_model(model), integer("rows", rows)
+    X, y, keys = checked_data(attack, X, y, key)
     if hasattr(attack, "in_tiles"):
-        return attack.in_tiles(model, X, y, key=keys, rows=rows)
+        return _finite(attack, checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows), X), X)
 
     def attacked(start):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
         x = jnp.asarray(X[index])
-        return project_into(attack(model, x, jnp.asarray(y[index]), key=_at(keys, index)), x, attack)
+        found = attack(model, x, jnp.asarray(y[index]), key=keys_for(attack, keys, index))
+        return project_into(checked_examples(attack, found, x), x, attack)
 
     result, starts = np.empty_like(X), range(0, len(X), rows)
     for start, x_adv in zip(starts, one_ahead(map(attacked, starts)), strict=True):
         kept = slice(start, min(start + rows, len(X)))
         result[kept] = settle(np.asarray(x_adv)[: kept.stop - start], X[kept], attack)
-    return result
+    return _finite(attack, result, X)
 
 
-@jax.jit
-def _at(keys, index):
-    return keys[index]
+def checked_data(attack, X, y, key):
+    """Inputs (n, ...) on the host, as they may be attacked, with labels (or targets) and keys."""
+    X = array("X", X)
+    check_floating(X)
+    fitting("X", X, jax.dtypes.canonicalize_dtype(X.dtype))
+    check_finite(X)
+    y = np.asarray(labels_of(y))
+    if len(X):
+        check_lengths(X=X, y=y)
+    return admitted(attack, X), y, keys_of(key, len(X))
+
+
+def _finite(attack, found, X):
+    """Examples, or the inputs where these are not finite, with a warning that counts them."""
+    lost = ~np.isfinite(found).all(tuple(range(1, X.ndim)))
+    if lost.any():
+        warnings.warn(
+            f"{lost.sum()} of {len(X)} adversarial examples of {brief(attack)} were not finite. The inputs stand "
+            "in their place, so these were not attacked: look at the model's gradients there, or let Square "
+            "attack it, which needs none",
+            UserWarning,
+            stacklevel=3,
+        )
+        found = np.where(lost.reshape(-1, *[1] * (X.ndim - 1)), X, found)
+    return found
 
 
 @partial(jax.jit, static_argnames=("norm",))
@@ -319,7 +413,7 @@ def _start(norm, x, keys, ball):
 @partial(jax.jit, static_argnames=("norm",))
 def _step(norm, model, x, y, x_adv, ball):
     scores = with_fast_gradients(model)
-    gradient = jax.grad(lambda z: example_losses(scores(z), y).sum())(x_adv)
+    gradient = jax.grad(lambda z: ascent_losses(scores(z), y).sum())(x_adv)
     return project(norm, x, x_adv + ball.step_size * steepest(norm, gradient, x_adv, ball), ball)
 
 
@@ -344,33 +438,14 @@ def worse_of(model, first, second, y):
 
     def badness(z):
         scores = model(z)
-        fooled = scores.argmax(1) != y if jnp.issubdtype(y.dtype, jnp.integer) else False
-        return fooled, example_losses(scores, y)
+        fooled = answers_wrongly(scores, y) if jnp.issubdtype(y.dtype, jnp.integer) else False
+        return fooled, known(ascent_losses(scores, y))
 
     (fooled, loss), (fooled_2, loss_2) = badness(first), badness(second)
     better = (fooled_2 > fooled) | ((fooled_2 == fooled) & (loss_2 > loss))
     return jnp.where(better[:, None], second, first)
 
 
-def one_key_each(key, n):
-    """A key for each of n examples: those given, or one key folded with each position."""
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {key!r}")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    if key.ndim == 0:
-        return _example_keys(key, n)
-    if key.shape != (n,):
-        raise ValueError(f"key must be one key, or one for each of {n} examples, got keys of shape {key.shape}")
-    return key
-
-
-@partial(jax.jit, static_argnums=1)
-def _example_keys(key, n):
-    return fold_keys(key, jnp.arange(n))
-
-
-@jax.jit
-def fold_keys(keys, data):
-    axes = (0 if jnp.ndim(keys) else None, 0 if jnp.ndim(data) else None)
-    return jax.vmap(jax.random.fold_in, axes)(keys, data)
+def known(losses):
+    """Losses (n,), of which the lowest of all are those that are NaN."""
+    return jnp.where(jnp.isnan(losses), -jnp.inf, losses)

@@ -12,12 +12,13 @@ import numpy as np
 
 from ._validation import integer
 from .apgd import APGD
-from .attacks import PGD, attack_in_tiles, example_losses, one_key_each
-from .balls import Box, admitted, check_floating
+from .attacks import attack_in_tiles, checked_data, example_losses, set_common, set_plain
+from .balls import Box
 from .devices import on_host
+from .entry import check_targets, checked_model, scores_of, with_two_columns
 from .fab import FAB
-from .loops import as_pytree, evaluate
-from .networks import check_model
+from .loops import NO_ANSWER, answers, as_pytree, evaluate
+from .plan import pad_rows
 from .square import Square
 
 # Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many; tiles of few
@@ -82,10 +83,9 @@ class AutoAttack:
     one_key_each = True
 
     def __post_init__(self):
-        plain = PGD(self.epsilon, self.n_steps, norm=self.norm, bounds=self.bounds)
-        object.__setattr__(self, "bounds", plain.bounds)
-        Square(self.epsilon, self.n_queries)
-        FAB(self.epsilon, n_targets=self.n_targets)
+        set_common(self)
+        counts = {name: integer(name, getattr(self, name)) for name in ("n_queries", "n_targets")}
+        set_plain(self, **counts)
 
     def members(self, n_classes: int) -> dict[str, Callable]:
         """The attacks on a model with so many scores, by name, in their order."""
@@ -129,23 +129,25 @@ class AutoAttack:
         """
         if isinstance(X, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
             raise TypeError("AutoAttack decides by what it finds, which jit does not know: call it outside")
-        model, X, y = as_pytree(model), np.asarray(X), np.asarray(y)
+        model = checked_model(model)
+        X, y, keys = checked_data(self, X, y, key)
         if not len(X):
             raise ValueError(f"X holds no inputs to attack: its shape is {X.shape}")
         rows = (ROWS if on_host() else ROWS_ACCELERATOR) if rows is None else integer("rows", rows)
-        check_floating(X)
-        X = admitted(self, X)
-        keys = one_key_each(key, len(X))
+        # what the members ask for, before any of them is called
+        first = jnp.asarray(pad_rows(X[:rows], rows))
+        n_classes = check_targets(y, scores_of(model, first), len(X), labels=True)
+        model = with_two_columns(model) if n_classes == 1 else model
         x_adv, fallen_to = X.copy(), np.full(len(X), -1)
-        standing = np.asarray(_right(model, X, y, rows))
-        fallen_to[~standing] = 0
-        members = self.members(check_model(model, X.shape[1:]))
+        fallen_to[answers(model, X, rows) != y] = 0
+        members = self.members(max(n_classes, 2))
         for number, attack in enumerate(members.values(), 1):
             at = np.flatnonzero(fallen_to == -1)
             if not len(at):
                 break
-            found = attack_in_tiles(attack, model, X[at], y[at].astype(np.int32), key=keys[at], rows=rows)
-            fell = ~_right(model, found, y[at], rows)
+            found = attack_in_tiles(attack, model, X[at], y[at], key=keys[at], rows=rows)
+            given = answers(model, found, rows)
+            fell = (given != y[at]) & (given != NO_ANSWER)
             x_adv[at[fell]], fallen_to[at[fell]] = found[fell], number
         names = ("clean", *members)
         return AutoAttackReport(x_adv, fallen_to, names, tuple(flags(model, X, y, rows, names, fallen_to)))
@@ -188,8 +190,8 @@ class AutoAttackReport:
 def flags(model, X, y, rows, names, fallen_to) -> list[str]:
     """Signs that gradients are hidden, or that the model draws lots (as in the reference implementation)."""
     found = []
-    x, labels = jnp.asarray(X[:rows]), jnp.asarray(y[:rows].astype(np.int32))
-    scores, again = (evaluate(model, X[:rows], rows) for _ in range(2))
+    x, labels = (jnp.asarray(pad_rows(values[:rows], rows)) for values in (X, y))
+    scores, again = (evaluate(model, np.asarray(x), rows) for _ in range(2))
     traces = [jax.make_jaxpr(lambda f, x: f(x))(as_pytree(model), x) for _ in range(2)]
     # what a bare function draws outside of JAX it draws once for each compilation
     if not _same(*traces):
@@ -198,9 +200,13 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
         found.append("randomness: two evaluations of the same inputs differ; average over its draws in the attack")
     if scores.min() >= 0 and scores.max() <= 1 and np.allclose(scores.sum(1), 1, atol=1e-5):
         found.append("probabilities: scores look like the output of a softmax; give the model's logits")
-    flat = np.asarray(_flat(as_pytree(model), x, labels)).mean()
+    flat, unknown = (np.asarray(where)[: len(X)].mean() for where in _flat(as_pytree(model), x, labels))
     if flat > 0.01:
         found.append(f"zero gradients: of the cross-entropy, at {flat:.0%} of the inputs")
+    if unknown > 0:
+        found.append(f"gradients that are not finite: of the cross-entropy, at {unknown:.0%} of the inputs")
+    if np.isnan(scores).any():
+        found.append(f"scores that are NaN: at {np.isnan(scores[: len(X)]).any(1).mean():.0%} of the inputs")
     text = str(traces[0])
     if operations := [name for name in FLAT if re.search(rf"= {name}\b", text)]:
         found.append(f"flat operations: no gradient passes through {', '.join(operations)}")
@@ -211,9 +217,9 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
 
 @jax.jit
 def _flat(model, x, y):
-    """Whether the gradient of the cross-entropy is zero, for each input."""
-    gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x)
-    return (gradient == 0).reshape(len(x), -1).all(1)
+    """Whether the gradient of the cross-entropy is zero, and whether it is not finite, for each input."""
+    gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x).reshape(len(x), -1)
+    return (gradient == 0).all(1), ~jnp.isfinite(gradient).all(1)
 
 
 def _same(trace, other) -> bool:
@@ -221,7 +227,3 @@ def _same(trace, other) -> bool:
     if str(trace) != str(other) or len(trace.consts) != len(other.consts):
         return False
     return all(np.array_equal(a, b) for a, b in zip(trace.consts, other.consts, strict=True))
-
-
-def _right(model, X, y, rows) -> np.ndarray:
-    return evaluate(model, X, rows).argmax(1) == y

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._validation import array, brief
 from .norms import NORMS
 
 # Times that examples are moved inwards at most; once or twice is enough.
@@ -74,13 +75,20 @@ class Box:
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
         if self.mask is not None:
-            mask = np.asarray(self.mask)
+            try:
+                mask = np.asarray(self.mask)
+            except ValueError:  # rows of different lengths
+                mask = np.empty(0)
             if mask.dtype != bool:
                 raise ValueError(
-                    f"mask must hold a boolean for each feature, True where it may change, got {mask.dtype}"
+                    f"mask must hold a boolean for each feature, True where it may change, got {brief(self.mask)}"
                 )
             object.__setattr__(self, "mask", tuple(mask.ravel().tolist()))
         object.__setattr__(self, "integers", _positions("integers", self.integers))
+        if np.ndim(self.one_hot) == 0 and not isinstance(self.one_hot, tuple | list):
+            raise ValueError(
+                f"one_hot must be groups of positions, such as ((4, 5, 6),), got {brief(self.one_hot)}"
+            )
         groups = tuple(_positions("each group of one_hot", group) for group in self.one_hot)
         object.__setattr__(self, "one_hot", groups)
         if any(len(group) < 2 for group in groups):
@@ -103,7 +111,7 @@ class Box:
 def _positions(name, values) -> tuple[int, ...]:
     try:
         found = np.asarray(values)
-    except ValueError:
+    except ValueError:  # rows of different lengths
         found = np.empty((0, 0))
     if found.ndim != 1 or (found.size and not (np.issubdtype(found.dtype, np.integer) and found.min() >= 0)):
         raise ValueError(f"{name} must be positions of features, integers >= 0, got {values!r}")
@@ -127,8 +135,13 @@ def project(norm, x, x_adv, ball):
 
 def steepest(norm, gradient, at, ball):
     """Direction of unit norm along which a linear function of the features that may change rises most."""
-    gradient = jnp.where(ball.lower < ball.upper, gradient, 0)
+    gradient = usable(gradient, ball)
     return norm.steepest(gradient, free(gradient, at, ball))
+
+
+def usable(gradient, ball):
+    """The gradient, zero for features that may not change and where it is no finite number."""
+    return jnp.where((ball.lower < ball.upper) & jnp.isfinite(gradient), gradient, 0)
 
 
 def free(gradient, at, ball):
@@ -337,7 +350,11 @@ def ball_of(attack, x) -> Ball:
     n_steps = getattr(attack, "n_steps", 1)
     step_size = getattr(attack, "step_size", None)
     step_size = 2 * attack.epsilon / n_steps if step_size is None else step_size
-    return Ball(*(np.asarray(v).astype(dtype) for v in (attack.epsilon, step_size)), *_limits(attack.bounds, x))
+    with np.errstate(over="ignore"):
+        lengths = [np.asarray(v).astype(dtype) for v in (attack.epsilon, step_size)]
+    if not np.isfinite(lengths).all():
+        raise ValueError(f"epsilon={attack.epsilon:g} and steps of {step_size:g} must be numbers in {dtype}")
+    return Ball(*lengths, *_limits(attack.bounds, x))
 
 
 def _limits(bounds, x):
@@ -371,15 +388,18 @@ def _per_feature(what, values, x):
 
 
 def plain_bounds(bounds):
+    """Bounds as plain values: None, a Box, or (low, high) of float or tuples of float."""
     if bounds is None or isinstance(bounds, Box):
         return bounds
     try:
-        low, high = (np.asarray(b, dtype=float) for b in bounds)
-        ordered = (low.ravel() <= high.ravel()).all()
-    except (TypeError, ValueError):
+        if isinstance(bounds, str | bytes | dict | set | frozenset):
+            raise TypeError
+        low, high = (array("bounds", np.atleast_1d(b)).astype(float).reshape(np.shape(b)) for b in bounds)
+        ordered = ((low.ravel() <= high.ravel()) & (low.ravel() < np.inf) & (high.ravel() > -np.inf)).all()
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(
             "bounds must be None or (low, high), each a number or one number for each feature, or a Box, got "
-            f"{bounds!r}"
+            f"{brief(bounds)}"
         ) from None
     if not ordered:
         raise ValueError(f"bounds must be (low, high) with low <= high and no NaN, got {_brief(bounds)}")

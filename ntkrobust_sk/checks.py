@@ -17,10 +17,11 @@ import numpy as np
 import scipy.stats
 
 from ._validation import brief, integer, number
-from .attacks import PGD, example_losses, fold_keys, one_key_each, require_attack
+from .attacks import PGD, example_losses, require_attack
 from .balls import settle
 from .estimators import key_of
 from .evaluation import classifier_under_attack, clopper_pearson
+from .keys import keys_of, one_key_each
 from .norms import NORMS
 from .square import Square, margin
 
@@ -123,7 +124,7 @@ def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99
     confidence, n_queries = number("confidence", confidence, above=0.5, below=1), integer("n_queries", n_queries)
     _require_ball(attack)
     subject = classifier_under_attack("check_evaluation", estimator, X, y)
-    attack, keys = subject.usable(attack), one_key_each(key_of(random_state), len(subject.X))
+    attack, keys = subject.usable(attack), keys_of(key_of(random_state), len(subject.X))
     right = subject.answers(subject.X) == subject.y
     X_adv = subject.perturb(attack, keys)
     fell = ~right | (subject.answers(X_adv) != subject.y)
@@ -133,7 +134,7 @@ def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99
         return ~right | (subject.answers(subject.perturb(attack, keys)) != subject.y)
 
     stronger = falls(_strengthened(attack))
-    again = [falls(attack, fold_keys(keys, 1 + number)) for number in range(RESTARTS)]
+    again = [falls(attack, keys.folded(1 + number)) for number in range(RESTARTS)]
     by_radius = {
         factor * attack.epsilon: fell
         if factor == 1
@@ -167,6 +168,8 @@ class _Noise:
     epsilon: float
     norm: str
     bounds: tuple | None
+    needs_gradients = False
+    one_key_each = True
 
     def __call__(self, model, x, y, *, key):
         signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(one_key_each(key, len(x)))

@@ -14,11 +14,12 @@ import scipy.stats
 from sklearn.base import is_regressor
 
 from ._validation import array, brief, check_choice, number
-from .attacks import PGD, one_key_each, require_attack
+from .attacks import PGD, require_attack
 from .autoattack import AutoAttack
 from .balls import check_bounds, plain_bounds, settle
 from .estimators import key_of
 from .fab import FAB
+from .keys import keys_of
 from .norms import NORMS
 from .scoring import Subject, attackable
 
@@ -105,7 +106,7 @@ def robustness_report(
     subject = classifier_under_attack("robustness_report", estimator, X, y)
     largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
     attacks = _attacks_in(attacks, subject, largest)
-    keys = one_key_each(key_of(random_state), len(subject.X))
+    keys = keys_of(key_of(random_state), len(subject.X))
     right = subject.answers(subject.X) == subject.y
     distances = np.where(right, np.inf, 0.0)
     fell_at, flags = [], {}
@@ -301,7 +302,7 @@ def minimal_perturbations(
     subject = classifier_under_attack("minimal_perturbations", estimator, X, y)
     if subject.opaque is not None:
         raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
-    keys = one_key_each(key_of(random_state), len(subject.X))
+    keys = keys_of(key_of(random_state), len(subject.X))
     return _nearest(subject, attack, keys)
 
 
@@ -526,7 +527,7 @@ def _nearest(subject, attack, keys) -> np.ndarray:
         for start in range(0, n, subject.rows):
             index = np.minimum(np.arange(start, start + subject.rows), n - 1)
             x, y = jnp.asarray(subject.X[index]), jnp.asarray(subject.y[index])
-            nearest, _ = attack.nearest(subject.model, x, y, key=keys[index])
+            nearest, _ = attack.nearest(subject.model, x, y, key=keys[index].on_device())
             points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
     return _valid_distances(subject, attack, points)
 

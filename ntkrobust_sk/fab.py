@@ -12,16 +12,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from .attacks import PGD, fold_keys, one_key_each
-from .balls import Box, ball_of, check_bounds, samples
+from ._validation import integer
+from .attacks import answers_wrongly, set_common, set_plain
+from .balls import Box, samples, usable
 from .convolutions import with_fast_gradients
-from .loops import as_pytree, on_rows, runs_fused
+from .entry import given
+from .keys import fold_keys
+from .loops import runs_fused
 from .norms import NORMS, bisect
+from .square import margin
 
 # At most so much of a step goes back towards the input; beyond the boundary by so much; back from it by so much.
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
+# Rounds in which what was found is refined, halvings in each, and how far beyond the boundary it is left.
+ROUNDS, HALVINGS, BEYOND = 3, 6, 5e-4
 # Of Newton's method at most; it passes at least one piece of a piecewise linear function in each.
 NEWTON_STEPS = 50
 
@@ -49,9 +54,9 @@ class MinimumNorm:
 
     def __call__(self, model, x, y, *, key):
         """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
-        nearest, distance = self.nearest(model, x, y, key=key)
-        x, near = jnp.asarray(x), distance <= ball_of(self, x).epsilon
-        return jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), nearest, x)
+        at = given(self, model, x, y, key, labels=True)
+        found = self._found(at)
+        return jnp.where((found.distance <= at.ball.epsilon)[:, None], found.x, at.x).reshape(at.shape)
 
     def nearest(self, model, x, y, *, key):
         """The nearest wrongly answered points (n, ...) that were found, and how far they are (n,).
@@ -59,20 +64,67 @@ class MinimumNorm:
         An input that is answered wrongly is its own nearest point; one for which nothing was found is infinitely
         far from it.
         """
-        if isinstance(x, np.ndarray):
-            check_bounds(self, x)
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            raise ValueError(f"this attack needs integer labels, got {y.dtype}")
-        shape, keys = x.shape, one_key_each(key, x.shape[0])
-        model, x = on_rows(as_pytree(model), x)
-        found = self._search(model, x, y, keys, ball_of(self, x), _as_they_are(model, x, y))
-        return found.x.reshape(shape), found.distance
+        at = given(self, model, x, y, key, labels=True)
+        found = self._found(at)
+        return found.x.reshape(at.shape), found.distance
+
+    def _found(self, at):
+        found = self._search(at.model, at.x, at.y, at.keys, at.ball, _as_they_are(at.model, at.x, at.y))
+        return refined(self.norm, at.model, at.x, at.y, at.ball, found)
 
 
 @jax.jit
 def _as_they_are(model, x, y):
-    return Found(x, jnp.where(model(x).argmax(1) != y, 0, jnp.inf).astype(x.dtype))
+    return Found(x, jnp.where(answers_wrongly(model(x), y), 0, jnp.inf).astype(x.dtype))
+
+
+@partial(jax.jit, static_argnames="norm")
+def refined(norm, model, x, y, ball, found):
+    """What was found, moved to the nearest point of the boundary around it.
+
+    In each round the margin is linearised at the point found (at the input where there is none), and the input is
+    projected to the plane where it vanishes, within the bounds. The boundary then lies between the input and that
+    projection where its answer is wrong already, otherwise between it and the point found; halving finds it there.
+    For a linear margin the first round is exact. The result lies a little beyond, so that the rounding of another
+    program does not change the answer.
+    """
+    length = NORMS[norm].length
+
+    def margins(z):
+        values = margin(with_fast_gradients(model)(z), y)
+        return values.sum(), values
+
+    def wrong(z):
+        return answers_wrongly(model(z), y)[:, None]
+
+    def beyond(z):
+        return jnp.clip(x + (1 + BEYOND) * (z - x), ball.lower, ball.upper)
+
+    def refine(_, found):
+        gradient, value = jax.grad(margins, has_aux=True)(found.x)
+        gradient = usable(gradient, ball)
+        wanted = jnp.sum(gradient * (found.x - x), axis=1) - value
+        plane = beyond(x + to_plane(norm, gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
+        crossed = wrong(plane)
+        first, last = jnp.where(crossed, x, plane), jnp.where(crossed, plane, found.x)
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            over = wrong(first + middle * (last - first))
+            return jnp.where(over, low, middle), jnp.where(over, middle, high)
+
+        ends = jnp.zeros((len(x), 1), x.dtype), jnp.ones((len(x), 1), x.dtype)
+        share = jax.lax.fori_loop(0, HALVINGS, halve, ends)[1]
+        at = jnp.where(share < 1, first + share * (last - first), last)
+        ends_wrong = (crossed | jnp.isfinite(found.distance)[:, None])[:, 0]
+        return found.or_nearer(at, ends_wrong, length(at - x).reshape(-1))
+
+    found = jax.lax.fori_loop(0, ROUNDS, refine, found)
+    at = beyond(found.x)
+    moved = wrong(at) & jnp.isfinite(found.distance)[:, None]
+    distance = jnp.where(moved[:, 0], length(at - x).reshape(-1), found.distance)
+    return Found(jnp.where(moved, at, found.x), distance)
 
 
 @dataclass(frozen=True)
@@ -124,10 +176,8 @@ class FAB(MinimumNorm):
     bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
-        plain = PGD(self.epsilon, self.n_steps, norm=self.norm, n_restarts=self.n_restarts, bounds=self.bounds)
-        object.__setattr__(self, "bounds", plain.bounds)
-        if not (isinstance(self.n_targets, int | np.integer) and self.n_targets >= 1):
-            raise ValueError(f"n_targets must be a positive integer, got {self.n_targets!r}")
+        set_common(self)
+        set_plain(self, n_targets=integer("n_targets", self.n_targets))
 
     def _search(self, model, x, y, keys, ball, found):
         order = _order(model, x)
@@ -172,6 +222,7 @@ def _step(norm, model, x, y, target, ball, at, found):
         return ahead.sum(), ahead[:, 0]
 
     gradient, difference = jax.grad(differences, has_aux=True)(at)
+    gradient, difference = usable(gradient, ball), jnp.where(jnp.isfinite(difference), difference, 0)
     # the plane where the linearisation at the iterate vanishes, seen from the iterate and from the input
     behind = jnp.sum(gradient * (x - at), axis=1)
     wanted = jnp.concatenate([-difference, -difference - behind])
@@ -182,9 +233,11 @@ def _step(norm, model, x, y, target, ball, at, found):
     alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), ALPHA_MAX)
     mixed = (at + ETA * from_at) * (1 - alpha) + (x + ETA * from_x) * alpha
     at = jnp.clip(mixed, ball.lower, ball.upper)
-    wrong, distance = model(at).argmax(1) != y, norm.length(at - x).reshape(-1)
-    back = jnp.where(wrong[:, None], x + BETA * (at - x), at)
-    return back, found.or_nearer(at, wrong, distance)
+    scores, distance = model(at), norm.length(at - x).reshape(-1)
+    wrong = answers_wrongly(scores, y)
+    # where there are no scores there is no plane either
+    back = wrong | jnp.isnan(scores).any(1)
+    return jnp.where(back[:, None], x + BETA * (at - x), at), found.or_nearer(at, wrong, distance)
 
 
 def _twice(values, x):

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from ._validation import number
-from .attacks import PGD, example_losses
-from .balls import Box, project
+from .attacks import answers_wrongly, log_odds, set_common, set_plain
+from .balls import Box, free, project, usable
 from .convolutions import with_fast_gradients
 from .fab import Found, MinimumNorm
 from .loops import runs_fused
@@ -79,9 +79,7 @@ class FMN(MinimumNorm):
     bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
-        plain = PGD(self.epsilon, self.n_steps, self.step_size, self.norm, bounds=self.bounds)
-        object.__setattr__(self, "bounds", plain.bounds)
-        _check_numbers(self)
+        _set_numbers(self)
 
     def _search(self, model, x, y, keys, ball, found):
         radius = jnp.full(len(x), jnp.inf, x.dtype)
@@ -139,10 +137,8 @@ class DDN(MinimumNorm):
     norm = "l2"
 
     def __post_init__(self):
-        plain = PGD(self.epsilon, self.n_steps, self.step_size, "l2", bounds=self.bounds)
-        object.__setattr__(self, "bounds", plain.bounds)
-        _check_numbers(self)
-        number("radius", self.radius, low=0, unit="in units of the data")
+        _set_numbers(self)
+        set_plain(self, radius=number("radius", self.radius, low=0, unit="in units of the data"))
 
     def _search(self, model, x, y, keys, ball, found):
         radius = jnp.full(len(x), self.radius, x.dtype)
@@ -157,11 +153,11 @@ class _State(NamedTuple):
     found: Found
 
 
-def _check_numbers(attack):
-    number("step_size", attack.step_size, low=0, unit="in units of the data")
-    number("gamma", attack.gamma, low=0, unit="in units of the data")
-    if not 0 < attack.gamma < 1:
-        raise ValueError(f"gamma must be in (0, 1), a relative change of the radius, got {attack.gamma!r}")
+def _set_numbers(attack):
+    set_common(attack)
+    step_size = number("step_size", attack.step_size, low=0, unit="in units of the data")
+    gamma = number("gamma", attack.gamma, above=0, below=1)
+    set_plain(attack, step_size=step_size, gamma=gamma)
 
 
 def _run(attack, step, model, x, y, ball, state):
@@ -188,7 +184,7 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
         return margins.sum(), margins
 
     gradient, margins = jax.grad(total, has_aux=True)(state.x)
-    gradient = jnp.where(ball.lower < ball.upper, gradient, 0)
+    gradient = -_movable(-gradient, state.x, ball)
     wrong, distance = margins < 0, NORMS[norm].length(state.x - x).reshape(-1)
     ever, found = jnp.isfinite(state.found.distance), state.found.or_nearer(state.x, wrong, distance)
     gamma = _cosine(gamma, LEAST_GAMMA, now)
@@ -197,6 +193,8 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
     outwards = jnp.where(ever, state.radius, distance + margins / slope) * (1 + gamma)
     radius = jnp.where(wrong, jnp.minimum(state.radius * (1 - gamma), found.distance), outwards)
     ahead = state.x - _cosine(ball.step_size, LEAST_STEP * ball.step_size, now) * NORMS["l2"].steepest(gradient)
+    # within bounds first, so that no length is spent on what they take away
+    ahead = jnp.clip(ahead, ball.lower, ball.upper)
     return _State(project(NORMS[norm], x, ahead, ball._replace(epsilon=radius[:, None])), radius, found)
 
 
@@ -204,16 +202,22 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
 def _ddn_step(norm, model, x, y, ball, gamma, state, now):
     def total(z):
         scores = with_fast_gradients(model)(z)
-        return example_losses(scores, y).sum(), scores.argmax(1) != y
+        return log_odds(scores, y).sum(), answers_wrongly(scores, y)
 
     gradient, wrong = jax.grad(total, has_aux=True)(state.x)
-    gradient = jnp.where(ball.lower < ball.upper, gradient, 0)
+    gradient = _movable(gradient, state.x, ball)
     distance = NORMS[norm].length(state.x - x).reshape(-1)
     radius = state.radius * jnp.where(wrong, 1 - gamma, 1 + gamma)
     step_size = _cosine(ball.step_size, LEAST_STEP * ball.step_size, now)
     direction = NORMS[norm].steepest(state.x - x + step_size * NORMS[norm].steepest(gradient))
     ahead = jnp.clip(x + radius[:, None] * direction, ball.lower, ball.upper)
     return _State(ahead, radius, state.found.or_nearer(state.x, wrong, distance))
+
+
+def _movable(gradient, at, ball):
+    """The gradient of what can go its way, zero for features that bounds hold."""
+    gradient = usable(gradient, ball)
+    return jnp.where(free(gradient, at, ball), gradient, 0)
 
 
 def _cosine(first, last, share):

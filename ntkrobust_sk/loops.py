@@ -11,6 +11,7 @@ step wins; it does not wait for results, it only enqueues work.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,9 @@ from jax.tree_util import Partial
 from .convolutions import CONVOLUTION, loops_well
 from .devices import on_host
 from .plan import pad_rows
+
+# In place of a position among the classes, where a model gives no numbers.
+NO_ANSWER = -1
 
 
 def runs_fused(model, x, training: bool = False) -> bool:
@@ -81,6 +85,42 @@ def evaluate(model, X: np.ndarray, rows: int) -> np.ndarray:
     tiles = [X[start : start + rows] for start in range(0, len(X), rows)]
     scores = one_ahead(_call(model, pad_rows(tile, rows)) for tile in tiles)
     return np.concatenate([np.asarray(found)[: len(tile)] for found, tile in zip(scores, tiles, strict=True)])
+
+
+def answers(model, X: np.ndarray, rows: int) -> np.ndarray:
+    """Positions (n,) of a model's highest scores over X (n, ...); ``NO_ANSWER`` where one of the scores is NaN."""
+    return positions_of_best(evaluate(model, X, rows))
+
+
+def positions_of_best(scores: np.ndarray) -> np.ndarray:
+    """Positions (n,) of the highest of scores (n, C); ``NO_ANSWER`` where one of them is NaN, with a warning.
+
+    >>> positions_of_best(np.array([[0.0, 2.0], [3.0, 1.0]])).tolist()
+    [1, 0]
+    """
+    lost = np.isnan(scores).any(1)
+    if lost.any():
+        _warn_of_lost(lost, "these count as answered wrongly")
+    return np.where(lost, NO_ANSWER, scores.argmax(1))
+
+
+def evaluate_attacked(model, X_adv: np.ndarray, X: np.ndarray, rows: int) -> np.ndarray:
+    """Scores (n, T) over adversarial examples, or over their inputs where the former are NaN, with a warning."""
+    scores = evaluate(model, X_adv, rows)
+    lost = np.isnan(scores).any(1)
+    if lost.any():
+        _warn_of_lost(lost, "there the score of the input counts, as if it had not been attacked")
+        scores[lost] = evaluate(model, X[lost], rows)
+    return scores
+
+
+def _warn_of_lost(lost, what):
+    warnings.warn(
+        f"the model's scores are NaN at {lost.sum()} of {len(lost)} inputs (the first: row {lost.argmax()}); "
+        f"{what}",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def one_ahead(results: Iterable) -> Iterator:

@@ -15,8 +15,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from .attacks import attack_in_tiles, one_key_each
+from .attacks import attack_in_tiles
 from .estimators import NETWORK_ROWS, key_of, positions
+from .keys import keys_of
 from .loops import as_pytree, evaluate
 from .networks import Model, params_dtype
 from .sklearn_models import as_model
@@ -172,7 +173,7 @@ class Subject:
 
     def perturb(self, attack, key, at=slice(None)) -> np.ndarray:
         """Adversarial examples of the rows ``at``; ``key`` is one, or one for each of *all* rows."""
-        keys = one_key_each(key, len(self.X))
+        keys = keys_of(key, len(self.X))
         with self.precision():
             X, y = self.X[at], self.y[at]
             return attack_in_tiles(attack, self.model, X, y, key=keys[at], rows=self.rows)

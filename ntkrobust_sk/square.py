@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .attacks import PGD, fold_keys, one_key_each
-from .balls import Box, ball_of, check_bounds, project
-from .loops import as_pytree, on_rows, runs_fused
+from ._validation import integer, number
+from .attacks import set_common, set_plain
+from .balls import Box, project
+from .entry import given
+from .keys import fold_keys
+from .loops import runs_fused
 from .norms import NORMS
 
 # After which query the share of features that a proposal changes is halved once more.
@@ -71,22 +74,17 @@ class Square:
     one_key_each = True
 
     def __post_init__(self):
-        object.__setattr__(self, "bounds", PGD(self.epsilon, norm=self.norm, bounds=self.bounds).bounds)
-        if not (isinstance(self.n_queries, int | np.integer) and self.n_queries >= 1):
-            raise ValueError(f"n_queries must be a positive integer, got {self.n_queries!r}")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must be in (0, 1], got {self.share!r}")
+        set_common(self)
+        set_plain(
+            self,
+            n_queries=integer("n_queries", self.n_queries),
+            share=number("share", self.share, above=0, high=1),
+        )
 
     def __call__(self, model, x, y, *, key):
         """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
-        if isinstance(x, np.ndarray):
-            check_bounds(self, x)
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            raise ValueError(f"the square attack needs integer labels, got {y.dtype}")
-        shape, keys = x.shape, one_key_each(key, x.shape[0])
-        model, x = on_rows(as_pytree(model), x)
-        kind, ball = (self.norm, shape[1:]), ball_of(self, x)
+        model, x, y, keys, ball, shape, _ = given(self, model, x, y, key, labels=True)
+        kind = (self.norm, shape[1:])
         state = _begin(*kind, model, x, y, keys, ball)
         queries = np.arange(1, self.n_queries)
         sizes = _sizes(self.n_queries, self.share, shape[1:])
@@ -106,11 +104,14 @@ class _State(NamedTuple):
 def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
     """z_y − max_{c≠y} z_c (n,) of scores (n, C) and labels (n,): negative where the answer is wrong.
 
+    It is infinite where scores are NaN, since that is no answer.
+
     >>> margin(jnp.array([[2.0, 0.5, 1.0]]), jnp.array([0])).tolist()
     [1.0]
     """
     right = jax.nn.one_hot(y, scores.shape[1], dtype=bool)
-    return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - jnp.where(right, -jnp.inf, scores).max(1)
+    found = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - jnp.where(right, -jnp.inf, scores).max(1)
+    return jnp.where(jnp.isnan(found), jnp.inf, found)
 
 
 @partial(jax.jit, static_argnames=("norm", "shape"))

@@ -250,11 +250,14 @@ def test_in_tiles_examples_lie_in_ball_and_bounds_to_the_last_bit(norm, bounds, 
     X = np.clip(rng.uniform(-0.2, 1.2, size=(2000, *IMAGE)).astype(np.float32), low, high)
 
     def outwards(model, x, y, *, key):
-        return x + 10 * jax.random.normal(key[0], x.shape)
+        return x + 10 * jax.random.normal(key, x.shape)
 
     for epsilon in (8 / 255, 0.1, 1e-5, 0.7):
         outwards.epsilon, outwards.norm, outwards.bounds = epsilon, norm, BOUNDS[bounds]
-        np.save(tmp_path / "x.npy", attack_in_tiles(outwards, None, X, np.zeros(2000, int), key=KEY, rows=500))
+        np.save(
+            tmp_path / "x.npy",
+            attack_in_tiles(outwards, victim("dense", "float32"), X, np.zeros(2000, int), key=KEY, rows=500),
+        )
         x_adv = np.load(tmp_path / "x.npy")
         assert x_adv.dtype == np.float32
         length = lengths(x_adv.astype(float) - X, norm)

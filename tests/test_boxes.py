@@ -238,7 +238,7 @@ def test_boxes_are_plain_values_and_unpack_to_their_bounds():
     "made, message",
     [
         (lambda: Box(1, 0), "low <= high"),
-        (lambda: Box(mask=[0, 1]), "mask must hold a boolean for each feature, True where it may change, got int"),
+        (lambda: Box(mask=[0, 1]), "mask must hold a boolean for each feature, True where it may change, got"),
         (lambda: Box(integers=[-1]), "integers must be positions of features, integers >= 0"),
         (lambda: Box(integers=[0.5]), "integers must be positions"),
         (lambda: Box(integers=3), "integers must be positions"),

@@ -120,7 +120,7 @@ def test_they_are_plain_values():
     "made, message",
     [
         (lambda: FMN(-1), "epsilon must be"),
-        (lambda: FMN(0.1, gamma=1.0), r"gamma must be in \(0, 1\)"),
+        (lambda: FMN(0.1, gamma=1.0), "gamma must be a finite number > 0 and < 1"),
         (lambda: FMN(0.1, step_size=None), "step_size must be"),
         (lambda: FMN(0.1, norm="l0"), "unknown norm"),
         (lambda: DDN(0.1, n_steps=0), "n_steps must be"),
