@@ -117,7 +117,12 @@ def _compare(estimator, form, rows, own):
         raise TypeError(f"{name}.{method} gives no finite numbers")
     if labels is not None and labels.ndim == 2:
         raise TypeError(f"{name} gives several labels to one input, for which there is no differentiable form")
-    scores = _as_columns(form(rows))
+    try:
+        scores = _as_columns(form(rows))
+    except (ValueError, IndexError) as error:
+        raise TypeError(
+            f"the differentiable form of {name} does not fit its fitted attributes: {error}"
+        ) from error
     if labels is not None and scores.shape[1] != len(estimator.classes_):
         raise TypeError(f"{name} has {len(estimator.classes_)} classes, and {scores.shape[1]} scores")
     found = _comparable(method, scores, expected)
