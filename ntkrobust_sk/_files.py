@@ -107,6 +107,38 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
         raise OSError(error.errno, said, os.fspath(path)) from error
 
 
+@contextmanager
+def locked(folder: str | os.PathLike, what: str) -> Iterator[None]:
+    """Hold a folder alone while the block runs, so that no other process or thread writes there too.
+
+    The lock is the system's: it leaves no file, and goes with the process however that ends. Where the file system
+    has none, nothing is locked.
+
+    Raises
+    ------
+    BlockingIOError
+        At once, if another holds the folder; the message names it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        said = f"another process or thread is at work in this {what}; wait until it has ended, or use another path"
+        raise BlockingIOError(error.errno, said, os.fspath(folder)) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def is_part(path: str | os.PathLike) -> bool:
     """Whether a file is one that a killed process has not finished."""
     return PART.fullmatch(Path(path).name) is not None

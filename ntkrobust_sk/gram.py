@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from ._validation import brief, flag, floating
 from .devices import default_devices, everywhere, on_host
 from .factors import DIGITS, separated
+from .fingerprint import fingerprint
 from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, check_model, host_inputs, params_dtype, require_model
 from .plan import (
@@ -88,7 +90,8 @@ def gram(
     store : str or os.PathLike, default=None
         Folder of a zarr array into which tiles are written as they finish. Called again with the same
         arguments, after whatever stop, it goes on from there; with more rows in X (or Y) it computes the new
-        ones. See :mod:`ntkrobust_sk.store`.
+        ones. A store that is there must belong to the same function, parameters and inputs: a few of its entries
+        are computed again. See :mod:`ntkrobust_sk.store`; ``store.read_gram`` reads a finished one as it is.
     n_jobs : int, default=None
         Worker processes, through joblib: None is this process, or what ``joblib.parallel_config`` says (with
         ``backend="dask"`` a Dask cluster). Each worker takes ``memory``.
@@ -113,7 +116,9 @@ def gram(
     FloatingPointError
         If the result is not finite.
     StoreMismatchError, DamagedTileError
-        If the store belongs to something else, or one of its tiles is damaged.
+        If the store belongs to something else, or one of its tiles is damaged, or in another's place.
+    BlockingIOError
+        If another process or thread is at work in the store.
     ArithmeticError
         If the gradients read from the network's structure are not those of a plain backward pass.
 
@@ -222,18 +227,44 @@ def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None)
 def _fill_store(path, kernel, model, X, Y, plan, dtype, n_jobs, progress):
     x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     with jax.default_matmul_precision("highest"):
-        entry = jax.eval_shape(kernel, model, x, x)
-    store = open_store(path, kernel, model, X, Y, plan, entry.dtype if dtype is None else dtype, entry.shape[2:])
-    tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
-    missing = [tile for tile in tiles if not store.holds(*tile)]
-    # in pieces, so that tiles that take several passes are written before the whole panel's are
-    finished = _finished_tiles(kernel, model, X, Y, missing, plan, dtype, False, n_jobs, width=plan.panel)
-    bar = {"total": len(tiles), "initial": len(tiles) - len(missing), "disable": not progress, "unit": "tile"}
-    for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
-        _require_finite(kernel, block)
-        block = np.asarray(block)
-        store.write(i, j, block, _transpose(block) if Y is None and i < j else None)
-    return store.read()
+        function, entry = fingerprint(kernel, model, x, x)
+    entry_dtype = entry.dtype if dtype is None else dtype
+    has_same_numbers = partial(_has_same_numbers, kernel, model, X, Y, plan, dtype)
+    with open_store(
+        path, kernel, model, X, Y, plan, entry_dtype, entry.shape[2:], function, has_same_numbers
+    ) as store:
+        tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
+        missing = [tile for tile in tiles if not store.holds(*tile)]
+        # in pieces, so that tiles that take several passes are written before the whole panel's are
+        finished = _finished_tiles(kernel, model, X, Y, missing, plan, dtype, False, n_jobs, width=plan.panel)
+        bar = {"total": len(tiles), "initial": len(tiles) - len(missing), "disable": not progress, "unit": "tile"}
+        for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
+            _require_finite(kernel, block)
+            block = np.asarray(block)
+            store.write(i, j, block, _transpose(block) if Y is None and i < j else None)
+        return store.read()
+
+
+def _has_same_numbers(kernel, model, X, Y, plan, dtype, store) -> bool:
+    """Whether entries of a finished tile come out again: what no fingerprint sees, numbers show."""
+    n, m = store.array.shape[:2]
+    X, Y = X[:n], None if Y is None else Y[:m]
+    # a tile on the diagonal takes the features of its rows alone
+    tiles = sorted(all_tiles(plan.rows, n, None if Y is None else m), key=lambda tile: tile[0] != tile[1])
+    held = next((tile for tile in tiles if store.holds(*tile)), None)
+    if held is None:
+        return True
+    # what is computed at once, so that nothing is compiled for this
+    first, second = (slice(at * plan.rows, at * plan.rows + plan.chunk) for at in held)
+    rows, columns = X[first], (X if Y is None else Y)[second]
+    columns = None if Y is None and first == second else columns
+    few = replace(plan, rows=plan.chunk, panel=1)
+    ((_, (block,)),) = compute_tiles(kernel, model, rows, columns, [(0, 0)], few, dtype)
+    size = len(rows), len(rows if columns is None else columns)
+    found, kept = (np.asarray(K, np.float64)[: size[0], : size[1]] for K in (block, store.read_tile(*held)))
+    eps = max(float(jnp.finfo(at).eps) for at in (params_dtype(model.variables.params), store.array.dtype))
+    # other machines and compilers give other last digits, and may see another side of a ReLU's corner
+    return bool(np.linalg.norm(found - kept) <= min(0.1, 30 * eps**0.5) * np.linalg.norm(found))
 
 
 def _require_finite(kernel, K):

@@ -3,19 +3,22 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.plan import fixed_plan
-from ntkrobust_sk.store import DamagedTileError, GramStore, StoreMismatchError
+from ntkrobust_sk.store import DamagedTileError, GramStore, StoreMismatchError, read_gram
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 
@@ -236,20 +239,405 @@ def test_a_store_of_another_version_is_refused(path):
         in_tiles("trace", X, store=path)
 
 
-def test_what_is_no_store_is_refused(path):
+def test_what_is_no_store_is_refused_and_left_alone(path):
     path.mkdir()
-    with pytest.raises(StoreMismatchError, match="is no zarr array"):
+    (path / "mine.txt").write_text("precious")
+    with pytest.raises(StoreMismatchError, match=r"K\.zarr is there, but is no zarr array"):
         in_tiles("trace", X, store=path)
+    assert [file.name for file in path.iterdir()] == ["mine.txt"]
     other = path.with_name("other.zarr")
     zarr.create_array(store=str(other), shape=(11, 11), chunks=(4, 4), dtype="float32")
     with pytest.raises(StoreMismatchError, match="none that gram has written"):
         in_tiles("trace", X, store=other)
+    file = path.with_name("file.zarr")
+    file.write_text("precious")
+    with pytest.raises(StoreMismatchError, match=r"file\.zarr is there, but is no zarr array"):
+        in_tiles("trace", X, store=file)
+    assert file.read_text() == "precious"
 
 
 def test_networks_without_a_name_of_their_own_are_the_same_in_another_process(path):
     model = Model(Stateless(nothing_else), Variables(np.eye(5, 2, dtype=np.float32)))
     gram("trace", model, X, store=path)
     assert "0x" not in zarr.open_array(str(path), mode="r").attrs["ntkrobust_sk"]["network"]
+
+
+# Whose matrix it is
+
+
+WEIGHTS = np.ones((5, 3), np.float32)
+
+
+def of(apply):
+    return Model(Stateless(apply), Variables(WEIGHTS))
+
+
+def scaled(scale):
+    return of(lambda p, x: scale * (x @ p))
+
+
+def in_array(scale):
+    scales = np.full(3, scale, np.float32)
+    return of(lambda p, x: (x @ p) * scales)
+
+
+def by_partial(scale):
+    return of(partial(lambda scale, p, x: scale * (x @ p), scale))
+
+
+class Scaling:
+    """Prints alike whatever is in it."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __repr__(self):
+        return "Scaling()"
+
+    def __call__(self, p, x):
+        return self.scale * (x @ p)
+
+
+def jitted(scale):
+    return of(jax.jit(lambda p, x: scale * (x @ p)))
+
+
+def edited(scale):
+    space = {}
+    exec(f"def apply(p, x):\n    return {scale} * (x @ p)", space)
+    return of(space["apply"])
+
+
+def called_back(scale):
+    def outside(logits):
+        return np.asarray(logits) * np.float32(scale)
+
+    def apply(p, x):
+        logits = x @ p
+        return logits + jax.pure_callback(outside, logits, jax.lax.stop_gradient(logits), vmap_method="sequential")
+
+    return of(apply)
+
+
+LOOK_ALIKE = {
+    "closures": scaled,
+    "arrays in closures": in_array,
+    "partials": by_partial,
+    "callables with state": lambda scale: of(Scaling(scale)),
+    "compiled functions": jitted,
+    "edited functions": edited,
+}
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKE)
+def test_a_store_of_another_function_that_looks_alike_is_refused(name, path):
+    make = LOOK_ALIKE[name]
+    expected = gram("trace", make(1.0), X, store=path)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(StoreMismatchError, match="function: network or kernel compute something else"):
+        gram("trace", make(3.0), X, store=path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    # the same function, made anew
+    np.testing.assert_array_equal(gram("trace", make(1.0), X, store=path), expected)
+    J = np.kron(X, np.eye(3)).reshape(11, 3, -1)
+    np.testing.assert_allclose(expected, np.einsum("ncp,mcp->nm", J, J) / 3, rtol=1e-4, atol=1e-4)
+
+
+@dataclass(frozen=True)
+class OwnKernel:
+    """One whose repr leaves out what matters."""
+
+    gamma: float
+
+    def __repr__(self):
+        return "OwnKernel()"
+
+    def __call__(self, model, x1, x2):
+        return jnp.exp(-self.gamma * ((x1[:, None] - x2[None]) ** 2).sum(-1))
+
+
+KERNELS_LOOK_ALIKE = {
+    "callables with state": OwnKernel,
+    "closures": lambda gamma: lambda model, x1, x2: gamma * (model(x1) @ model(x2).T),
+    "partials": lambda gamma: partial(lambda gamma, model, x1, x2: gamma * (x1 @ x2.T), gamma),
+    "callbacks": lambda gamma: (
+        lambda model, x1, x2: jax.pure_callback(
+            lambda K: gamma * K, jax.ShapeDtypeStruct((len(x1), len(x2)), np.float32), x1 @ x2.T
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS_LOOK_ALIKE)
+def test_a_store_of_another_kernel_that_looks_alike_is_refused(name, path):
+    make = KERNELS_LOOK_ALIKE[name]
+    expected = gram(make(np.float32(0.5)), MODEL, X, Y, store=path)
+    with pytest.raises(StoreMismatchError, match="function: network or kernel compute something else"):
+        gram(make(np.float32(0.25)), MODEL, X, Y, store=path)
+    np.testing.assert_array_equal(gram(make(np.float32(0.5)), MODEL, X, Y, store=path), expected)
+
+
+def test_state_that_no_fingerprint_sees_is_seen_in_the_numbers(path, tmp_path):
+    file = tmp_path / "scale"
+
+    def outside(K):
+        return np.float32(file.read_text()) * np.asarray(K)
+
+    def kernel(model, x1, x2):
+        return jax.pure_callback(outside, jax.ShapeDtypeStruct((len(x1), len(x2)), np.float32), x1 @ x2.T)
+
+    file.write_text("1")
+    gram(kernel, MODEL, X[:7], store=path)
+    file.write_text("3")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(StoreMismatchError, match="computed again are other numbers"):
+        gram(kernel, MODEL, X, store=path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    file.write_text("1")
+    np.testing.assert_allclose(gram(kernel, MODEL, X, store=path), X @ X.T, rtol=1e-5, atol=1e-5)
+
+
+def test_another_version_of_jax_may_write_a_function_down_otherwise_and_the_numbers_decide(path):
+    expected = gram("trace", scaled(1.0), X, store=path)
+    metadata = json.loads((path / "zarr.json").read_text())
+    metadata["attributes"]["ntkrobust_sk"] |= {"jax": "0.0.1", "sha256_function": "another"}
+    (path / "zarr.json").write_text(json.dumps(metadata))
+    np.testing.assert_array_equal(gram("trace", scaled(1.0), X, store=path), expected)
+    with pytest.raises(StoreMismatchError, match="computed again are other numbers"):
+        gram("trace", scaled(3.0), X, store=path)
+
+
+@pytest.mark.parametrize("seeds", [None, 2], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_finds_its_own_numbers_again_and_no_others(kernel, seeds, path):
+    in_tiles(kernel, X, Y, seeds=seeds, store=path)
+    in_tiles(kernel, X, Y, seeds=seeds, store=path)
+    other = path.with_name("other.zarr")
+    in_tiles(kernel, X, Y + 1, seeds=seeds, store=other)
+    tail = ["0"] * (zarr.open_array(str(path)).ndim - 2)
+    shutil.copy(other.joinpath("c", "0", "0", *tail), path.joinpath("c", "0", "0", *tail))
+    with pytest.raises(DamagedTileError, match=r"tile \(0, 0\).*belongs to another place or store"):
+        read_gram(path)
+
+
+FINGERPRINTS = """
+import jax, numpy as np
+from ntkrobust_sk import CNN, Model, TraceNTK
+from ntkrobust_sk.fingerprint import fingerprint
+network = CNN(n_outputs=2, widths=(3,), strides=(1,), activation="gelu")
+model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
+x = jax.ShapeDtypeStruct((1, 4, 4, 1), np.float32)
+rates = {"b", "a", "c"}
+shape = jax.ShapeDtypeStruct((1, 1), np.float32)
+own = lambda model, x1, x2: jax.pure_callback(lambda K: K * len(rates | {"d"}), shape, model(x1) @ model(x2).T)
+print(fingerprint(TraceNTK(), model, x, x)[0], fingerprint(own, model, x, x)[0])
+"""
+
+
+def test_fingerprints_are_those_of_other_processes():
+    found = set()
+    for seed in ("0", "1"):
+        command = [sys.executable, "-c", FINGERPRINTS]
+        done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1 and len(found.pop().split()) == 2
+
+
+# Tiles in their places
+
+
+@pytest.mark.parametrize("two", [(1, 1), (0, 1), (2, 0)])
+def test_a_tile_in_the_place_of_another_is_found_by_whoever_reads(two, path):
+    expected = in_tiles("trace", X[:8], store=path)
+    source, target = path / "c/0/0", path / "c" / str(two[0]) / str(two[1])
+    if two == (2, 0):
+        in_tiles("trace", X, Y, store=(wide := path.with_name("wide.zarr")))
+        path, source, target = wide, wide / "c/0/0", wide / "c/1/0"
+    kept, other = target.read_bytes(), source.read_bytes()
+    target.write_bytes(other)
+    if source != target:
+        source.write_bytes(kept)
+    with pytest.raises(DamagedTileError, match="or belongs to another place or store") as caught:
+        read_gram(path)
+    assert str(path) in str(caught.value)
+    target.write_bytes(kept)
+    source.write_bytes(other)
+    if two != (2, 0):
+        np.testing.assert_array_equal(read_gram(path), expected)
+
+
+def test_a_tile_of_a_store_that_began_alike_and_grew_otherwise_is_found(path):
+    other = path.with_name("other.zarr")
+    for store, rows in ((path, X[:8]), (other, np.concatenate([X[:4], Y[:4]]))):
+        in_tiles("trace", X[:4], store=store)
+        in_tiles("trace", rows, store=store)
+    shutil.copy(other / "c/1/1", path / "c/1/1")
+    with pytest.raises(DamagedTileError, match=r"tile \(1, 1\)"):
+        read_gram(path)
+
+
+def test_checksums_that_are_gone_are_computed_again_with_their_tiles(path, stop_after):
+    expected = in_tiles("trace", X, store=path)
+    for i in range(3):
+        (path / "checksums" / str(i)).unlink()
+    with pytest.raises(DamagedTileError, match=r"its checksum is not in .*checksums/0"):
+        read_gram(path)
+    np.testing.assert_array_equal(in_tiles("trace", X, store=path), expected)
+    np.testing.assert_array_equal(read_gram(path), expected)
+
+
+def changed(path, change):
+    metadata = json.loads((path / "zarr.json").read_text())
+    change(metadata, metadata["attributes"]["ntkrobust_sk"])
+    (path / "zarr.json").write_text(json.dumps(metadata))
+
+
+CHANGES = {
+    "tile_rows of -1": lambda zarr, own: own.update(tile_rows=-1),
+    "tile_rows as text": lambda zarr, own: own.update(tile_rows="4"),
+    "tile_rows of true": lambda zarr, own: own.update(tile_rows=True),
+    "no tile_rows": lambda zarr, own: own.pop("tile_rows"),
+    "another tile_rows": lambda zarr, own: own.update(tile_rows=8),
+    "a huge shape": lambda zarr, own: zarr.update(shape=[10**12, 10**12]),
+    "a smaller shape": lambda zarr, own: zarr.update(shape=[4, 4]),
+    "a shape of text": lambda zarr, own: zarr.update(shape="x"),
+    "another dtype": lambda zarr, own: zarr.update(data_type="int32"),
+    "an unknown dtype": lambda zarr, own: own.update(dtype="float31"),
+    "a dtype of both": lambda zarr, own: (zarr.update(data_type="int32"), own.update(dtype="int32")),
+    "another chunk grid": lambda zarr, own: zarr["chunk_grid"]["configuration"].update(chunk_shape=[2, 8]),
+    "no chunk grid": lambda zarr, own: zarr.pop("chunk_grid"),
+    "other codecs": lambda zarr, own: zarr.update(codecs=zarr["codecs"][:1]),
+    "big-endian": lambda zarr, own: zarr["codecs"][0].update(configuration={"endian": "big"}),
+    "codecs of numbers": lambda zarr, own: zarr.update(codecs=[0.5]),
+    "another separator": lambda zarr, own: zarr["chunk_key_encoding"].update(configuration={"separator": "."}),
+    "more rows": lambda zarr, own: own.update(n_X=12),
+    "a column count": lambda zarr, own: own.update(n_Y=3),
+    "an axis more": lambda zarr, own: own.update(tail=[3]),
+    "a tail of text": lambda zarr, own: own.update(tail="ab"),
+    "no identity": lambda zarr, own: own.pop("identity"),
+    "no attributes": lambda zarr, own: zarr.pop("attributes"),
+    "attributes of a list": lambda zarr, own: zarr.update(attributes=[1]),
+    "zarr's own fields": lambda zarr, own: zarr.update(storage_transformers=True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_store_that_does_not_fit_itself_is_refused_by_whoever_opens_it(name, path):
+    in_tiles("trace", X, store=path)
+    changed(path, CHANGES[name])
+    for read in (lambda: read_gram(path), lambda: gram("trace", MODEL, X, store=path)):
+        with pytest.raises(StoreMismatchError, match=r"K\.zarr"):
+            read()
+
+
+def test_a_huge_store_that_fits_itself_ends_at_the_first_tile_that_is_not_there(path):
+    in_tiles("trace", X, store=path)
+
+    def huge(zarr, own):
+        zarr.update(shape=[2**31 - 1] * 2)
+        own.update(n_X=2**31 - 1)
+
+    changed(path, huge)
+    with pytest.raises(DamagedTileError, match=r"tile \(0, 3\) .*it is not there"):
+        read_gram(path)
+
+
+def test_numbers_that_were_never_written_are_never_returned(path):
+    in_tiles("trace", X, store=path)
+    changed(path, lambda zarr, own: zarr.update(fill_value=0.0))
+    (path / "c/1/1").unlink()
+    with pytest.raises(DamagedTileError, match="it is not there"):
+        read_gram(path)
+
+
+def test_a_store_of_an_earlier_format_is_refused_with_a_way_out(path):
+    in_tiles("trace", X, store=path)
+    changed(path, lambda zarr, own: [own.pop(name) for name in ("format", "identity", "sha256_function", "tail")])
+    for read in (lambda: read_gram(path), lambda: in_tiles("trace", X, store=path)):
+        with pytest.raises(StoreMismatchError, match=r"in format 1; here it is 2.*zarr\.open_array"):
+            read()
+
+
+def test_tiles_of_another_size_are_not_taken_for_those_there(path):
+    in_tiles("trace", X, store=path)
+    with pytest.raises(StoreMismatchError, match="tile_rows: 4 there, 8 here"):
+        gram("trace", MODEL, X, store=path, plan=fixed_plan(TraceNTK(), MODEL, SHAPE, 8, 1))
+
+
+# Where it may be
+
+
+def test_an_empty_folder_a_slash_at_the_end_and_a_link_to_a_folder_are_good_places(path, tmp_path):
+    expected = in_tiles("trace", X)
+    path.mkdir()
+    np.testing.assert_array_equal(in_tiles("trace", X, store=f"{path}/"), expected)
+    (tmp_path / "behind").mkdir()
+    (tmp_path / "link").symlink_to("behind")
+    np.testing.assert_array_equal(in_tiles("trace", X, store=tmp_path / "link"), expected)
+    np.testing.assert_array_equal(read_gram(str(tmp_path / "behind")), expected)
+
+
+def test_a_link_to_nowhere_is_refused_and_nothing_is_made_behind_it(path, tmp_path):
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreMismatchError, match=r"K\.zarr is there"):
+        in_tiles("trace", X, store=path)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("wrong", [5, b"x", 1.5, [], float("nan")])
+def test_what_is_no_path_is_refused_as_such(wrong):
+    with pytest.raises(TypeError, match="store must be a path"):
+        gram("trace", MODEL, X, store=wrong)
+    with pytest.raises(TypeError, match="path must be a path"):
+        read_gram(wrong)
+
+
+def test_a_store_that_is_not_there_and_a_folder_that_is_none_are_told_apart(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no Gram store"):
+        read_gram(tmp_path / "none")
+    with pytest.raises(StoreMismatchError, match="is no zarr array"):
+        read_gram(tmp_path)
+
+
+def test_an_unfinished_store_is_not_read(path, stop_after):
+    stop_after(2)
+    with pytest.raises(StopError):
+        in_tiles("trace", X, store=path)
+    with pytest.raises(DamagedTileError, match="it is not there"):
+        read_gram(path)
+
+
+def test_files_of_a_store_have_the_mode_that_the_umask_leaves(path):
+    before = os.umask(0o027)
+    try:
+        in_tiles("trace", X, store=path)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.rglob("*") if file.is_file()} == {0o640}
+
+
+HELD = """
+import sys, time
+sys.argv = ["", sys.argv[1]]
+from ntkrobust_sk._files import locked
+with locked(sys.argv[1], "Gram store"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_processes_do_not_write_into_one_store(path):
+    expected = in_tiles("trace", X, store=path)
+    command = [sys.executable, "-c", HELD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match="another process or thread is at work") as caught:
+            in_tiles("trace", X, store=path)
+        assert caught.value.filename == str(path)
+        np.testing.assert_array_equal(read_gram(path), expected)
+        other.kill()
+        other.wait()
+    np.testing.assert_array_equal(in_tiles("trace", X, store=path), expected)
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "empty", "missing"])
