@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import warnings
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import product
@@ -21,10 +23,12 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from ._validation import check_choice
+from ._validation import path as check_path
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
+from .checkpoints import DamagedCheckpointError
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
 from .estimators import NETWORK_ROWS, NETWORKS, initial_model
-from .evolution_result import EvolutionResult, brief, kernel_name
+from .evolution_result import IMAGES, EvolutionResult, brief, kernel_name, read_kernel
 from .gram import gram
 from .kernels import resolve_kernel
 from .loops import evaluate
@@ -32,7 +36,7 @@ from .machines import MACHINE_ROWS
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
 from .networks import Model, Normalized
 from .predictors import make_predictor
-from .rundir import RunDirectory, load_checkpoint, read_json, save_checkpoint
+from .rundir import RunDirectory
 from .solvers import solve
 from .splits import Splits, chosen_indices, load_splits, require_enough
 from .stages import Stage, kept_states
@@ -247,16 +251,18 @@ class KernelEvolution:
             self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
         )
         require_enough(splits.y, min(self.n_kernel, len(splits.y)))
-        run = RunDirectory.open(out, settings_of(self, splits))
-        work = _Work(self, run, splits)
-        tasks = work.tasks()
-        with tqdm(total=len(tasks), desc=f"evolution of {self.data}", unit="task", disable=not progress) as bar:
-            for name, compute in tasks:
-                bar.set_postfix_str(name)
-                if name not in work.results:
-                    work.results[name] = {"task": name, **compute()}
-                    run.append(work.results[name])
-                bar.update()
+        with RunDirectory.session(out, settings_of(self, splits)) as run:
+            work = _Work(self, run, splits)
+            work.forget_what_has_lost_its_files()
+            tasks = work.tasks()
+            label = f"evolution of {self.data}"
+            with tqdm(total=len(tasks), desc=label, unit="task", disable=not progress) as bar:
+                for name, compute in tasks:
+                    bar.set_postfix_str(name)
+                    if name not in work.results:
+                        work.results[name] = {"task": name, **compute()}
+                        run.append(work.results[name])
+                    bar.update()
         return load_evolution(out)
 
 
@@ -314,6 +320,37 @@ class _Work:
         self.walks = {}
         # the results by task; those of a stopped run first
         self.results = {result["task"]: result for result in run.results()}
+
+    def forget_what_has_lost_its_files(self) -> None:
+        """Drop the results whose kernels or images are not there as they were, so that both are made again."""
+        lost = {}
+        for name, result in self.results.items():
+            try:
+                self.look_at_files(result)
+            except (OSError, ValueError) as error:
+                lost[name] = error
+        for name, error in lost.items():
+            warnings.warn(f"{error}; the task {name} is done again", RuntimeWarning, stacklevel=3)
+            result = self.results.pop(name)
+            if result["kind"] == "checkpoint":
+                for images in IMAGES:
+                    shutil.rmtree(
+                        self.kernel_store(*map(result.get, ("seed", "regime", "epoch")), images),
+                        ignore_errors=True,
+                    )
+        if lost:
+            self.run.forget(lost)
+
+    def look_at_files(self, result) -> None:
+        """Raise OSError or ValueError unless the files that a result states are there, as they were written."""
+        if result["kind"] == "checkpoint":
+            for images, stated in result["kernels"].items():
+                read_kernel(self.kernel_store(*map(result.get, ("seed", "regime", "epoch")), images), stated)
+        if result["kind"] == "images":
+            self.run.arrays("images", f"seed-{result['seed']}", f"{result['regime']}.safetensors")
+
+    def kernel_store(self, seed, regime, epoch, images) -> Path:
+        return self.run.joined("kernels", kernel_name(seed, regime, epoch, images))
 
     def tasks(self) -> list:
         """Pairs of a name and a function that returns a dict."""
@@ -374,10 +411,12 @@ class _Work:
         if regime == "flip":
             start = self.state(seed, "benign", experiment.flips_at)
         folder = self.folder(seed, regime)
-        return kept_states(folder, stage, start, self.splits.X, self.splits.y, self.epochs(regime))
+        of = self.run.place(*folder)
+        folder = self.run.path.joinpath(*folder)
+        return kept_states(folder, stage, start, self.splits.X, self.splits.y, self.epochs(regime), of=of)
 
-    def folder(self, seed, regime) -> Path:
-        return self.run.path / "checkpoints" / f"seed-{seed}" / regime
+    def folder(self, seed, regime) -> tuple[str, ...]:
+        return "checkpoints", f"seed-{seed}", *regime.split("/")
 
     def state(self, seed, regime, epoch):
         """The state of a regime at an epoch."""
@@ -427,11 +466,11 @@ class _Work:
             self.experiment.test_attack, model, X, y.astype(np.int32), key=self.key(seed, 2), rows=rows
         )
         if name is not None:
-            save_checkpoint(self.adversarial_file(seed, name), {"X": X_adv})
+            self.run.save({"X": X_adv}, *self.adversarial_file(seed, name))
         return X_adv
 
-    def adversarial_file(self, seed, name) -> Path:
-        return self.run.joined("adversarial", f"seed-{seed}", f"{name.replace('/', '-')}.safetensors")
+    def adversarial_file(self, seed, name) -> tuple[str, ...]:
+        return "adversarial", f"seed-{seed}", f"{name.replace('/', '-')}.safetensors"
 
     def checkpoint(self, seed, regime, epoch) -> dict:
         """Accuracies and kernels of a state of stage 1."""
@@ -448,9 +487,11 @@ class _Work:
             X, y = self.validation
             found["validation"] = accuracy(model, self.adversarial(model, X, y, seed), y)
         X_adv = self.adversarial(model, self.X_kernel, self.y_kernel, seed)
-        for images, X in (("clean", self.X_kernel), ("adversarial", X_adv)):
-            store = self.run.joined("kernels", kernel_name(seed, regime, epoch, images))
-            K = gram("trace", model, X, store=store)
+        found["kernels"] = {}
+        for images, X in zip(IMAGES, (self.X_kernel, X_adv), strict=True):
+            store = self.kernel_store(seed, regime, epoch, images)
+            K = np.asarray(gram("trace", model, X, store=store))
+            found["kernels"][images] = hash_arrays([K])
             found |= {f"{images}_{name}": value for name, value in kernel_metrics(K, self.y_kernel).items()}
         return found | class_metrics(gram("class", model, self.X_kernel, by_layer=True), self.y_kernel)
 
@@ -465,8 +506,7 @@ class _Work:
         """The stored kernel, or that of an earlier state if the regime was stopped there."""
         best = self.stopped(seed, regime)
         epoch = epoch if best is None else min(epoch, best)
-        store = self.run.joined("kernels", kernel_name(seed, regime, epoch, "clean"))
-        return gram("trace", model, self.X_kernel, store=store)
+        return gram("trace", model, self.X_kernel, store=self.kernel_store(seed, regime, epoch, "clean"))
 
     def regression(self, model, K):
         targets = np.eye(self.n_outputs)[self.y_kernel]
@@ -480,6 +520,17 @@ class _Work:
         model = self.second_model(seed, name, self.model(seed, regime, epoch), dynamics, training)
         found = {"kind": "stage 2", "seed": seed, "regime": regime, "epoch": epoch, "dynamics": dynamics}
         return found | {"training": training, **self.scores(model, seed, name=name, restarts=True)}
+
+    def kept_adversarial(self, seed, name) -> np.ndarray | None:
+        """Examples made before, or None."""
+        try:
+            like = {"X": self.splits.X_test}
+            return np.asarray(self.run.load(like, *self.adversarial_file(seed, name))["X"])
+        except FileNotFoundError:
+            return None
+        except DamagedCheckpointError as error:
+            warnings.warn(f"{error}; the examples are made again", RuntimeWarning, stacklevel=2)
+            return None
 
     def predictors(self, seed):
         """Name, model and rows of a tile of everything that stage 2 has made."""
@@ -501,7 +552,16 @@ class _Work:
         start = stage.first_state(model, self.key(seed, 3))
         folder = self.folder(seed, f"stage2/{name}")
         epochs = [float(epoch) for epoch in range(experiment.stage2_epochs + 1)]
-        states = kept_states(folder, stage, start, self.splits.X, self.splits.y, epochs, keep_all=False)
+        states = kept_states(
+            self.run.path.joinpath(*folder),
+            stage,
+            start,
+            self.splits.X,
+            self.splits.y,
+            epochs,
+            keep_all=False,
+            of=self.run.place(*folder),
+        )
         *_, (_, state) = states
         return state.model
 
@@ -511,12 +571,9 @@ class _Work:
         found = list(self.predictors(seed))
         matrix = []
         for name, model, rows in found:
-            file = self.adversarial_file(seed, name)
-            if file.exists():
-                X_adv = load_checkpoint(file, {"X": X})["X"]
-            else:
+            X_adv = self.kept_adversarial(seed, name)
+            if X_adv is None:
                 X_adv = self.adversarial(model, X, y, seed, rows, name)
-            X_adv = np.asarray(X_adv)
             matrix.append([accuracy(other, X_adv, y, size) for _, other, size in found])
         names = [name for name, _, _ in found]
         clean = [accuracy(model, X, y, rows) for _, model, rows in found]
@@ -554,10 +611,8 @@ class _Work:
                 ("eigenvector", class_eigenvectors),
             )
         }
-        save_checkpoint(
-            self.run.joined("images", f"seed-{seed}", f"{regime}.safetensors"),
-            {name: found.images for name, found in drawn.items()},
-        )
+        images = {name: found.images for name, found in drawn.items()}
+        self.run.save(images, "images", f"seed-{seed}", f"{regime}.safetensors")
         found = {"kind": "images", "seed": seed, "regime": regime, "epoch": epoch}
         for name, images in drawn.items():
             found[f"{name}_cosines"] = images.cosines.tolist()
@@ -568,22 +623,29 @@ class _Work:
 
 
 def load_evolution(path: str | os.PathLike) -> EvolutionResult:
-    """The results in a run's folder, finished or not.
+    """Read the results in a run's folder, finished or not; nothing is written there.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    EvolutionResult
 
     Raises
     ------
     FileNotFoundError
         If there is no run.
+    DamagedRunError
+        If settings or results are not what was written; the message names the file, and the line.
     """
-    path = Path(path)
-    if not (path / "settings.json").exists():
-        raise FileNotFoundError(f"{path} holds no run: there is no settings.json")
-    settings = read_json(path / "settings.json")
+    run = RunDirectory(check_path("path", path))
     known = {field.name for field in fields(KernelEvolution)}
-    results = RunDirectory(path).results()
+    settings, results = run.settings, run.results()
     seeds = 1 + max((result["seed"] for result in results), default=0)
     settings = {name: value for name, value in settings.items() if name in known}
-    return EvolutionResult(path, KernelEvolution(**settings, seeds=seeds), results)
+    return EvolutionResult(run.path, KernelEvolution(**settings, seeds=seeds), results)
 
 
 def _require(experiment, name, holds, what):

@@ -11,8 +11,12 @@ import numpy as np
 
 from . import metrics
 from ._validation import brief as shown
-from .rundir import read_arrays
-from .store import read_gram
+from ._validation import check_choice
+from .rundir import DamagedRunError, RunDirectory
+from .store import hash_arrays, read_gram
+
+# What kernels are measured on.
+IMAGES = ("clean", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,10 @@ class EvolutionResult:
 
     def kernel(self, seed: int, regime: str, epoch: float, images: str = "clean") -> np.ndarray:
         """The trace kernel (n_kernel, n_kernel) of a state, on clean images or on those attacked through it."""
-        self.at(seed, regime, epoch)
-        name = kernel_name(seed, self._kept_as(regime, epoch), epoch, images)
-        return read_gram(self.path / "kernels" / name)
+        check_choice("images", images, IMAGES)
+        stated = self.at(seed, regime, epoch)["kernels"][images]
+        store = self.path / "kernels" / kernel_name(seed, self._kept_as(regime, epoch), epoch, images)
+        return read_kernel(store, stated)
 
     def _kept_as(self, regime, epoch):
         return "benign" if regime == "flip" and epoch <= self.experiment.flips_at else regime
@@ -118,7 +123,24 @@ class EvolutionResult:
 
     def images(self, seed: int, regime: str) -> dict[str, np.ndarray]:
         """Images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
-        return read_arrays(self.path / "images" / f"seed-{seed}" / f"{regime}.safetensors")
+        return RunDirectory(self.path).arrays("images", f"seed-{seed}", f"{regime}.safetensors")
+
+
+def read_kernel(store: Path, stated: str) -> np.ndarray:
+    """The matrix in a store, if its checksum is the one that its result states.
+
+    Raises
+    ------
+    DamagedRunError, DamagedTileError, FileNotFoundError
+        That name the store.
+    """
+    K = read_gram(store)
+    if hash_arrays([K]) != stated:
+        raise DamagedRunError(
+            f"{store} does not hold the kernel that was measured; run the experiment again, and only this is "
+            "computed anew"
+        )
+    return K
 
 
 def require_result(result):

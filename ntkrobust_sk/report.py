@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from . import __version__
+from ._files import write_atomically
 from .claims import FAILS, HOLDS, check_claims
 from .displays import (
     EvolutionDisplay,
@@ -30,7 +31,7 @@ from .displays import (
     spectrum,
 )
 from .evolution import RESTARTS
-from .rundir import write_atomically
+from .rundir import RunDirectory
 
 # Drawn in this colour, which becomes that of the text around the figure, in the dark and in the light.
 INK = "#010203"
@@ -291,7 +292,7 @@ def _draw_features(ax, found):
 
 def settings_section(result) -> str:
     """What was run, and on what."""
-    settings = json.loads((result.path / "settings.json").read_text(encoding="utf-8"))
+    settings = RunDirectory(result.path).settings
     shown = {name: value for name, value in settings.items() if value is not None}
     items = "".join(
         f"<div><dt>{escape(name.replace('_', ' '))}:</dt> <dd>{escape(_plain(value))}</dd></div>"

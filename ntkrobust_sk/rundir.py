@@ -1,30 +1,44 @@
-"""The folder of a run: its settings, results as JSON lines, and states of training in safetensors files.
+"""The folder of a run: its settings, its results as JSON lines, and whatever else is kept of it.
 
-Everything is written whole or not at all, nothing is pickled, and what a stopped run has left is found again.
+Everything is written whole or not at all, by one process at a time. Every file and every line carries a checksum
+over its content and its place: what is read is what this run has written there, or an error that names the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._files import explained, is_part, read_json, write_atomically
+from ._locks import NAME as LOCK
+from ._locks import locked
+from .checkpoints import load_checkpoint, read_arrays, save_checkpoint
+
+# A line of results: what was found, then the checksum.
+CHECKSUM = b', "sha256": "'
+LINE = re.compile(rb"(\{.*)" + CHECKSUM + rb'([0-9a-f]{64})"\}')
+# JSON has no numbers that are not finite.
+WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class RunMismatchError(ValueError):
     """The folder holds a run with other settings."""
 
 
-class DamagedCheckpointError(OSError):
-    """A checkpoint cannot be read, or does not hold what it was written with."""
+class DamagedRunError(OSError):
+    """Settings or results of a run are not what was written."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,25 @@ class RunDirectory:
     """
 
     path: Path
+
+    @classmethod
+    @contextmanager
+    def session(cls, path: str | os.PathLike, settings: dict[str, Any]) -> Iterator[RunDirectory]:
+        """Open the folder for writing, while no other process does.
+
+        Raises
+        ------
+        FolderInUseError
+            If another process writes into it.
+        RunMismatchError
+            As for :meth:`open`.
+        """
+        path = Path(path)
+        _require_run_or_nothing(path)
+        with explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            yield cls.open(path, settings)
 
     @classmethod
     def open(cls, path: str | os.PathLike, settings: dict[str, Any]) -> RunDirectory:
@@ -52,68 +85,149 @@ class RunDirectory:
         RunMismatchError
             If the folder holds a run with other settings, or something else than a run; the message names
             what differs.
+        DamagedRunError
+            If the settings there are not what was written.
         """
         path, settings = Path(path), json.loads(json.dumps(settings))
-        file = path / "settings.json"
-        if file.exists():
-            there = read_json(file)
-            if not isinstance(there, dict):
-                raise RunMismatchError(f"{file} holds no settings of a run; use another folder")
-            names = [*settings, *(name for name in there if name not in settings)]
-            differences = [
-                f"{name}: {there.get(name)!r} there, {settings.get(name)!r} here"
-                for name in names
-                if there.get(name) != settings.get(name)
-            ]
-            if differences:
-                raise RunMismatchError(
-                    f"{path} holds a run with other settings, and nothing of it was changed. "
-                    f"{'; '.join(differences)}. Use another folder, or delete this one"
-                )
+        _require_run_or_nothing(path)
+        if not (path / "settings.json").exists():
+            with explained(path):
+                path.mkdir(parents=True, exist_ok=True)
+            stated = settings | {"sha256": _digest(_canonical(settings))}
+            write_atomically(path / "settings.json", json.dumps(stated, indent=2).encode() + b"\n")
             return cls(path)
-        # a run that was killed at once has left no more than an unfinished file
-        if path.exists() and (not path.is_dir() or not all(is_part(p) for p in path.iterdir())):
-            raise RunMismatchError(f"{path} is there, but holds no run (no settings.json); use another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(settings, indent=2).encode() + b"\n")
+        there = cls(path).settings
+        names = [*settings, *(name for name in there if name not in settings)]
+        differences = [
+            f"{name}: {there.get(name)!r} there, {settings.get(name)!r} here"
+            for name in names
+            if there.get(name) != settings.get(name)
+        ]
+        if differences:
+            raise RunMismatchError(
+                f"{path} holds a run with other settings, and nothing of it was changed. "
+                f"{'; '.join(differences)}. Use another folder, or delete this one"
+            )
         return cls(path)
 
-    def results(self) -> list[dict[str, Any]]:
-        """The results so far, in the order in which they came; a torn last line is cut off."""
-        file = self.path / "results.jsonl"
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The run's settings."""
+        file = self.path / "settings.json"
         if not file.exists():
-            return []
-        lines = file.read_bytes().splitlines(keepends=True)
-        found, good = [], 0
-        for number, line in enumerate(lines, 1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("the line has no end")
-                found.append(json.loads(line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise OSError(
-                        f"line {number} of {file} cannot be read ({error}); delete it, and only this result is "
-                        "computed again"
-                    ) from error
-                os.truncate(file, good)
-            good += len(line)
-        return found
+            raise FileNotFoundError(f"{self.path} holds no run: there is no settings.json")
+        there = read_json(file)
+        if not isinstance(there, dict):
+            raise RunMismatchError(f"{file} holds no settings of a run; use another folder")
+        stated = there.pop("sha256", None)
+        if stated is None:
+            raise DamagedRunError(
+                f"{file} has no checksum: the run is of an earlier version, and nothing says that its numbers are "
+                "still those that were measured. Use another folder, and run it again"
+            )
+        if stated != _digest(_canonical(there)):
+            raise DamagedRunError(f"{file} was changed: its settings do not match their checksum")
+        return there
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this run from others."""
+        return _digest(_canonical(self.settings))
+
+    # results
+
+    def results(self) -> list[dict[str, Any]]:
+        """The results so far, in the order in which they came. Nothing is written.
+
+        A result that is there twice counts once.
+
+        Raises
+        ------
+        DamagedRunError
+            Naming file and line: of a line that is not what was written, and of two that differ about one task.
+
+        Warns
+        -----
+        RuntimeWarning
+            For a last line that was not finished; it is left out.
+        """
+        found, file = self._scanned()[0], self.path / "results.jsonl"
+        if found and found[-1] is None:
+            warnings.warn(
+                f"line {len(found)} of {file}, the last, was not finished: it is left out, and computed again "
+                "when the run goes on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        kept = {}
+        for number, result in enumerate(found, 1):
+            if result is None:
+                continue
+            first, known = kept.setdefault(result.get("task", number), (number, result))
+            if _encoded(known) != _encoded(result):
+                raise DamagedRunError(
+                    f"lines {first} and {number} of {file} both hold the task {result['task']!r}, and differ; "
+                    "delete one of them"
+                )
+        return [result for _, result in kept.values()]
 
     def append(self, result: dict[str, Any]) -> None:
-        """Add a result, on disk when this returns."""
-        file = self.path / "results.jsonl"
-        line = json.dumps(result).encode() + b"\n"
+        """Add a result, on disk when this returns; a last line that was not finished is cut off first."""
+        file, line = self.path / "results.jsonl", self._line(result)
+        good = self._scanned()[1]
         with explained(file), file.open("ab") as out:
-            size = out.tell()
             try:
+                os.truncate(file, good)
                 out.write(line)
                 out.flush()
                 os.fsync(out.fileno())
-            except OSError:
+            except BaseException:
                 # not half a line, which would take the next one with it
-                os.truncate(file, size)
+                os.truncate(file, good)
                 raise
+
+    def forget(self, tasks: Collection[str]) -> None:
+        """Take the results of some tasks out, so that they are computed again."""
+        kept = [self._line(result) for result in self.results() if result["task"] not in tasks]
+        write_atomically(self.path / "results.jsonl", b"".join(kept))
+
+    def _line(self, result) -> bytes:
+        text = json.dumps(_encoded(result), allow_nan=False)
+        return f'{text[:-1]}, "sha256": "{_digest(self.fingerprint + text)}"}}\n'.encode()
+
+    def _scanned(self) -> tuple[list[dict | None], int]:
+        """Each line's result, None for a last one that was not finished, and where the good lines end."""
+        file = self.path / "results.jsonl"
+        if not file.exists():
+            return [], 0
+        data = file.read_bytes()
+        lines = data.split(b"\n")
+        torn = lines.pop()
+        found, good = [], 0
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(self._result(line))
+            except ValueError as error:
+                if number == len(lines) and not torn and not _is_json(line) and CHECKSUM not in line:
+                    torn = line
+                    break
+                raise DamagedRunError(
+                    f"line {number} of {file} cannot be read ({error}); delete it, and only this result is "
+                    "computed again"
+                ) from error
+            good += len(line) + 1
+        return (found + [None] if len(data) > good else found), good
+
+    def _result(self, line: bytes) -> dict[str, Any]:
+        matched = LINE.fullmatch(line)
+        if matched is None:
+            raise ValueError("it does not end with a checksum" if _is_json(line) else "it is no JSON")
+        text = matched[1] + b"}"
+        if _digest(self.fingerprint.encode() + text) != matched[2].decode():
+            raise ValueError("its checksum is that of another line, or of another run")
+        return _decoded(json.loads(text))
+
+    # files
 
     def joined(self, *parts: str) -> Path:
         """A path inside the folder, whose parent is there."""
@@ -121,118 +235,61 @@ class RunDirectory:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def place(self, *parts: str) -> str:
+        """What a file at this place is of: the run, and where in it."""
+        return f"{self.fingerprint[:16]}/{'/'.join(parts)}"
 
-def save_checkpoint(path: Path, tree: Any) -> None:
-    """Write a pytree of arrays (PRNG keys among them) as one safetensors file.
+    def save(self, tree: Any, *parts: str) -> None:
+        """Write a pytree of arrays to a place in the folder."""
+        save_checkpoint(self.joined(*parts), tree, self.place(*parts))
 
-    Parameters
-    ----------
-    path : Path
-    tree : pytree
-    """
-    safetensors = _safetensors()
-    leaves = _named_leaves(tree)
-    arrays = {name: _plain(leaf) for name, leaf in leaves}
-    if len(arrays) < len(leaves) or any(array.dtype.kind not in "biuf" for array in arrays.values()):
-        raise TypeError(
-            "a checkpoint holds NumPy's numbers under names of their own; cast bfloat16 to float32 first"
-        )
-    write_atomically(path, safetensors.save(arrays, metadata={"sha256": _digest(arrays)}))
+    def load(self, like: Any, *parts: str) -> Any:
+        """The pytree at a place; see :func:`~ntkrobust_sk.checkpoints.load_checkpoint`."""
+        return load_checkpoint(self.path.joinpath(*parts), like, self.place(*parts))
+
+    def arrays(self, *parts: str) -> dict[str, np.ndarray]:
+        """The arrays at a place; see :func:`~ntkrobust_sk.checkpoints.read_arrays`."""
+        return read_arrays(self.path.joinpath(*parts), self.place(*parts))
 
 
-def load_checkpoint(path: Path, like: Any) -> Any:
-    """Read what :func:`save_checkpoint` has written.
-
-    Parameters
-    ----------
-    path : Path
-    like : pytree
-        Of the same structure, shapes and dtypes; its numbers do not matter.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    DamagedCheckpointError
-        If it cannot be read, its checksum is wrong, or it holds something else.
-    """
-    arrays = read_arrays(path)
-    leaves = []
-    if unknown := sorted(set(arrays) - {name for name, _ in _named_leaves(like)}):
-        raise DamagedCheckpointError(
-            f"the checkpoint {path} is of something else: it holds {', '.join(unknown[:5])}"
-        )
-    for name, leaf in _named_leaves(like):
-        plain = _plain(leaf)
-        if name not in arrays or arrays[name].shape != plain.shape or arrays[name].dtype != plain.dtype:
-            found = f"{arrays[name].dtype}{arrays[name].shape}" if name in arrays else "nothing"
-            raise DamagedCheckpointError(
-                f"the checkpoint {path} is of something else: {name} should be {plain.dtype}{plain.shape}, found "
-                f"{found}"
-            )
-        leaves.append(_restored(arrays[name], leaf))
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+def _require_run_or_nothing(path: Path) -> None:
+    # a run that was killed at once has left no more than a lock and an unfinished file
+    if (path / "settings.json").exists() or not path.exists():
+        return
+    if not path.is_dir() or not all(is_part(p) or p.name == LOCK for p in path.iterdir()):
+        raise RunMismatchError(f"{path} is there, but holds no run (no settings.json); use another folder")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by their names, such as ``model/variables/params/dense/bias``.
+def _digest(text: str | bytes) -> str:
+    return hashlib.sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    DamagedCheckpointError
-        If it cannot be read, or its checksum is wrong.
-    """
-    safetensors, data = _safetensors(), path.read_bytes()
+
+def _canonical(settings) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        arrays = safetensors.load(data)
-        length = int.from_bytes(data[:8], "little")
-        expected = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"]
-    except (ValueError, KeyError, TypeError, _safetensors_error()) as error:
-        raise DamagedCheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
-    if _digest(arrays) != expected:
-        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: its numbers do not match its checksum")
-    return arrays
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-def _named_leaves(tree):
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
+def _encoded(value):
+    """The same with words for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: _encoded(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encoded(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+    return value
 
 
-def _is_key(leaf) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(leaf) -> np.ndarray:
-    # np.ascontiguousarray would make a vector of a number
-    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-
-
-def _restored(array, leaf):
-    if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-    return jnp.asarray(array)
-
-
-def _digest(arrays) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name}{arrays[name].dtype.str}{arrays[name].shape}".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()
-
-
-def _safetensors():
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError("checkpoints need safetensors: pip install 'ntkrobust_sk[evolution]'") from error
-    return safetensors.numpy
-
-
-def _safetensors_error():
-    import safetensors
-
-    return safetensors.SafetensorError
+def _decoded(value):
+    if isinstance(value, dict):
+        return {name: _decoded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_decoded(inner) for inner in value]
+    return WORDS.get(value, value) if isinstance(value, str) else value

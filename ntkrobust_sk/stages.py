@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from .networks import Model
-from .rundir import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from .trainer import SGD, with_hyperparameters
 from .training import Averaged, TrainState, averaging, initial_state, train
 
@@ -55,7 +55,15 @@ class Stage:
 
 
 def kept_states(
-    folder: Path, stage: Stage, start: TrainState, X, y, epochs: Sequence[float], *, keep_all: bool = True
+    folder: Path,
+    stage: Stage,
+    start: TrainState,
+    X,
+    y,
+    epochs: Sequence[float],
+    *,
+    keep_all: bool = True,
+    of: str = "",
 ) -> Iterator[tuple[float, TrainState]]:
     """States at given epochs, each on disk when it is yielded.
 
@@ -71,6 +79,8 @@ def kept_states(
         Rising, none before ``start``.
     keep_all : bool, default=True
         Whether the files of epochs gone by are kept; without them a damaged file means training from ``start``.
+    of : str, default=""
+        What the states are of, such as a run, seed and regime; files of anything else count as damaged.
 
     Yields
     ------
@@ -83,20 +93,21 @@ def kept_states(
         Naming a file that is damaged; its state is trained again from the last good one.
     """
     files = [state_file(folder, epoch) for epoch in epochs]
+    of_files = [f"{of}/{file.name}" for file in files]
     first = 0
     if not keep_all:
         first = next((i for i in reversed(range(len(files))) if files[i].exists()), 0)
-        if _read(files[first], start) is None:
+        if _read(files[first], start, of_files[first]) is None:
             files[first].unlink(missing_ok=True)
             first = 0
     state, running = start, None
     for i in range(first, len(files)):
-        found = _read(files[i], start)
+        found = _read(files[i], start, of_files[i])
         if found is None:
             running = running or _train(stage, state, X, y, epochs[i:])
             found = next(running)
             folder.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(files[i], found)
+            save_checkpoint(files[i], found, of_files[i])
         else:
             running = None
         state = found
@@ -119,11 +130,11 @@ def _train(stage, state, X, y, epochs):
     return train(state, X, y, epochs=epochs, freeze_state=stage.freeze_state, **common)
 
 
-def _read(file, like) -> TrainState | None:
+def _read(file, like, of) -> TrainState | None:
     if not file.exists():
         return None
     try:
-        return load_checkpoint(file, like)
+        return load_checkpoint(file, like, of)
     except DamagedCheckpointError as error:
         warnings.warn(f"{error}; it is computed again from the last good one", RuntimeWarning, stacklevel=3)
         return None

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +27,12 @@ from ntkrobust_sk import (
     load_evolution,
     polar_dynamics,
     train,
+    write_report,
 )
 from ntkrobust_sk.cli import main
-from ntkrobust_sk.evolution import preset
+from ntkrobust_sk.evolution import preset, settings_of
 from ntkrobust_sk.measurements import class_correlations
-from ntkrobust_sk.rundir import RunMismatchError
+from ntkrobust_sk.rundir import RunDirectory, RunMismatchError
 from ntkrobust_sk.splits import Splits, load_splits
 
 # An MLP, because it compiles in no time.
@@ -129,7 +132,6 @@ def test_a_stored_kernel_is_that_of_the_state_it_names(result):
 
 def work_of(result):
     from ntkrobust_sk.evolution import _Work
-    from ntkrobust_sk.rundir import RunDirectory
 
     splits = load_splits("digits", n_train=SMALL.n_train, n_test=SMALL.n_test)
     return _Work(result.experiment, RunDirectory(result.path), splits)
@@ -157,7 +159,7 @@ def test_a_damaged_state_of_stage_2_is_trained_again(result):
     model = work.model(0, "benign", 4.0)
     arguments = (0, "benign/4/centered/benign", model, "centered", "benign")
     before = work.second_model(*arguments)
-    (file,) = work.folder(0, "stage2/benign/4/centered/benign").iterdir()
+    (file,) = result.path.joinpath(*work.folder(0, "stage2/benign/4/centered/benign")).iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + b"x")
     with pytest.warns(RuntimeWarning, match="damaged"):
@@ -248,6 +250,114 @@ def test_a_damaged_checkpoint_is_named_and_computed_again_from_the_last_good_one
     with pytest.warns(RuntimeWarning, match=r"0002\.000\.safetensors is damaged"):
         experiment.run(out, progress=False)
     assert final_bytes(out) == whole and file.read_bytes() == kept
+
+
+TINY = replace(
+    SMALL, seeds=1, regimes=("benign",), epochs=1, flip_epoch=1, fractions=(0.5,), stage2_epochs=1, n_features=1,
+    dynamics=("centered",), stage2=("benign",),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return TINY.run(tmp_path_factory.mktemp("tiny") / "run", progress=False)
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """The folder of a finished run, to be ruined."""
+    return Path(shutil.copytree(tiny.path, tmp_path / "run"))
+
+
+def swap(a, b):
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second), b.write_bytes(first)
+
+
+def test_states_at_each_other_s_places_are_found_and_trained_again(tiny, copied):
+    states = copied / "checkpoints" / "seed-0" / "benign"
+    before = [(states / f"000{epoch}00.safetensors").read_bytes() for epoch in ("0.5", "1.0")]
+    swap(states / "0000.500.safetensors", states / "0001.000.safetensors")
+    (copied / "results.jsonl").unlink()
+    with pytest.warns(RuntimeWarning, match=r"0000\.500\.safetensors is of something else: .*0001\.000"):
+        TINY.run(copied, progress=False)
+    assert final_bytes(copied) == final_bytes(tiny.path)
+    assert [(states / f"000{epoch}00.safetensors").read_bytes() for epoch in ("0.5", "1.0")] == before
+
+
+def test_states_and_images_of_another_run_are_not_taken_for_this_one(copied, tmp_path):
+    other = replace(TINY, random_state=1).run(tmp_path / "other", progress=False)
+    state = Path("checkpoints", "seed-0", "benign", "0001.000.safetensors")
+    image = Path("images", "seed-0", "benign.safetensors")
+    for file in (state, image):
+        shutil.copy(other.path / file, copied / file)
+    work = work_of(load_evolution(copied))
+    with pytest.warns(RuntimeWarning, match=r"0001\.000\.safetensors is of something else"):
+        work.state(0, "benign", 1.0)
+    with pytest.raises(OSError, match=r"benign\.safetensors is of something else"):
+        load_evolution(copied).images(0, "benign")
+    with pytest.warns(RuntimeWarning, match="the task 0/benign/images is done again"):
+        TINY.run(copied, progress=False)
+    assert set(load_evolution(copied).images(0, "benign")) == {"regression", "eigenvector"}
+
+
+def test_a_kernel_that_is_not_the_one_that_was_measured_is_found_and_computed_again(tiny, copied):
+    kernels = [copied / "kernels" / f"seed-0-benign-000{epoch}00-clean.zarr" for epoch in ("0.0", "1.0")]
+    kernels[0].rename(copied / "aside")
+    kernels[1].rename(kernels[0])
+    (copied / "aside").rename(kernels[1])
+    result = load_evolution(copied)
+    with pytest.raises(OSError, match=r"0000\.000-clean\.zarr does not hold the kernel that was measured"):
+        result.kernel(0, "benign", 0.0)
+    with pytest.warns(RuntimeWarning, match="0000.000-clean.zarr does not hold"):
+        again = TINY.run(copied, progress=False)
+    np.testing.assert_array_equal(again.kernel(0, "benign", 0.0), tiny.kernel(0, "benign", 0.0))
+    assert sorted(final_bytes(copied).splitlines()) == sorted(final_bytes(tiny.path).splitlines())
+
+
+def test_damaged_adversarial_examples_are_made_again(tiny, copied):
+    (file,) = (copied / "adversarial" / "seed-0").glob("*closed-form*")
+    whole = file.read_bytes()
+    for content in (whole[:-1] + b"x", whole[:50], b""):
+        file.write_bytes(content)
+        lines = final_bytes(tiny.path).splitlines(keepends=True)
+        (copied / "results.jsonl").write_bytes(
+            b"".join(line for line in lines if b'"kind": "transfer"' not in line)
+        )
+        with pytest.warns(RuntimeWarning, match="closed-form.safetensors .* the examples are made again"):
+            TINY.run(copied, progress=False)
+        assert file.read_bytes() == whole
+        assert sorted(final_bytes(copied).splitlines()) == sorted(final_bytes(tiny.path).splitlines())
+
+
+def test_reading_a_run_writes_nothing(tiny, copied):
+    with (copied / "results.jsonl").open("ab") as file:
+        file.write(b'{"task": "torn')
+    before = {path: (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in copied.rglob("*")}
+    with pytest.warns(RuntimeWarning, match="was not finished"):
+        result = load_evolution(copied)
+    assert result.results == tiny.results
+    result.velocity(0, "benign"), result.images(0, "benign"), result.to_frame()
+    write_report(result, copied.parent / "report.html")
+    after = {path: (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in copied.rglob("*")}
+    assert after == before
+
+
+def test_two_evolutions_in_one_folder_leave_one_whole_run(tiny, tmp_path):
+    out = tmp_path / "run"
+    options = "--regimes benign --epochs 1 --flip-epoch 1 --fractions 0.5 --stage2-epochs 1 --n-features 1"
+    options += " --seeds 1 --dynamics centered --stage2 benign"
+    options = shlex.split(options)
+    command = [sys.executable, "-m", "ntkrobust_sk", "evolve", "--out", str(out), *OPTIONS, *options]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 0], [0, 2])
+    for process, error in zip(both, errors, strict=True):
+        assert process.returncode == 0 or f"{out} is in use by process" in error
+    assert load_evolution(out).results == tiny.results
+    held = RunDirectory.session(out, settings_of(TINY, load_splits("digits", n_train=120, n_test=40)))
+    with held, pytest.raises(OSError, match=f"in use by process {os.getpid()}"):
+        TINY.run(out, progress=False)
 
 
 def test_another_experiment_in_the_same_folder_is_refused_with_the_difference(result):

@@ -17,6 +17,7 @@ ORDER = [
     "_backend",
     "_validation",
     "_files",
+    "_locks",
     "devices",
     "_portable",
     "datasets",
@@ -66,6 +67,7 @@ ORDER = [
     "checks",
     "smoothing",
     "splits",
+    "checkpoints",
     "rundir",
     "stages",
     "eigenfeatures",
@@ -78,6 +80,7 @@ ORDER = [
     "report",
     "demo",
     "cli",
+    "__main__",
 ]
 
 # Imported by those who use them, at the moment of use.

@@ -3,6 +3,10 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -11,15 +15,10 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import _files
-from ntkrobust_sk.rundir import (
-    DamagedCheckpointError,
-    RunDirectory,
-    RunMismatchError,
-    load_checkpoint,
-    read_arrays,
-    save_checkpoint,
-    write_atomically,
-)
+from ntkrobust_sk._files import write_atomically
+from ntkrobust_sk._locks import FolderInUseError, locked
+from ntkrobust_sk.checkpoints import DamagedCheckpointError, load_checkpoint, read_arrays, save_checkpoint
+from ntkrobust_sk.rundir import DamagedRunError, RunDirectory, RunMismatchError
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 
@@ -90,7 +89,8 @@ def test_the_same_settings_open_the_folder_again_and_leave_its_files_as_they_are
 
 def test_the_folder_and_its_parents_are_made_and_hold_the_settings(tmp_path):
     run = RunDirectory.open(tmp_path / "a" / "b", SETTINGS)
-    assert json.loads((run.path / "settings.json").read_text()) == SETTINGS | {"fractions": [0.5, 1.5]}
+    there = json.loads((run.path / "settings.json").read_text())
+    assert there.pop("sha256") and there == SETTINGS | {"fractions": [0.5, 1.5]} == run.settings
     assert run.results() == []
 
 
@@ -163,19 +163,183 @@ def test_results_come_back_in_their_order_and_to_the_bit(run):
     [b"{", b'{"task": "0/be', b'{"task": "0/benign/2"}', b'{"task": "x\xc3', b'{"task": \n', b"\n"],
     ids=repr,
 )
-def test_a_torn_last_line_is_cut_off_and_results_go_on_behind_the_good_ones(run, torn):
+def test_a_torn_last_line_is_left_out_with_a_word_and_cut_off_by_the_next_result(run, torn):
     file = with_results(run)
     good = file.read_bytes()
     file.write_bytes(good + torn)
-    assert run.results() == RESULTS
-    assert file.read_bytes() == good
+    with pytest.warns(RuntimeWarning, match=r"line 3 of .*results\.jsonl, the last, was not finished"):
+        assert run.results() == RESULTS
+    assert file.read_bytes() == good + torn
     run.append({"task": "next"})
     assert run.results() == [*RESULTS, {"task": "next"}]
+    assert file.read_bytes().startswith(good)
 
 
 def test_a_torn_only_line_leaves_no_result(run):
     (run.path / "results.jsonl").write_bytes(b'{"task"')
-    assert run.results() == [] and (run.path / "results.jsonl").read_bytes() == b""
+    with pytest.warns(RuntimeWarning, match="line 1"):
+        assert run.results() == []
+
+
+def test_no_flipped_bit_of_settings_or_results_goes_unseen(run):
+    file = with_results(run, [*RESULTS, {"task": "third", "robust": 0.25}])
+    for changed, expected in ((file, run.results()), (run.path / "settings.json", run.settings)):
+        good = changed.read_bytes()
+        for position in range(len(good)):
+            flipped = bytearray(good)
+            flipped[position] ^= 1 << position % 7
+            changed.write_bytes(flipped)
+            again = RunDirectory(run.path)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                try:
+                    found = again.results() if changed == file else again.settings
+                except OSError as error:
+                    assert str(changed) in str(error) and (changed != file or "line" in str(error))
+                else:
+                    # white space between settings means nothing
+                    assert found == expected or (told and changed == file and found == expected[:-1])
+        changed.write_bytes(good)
+
+
+def test_a_changed_digit_is_an_error_that_names_file_and_line(run):
+    file = with_results(run, [{"task": "a", "robust": 0.25}, {"task": "b", "robust": 0.5}])
+    file.write_bytes(file.read_bytes().replace(b"0.5", b"0.6"))
+    with pytest.raises(DamagedRunError, match=r"line 2 of .*results\.jsonl cannot be read \(its checksum"):
+        run.results()
+    settings = run.path / "settings.json"
+    settings.write_bytes(settings.read_bytes().replace(b'"epochs": 3', b'"epochs": 4'))
+    with pytest.raises(DamagedRunError, match=r"settings\.json was changed"):
+        RunDirectory.open(run.path, SETTINGS | {"epochs": 4})
+
+
+def test_a_line_of_another_run_is_refused(run, tmp_path):
+    other = RunDirectory.open(tmp_path / "other", SETTINGS | {"alpha": 0.5})
+    theirs = with_results(other).read_bytes()
+    file = with_results(run)
+    file.write_bytes(file.read_bytes() + theirs)
+    with pytest.raises(DamagedRunError, match=r"line 3 .* or of another run"):
+        run.results()
+
+
+def test_a_run_without_checksums_is_told_of_as_that(run):
+    (run.path / "settings.json").write_text(json.dumps(SETTINGS))
+    with pytest.raises(DamagedRunError, match="has no checksum: the run is of an earlier version"):
+        RunDirectory.open(run.path, SETTINGS)
+
+
+def test_a_result_that_is_there_twice_counts_once(run):
+    file = with_results(run)
+    file.write_bytes(file.read_bytes() * 2)
+    assert run.results() == RESULTS
+    run.append({"task": "next"})
+    assert run.results() == [*RESULTS, {"task": "next"}]
+
+
+def test_two_results_of_one_task_that_differ_are_an_error_that_names_both_lines(run):
+    with_results(run, [*RESULTS, RESULTS[0] | {"robust": 0.5}])
+    with pytest.raises(
+        DamagedRunError, match=r"lines 1 and 3 of .*results\.jsonl both hold the task '0/benign/0'"
+    ):
+        run.results()
+
+
+def test_forgotten_tasks_are_gone_and_the_others_are_as_they_were(run):
+    with_results(run, [*RESULTS, {"task": "third"}])
+    run.forget({"0/flip/1"})
+    assert run.results() == [RESULTS[0], {"task": "third"}]
+
+
+def test_numbers_that_are_not_finite_come_back_and_the_file_is_json_that_every_reader_takes(run):
+    found = {"task": "0", "a": float("nan"), "b": [float("inf"), {"c": -float("inf")}], "d": 0.5}
+    file = with_results(run, [found])
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    json.loads(file.read_text(), parse_constant=refuse)
+    (again,) = run.results()
+    assert np.isnan(again.pop("a")) and again == {"task": "0", "b": [np.inf, {"c": -np.inf}], "d": 0.5}
+
+
+# One process at a time
+
+HOLD = """
+import sys, time
+from ntkrobust_sk._locks import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_process(tmp_path):
+    """Another process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_refused_with_folder_and_first_until_that_is_killed(tmp_path, other_process):
+    for _ in range(2):
+        by = f"{tmp_path} is in use by process {other_process.pid} on "
+        with pytest.raises(FolderInUseError, match=by), locked(tmp_path):
+            pass
+    other_process.kill()
+    other_process.wait()
+    with locked(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_sessions_of_one_run_exclude_each_other_and_leave_nothing_behind(tmp_path):
+    with RunDirectory.session(tmp_path / "run", SETTINGS) as run:
+        other = RunDirectory.session(tmp_path / "run", SETTINGS | {"epochs": 9})
+        with pytest.raises(FolderInUseError, match=f"process {os.getpid()}"), other:
+            pass
+        run.append({"task": "first"})
+    with RunDirectory.session(tmp_path / "run", SETTINGS) as again:
+        assert again.results() == [{"task": "first"}]
+    assert sorted(file.name for file in run.path.iterdir()) == ["results.jsonl", "settings.json"]
+
+
+def test_a_lock_that_is_a_link_is_refused_and_not_followed(tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "kept")
+    with pytest.raises(OSError, match=r"\.lock"), locked(tmp_path):
+        pass
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_where_the_file_system_cannot_lock_a_word_is_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("ntkrobust_sk._locks.fcntl.flock", refuse)
+    with pytest.warns(RuntimeWarning, match="cannot lock"), locked(tmp_path):
+        pass
+
+
+# Files and their places
+
+
+def test_a_file_at_another_place_or_of_another_run_is_not_taken_for_this_one(run, tmp_path):
+    other = RunDirectory.open(tmp_path / "other", SETTINGS | {"alpha": 0.5})
+    place, next_to_it = ("seed-0", "a.safetensors"), ("seed-1", "a.safetensors")
+    run.save(small_tree(), *place)
+    other.save(small_tree(), *place)
+    assert set(run.arrays(*place)) == set(small_tree())
+    shutil.copy(run.joined(*place), run.joined(*next_to_it))
+    with pytest.raises(DamagedCheckpointError, match=r"seed-1/a\.safetensors is of something else: .*seed-0"):
+        run.load(small_tree(), *next_to_it)
+    shutil.copy(other.joined(*place), run.joined(*place))
+    with pytest.raises(DamagedCheckpointError, match=r"seed-0/a\.safetensors is of something else"):
+        run.arrays(*place)
+    shutil.copytree(other.path, tmp_path / "moved")
+    assert set(RunDirectory(tmp_path / "moved").arrays(*place)) == set(small_tree())
 
 
 @pytest.mark.parametrize("number", [1, 2])

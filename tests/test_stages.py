@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from ntkrobust_sk import MLP, PGD, Clean, Model, Variables, stages, train
-from ntkrobust_sk.rundir import save_checkpoint
+from ntkrobust_sk.checkpoints import save_checkpoint
 from ntkrobust_sk.stages import Stage, kept_states, state_file
 from ntkrobust_sk.training import averaged, averaging
 
@@ -214,7 +214,7 @@ def test_two_damaged_files_in_a_row_are_both_named(folder, expected):
 def test_a_file_that_cannot_be_opened_is_no_reason_to_train_again(folder, monkeypatch):
     list(kept(folder))
 
-    def closed(file, like):
+    def closed(file, like, of):
         raise PermissionError(13, "not allowed", str(file))
 
     monkeypatch.setattr(stages, "load_checkpoint", closed)
