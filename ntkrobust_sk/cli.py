@@ -183,6 +183,7 @@ def _add_evolve(commands):
             "action": argparse.BooleanOptionalAction,
             "help": "keep batch-norm statistics in stage 2",
         },
+        "memory": {"help": "for kernels and regression, such as 8GiB"},
         "fractions": {"nargs": "*", "type": float, "help": "epochs, besides whole ones, at which states are kept"},
     }
     for field in fields(KernelEvolution):

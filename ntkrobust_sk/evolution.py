@@ -35,6 +35,7 @@ from .loops import evaluate
 from .machines import MACHINE_ROWS
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
 from .networks import Model, Normalized
+from .plan import parse_memory
 from .predictors import make_predictor
 from .rundir import RunDirectory
 from .solvers import solve
@@ -111,6 +112,9 @@ class KernelEvolution:
         Ridge of closed-form regression on the kernel set.
     n_features : int, default=10
         Eigenfeatures that are scored one by one; see :func:`~ntkrobust_sk.eigenfeatures.ntk_features`.
+    memory : str or int, default="2GiB"
+        Budget for kernels and closed-form regression, as for :func:`~ntkrobust_sk.gram`. Regression with the trace
+        kernel of a ResNet-18 needs "8GiB". A run may go on with another one; last digits may then differ.
     seeds : int, default=1
         Repetitions; they share data and differ in initial weights, data order and attack noise.
     random_state : int, default=0
@@ -156,6 +160,7 @@ class KernelEvolution:
     freeze_state: bool = True
     alpha: float = 1e-2
     n_features: int = 10
+    memory: str | int = "2GiB"
     seeds: int = 1
     random_state: int = 0
 
@@ -166,6 +171,7 @@ class KernelEvolution:
                 check_choice(f"entry of {name}", value, known)
         check_choice("attack", self.attack, ATTACKS)
         check_choice("network", self.network, NETWORKS)
+        parse_memory(self.memory)
         for name in ("n_train", "n_test", "n_kernel", "batch_size", "seeds", "test_steps", "train_steps"):
             _require(self, name, lambda value: value >= 1, "at least 1")
         for name in ("epochs", "stage2_epochs", "n_validation", "n_features", "alpha", "epsilon"):
@@ -294,7 +300,7 @@ def preset(data: str = "digits", **given) -> KernelEvolution:
 
 def settings_of(experiment: KernelEvolution, splits: Splits) -> dict:
     """What two runs must agree in to be the same; a run may get more seeds, and its data may have moved."""
-    free = ("seeds", "data_dir")
+    free = ("seeds", "data_dir", "memory")
     settings = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.name not in free}
     return settings | {"sha256_data": hash_arrays(splits), "version": __version__}
 
@@ -490,10 +496,12 @@ class _Work:
         found["kernels"] = {}
         for images, X in zip(IMAGES, (self.X_kernel, X_adv), strict=True):
             store = self.kernel_store(seed, regime, epoch, images)
-            K = np.asarray(gram("trace", model, X, store=store))
+            K = np.asarray(gram("trace", model, X, memory=self.experiment.memory, store=store))
             found["kernels"][images] = hash_arrays([K])
             found |= {f"{images}_{name}": value for name, value in kernel_metrics(K, self.y_kernel).items()}
-        return found | class_metrics(gram("class", model, self.X_kernel, by_layer=True), self.y_kernel)
+        return found | class_metrics(
+            gram("class", model, self.X_kernel, memory=self.experiment.memory, by_layer=True), self.y_kernel
+        )
 
     def closed_form(self, seed, regime, epoch) -> dict:
         """Kernel regression on the kernel set."""
@@ -506,13 +514,21 @@ class _Work:
         """The stored kernel, or that of an earlier state if the regime was stopped there."""
         best = self.stopped(seed, regime)
         epoch = epoch if best is None else min(epoch, best)
-        return gram("trace", model, self.X_kernel, store=self.kernel_store(seed, regime, epoch, "clean"))
+        return gram(
+            "trace",
+            model,
+            self.X_kernel,
+            memory=self.experiment.memory,
+            store=self.kernel_store(seed, regime, epoch, "clean"),
+        )
 
     def regression(self, model, K):
         targets = np.eye(self.n_outputs)[self.y_kernel]
         offset = targets.mean(0)
         dual = solve(K, targets - offset, alpha=self.experiment.alpha)
-        return make_predictor(resolve_kernel("trace"), model, self.X_kernel, dual, offset)
+        return make_predictor(
+            resolve_kernel("trace"), model, self.X_kernel, dual, offset, memory=self.experiment.memory
+        )
 
     def stage_two(self, seed, regime, epoch, dynamics, training) -> dict:
         """Training on a kernel, or from it."""
@@ -594,6 +610,7 @@ class _Work:
             n_features=experiment.n_features,
             key=self.key(seed, 5),
             K=self.kernel_at(seed, regime, epoch, model),
+            memory=experiment.memory,
         )
         found = {"kind": "features", "seed": seed, "regime": regime, "epoch": epoch}
         values = ("eigenvalues", "usefulness", "robustness")
@@ -603,7 +620,7 @@ class _Work:
         """What maximises each class's regression direction, and its leading eigenvector."""
         epoch = self.experiment.checkpoints[-1]
         model = self.model(seed, regime, epoch)
-        K = np.asarray(gram("class", model, self.X_kernel))
+        K = np.asarray(gram("class", model, self.X_kernel, memory=self.experiment.memory))
         drawn = {
             name: eigenfeature_images(model, self.X_kernel, coefficients(K, self.y_kernel), n_steps=IMAGE_STEPS)
             for name, coefficients in (

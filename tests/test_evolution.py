@@ -1,5 +1,7 @@
 """The two-stage experiment: what it finds, and that it goes on where it was stopped."""
 
+import ast
+import inspect
 import json
 import os
 import shlex
@@ -529,3 +531,25 @@ def test_no_warning_is_raised_by_an_ordinary_run(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert experiment.run(tmp_path / "run", progress=False).of_kind("checkpoint")
+
+
+def test_everything_that_takes_memory_is_given_the_experiments():
+    calls = [
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(sys.modules["ntkrobust_sk.evolution"])))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in ("gram", "make_predictor", "ntk_features")
+    ]
+    assert len(calls) >= 6
+    for call in calls:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert given.get("memory", "").endswith("experiment.memory"), ast.unparse(call)
+
+
+def test_a_run_may_go_on_with_another_amount_of_memory():
+    splits = load_splits("digits", n_train=100, n_test=20)
+    assert settings_of(KernelEvolution(memory="8GiB"), splits) == settings_of(KernelEvolution(), splits)
+    assert preset(memory="8GiB").memory == "8GiB"
+    for memory in ("much", None, -1, float("inf")):
+        with pytest.raises(ValueError, match="memory must be"):
+            KernelEvolution(memory=memory)
