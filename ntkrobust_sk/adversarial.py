@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import __version__
 from ._files import read_npz, write_atomically
 from ._portable import SavedArray
+from ._validation import check_choice, require_numbers
 from ._validation import path as check_path
 from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
@@ -31,6 +32,7 @@ from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
 from .keys import keys_of
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .networks import CNN, MLP, Model, Normalized, Stateless, Variables
+from .norms import NORMS
 from .predictors import DualPredictor, PrimalPredictor
 from .projections import ProjectedNTK
 from .resnet import ResNet18
@@ -126,6 +128,10 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     -------
     AttackedExamples
     """
+    require_numbers("X", X)
+    X = np.asarray(X)
+    if X.ndim < 2 or not len(X):
+        raise ValueError(f"X must be an array (n, ...) with one row or more, got shape {X.shape}")
     subject = classifier_under_attack("attack", estimator, X.reshape(len(X), -1), y)
     attack, keys = subject.usable(attack), keys_of(key_of(random_state), len(X))
     members, flags = {}, ()
@@ -150,7 +156,10 @@ def make_attack(name: str, epsilon: float, *, norm=None, n_steps=None, bounds=(0
     ValueError
         If the attack is not one in that norm, or takes no steps.
     """
+    check_choice("name", name, ATTACKS)
     kind = ATTACKS[name]
+    if norm is not None:
+        check_choice("norm", norm, NORMS)
     stated = {field.name for field in fields(kind)}
     given = {"epsilon": epsilon, "bounds": bounds}
     if norm is not None and "norm" in stated:

@@ -17,7 +17,8 @@ import numpy as np
 from sklearn.datasets import fetch_openml, load_digits
 from sklearn.utils import check_random_state, check_scalar
 
-from ._validation import check_choice
+from ._validation import brief, check_choice, integer, seed
+from ._validation import path as check_path
 
 
 @dataclass(frozen=True)
@@ -347,19 +348,29 @@ def class_balanced_indices(y, n_samples, *, random_state=0):
     ['cat', 'cat', 'dog', 'dog']
     """
     check_scalar(n_samples, "n_samples", numbers.Integral)
-    y = np.asarray(y)
+    n_samples = integer("n_samples", n_samples, low=0)
+    given = y
+    try:
+        y = np.asarray(given)
+    except Exception as error:  # whatever a stranger's conversion raises
+        raise TypeError(f"y must hold one class label per sample, got {brief(given)}: {error}") from None
     if y.ndim != 1:
         raise ValueError(
             f"y must hold one class label per sample, shape (n,); got shape {y.shape}. "
             "Turn one-hot rows into labels with y.argmax(axis=1)."
         )
-    classes, inverse, available = np.unique(y, return_inverse=True, return_counts=True)
+    try:
+        classes, inverse, available = np.unique(y, return_inverse=True, return_counts=True)
+    except TypeError as error:
+        raise TypeError(
+            f"y must hold labels of one type that can be sorted, got {brief(given)}: {error}"
+        ) from None
     if not 0 < len(classes) <= n_samples:
         raise ValueError(
             f"n_samples must be at least the number of classes, {len(classes)}, and y must not be empty; got "
             f"n_samples={n_samples}. Ask for more samples or pass only the classes wanted."
         )
-    rng = check_random_state(random_state)
+    rng = check_random_state(seed("random_state", random_state))
     quota, rest = np.divmod(n_samples, len(classes))
     wanted = np.full(len(classes), quota)
     wanted[rng.permutation(len(classes))[:rest]] += 1
@@ -377,7 +388,7 @@ def class_balanced_indices(y, n_samples, *, random_state=0):
 
 def _find(source, data_dir, names):
     """The first of `names` that is a file in `data_dir`."""
-    data_dir = Path(data_dir).expanduser()
+    data_dir = check_path("data_dir", data_dir)
     for name in names:
         if (data_dir / name).is_file():
             return data_dir / name

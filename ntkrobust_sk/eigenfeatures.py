@@ -123,7 +123,7 @@ def ntk_features(
     >>> bool((found.robustness <= found.usefulness).all()), found.eigenvectors.shape
     (True, (100, 3))
     """
-    kernel, n_features = resolve_kernel(kernel), integer("n_features", n_features)
+    kernel, n_features = resolve_kernel(kernel), integer("n_features", n_features, low=0)
     params, attack = require_model(model).variables.params, require_attack(attack)
     X, X_test = (host_inputs(name, x, params) for name, x in (("X", X), ("X_test", X_test)))
     y, y_test = _labels("y", y), _labels("y_test", y_test)

@@ -8,10 +8,10 @@ one folder, and a stopped run goes on from there.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import product
@@ -22,7 +22,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import __version__
-from ._validation import check_choice
+from ._validation import LARGEST_SEED, check_choice, flag, integer, number
+from ._validation import brief as shown
 from ._validation import path as check_path
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
 from .checkpoints import DamagedCheckpointError
@@ -166,21 +167,17 @@ class KernelEvolution:
 
     def __post_init__(self):
         for name, known in (("regimes", REGIMES), ("dynamics", DYNAMICS), ("stage2", STAGE2)):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, _several(name, getattr(self, name)))
             for value in getattr(self, name):
                 check_choice(f"entry of {name}", value, known)
         check_choice("attack", self.attack, ATTACKS)
         check_choice("network", self.network, NETWORKS)
         parse_memory(self.memory)
-        for name in ("n_train", "n_test", "n_kernel", "batch_size", "seeds", "test_steps", "train_steps"):
-            _require(self, name, lambda value: value >= 1, "at least 1")
-        for name in ("epochs", "stage2_epochs", "n_validation", "n_features", "alpha", "epsilon"):
-            _require(self, name, lambda value: 0 <= value < math.inf, "finite and not negative")
-        for name in ("learning_rate", "stage2_learning_rate"):
-            _require(self, name, lambda value: 0 < value < math.inf, "positive and finite")
+        self._check_numbers()
         if "flip" in self.regimes and "benign" not in self.regimes:
             raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
-        object.__setattr__(self, "fractions", tuple(float(f) for f in self.fractions))
+        fractions = _several("fractions", self.fractions)
+        object.__setattr__(self, "fractions", tuple(number("each of fractions", f, low=0) for f in fractions))
         if self.flips_at not in self.checkpoints:
             raise ValueError(
                 f"flip_epoch must be an epoch that is kept, {brief(self.checkpoints)}, got {self.flip_epoch}"
@@ -191,7 +188,7 @@ class KernelEvolution:
                 f"accuracy may fail to rise; got {self.patience} and {self.n_validation}"
             )
         if self.stage2_from is not None:
-            starts = tuple((regime, float(epoch)) for regime, epoch in self.stage2_from)
+            starts = tuple(map(_start, _several("stage2_from", self.stage2_from)))
             object.__setattr__(self, "stage2_from", starts)
         for regime, epoch in self.starts:
             check_choice("regime in stage2_from", regime, self.regimes)
@@ -200,6 +197,33 @@ class KernelEvolution:
                     f"stage2_from asks for epoch {epoch:g}, but kept are {brief(self.checkpoints)}. "
                     "Add it to fractions, or raise epochs"
                 )
+
+    def _check_numbers(self):
+        """Bring what is counted and measured into plain numbers, or raise."""
+        checks = {
+            ("n_train", "n_test", "n_kernel", "batch_size", "seeds", "test_steps", "train_steps"): integer,
+            ("epochs", "stage2_epochs", "n_validation", "n_features"): partial(integer, low=0),
+            ("random_state",): partial(integer, low=0, high=LARGEST_SEED),
+            ("alpha", "epsilon"): partial(number, low=0),
+            ("learning_rate", "stage2_learning_rate"): partial(number, above=0),
+            ("momentum",): partial(number, low=0, below=1),
+            ("clean_step", "normalize", "freeze_state"): flag,
+        }
+        optional = {
+            ("average_decay",): partial(number, low=0, below=1),
+            ("patience",): integer,
+            ("flip_epoch",): partial(number, low=0),
+        }
+        for names, check in (*checks.items(), *optional.items()):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None or names in checks:
+                    found = check(name, value)
+                    # what is plain stays as it was written
+                    object.__setattr__(self, name, value if isinstance(value, int | float) else found)
+        for name in ("data", "data_dir"):
+            if getattr(self, name) is not None or name == "data":
+                check_path(name, getattr(self, name))
 
     @cached_property
     def checkpoints(self) -> tuple[float, ...]:
@@ -665,6 +689,15 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     return EvolutionResult(run.path, KernelEvolution(**settings, seeds=seeds), results)
 
 
-def _require(experiment, name, holds, what):
-    if not holds(getattr(experiment, name)):
-        raise ValueError(f"{name} must be {what}, got {getattr(experiment, name)!r}")
+def _several(name, values) -> tuple:
+    is_sequence = isinstance(values, Iterable) and not isinstance(values, str | bytes | dict | set)
+    if not is_sequence or getattr(values, "shape", None) == ():
+        raise ValueError(f"{name} must be a sequence, such as a tuple, got {shown(values)}")
+    return tuple(values)
+
+
+def _start(start) -> tuple[str, float]:
+    """A regime and an epoch where stage 2 starts."""
+    if not isinstance(start, tuple | list) or len(start) != 2:
+        raise ValueError(f"each of stage2_from must be (regime, epoch), got {shown(start)}")
+    return start[0], number("epoch in stage2_from", start[1], low=0)

@@ -21,6 +21,7 @@ import numpy as np
 
 from . import __version__
 from ._files import write_atomically
+from ._validation import path as check_path
 from .claims import FAILS, HOLDS, check_claims
 from .displays import (
     EvolutionDisplay,
@@ -31,6 +32,7 @@ from .displays import (
     spectrum,
 )
 from .evolution import RESTARTS
+from .evolution_result import require_result
 from .rundir import RunDirectory
 
 # Drawn in this colour, which becomes that of the text around the figure, in the dark and in the light.
@@ -69,12 +71,15 @@ def write_report(result, path: str | os.PathLike | None = None) -> Path:
 
     Raises
     ------
+    TypeError
+        For what is no result.
     ValueError
         If nothing was measured yet.
     """
+    require_result(result)
+    path = result.path / "report.html" if path is None else check_path("path", path)
     if not result.of_kind("checkpoint"):
         raise ValueError(f"{result.path} holds no results yet, so there is nothing to report")
-    path = result.path / "report.html" if path is None else Path(path)
     experiment = result.experiment
     seeds = f"{experiment.seeds} seeds" if experiment.seeds > 1 else "one seed"
     lead = (

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from ._validation import LARGEST_SEED, brief, integer
 from .datasets import class_balanced_indices, load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
 
 LOADERS = {"cifar10": load_cifar10, "fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
@@ -65,6 +66,10 @@ def load_splits(data: str, data_dir=None, *, n_train: int, n_test: int, random_s
     >>> splits.X.shape, splits.X_test.shape
     ((200, 8, 8, 1), (100, 8, 8, 1))
     """
+    n_train, n_test = integer("n_train", n_train, high=2**63 - 1), integer("n_test", n_test)
+    random_state = integer("random_state", random_state, low=0, high=LARGEST_SEED)
+    if not isinstance(data, str | os.PathLike):
+        raise TypeError(f"data must be a name or the path of an .npz file, got {brief(data)}")
     if data == "digits" or str(data).endswith(".npz"):
         X, y, X_test, y_test = (*load_digits_images(), None, None) if data == "digits" else _from_file(data)
         require_enough(y, n_train, n_test)
