@@ -10,6 +10,8 @@ from itertools import combinations, product
 
 import numpy as np
 
+from .evolution_result import require_result
+
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested"
 
 
@@ -39,7 +41,7 @@ class Claim:
 
 
 def check_claims(result) -> list[Claim]:
-    """All claims, tested on what a run has found.
+    """Test all claims on what a run has found.
 
     Parameters
     ----------
@@ -48,7 +50,13 @@ def check_claims(result) -> list[Claim]:
     Returns
     -------
     list of Claim
+
+    Raises
+    ------
+    TypeError
+        For anything else than a run's results.
     """
+    require_result(result)
     tests = (
         kernels_differ,
         kernels_part_early,
@@ -61,7 +69,16 @@ def check_claims(result) -> list[Claim]:
         examples_transfer,
         flip_catches_up,
     )
-    return [test(result) for test in tests]
+    with np.errstate(all="ignore"):
+        return [_if_finite(test(result)) for test in tests]
+
+
+def _if_finite(claim: Claim) -> Claim:
+    """The claim, untested where a number behind it is NaN."""
+    if any(np.isnan(np.array(values, float)).any() for values in claim.values.values()):
+        why = f"a measured number is not finite: {claim.measured}"
+        return _untested(claim.number, claim.text, claim.statistic, why)
+    return claim
 
 
 def kernels_differ(result) -> Claim:

@@ -274,9 +274,14 @@ class KernelEvolution:
         ------
         RunMismatchError
             If the folder holds another experiment.
+        FolderInUseError
+            If another process writes into it.
         TrainingDivergedError
             When training does; what was finished is kept.
         """
+        out = check_path("out", out)
+        if splits is not None and not isinstance(splits, Splits):
+            raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {shown(splits)}")
         splits = splits or load_splits(
             self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
         )
@@ -398,7 +403,8 @@ class _Work:
             if experiment.starts:
                 found.append((f"{seed}/transfer", partial(self.transfer, seed)))
             for regime in experiment.regimes:
-                found.append((f"{seed}/{regime}/features", partial(self.features, seed, regime)))
+                if experiment.n_features:
+                    found.append((f"{seed}/{regime}/features", partial(self.features, seed, regime)))
                 found.append((f"{seed}/{regime}/images", partial(self.images, seed, regime)))
         return found
 
@@ -511,7 +517,7 @@ class _Work:
         state = self.state(seed, regime, epoch)
         model = averaged(state)
         found |= {"steps": int(state.step), "loss": float(state.loss) if np.isfinite(state.loss) else None}
-        found |= {"n_test": len(self.splits.y_test)}
+        found |= {"n_train": len(self.splits.y), "n_test": len(self.splits.y_test), "n_kernel": len(self.y_kernel)}
         found |= self.scores(model, seed)
         if self.validation is not None:
             X, y = self.validation

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -39,6 +40,7 @@ from .rundir import RunDirectory
 INK = "#010203"
 # Side of a kernel's image in the page; larger kernels are averaged over squares.
 PIXELS = 100
+NOT_FINITE = "not finite"
 # Eigenvalues of a spectrum in the page.
 EIGENVALUES = 200
 CURVES = (
@@ -80,12 +82,12 @@ def write_report(result, path: str | os.PathLike | None = None) -> Path:
     path = result.path / "report.html" if path is None else check_path("path", path)
     if not result.of_kind("checkpoint"):
         raise ValueError(f"{result.path} holds no results yet, so there is nothing to report")
-    experiment = result.experiment
+    experiment, used = result.experiment, result.of_kind("checkpoint")[0]
     seeds = f"{experiment.seeds} seeds" if experiment.seeds > 1 else "one seed"
     lead = (
-        f"Stage 1: {experiment.epochs} epochs on {experiment.n_train:,} examples. Attacks: L∞, epsilon "
-        f"{experiment.epsilon:.4g}; PGD with {experiment.test_steps} steps in scoring. Kernels of "
-        f"{experiment.n_kernel} training examples; {seeds}."
+        f"Stage 1: {experiment.epochs} epochs on {used['n_train']:,} examples. Attacks: L∞, epsilon "
+        f"{experiment.epsilon:.4g}; PGD with {experiment.test_steps} steps in scoring, on "
+        f"{used['n_test']:,} test examples. Kernels of {used['n_kernel']:,} training examples; {seeds}."
     )
     title = f"Kernel evolution: {experiment.data}, {experiment.network}"
     data = slider_data(result)
@@ -96,7 +98,7 @@ def write_report(result, path: str | os.PathLike | None = None) -> Path:
         title=escape(title),
         lead=escape(lead),
         sections="\n".join(section for section in sections if section),
-        data=json.dumps(data).replace("</", "<\\/"),
+        data=json.dumps(_plain_json(data), allow_nan=False).replace("</", "<\\/"),
     )
     write_atomically(path, page.encode())
     return path
@@ -190,7 +192,8 @@ def slider_data(result, seed: int = 0) -> dict:
         if not epochs:
             continue
         kernels = [result.kernel(seed, regime, epoch) for epoch in epochs]
-        shares = [spectrum(K)[:EIGENVALUES] / np.trace(K) for K in kernels]
+        with np.errstate(invalid="ignore"):  # a network may have no gradient, and its kernel no trace
+            shares = [spectrum(K)[:EIGENVALUES] / np.trace(K) for K in kernels]
         regimes.append(
             {
                 "name": regime,
@@ -312,6 +315,15 @@ def settings_section(result) -> str:
     )
 
 
+def _plain_json(value):
+    """The same with null, which the page shows as not finite, for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _plain_json(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(value) -> str:
     if isinstance(value, list):
         return ", ".join(" at ".join(map(_plain, v)) if isinstance(v, list) else _plain(v) for v in value)
@@ -322,6 +334,8 @@ def _mean(records, name) -> str:
     values = [record[name] for record in records if name in record]
     if not values:
         return ""
+    if not np.isfinite(values).all():
+        return NOT_FINITE
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
 

@@ -24,6 +24,7 @@ class MadeUp:
         self.results = [{"kind": "checkpoint", "n_test": n_test, **result} for result in checkpoints] + list(
             others
         )
+        self.path = "made up"
         self.points, self.velocities = points or {}, velocities or {}
 
     def of_kind(self, kind, **where):

@@ -31,6 +31,7 @@ from ntkrobust_sk import (
     train,
     write_report,
 )
+from ntkrobust_sk.claims import check_claims
 from ntkrobust_sk.cli import main
 from ntkrobust_sk.evolution import preset, settings_of
 from ntkrobust_sk.measurements import class_correlations
@@ -387,10 +388,33 @@ def test_an_epoch_that_was_never_kept_is_refused_with_those_that_are(result):
         ({"network": "vgg"}, "unknown network 'vgg'"),
         ({"attack": "cw"}, "unknown attack 'cw'"),
         ({"dynamics": ("lazy",)}, "unknown entry of dynamics 'lazy'"),
-        ({"epsilon": float("nan")}, "epsilon must be a finite"),
-        ({"epsilon": -0.1}, "epsilon must be a finite"),
+        ({"epsilon": float("nan")}, "epsilon must be a finite number >= 0"),
+        ({"epsilon": -0.1}, "epsilon must be a finite number >= 0"),
         ({"n_train": 0}, "n_train must be a positive integer"),
         ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0"),
+        ({"n_test": "5"}, "n_test must be a positive integer, got '5'"),
+        ({"epochs": [1]}, r"epochs must be an integer >= 0, got \[1\]"),
+        ({"epochs": 2.5}, "epochs must be an integer >= 0"),
+        ({"epochs": 10**400}, "epochs must be an integer >= 0"),
+        ({"seeds": 0}, "seeds must be a positive integer"),
+        ({"seeds": True}, "seeds must be a positive integer"),
+        ({"fractions": 0.5}, "fractions must be a sequence"),
+        ({"fractions": "0.5"}, "fractions must be a sequence"),
+        ({"fractions": ("x",)}, "each of fractions must be a finite number"),
+        ({"fractions": (float("nan"),)}, "each of fractions must be a finite number"),
+        ({"regimes": "benign"}, "regimes must be a sequence"),
+        ({"regimes": None}, "regimes must be a sequence"),
+        ({"regimes": ([],)}, "unknown entry of regimes"),
+        ({"attack": np.array([1, 2])}, "unknown attack"),
+        ({"momentum": 1.0}, "momentum must be a finite number >= 0 and < 1"),
+        ({"average_decay": "0.9"}, "average_decay must be a finite number"),
+        ({"clean_step": "yes"}, "clean_step must be"),
+        ({"random_state": -1}, "random_state must be an integer >= 0"),
+        ({"patience": 0, "n_validation": 20}, "patience must be a positive integer"),
+        ({"data": ""}, "data must be the path"),
+        ({"stage2_from": 3}, "stage2_from must be a sequence"),
+        ({"stage2_from": ("benign",)}, r"each of stage2_from must be \(regime, epoch\), got 'benign'"),
+        ({"stage2_from": (("benign", "x"),)}, "epoch in stage2_from must be a finite number"),
         ({"flip_epoch": 30}, "flip_epoch must be an epoch that is kept"),
         ({"stage2_from": (("benign", 1.7),)}, r"stage2_from asks for epoch 1\.7, but kept are 0, "),
         ({"stage2_from": (("other", 1.0),)}, "unknown regime in stage2_from 'other'"),
@@ -401,6 +425,23 @@ def test_an_epoch_that_was_never_kept_is_refused_with_those_that_are(result):
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         KernelEvolution(**settings)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"x", np.zeros(2)], ids=repr)
+def test_what_is_no_path_data_or_result_is_named(wrong, tmp_path):
+    with pytest.raises(TypeError, match="path must be a path"):
+        load_evolution(wrong)
+    with pytest.raises(TypeError, match="out must be a path"):
+        TINY.run(wrong)
+    with pytest.raises(TypeError, match="result must be an EvolutionResult"):
+        write_report(wrong)
+    with pytest.raises(TypeError, match="result must be an EvolutionResult"):
+        check_claims(wrong)
+    with pytest.raises(TypeError, match="data must be a path"):
+        KernelEvolution(data=wrong)
+    if wrong is not None:
+        with pytest.raises(TypeError, match="splits must be Splits"):
+            TINY.run(tmp_path / "run", splits=wrong)
 
 
 def test_fewer_images_than_classes_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from ntkrobust_sk import KernelEvolution, load_evolution, write_report
 from ntkrobust_sk.report import INK
 from ntkrobust_sk.rundir import RunDirectory
+from ntkrobust_sk.splits import load_splits
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -166,3 +168,17 @@ def test_a_run_without_results_is_refused(tmp_path):
     RunDirectory.open(tmp_path / "run", settings_of(EXPERIMENT, load_splits("digits", n_train=50, n_test=20)))
     with pytest.raises(ValueError, match="holds no results yet"):
         write_report(load_evolution(tmp_path / "run"))
+
+
+def test_numbers_that_are_not_finite_are_shown_as_that_and_the_page_s_data_stay_json(tmp_path):
+    splits = load_splits("digits", n_train=60, n_test=30)
+    experiment = replace(EXPERIMENT, epochs=1, flip_epoch=1, regimes=("benign",), stage2=(), stage2_from=())
+    result = experiment.run(tmp_path / "run", splits=splits, progress=False)
+    for record in result.of_kind("checkpoint"):
+        record |= {"robust": float("nan"), "clean_effective_rank": float("inf")}
+    page = write_report(result, tmp_path / "page.html").read_text()
+    data = re.search(r'id="evolution">(.*?)</script>', page, re.DOTALL)[1]
+    shown = json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert shown["regimes"][0]["robust"] == [None] * 3 and "not finite" in page
+    # what was used, and not what was asked for
+    assert "1 epochs on 60 examples" in page and "on 30 test examples" in page and "Kernels of 30 " in page
