@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gzip
+import hashlib
 import json
 import os
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import traceback
@@ -34,7 +37,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -361,12 +364,64 @@ def read_npz(folder: Path):
     return tuple(load_splits(folder / "own.npz", n_train=6, n_test=6))
 
 
+def _published(folder: Path, name: str):
+    """The files of a small data set, whose SHA-256 are those of what ``make_published`` wrote."""
+    from ntkrobust_sk import datasets
+
+    source, counts = getattr(datasets, name), {"train": (3,) * 10, "test": (2,) * 10}
+    known = json.loads((folder.with_name("published.json")).read_text())
+    return replace(source, counts=counts, sha256=known)
+
+
+def make_published(name: str, suffix: str) -> Callable[[Path], None]:
+    """Files of a data set's training examples, in its format."""
+
+    def make(folder: Path) -> None:
+        from ntkrobust_sk import datasets
+
+        rng, source = np.random.default_rng(0), getattr(datasets, name)
+        y = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), 3))
+        pixels = rng.integers(0, 256, (30, *source.shape), dtype=np.uint8)
+        if name == "_CIFAR10":
+            parts = np.split(np.column_stack([y, pixels.reshape(30, -1)]), 5)
+            contents = [part.tobytes() for part in parts]
+        else:
+            arrays = pixels[:, 0], y
+            contents = [struct.pack(f">{a.ndim + 1}I", 2048 + a.ndim, *a.shape) + a.tobytes() for a in arrays]
+        known = {}
+        for file, content in zip(source.files["train"], contents, strict=True):
+            known[file] = hashlib.sha256(content).hexdigest()
+            (folder / (file + suffix)).write_bytes(gzip.compress(content, mtime=0) if suffix else content)
+        folder.with_name("published.json").write_text(json.dumps(known))
+
+    return make
+
+
+def read_published(name: str, load: str) -> Callable[[Path], Any]:
+    """What the loader makes of them."""
+
+    def read(folder: Path):
+        from ntkrobust_sk import datasets
+
+        whole = getattr(datasets, name)
+        try:
+            setattr(datasets, name, _published(folder, name))
+            return getattr(datasets, load)(folder)
+        finally:
+            setattr(datasets, name, whole)
+
+    return read
+
+
 KINDS: dict[str, Kind] = {
     "store": Kind(make_store, read_store),
     "store-resumed": Kind(make_store, resume_store),
     "store-unfinished": Kind(make_unfinished_store, resume_store),
     "npz": Kind(make_npz, read_npz),
     "npz-large": Kind(make_large_npz, read_npz),
+    "cifar": Kind(make_published("_CIFAR10", ""), read_published("_CIFAR10", "load_cifar10")),
+    "mnist": Kind(make_published("_MNIST", ""), read_published("_MNIST", "load_mnist")),
+    "mnist-gz": Kind(make_published("_MNIST", ".gz"), read_published("_MNIST", "load_mnist")),
 }
 
 

@@ -235,7 +235,8 @@ def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
 
     The same examples as those of :func:`~ntkrobust_sk.splits.load_splits` under this seed.
     """
-    splits = load_splits(data, data_dir, n_train=np.iinfo(np.int64).max, n_test=n_test, random_state=random_state)
+    # the training examples decide which test examples are taken out of one set
+    splits = load_splits(data, data_dir, n_train=None, n_test=n_test, random_state=random_state, at_most=True)
     if not str(data).endswith(".npz"):
         return splits.X_test, splits.y_test
     return splits.X_test, np.unique(read_npz(data, ["y"])["y"])[splits.y_test]

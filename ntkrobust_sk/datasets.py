@@ -2,20 +2,23 @@
 
 Every loader returns ``(X, y)``: `X` is (n_samples, height, width, channels), float32, pixel / maximum,
 neither normalised nor augmented; `y` is (n_samples,), int64, 0 to n_classes - 1. The files are checked, never
-trusted: one that is truncated, or that belongs to another data set, is an error. Nothing is ever unpickled.
+trusted: one that is truncated, or that belongs to another data set, is an error; one that has the form of a
+published file but another SHA-256 (a file of your own, or pixels that changed on the way) is a warning. No SHA-256
+is known here for CIFAR-100. Nothing is ever unpickled.
 """
 
 import gzip
+import hashlib
 import math
-import numbers
+import warnings
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import fetch_openml, load_digits
-from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils import check_random_state
 
 from ._validation import brief, check_choice, integer, seed
 from ._validation import path as check_path
@@ -26,7 +29,8 @@ class _Source:
     """A data set as published; whatever disagrees with it is refused.
 
     `shape` is (channel, row, column), the order on disk. `counts` (images of each class, in class order) and
-    `files` go by split. `label_sizes` is the number of classes of each label byte of a record.
+    `files` go by split. `label_sizes` is the number of classes of each label byte of a record. `sha256` is that of
+    each published file, unpacked, where it is known.
     """
 
     name: str
@@ -38,6 +42,7 @@ class _Source:
     openml_id: int | None = None
     folder: str = ""
     pickled: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 _CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -56,6 +61,14 @@ _CIFAR10 = _Source(
     openml_id=40927,
     folder="cifar-10-batches-bin",
     pickled="cifar-10-batches-py",
+    sha256={
+        "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+        "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+        "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+        "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+        "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+        "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+    },
 )
 _CIFAR100 = _Source(
     name="CIFAR-100",
@@ -78,6 +91,12 @@ _MNIST = _Source(
     label_sizes=(10,),
     advice="Put the four IDX files of MNIST there, or leave data_dir out to use OpenML.",
     openml_id=554,
+    sha256={
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
 )
 _FASHION_MNIST = _Source(
     name="Fashion-MNIST",
@@ -88,6 +107,12 @@ _FASHION_MNIST = _Source(
     advice="Put the four IDX files of https://github.com/zalandoresearch/fashion-mnist there, "
     "or leave data_dir out to use OpenML.",
     openml_id=40996,
+    sha256={
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
 )
 
 
@@ -331,10 +356,8 @@ def class_balanced_indices(y, n_samples, *, random_state=0):
     Raises
     ------
     ValueError
-        `y` is empty or not one-dimensional, `n_samples` is below the number of classes, or a class has too
-        few samples.
-    TypeError
-        `n_samples` is not an integer.
+        `y` is empty or not one-dimensional, `n_samples` is no integer or below the number of classes, or a class
+        has too few samples.
 
     Notes
     -----
@@ -347,7 +370,6 @@ def class_balanced_indices(y, n_samples, *, random_state=0):
     >>> sorted(y[i] for i in indices)
     ['cat', 'cat', 'dog', 'dog']
     """
-    check_scalar(n_samples, "n_samples", numbers.Integral)
     n_samples = integer("n_samples", n_samples, low=0)
     given = y
     try:
@@ -424,6 +446,19 @@ def _check_size(path, content, n_bytes, layout):
         )
 
 
+def _compare(path, content, source):
+    """Warns of a file that has all the form of a published one, but is another."""
+    published = source.sha256.get(path.name.removesuffix(".gz"))
+    if published is not None and (found := hashlib.sha256(content).hexdigest()) != published:
+        warnings.warn(
+            f"{path} is not the published file of {source.name}, though it has its name and form: its SHA-256 is "
+            f"{found[:16]}…, that of the published one {published[:16]}…. If it is not a file of your own, it is "
+            "damaged: get it again.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 def _check_labels(where, labels, n_classes):
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if wrong.size:
@@ -462,6 +497,7 @@ def _read_cifar(source, data_dir, split):
     for k, path in enumerate(paths):
         content = _read(path, n_records * record)
         _check_size(path, content, n_records * record, f"{n_records} records of {record}")
+        _compare(path, content, source)
         records = np.frombuffer(content, np.uint8).reshape(n_records, record)
         for column, n_classes in enumerate(source.label_sizes):
             _check_labels(path, records[:, column], n_classes)
@@ -472,7 +508,7 @@ def _read_cifar(source, data_dir, split):
     return X, labels
 
 
-def _read_idx(path, shape):
+def _read_idx(source, path, shape):
     """The bytes of an IDX file of unsigned bytes: magic number, sizes (big-endian int32), content."""
     header = (0x0800 + len(shape), *shape)
     n_bytes = 4 * len(header) + math.prod(shape)
@@ -485,6 +521,7 @@ def _read_idx(path, shape):
                 f"{found[0]} and {found[1:]}. The file is foreign: get it again."
             )
     _check_size(path, content, n_bytes, f"a header of {4 * len(header)} and {shape}")
+    _compare(path, content, source)
     return np.frombuffer(content, np.uint8, offset=4 * len(header)).reshape(shape)
 
 
@@ -495,10 +532,10 @@ def _load_idx(source, data_dir, split):
         return _fetch(source, split)
     paths = [_find(source, data_dir, (f"{name}.gz", name)) for name in source.files[split]]
     n_samples = sum(source.counts[split])
-    y = _read_idx(paths[1], (n_samples,))
+    y = _read_idx(source, paths[1], (n_samples,))
     _check_labels(paths[1], y, *source.label_sizes)
     _check_counts(paths[1], source, split, y)
-    pixels = _read_idx(paths[0], (n_samples, *source.shape[1:]))
+    pixels = _read_idx(source, paths[0], (n_samples, *source.shape[1:]))
     return _scale(pixels, source.shape), y.astype(np.int64)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from ._validation import LARGEST_SEED, brief, integer
+from ._files import read_npz
+from ._validation import brief, flag, integer, path, seed
 from .datasets import class_balanced_indices, load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
 
 LOADERS = {"cifar10": load_cifar10, "fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
@@ -33,7 +31,15 @@ class Splits(NamedTuple):
     y_test: np.ndarray
 
 
-def load_splits(data: str, data_dir=None, *, n_train: int, n_test: int, random_state: int = 0) -> Splits:
+def load_splits(
+    data: str | os.PathLike,
+    data_dir=None,
+    *,
+    n_train: int | None,
+    n_test: int | None,
+    random_state: int = 0,
+    at_most: bool = False,
+) -> Splits:
     """Images and labels for training and for scoring.
 
     Parameters
@@ -43,11 +49,13 @@ def load_splits(data: str, data_dir=None, *, n_train: int, n_test: int, random_s
         taken out of X. X is taken as it is, so attack bounds have to fit it.
     data_dir : path, default=None
         Folder with the canonical files; see :mod:`ntkrobust_sk.datasets`.
-    n_train, n_test : int
-        At most so many, balanced over the classes (in their own proportions where a class has too few; where
-        the test examples are taken out of X, these are).
+    n_train, n_test : int or None
+        How many, balanced over the classes (in their own proportions where a class has too few; where the test
+        examples are taken out of X, these are). None is all, where the test examples are not taken out of X.
     random_state : int, default=0
         Seed of the choice.
+    at_most : bool, default=False
+        Whether fewer will do, where there are no more.
 
     Returns
     -------
@@ -56,7 +64,8 @@ def load_splits(data: str, data_dir=None, *, n_train: int, n_test: int, random_s
     Raises
     ------
     ValueError
-        For an unknown name, fewer examples than classes, or a file that does not hold what it should.
+        For an unknown name, more examples than there are, fewer than classes, or a file that does not hold what
+        it should.
     FileNotFoundError
         If there is no such file.
 
@@ -65,32 +74,53 @@ def load_splits(data: str, data_dir=None, *, n_train: int, n_test: int, random_s
     >>> splits = load_splits("digits", n_train=200, n_test=100)
     >>> splits.X.shape, splits.X_test.shape
     ((200, 8, 8, 1), (100, 8, 8, 1))
+    >>> load_splits("digits", n_train=5000, n_test=50)
+    Traceback (most recent call last):
+    ValueError: n_train=5,000, but there are 1,747 training examples of 'digits'; ask for at most that, ...
     """
-    n_train, n_test = integer("n_train", n_train, high=2**63 - 1), integer("n_test", n_test)
-    random_state = integer("random_state", random_state, low=0, high=LARGEST_SEED)
     if not isinstance(data, str | os.PathLike):
         raise TypeError(f"data must be a name or the path of an .npz file, got {brief(data)}")
-    if data == "digits" or str(data).endswith(".npz"):
-        X, y, X_test, y_test = (*load_digits_images(), None, None) if data == "digits" else _from_file(data)
-        require_enough(y, n_train, n_test)
+    name = os.fspath(data) and os.fspath(path("data", data))
+    n_train, n_test = _count("n_train", n_train), _count("n_test", n_test)
+    random_state, at_most = seed("random_state", random_state), flag("at_most", at_most)
+    if name == "digits" or name.endswith(".npz"):
+        X, y, X_test, y_test = (*load_digits_images(), None, None) if name == "digits" else _from_file(name)
+        _require_classes(y, n_train, n_test)
         if X_test is None:
-            if n_test > len(y) - len(np.unique(y)):
-                raise ValueError(
-                    f"n_test={n_test:,} leaves too few of the {len(y):,} examples to train on; ask for fewer"
-                )
-            X, X_test, y, y_test = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
-        return Splits(*_some(X, y, n_train, random_state), *_some(X_test, y_test, n_test, random_state))
-    if data not in LOADERS:
-        known = ", ".join(map(repr, ("digits", *LOADERS)))
-        raise ValueError(
-            f"unknown data {str(data)!r}; known are {known}, or the path of an .npz file with X and y"
-        )
-    X, y = LOADERS[data](data_dir, split="train")
-    X_test, y_test = LOADERS[data](data_dir, split="test")
-    require_enough(y, n_train, n_test)
-    chosen = class_balanced_indices(y_test, min(n_test, len(y_test)), random_state=random_state)
-    X_test, y_test = X_test[chosen], y_test[chosen]
-    return Splits(*_some(X, y, n_train, random_state), X_test, y_test)
+            X, y, X_test, y_test = _taken_out(X, y, n_test, random_state)
+    else:
+        if name not in LOADERS:
+            known = ", ".join(map(repr, ("digits", *LOADERS)))
+            raise ValueError(f"unknown data {name!r}; known are {known}, or the path of an .npz file with X and y")
+        X, y = LOADERS[name](data_dir, split="train")
+        X_test, y_test = LOADERS[name](data_dir, split="test")
+        _require_classes(y, n_train, n_test)
+    asked_for = (("n_train", n_train, len(y), "training"), ("n_test", n_test, len(y_test), "test"))
+    for what, asked, there, kind in asked_for:
+        if asked is not None and asked > there and not at_most:
+            raise ValueError(
+                f"{what}={asked:,}, but there are {there:,} {kind} examples of {name!r}; ask for at most that, or "
+                f"for all of them with {what}=None"
+            )
+    return Splits(*_some(X, y, n_train, random_state), *_some(X_test, y_test, n_test, random_state))
+
+
+def _count(name, value) -> int | None:
+    return None if value is None else integer(name, value)
+
+
+def _require_classes(y, *counts):
+    require_enough(y, *(count for count in counts if count is not None), len(y))
+
+
+def _taken_out(X, y, n_test, random_state):
+    """Test examples out of all, in their classes' proportions."""
+    if n_test is None:
+        raise ValueError("n_test=None is all test examples, but these data have none of their own; give a number")
+    if n_test > len(y) - len(np.unique(y)):
+        raise ValueError(f"n_test={n_test:,} leaves too few of the {len(y):,} examples to train on; ask for fewer")
+    X, X_test, y, y_test = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
+    return X, y, X_test, y_test
 
 
 def require_enough(y, *counts: int) -> None:
@@ -103,7 +133,7 @@ def require_enough(y, *counts: int) -> None:
 
 
 def _some(X, y, n, random_state):
-    if n >= len(y):
+    if n is None or n >= len(y):
         return X, y
     chosen = chosen_indices(y, n, random_state)
     return X[chosen], y[chosen]
@@ -118,57 +148,50 @@ def chosen_indices(y, n: int, random_state: int) -> np.ndarray:
     return train_test_split(np.arange(len(y)), train_size=n, random_state=random_state, stratify=y)[0]
 
 
-def _from_file(path: str | os.PathLike):
+def _from_file(file):
     """X, y and, if they are there, X_test, y_test of an ``.npz`` file, checked."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {path}; expected .npz with X (n, ...) and y (n,)")
+    names = ("X", "y", "X_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("X", "y", "X_test", "y_test") if name in file}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-        EOFError,
-        OSError,
-    ) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+        found = read_npz(file, names)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {file}; expected .npz with X (n, ...) and y (n,)") from None
+    found = {name: found[name] for name in names if name in found}
     for X_name, y_name in (("X", "y"), ("X_test", "y_test")):
         if (X_name in found) != (y_name in found) or "X" not in found:
             raise ValueError(
-                f"{path} holds {', '.join(found) or 'none of the names'}; expected X and y, or these "
+                f"{file} holds {', '.join(found) or 'none of the names'}; expected X and y, or these "
                 "and both of X_test and y_test"
             )
     for X_name, y_name in (("X", "y"), ("X_test", "y_test")):
         if X_name in found:
-            found[X_name], found[y_name] = _checked(path, X_name, found[X_name], found[y_name])
+            found[X_name], found[y_name] = _checked(file, X_name, found[X_name], found[y_name])
     if "X_test" in found and found["X_test"].shape[1:] != found["X"].shape[1:]:
         raise ValueError(
-            f"X and X_test in {path} hold examples of shapes {found['X'].shape[1:]} and "
+            f"X and X_test in {file} hold examples of shapes {found['X'].shape[1:]} and "
             f"{found['X_test'].shape[1:]}; expected one shape"
         )
     classes = np.unique(found["y"])
     for name in ("y", "y_test"):
         if name in found:
             if unseen := sorted(set(found[name].tolist()) - set(classes.tolist())):
-                raise ValueError(f"{name} in {path} has labels that y has not: {unseen[:5]}")
+                raise ValueError(f"{name} in {file} has labels that y has not: {unseen[:5]}")
             found[name] = np.searchsorted(classes, found[name]).astype(np.int64)
     return tuple(found.get(name) for name in ("X", "y", "X_test", "y_test"))
 
 
-def _checked(path, name, X, y):
+def _checked(file, name, X, y):
     if not np.issubdtype(X.dtype, np.floating):
-        raise ValueError(f"{name} in {path} is of {X.dtype}; expected floating numbers, such as pixels in [0, 1]")
+        raise ValueError(f"{name} in {file} is of {X.dtype}; expected floating numbers, such as pixels in [0, 1]")
     if X.ndim < 2 or y.shape != X.shape[:1] or X.size == 0:
         raise ValueError(
-            f"{name} in {path} is of shape {X.shape} and its labels {y.shape}; expected (n, ...), (n,)"
+            f"{name} in {file} is of shape {X.shape} and its labels {y.shape}; expected (n, ...), (n,)"
         )
     with np.errstate(over="ignore"):
         X = X.astype(np.float32)
     if not np.isfinite(X).all():
-        raise ValueError(f"{name} in {path} holds NaN, infinity or numbers beyond float32")
+        raise ValueError(f"{name} in {file} holds NaN, infinity or numbers beyond float32")
+    if y.dtype.kind not in "biufSU":
+        raise ValueError(f"the labels of {name} in {file} are of {y.dtype}; expected numbers or text")
     if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise ValueError(f"the labels of {name} in {path} hold NaN or infinity")
+        raise ValueError(f"the labels of {name} in {file} hold NaN or infinity")
     return X, y

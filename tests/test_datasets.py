@@ -1,6 +1,7 @@
 """The loaders give back what was written, and refuse what is not the published data."""
 
 import gzip
+import hashlib
 import math
 import struct
 import subprocess
@@ -39,7 +40,7 @@ OPENML = {**IDX, "_CIFAR10": load_cifar10}
 @pytest.fixture
 def small(monkeypatch):
     for name, counts in SMALL.items():
-        monkeypatch.setattr(datasets, name, replace(getattr(datasets, name), counts=counts))
+        monkeypatch.setattr(datasets, name, replace(getattr(datasets, name), counts=counts, sha256={}))
 
 
 def labels_and_pixels(counts, shape, seed=0):
@@ -115,7 +116,8 @@ def test_cifar10_files_come_back_in_order_from_their_folder_and_from_the_one_abo
 def test_a_cifar10_file_of_the_published_size_is_accepted(tmp_path):
     pixels, labels = write_cifar10(tmp_path, "test", counts=(1_000,) * 10)
     assert (tmp_path / "test_batch.bin").stat().st_size == 30_730_000
-    assert_images_and_labels(*load_cifar10(tmp_path, split="test"), pixels, labels)
+    with pytest.warns(UserWarning, match=r"test_batch\.bin is not the published file of CIFAR-10"):
+        assert_images_and_labels(*load_cifar10(tmp_path, split="test"), pixels, labels)
 
 
 @pytest.mark.parametrize("subfolder", ["", "cifar-100-binary"])
@@ -188,7 +190,7 @@ def test_a_batch_that_is_there_twice_is_found_by_its_class_counts(small, tmp_pat
 
 def test_fashion_mnist_in_the_place_of_mnist_is_refused(monkeypatch, tmp_path):
     counts = {"train": (2, 4) * 5, "test": (1,) * 10}
-    monkeypatch.setattr(datasets, "_MNIST", replace(datasets._MNIST, counts=counts))
+    monkeypatch.setattr(datasets, "_MNIST", replace(datasets._MNIST, counts=counts, sha256={}))
     write_idx(tmp_path, "train", (3,) * 10)
     with pytest.raises(ValueError, match="train split of MNIST with 2 images of class 0, found 3"):
         load_mnist(tmp_path)
@@ -253,6 +255,85 @@ def test_an_idx_label_beyond_nine_is_refused_with_its_record(small, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="expected labels 0 to 9, found 200 in record 3"):
         load_mnist(tmp_path, split="test")
+
+
+# ---- files: the published ones are known
+
+
+def hashed(tmp_path, monkeypatch, name, split, compressed):
+    """Small files of a data set that are published."""
+    write_idx(tmp_path, split, SMALL[name][split], compressed)
+    paths = [tmp_path / (file + ".gz" * compressed) for file in datasets._IDX_FILES[split]]
+    contents = [gzip.decompress(p.read_bytes()) if compressed else p.read_bytes() for p in paths]
+    known = {
+        p.name.removesuffix(".gz"): hashlib.sha256(c).hexdigest() for p, c in zip(paths, contents, strict=True)
+    }
+    monkeypatch.setattr(datasets, name, replace(getattr(datasets, name), counts=SMALL[name], sha256=known))
+    return paths
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("compressed", [True, False])
+def test_published_files_are_read_without_a_word_however_they_are_packed(tmp_path, monkeypatch, compressed):
+    paths = hashed(tmp_path, monkeypatch, "_MNIST", "train", compressed)
+    load_mnist(tmp_path)
+    if compressed:
+        paths[0].write_bytes(gzip.compress(gzip.decompress(paths[0].read_bytes()), 1))
+        load_mnist(tmp_path)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("which", [0, 1], ids=["a pixel", "two labels"])
+def test_a_file_of_the_published_form_with_other_content_is_read_with_a_warning_that_names_it(
+    tmp_path, monkeypatch, which, compressed
+):
+    path = hashed(tmp_path, monkeypatch, "_MNIST", "train", compressed)[which]
+    content = bytearray(gzip.decompress(path.read_bytes()) if compressed else path.read_bytes())
+    if which == 0:
+        content[100] ^= 1
+    else:
+        other = next(at for at in range(9, len(content)) if content[at] != content[8])
+        content[8], content[other] = content[other], content[8]
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    with pytest.warns(UserWarning, match=rf"{path.name} is not the published file of MNIST") as caught:
+        load_mnist(tmp_path)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "content", [b"junk", b"\x1f\x8b", gzip.compress(b"more")], ids=["junk", "magic", "another"]
+)
+def test_a_gzip_file_with_something_after_its_end_is_refused(small, tmp_path, content):
+    write_idx(tmp_path, "train", SMALL["_MNIST"]["train"])
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes() + content)
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: expected"):
+        load_mnist(tmp_path)
+
+
+def test_a_gzip_file_that_grows_without_end_is_read_no_further_than_its_size(small, tmp_path):
+    write_idx(tmp_path, "train", SMALL["_MNIST"]["train"])
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(10**8)))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: expected an IDX header"):
+        load_mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong, kind", [(5, TypeError), (b"x", TypeError), ("~nosuch/x", ValueError), ("", ValueError)]
+)
+@pytest.mark.parametrize("load", [load_cifar10, load_cifar100, load_mnist, load_fashion_mnist])
+def test_what_is_no_folder_is_refused_as_such(load, wrong, kind):
+    with pytest.raises(kind, match="data_dir"):
+        load(wrong)
+
+
+@pytest.mark.parametrize("wrong", [np.array([1, 2]), [], None, 3, {}])
+def test_odd_splits_and_labels_are_answered_with_the_known_ones(wrong):
+    for load in (load_cifar10, load_cifar100, load_mnist, load_fashion_mnist):
+        with pytest.raises(ValueError, match=r"unknown split .*; known are 'train', 'test'"):
+            load("nowhere", split=wrong)
+    with pytest.raises(ValueError, match=r"unknown labels .*; known are 'coarse', 'fine'"):
+        load_cifar100("nowhere", labels=wrong)
 
 
 # ---- files: missing
@@ -433,7 +514,7 @@ def test_a_class_with_too_few_samples_is_named_with_the_largest_possible_size():
         (LABELS, 9, ValueError, "at least the number of classes, 10"),
         ([], 3, ValueError, "y must not be empty"),
         (np.eye(4), 4, ValueError, r"shape \(4, 4\).*argmax"),
-        (LABELS, 20.0, TypeError, "n_samples must be an instance of int"),
+        (LABELS, 20.0, ValueError, "n_samples must be an integer >= 0, got 20"),
     ],
     ids=["fewer than classes", "empty", "one-hot", "float"],
 )

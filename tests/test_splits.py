@@ -64,8 +64,49 @@ def test_digits_for_training_and_for_scoring_are_others_and_keep_their_labels():
 
 
 def test_all_digits_that_are_not_scored_can_be_trained_on():
-    found = load_splits("digits", n_train=10**6, n_test=400)
-    assert len(found.X) == 1797 - 400 and len(found.X_test) == 400
+    for n_train in (1397, None):
+        found = load_splits("digits", n_train=n_train, n_test=400)
+        assert len(found.X) == 1797 - 400 and len(found.X_test) == 400
+
+
+@pytest.mark.parametrize(
+    "n_train, n_test, there", [(5000, 50, "1,747"), (1398, 400, "1,397"), (10**9, 10, "1,787")]
+)
+def test_more_digits_than_there_are_are_refused_with_how_many_there_are(n_train, n_test, there):
+    with pytest.raises(
+        ValueError, match=rf"n_train={n_train:,}, but there are {there} training examples of 'digits'"
+    ):
+        load_splits("digits", n_train=n_train, n_test=n_test)
+    found = load_splits("digits", n_train=n_train, n_test=n_test, at_most=True)
+    assert f"{len(found.X):,}" == there
+
+
+def test_all_test_examples_of_data_without_any_of_their_own_are_refused():
+    with pytest.raises(ValueError, match="n_test=None is all test examples, but these data have none"):
+        load_splits("digits", n_train=None, n_test=None)
+
+
+WRONG = [
+    ({"n_train": "x"}, ValueError, "n_train must be a positive integer, got 'x'"),
+    ({"n_train": 0}, ValueError, "n_train must be a positive integer, got 0"),
+    ({"n_train": True}, ValueError, "n_train must be a positive integer, got True"),
+    ({"n_test": 5.0}, ValueError, "n_test must be a positive integer, got 5.0"),
+    ({"n_test": -3}, ValueError, "n_test must be a positive integer, got -3"),
+    ({"random_state": "x"}, ValueError, "random_state must be None, an integer"),
+    ({"random_state": 2**32}, ValueError, "random_state must be None, an integer"),
+    ({"data": 5}, TypeError, "data must be a name or the path"),
+    ({"data": None}, TypeError, "data must be a name or the path"),
+    ({"data": "~nosuch/x.npz"}, ValueError, "home of a user that does not exist"),
+    ({"data": "x" * 300 + ".npz"}, ValueError, "over 255 bytes"),
+    ({"data": "mnist", "data_dir": 5}, TypeError, "data_dir must be a path"),
+    ({"data": "mnist", "data_dir": "~nosuch/x"}, ValueError, "data_dir=.* home of a user"),
+]
+
+
+@pytest.mark.parametrize("given, kind, message", WRONG)
+def test_odd_arguments_are_named(given, kind, message):
+    with pytest.raises(kind, match=message):
+        load_splits(**{"data": "digits", "n_train": 50, "n_test": 20} | given)
 
 
 def test_a_test_set_that_leaves_nothing_to_train_on_is_refused():
@@ -111,9 +152,18 @@ def test_a_named_data_set_keeps_its_own_training_and_test_examples_apart(publish
     assert_pairs(found.X_test, found.y_test, *sets["test"].values())
 
 
-def test_a_named_data_set_gives_all_it_has_when_asked_for_more(published):
-    found = load_splits("mnist", n_train=1000, n_test=1000)
+@pytest.mark.parametrize("given", [{"n_train": 1000, "n_test": 3}, {"n_train": 3, "n_test": 1000}])
+def test_more_examples_than_a_named_data_set_has_are_refused(published, given):
+    with pytest.raises(ValueError, match=rf"=1,000, but there are {N} (training|test) examples of 'mnist'"):
+        load_splits("mnist", **given)
+    found = load_splits("mnist", n_train=None, n_test=None)
     assert len(found.X) == N and len(found.X_test) == N
+
+
+@pytest.mark.parametrize("given", [{"n_train": N + 1, "n_test": 3}, {"n_train": 3, "n_test": N_TEST + 1}])
+def test_more_examples_than_a_file_has_are_refused(file, given):
+    with pytest.raises(ValueError, match=r"but there are (12 training|6 test) examples of .*own\.npz"):
+        load_splits(file(**arrays(n_test=N_TEST)), **given)
 
 
 def test_fewer_examples_than_a_named_data_set_has_classes_are_refused(published):
@@ -140,7 +190,7 @@ def test_a_file_with_test_examples_keeps_them_apart_to_the_bit(file, as_given):
 
 def test_the_test_examples_of_a_file_without_any_are_taken_out_of_the_others(file):
     content = arrays()
-    found = load_splits(file(**content), n_train=N, n_test=N_TEST)
+    found = load_splits(file(**content), n_train=N - N_TEST, n_test=N_TEST)
     assert len(found.X) == N - N_TEST and len(found.X_test) == N_TEST
     assert rows(found.X) | rows(found.X_test) == rows(content["X"])
     assert_pairs(found.X, found.y, content["X"], content["y"])
@@ -186,7 +236,7 @@ def test_test_labels_are_numbered_as_the_training_labels_are_though_some_are_mis
 
 
 def test_a_file_of_the_users_own_may_hold_other_names_too(file):
-    found = load_splits(file(**arrays(), note=np.array("hello")), n_train=N, n_test=N_TEST)
+    found = load_splits(file(**arrays(), note=np.array("hello")), n_train=N - N_TEST, n_test=N_TEST)
     assert len(found.X_test) == N_TEST
 
 
