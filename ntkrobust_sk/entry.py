@@ -79,7 +79,7 @@ def given(attack, model, x, y, key, *, labels: bool = False) -> Given:
         For scores that are not (n, C), labels that do not fit them, and inputs that are not finite, too large for
         the dtype in which is computed, or outside of the bounds.
     """
-    x, y = inputs_of(attack, x), labels_of(y)
+    x, y = inputs_of(attack, x), jnp.asarray(labels_of(y))
     model = checked_model(model)
     scores = scores_of(model, x)
     n_classes = check_targets(y, scores, x.shape[0], labels)
@@ -118,14 +118,15 @@ def check_finite(X: np.ndarray) -> None:
 
 
 def labels_of(y):
-    """Labels or real targets on the device; booleans are labels 0 and 1."""
+    """Labels or real targets, on the host if they came from there; booleans are labels 0 and 1."""
     if not isinstance(y, jax.Array):
         y = array("y", y)
         if y.dtype.kind in "iu" and y.size and (y.max() > np.iinfo(np.int32).max or y.min() < 0):
             raise ValueError(f"labels must lie in 0..C-1, one for each score, got {y.min()} to {y.max()}")
-        y = jnp.asarray(y)
+        # on the host: JAX would compile a conversion for each number of labels
+        y = y.astype(jax.dtypes.canonicalize_dtype(y.dtype))
     if y.dtype == bool:
-        return y.astype(jnp.int32)
+        return y.astype(np.int32)
     if not jnp.issubdtype(y.dtype, jnp.integer) and not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must hold integer labels or real targets, got {brief(y)}")
     return y

@@ -18,11 +18,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._portable import without_jax_arrays
-from ._validation import check_choice, integer, number, positive_tuple, require_numbers
+from ._validation import check_choice, fitting, integer, number, positive_tuple, require_numbers
 from ._validation import seed as checked_seed
 from .attacks import attack_in_tiles, require_attack
 from .gram import gram
-from .loops import evaluate
+from .loops import evaluate, evaluate_attacked
 from .networks import CNN, MLP, Model, Network, check_model, params_dtype
 from .plan import parse_memory
 from .resnet import ResNet18
@@ -52,6 +52,7 @@ class TangentEstimator(BaseEstimator):
         X, image_shape = _as_rows(X)
         checked = validate_data(self, X, y, reset=reset, dtype=[np.float64, np.float32], **options)
         X, y = checked if isinstance(checked, tuple) else (checked, None)
+        fitting("X", X, jax.dtypes.canonicalize_dtype(X.dtype))
         if reset:
             self.input_shape_ = _input_shape(self.input_shape, image_shape, known_shape, X.shape[1])
         elif image_shape is not None and image_shape != self.input_shape_:
@@ -81,7 +82,14 @@ class TangentEstimator(BaseEstimator):
         """Scores (n, T) of raw inputs, in the inputs' dtype."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
-        return evaluate(self._predictor(), X, self._rows()).astype(X.dtype, copy=False)
+        scores = evaluate(self._predictor(), X, self._rows())
+        if np.isnan(scores).any():
+            lost = np.isnan(scores).any(1)
+            raise ValueError(
+                f"the scores of {lost.sum()} of {len(X)} inputs are NaN (the first: row {lost.argmax()}), so "
+                "there is no answer to them: they are too large for the network, or its weights are not finite"
+            )
+        return scores.astype(X.dtype, copy=False)
 
     def _gram(self, kernel, X, Y, memory) -> np.ndarray:
         check_is_fitted(self)
@@ -128,7 +136,7 @@ class AttackedMixin:
             )
         require_attack(attack)
         checked, _ = self._validated(X, reset=False)
-        checked = checked.astype(params_dtype(self.model_.variables.params), copy=False)
+        checked = fitting("X", checked, params_dtype(self.model_.variables.params))
         targets = self._attack_targets(y, len(checked))
         key = key_of(random_state)
         X_adv = attack_in_tiles(attack, self._predictor(), checked, targets, key=key, rows=self._rows())
@@ -151,7 +159,9 @@ class AttackedMixin:
         """
         X_adv = self.perturb(X, y, attack, random_state=random_state)
         # evaluated as it is: a data frame's column names were checked before the attack and are gone after it
-        scores = evaluate(self._predictor(), X_adv.reshape(-1, *self.input_shape_), self._rows())
+        inputs, _ = self._validated(X, reset=False)
+        attacked = np.asarray(X_adv).reshape(inputs.shape)
+        scores = evaluate_attacked(self._predictor(), attacked, inputs, self._rows())
         return self._score(y, self._answers(scores), sample_weight)
 
 

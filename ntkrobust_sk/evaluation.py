@@ -24,8 +24,10 @@ from .norms import NORMS
 from .scoring import Subject, attackable
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-# How far out, in units of the distance found, a wrong answer is looked for where values are rounded.
-FURTHER = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+# How far out, in units of the distance found, a wrong answer is looked for where rounding has taken it away: that
+# of scores, and that of values to those that features may have.
+A_LITTLE_FURTHER = (1 + 1e-5, 1 + 1e-4, 1 + 1e-3, 1.01)
+FURTHER = (1.0, *A_LITTLE_FURTHER, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 def robustness_report(
@@ -535,11 +537,14 @@ def _nearest(subject, attack, keys) -> np.ndarray:
 def _valid_distances(subject, attack, points):
     """Distances to points with values that their features may have, as far as these are answered wrongly.
 
-    Rounding may bring a point back over the boundary: then one further out in the same direction is taken.
+    Rounding, of scores or of values, may bring a point back over the boundary: then one further out in the same
+    direction is taken.
     """
     reach = SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds)
     distances, X = np.full(len(points), np.inf), subject.X
-    for factor in FURTHER if getattr(attack.bounds, "discrete", ()) else FURTHER[:1]:
+    for factor in FURTHER if getattr(attack.bounds, "discrete", ()) else (1.0, *A_LITTLE_FURTHER):
+        if factor > 1 and not ((distances == np.inf) & (points != X).any(tuple(range(1, X.ndim)))).any():
+            break
         moved = settle(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
         wrong = (subject.answers(moved) != subject.y) & (distances == np.inf)
         distances[wrong] = _lengths(attack.norm, moved[wrong], X[wrong])

@@ -27,6 +27,8 @@ from .square import margin
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 # Rounds in which what was found is refined, halvings in each, and how far beyond the boundary it is left.
 ROUNDS, HALVINGS, BEYOND = 3, 6, 5e-4
+# By how many last bits the scores of another program may differ.
+ROUNDING = 32
 # Of Newton's method at most; it passes at least one piece of a piecewise linear function in each.
 NEWTON_STEPS = 50
 
@@ -91,8 +93,9 @@ def refined(norm, model, x, y, ball, found):
     length = NORMS[norm].length
 
     def margins(z):
-        values = margin(with_fast_gradients(model)(z), y)
-        return values.sum(), values
+        scores = with_fast_gradients(model)(z)
+        values = margin(scores, y)
+        return values.sum(), (values, jnp.max(jnp.abs(scores), axis=1))
 
     def wrong(z):
         return answers_wrongly(model(z), y)[:, None]
@@ -101,9 +104,10 @@ def refined(norm, model, x, y, ball, found):
         return jnp.clip(x + (1 + BEYOND) * (z - x), ball.lower, ball.upper)
 
     def refine(_, found):
-        gradient, value = jax.grad(margins, has_aux=True)(found.x)
+        gradient, (value, size) = jax.grad(margins, has_aux=True)(found.x)
         gradient = usable(gradient, ball)
-        wanted = jnp.sum(gradient * (found.x - x), axis=1) - value
+        rounding = ROUNDING * jnp.finfo(x.dtype).eps * size
+        wanted = jnp.sum(gradient * (found.x - x), axis=1) - value - rounding
         plane = beyond(x + to_plane(norm, gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
         crossed = wrong(plane)
         first, last = jnp.where(crossed, x, plane), jnp.where(crossed, plane, found.x)
