@@ -83,7 +83,14 @@ def weights(random):
 def last(random):
     """What answers."""
     kernel = str(random.choice(KERNELS))
-    svc = {"kernel": kernel, "gamma": random.choice(["scale", "auto"]), "coef0": 0.3, "degree": 2}
+    # libsvm may go on for hours on large numbers
+    svc = {
+        "kernel": kernel,
+        "gamma": random.choice(["scale", "auto"]),
+        "coef0": 0.3,
+        "degree": 2,
+        "max_iter": 2000,
+    }
     made = [
         lambda: linear_model.LogisticRegression(fit_intercept=bool(random.integers(2))),
         lambda: linear_model.RidgeClassifier(),
