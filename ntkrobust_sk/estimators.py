@@ -18,12 +18,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._portable import without_jax_arrays
-from ._validation import check_choice, fitting, integer, number, positive_tuple, require_numbers
+from ._validation import brief, check_choice, fitting, integer, number, positive_tuple, require_numbers
 from ._validation import seed as checked_seed
 from .attacks import attack_in_tiles, require_attack
 from .gram import gram
 from .loops import evaluate, evaluate_attacked
-from .networks import CNN, MLP, Model, Network, check_model, params_dtype
+from .networks import CNN, MLP, Model, Network, check_model, params_dtype, require_network
 from .plan import parse_memory
 from .resnet import ResNet18
 
@@ -262,8 +262,9 @@ def initial_model(network, input_shape, n_outputs: int, key) -> Model:
         if isinstance(network, type) or not isinstance(network, Network):
             raise TypeError(
                 f"a network is {', '.join(map(repr, NETWORKS))}, an object with init and apply such as MLP(), "
-                f"or a Model, got {network!r}"
+                f"or a Model, got {brief(network)}"
             )
+        require_network(network)
         if getattr(network, "n_outputs", n_outputs) is None:
             network = replace(network, n_outputs=n_outputs)
         network = Model(network, _init(network, key, tuple(input_shape)))

@@ -22,7 +22,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ._validation import check_choice
+from ._validation import brief, check_choice, function
 from .factors import Factors, Whole, separated
 from .networks import Model, PyTree, as_inputs, check_model, require_model
 from .tangent import contract_features, identity_seeds, push, tangent_features
@@ -178,9 +178,9 @@ def resolve_kernel(kernel) -> Callable:
     if not callable(kernel):
         raise ValueError(
             f"kernel must be one of {', '.join(map(repr, KERNELS))} or a callable "
-            f"kernel(model, x1, x2) -> block, got {kernel!r}"
+            f"kernel(model, x1, x2) -> block, got {brief(kernel)}"
         )
-    return kernel
+    return function("kernel", kernel, "kernel(model, x1, x2)", 3)
 
 
 def _n_seeds(leaf) -> int:

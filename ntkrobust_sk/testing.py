@@ -46,6 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._validation import flag, number, positive_tuple
 from .gram import gram
 from .kernels import resolve_kernel
 from .networks import ACTIVATIONS, CNN, MLP, Model, Network, host_inputs, require_model
@@ -198,6 +199,7 @@ def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float |
     >>> model = Model(network, network.init(jax.random.key(0), (2,)))
     >>> check_kernel("trace", model, jax.numpy.eye(2))
     """
+    tangent = flag("tangent", tangent)
     check_shape(kernel, model, X)
     check_symmetric(kernel, model, X, rtol=rtol)
     check_positive_semidefinite(kernel, model, X)
@@ -249,6 +251,7 @@ def check_positive_semidefinite(kernel, model: Model, X, *, tol: float | None = 
         None means 10 n eps for a matrix of n rows: rounding of δ in every entry moves an eigenvalue by up to
         n δ, and entries are no larger than the largest eigenvalue.
     """
+    tol = None if tol is None else number("tol", tol, low=0)
     kernel, X = _prepared(kernel, model, X)
     K = _block_of(kernel, model, X, X)
     for name, matrix in _matrices(K):
@@ -294,7 +297,7 @@ def check_tiling_invariance(
     """
     kernel, X = _prepared(kernel, model, X)
     K = _block_of(kernel, model, X, X)
-    for rows in tile_rows:
+    for rows in positive_tuple("tile_rows", tile_rows):
         plan = fixed_plan(kernel, model, X.shape[1:], rows, inputs=X.dtype)
         tiled = np.asarray(gram(kernel, model, X, plan=plan))
         _require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)
@@ -305,6 +308,7 @@ def check_tiling_invariance(
 
 def check_scaling(kernel, model: Model, X, *, factor: float = 3.0, rtol: float | None = None) -> None:
     """The kernel of c times the logits is c² times the kernel, as for every tangent kernel."""
+    factor = number("factor", factor)
     kernel, X = _prepared(kernel, model, X)
     expected = factor**2 * _block_of(kernel, model, X, X)
     scaled = Model(_Scaled(model.network, factor), model.variables)
@@ -400,7 +404,10 @@ def _scores(predictor, x):
 
 def _block_of(kernel, model, x1, x2) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
-        return np.asarray(_block(kernel, model, x1, x2))
+        block = np.asarray(_block(kernel, model, x1, x2))
+    if block.shape[:2] != (len(x1), len(x2)):
+        raise AssertionError(f"the block of {kernel!r} for {len(x1)} and {len(x2)} inputs has shape {block.shape}")
+    return block
 
 
 def _cast(dtype, leaf):
@@ -424,7 +431,7 @@ def _eps(array) -> float:
 def _require_close(claim, found, expected, rtol, *, scale=None) -> None:
     if found.shape != expected.shape:
         raise AssertionError(f"{claim}: shape {found.shape} instead of {expected.shape}")
-    rtol = ROUNDING * max(_eps(found), _eps(expected)) if rtol is None else rtol
+    rtol = ROUNDING * max(_eps(found), _eps(expected)) if rtol is None else number("rtol", rtol, low=0)
     found, expected = np.asarray(found, float), np.asarray(expected, float)
     scale = np.abs(expected).max() if scale is None else scale
     with np.errstate(invalid="ignore"):
