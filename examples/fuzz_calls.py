@@ -56,7 +56,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from ntkrobust_sk import *
 from ntkrobust_sk import eigenfeatures, kernels, plan, store, testing, training
 from ntkrobust_sk.adversarial import attack_examples, load_estimator, make_attack
-from ntkrobust_sk.networks import check_model, n_params
 from ntkrobust_sk.predictors import make_predictor
 from ntkrobust_sk.splits import load_splits
 r = np.random.default_rng(0)
@@ -119,12 +118,10 @@ Normalized(<network:network net>, <mean:any (0.5,)>, <std:any (0.5,)>).init(<key
     <input_shape:any (4,)>)
 Stateless(<apply_fn:callable lambda p, x: x @ p>, <init_fn:callable? None>)
 Linearized(<network:network net>, <centered:flag False>).init(<key:key key>, <input_shape:any (4,)>)
-Model(<network:network net>, <variables:any model.variables>)(<x:images X>)
+Model(<network:network net>, <variables:any model.variables>)(<x:complex X>)
 Model(Stateless(<apply_fn:callable lambda p, x: x @ p>), Variables(<params:any np.ones((4, 3))>,
     <state:any ()>))(X)
-model(<x:images X>)
-net.apply(<params:any model.variables.params>, <state:any ()>, <x:images X>)
-check_model(<model:model model>, <input_shape:any (4,)>)
+model(<x:complex X>)
 linearize(<model:model model>, <centered:flag False>)(X)
 gram(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, <Y:images? None>, <memory:memory '2GiB'>,
     <dtype:any None>, <by_layer:flag False>, <store:path? None>, <n_jobs:integer? None>, <plan:any False>,
@@ -307,7 +304,7 @@ np.asfortranarray({0}); ({0}).astype(np.float16); ({0}).T;
 pd.DataFrame(np.reshape({0}, (12, -1)))
 """.replace("\n", ";")
 
-ARRAYS = {"images", "rows", "matrix", "vector", "labels", "integers", "targets"}
+ARRAYS = {"images", "complex", "rows", "matrix", "vector", "labels", "integers", "targets"}
 
 
 @dataclass(frozen=True)
@@ -483,7 +480,7 @@ def fits(kind: str, value, names: dict) -> bool:
         case "choice":
             return isinstance(value, str)
         case "memory":
-            return isinstance(value, str) or (scalar and hasattr(value, "__index__"))
+            return isinstance(value, str) or fits("number", value, names)
         case "path":
             return isinstance(value, str | os.PathLike)
         case "key":
@@ -523,6 +520,8 @@ def fits(kind: str, value, names: dict) -> bool:
             return is_array and not isinstance(value, np.ma.MaskedArray) and _kind_of_entries(value) in "biuf"
         case "labels" | "rows":
             return is_array
+        case "complex":
+            return is_array and _kind_of_entries(value) in "biufc"
     return True
 
 

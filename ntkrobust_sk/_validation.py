@@ -250,7 +250,7 @@ def check_lengths(**arrays) -> int:
     Traceback (most recent call last):
     ValueError: X and y must have the same, positive number of rows, got 3 and 2
     """
-    lengths = [len(values) for values in arrays.values()]
+    lengths = [np.shape(values)[0] if np.ndim(values) else 0 for values in arrays.values()]
     if len(set(lengths)) != 1 or not lengths[0]:
         got = " and ".join(map(str, lengths))
         raise ValueError(f"{' and '.join(arrays)} must have the same, positive number of rows, got {got}")

@@ -89,6 +89,7 @@ class AutoAttack:
 
     def members(self, n_classes: int) -> dict[str, Callable]:
         """The attacks on a model with so many scores, by name, in their order."""
+        n_classes = integer("n_classes", n_classes)
         common = {"norm": self.norm, "bounds": self.bounds}
         is_sparse = self.norm == "l1"
         found = {"apgd-ce": APGD(self.epsilon, self.n_steps, n_restarts=SPARSE if is_sparse else 1, **common)}

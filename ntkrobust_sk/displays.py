@@ -206,7 +206,9 @@ class SpectrumDisplay(_Display):
     @classmethod
     def from_estimator(cls, estimator, X, *, kernel="trace", name=None, ax=None):
         """Of a fitted estimator's kernel on inputs X (n, ...)."""
-        return cls({name or type(estimator).__name__: spectrum(_gram(estimator, X, kernel))}).plot(ax)
+        return cls(
+            {type(estimator).__name__ if name is None else str(name): spectrum(_gram(estimator, X, kernel))}
+        ).plot(ax)
 
     def plot(self, ax=None):
         """Draw into an axes, or a new one; returns the display."""

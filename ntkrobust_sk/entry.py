@@ -172,7 +172,7 @@ def _known_scores(tree, shapes):
 def _scores(model, x):
     try:
         scores = jax.eval_shape(lambda f, z: f(z), model, x)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a stranger's function may raise anything
         raise ValueError(
             f"the model fails on inputs of shape {tuple(x.shape)}, {x.dtype}: {type(error).__name__}: {error}"
         ) from error

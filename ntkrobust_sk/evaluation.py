@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 from sklearn.base import is_regressor
 
-from ._validation import array, brief, check_choice, number
+from ._validation import array, brief, check_choice, number, require_numbers
 from .attacks import PGD, require_attack
 from .autoattack import AutoAttack
 from .balls import check_bounds, plain_bounds, settle
@@ -422,6 +422,8 @@ def classifier_under_attack(function: str, estimator, X, y, **options) -> Subjec
     if isinstance(estimator, type):
         name = estimator.__name__
         raise TypeError(f"estimator must be a fitted instance: write {name}(...).fit(X, y), not {name}")
+    if not hasattr(X, "columns"):
+        require_numbers("X", X)
     if hasattr(estimator, "fit") and is_regressor(estimator):
         raise TypeError(
             f"{function} counts right answers, but {type(estimator).__name__} is a regressor; "
@@ -432,7 +434,8 @@ def classifier_under_attack(function: str, estimator, X, y, **options) -> Subjec
 
 def radii(name: str, values) -> tuple[float, ...]:
     """Radii in ascending order, without repetition, of a number or a sequence of numbers."""
-    is_sequence = isinstance(values, list | tuple | range) or len(getattr(values, "shape", ())) == 1
+    shape = getattr(values, "shape", None)
+    is_sequence = isinstance(values, list | tuple | range) or (isinstance(shape, tuple) and len(shape) == 1)
     given = list(values) if is_sequence else [values]
     if not given or isinstance(values, str | bytes | set | dict):
         raise ValueError(

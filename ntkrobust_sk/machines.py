@@ -398,6 +398,7 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
         return scores[:, 0] if self._one_target else scores
 
     def _score(self, y, answers, sample_weight):
+        require_numbers("y", y)
         return float(r2_score(y, answers, sample_weight=sample_weight))
 
     def _attack_targets(self, y, n_samples):

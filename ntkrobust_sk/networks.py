@@ -93,13 +93,15 @@ class Model(Portable):
         TypeError
             For what is no array of numbers.
         """
+        if not isinstance(self.variables, tuple) or len(self.variables) != 2:
+            require_model(self)
         params, state = self.variables
         x = as_inputs(x, params)
         try:
             logits, _ = self.network.apply(params, state, x, train=False)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             raise  # what is said of Python's own control flow on traced values needs no more words
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise _not_for_these(self, x, error) from error
         return logits
 
@@ -264,7 +266,7 @@ class MLP:
 
     def apply(self, params, state, x, *, train=False):
         """Logits (n, C) and the (empty) state."""
-        h = as_numbers(x, params).reshape(x.shape[0], -1)
+        h = as_numbers(x, params).reshape(x.shape[0], math.prod(x.shape[1:]))
         for i in range(len(self.widths)):
             h = ACTIVATIONS[self.activation](dense(params[f"dense_{i}"], h))
         return dense(params[f"dense_{len(self.widths)}"], h), state
@@ -646,7 +648,8 @@ def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:
         If ``input_shape`` is no tuple of positive integers; an int stands for one axis.
     """
     is_key = isinstance(key, jax.Array) and (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == jnp.uint32 and key.ndim == 1)
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
+        or (key.dtype == jnp.uint32 and key.ndim == 1)
     )
     if isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.ndim == 1:
         is_key, key = True, jnp.asarray(key)

@@ -395,6 +395,8 @@ def _solver_array(name, values):
     """An array of numbers where it is solved; what is no array of some library goes through NumPy's checks."""
     if isinstance(values, np.ma.MaskedArray) or hasattr(values, "tocsr"):
         return array(name, values)
+    if str(getattr(values, "dtype", "")).startswith("key"):
+        raise TypeError(f"{name} must be an array of numbers, got {brief(values)}")
     found = to_solver_array(values) if hasattr(values, "shape") else values
     # complex numbers have a word of their own
     elsewhere = hasattr(found, "__array_namespace__") and not is_numpy_array(found)

@@ -42,6 +42,7 @@ def test_every_public_name_is_called_or_has_nothing_to_call(fuzz):
     called = " ".join(t.text for t in fuzz.templates()) + fuzz.PRELUDE
     rest = {name for name in ntkrobust_sk.__all__ if name not in called}
     assert rest == {
+        "Clean",
         "EvolutionResult",
         "InaccurateSolveError",
         "Network",
@@ -63,15 +64,14 @@ def test_every_public_name_is_called_or_has_nothing_to_call(fuzz):
         ("lambda n: jnp.dot(jnp.ones(n + 3), jnp.ones(2))", "obscure"),
         ("lambda n: float('nan')", "silent"),
         ("lambda n: __import__('time').sleep(60)", "hung"),
-        ("lambda n: MLP(1, widths=(n,))", "unnamed"),
+        ("lambda n: MLP(1, activation=n)", "unnamed"),
         ("lambda n: top_mass(K, n)", "clear"),
     ],
 )
 def test_what_is_wrong_with_a_call_is_seen(fuzz, names, body, kind, monkeypatch):
     monkeypatch.setattr(fuzz, "SECONDS", 0.2)
-    argument = "k" if kind == "clear" else "n"
-    template = fuzz.Template("planted(@)", (fuzz.Argument("n", "integer", "1"),), "")
-    template = fuzz.dataclasses.replace(template, arguments=(fuzz.Argument(argument, "integer", "1"),))
-    planted = eval(body.replace("lambda n", f"lambda {argument}").replace("(K, n)", f"(K, {argument})"), names)
+    argument = "k" if kind == "clear" else "chosen"
+    template = fuzz.Template("planted(@)", (fuzz.Argument(argument, "integer", "1"),), "")
+    planted = eval(f"lambda {argument}: ({body})({argument})", names)
     found = fuzz.outcome(template, {0: "False"}, names | {"planted": planted})
     assert found.kind == kind, found
