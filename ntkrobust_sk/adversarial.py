@@ -80,6 +80,8 @@ class AttackedExamples:
         Of AutoAttack: accuracy as they are ("clean"), and after each of its members.
     flags : tuple of str
         What AutoAttack holds against its own result.
+    attack : str
+        What has run: Square instead of an attack with gradients where there are none.
     """
 
     X: np.ndarray
@@ -89,6 +91,7 @@ class AttackedExamples:
     predictions: np.ndarray
     members: dict[str, float]
     flags: tuple[str, ...]
+    attack: str = ""
 
     @property
     def fooled(self) -> np.ndarray:
@@ -137,7 +140,7 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     members, flags = {}, ()
     if hasattr(attack, "run"):
         with subject.precision():
-            found = attack.run(subject.model, subject.X, subject.y, key=keys, rows=subject.rows)
+            found = attack.run(subject.model, subject.inputs(attack), subject.y, key=keys, rows=subject.rows)
         X_adv, flags = found.x_adv, found.flags
         members = dict(zip(found.names, found.accuracies, strict=True))
     else:
@@ -145,7 +148,8 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     # arrays of strings, not of objects, which only pickle could write
     classes = np.array(subject.classes.tolist())
     labels = (classes[at] for at in (subject.y, subject.answers(subject.X), subject.answers(X_adv)))
-    return AttackedExamples(subject.X.reshape(X.shape), X_adv.reshape(X.shape), *labels, members, flags)
+    images = (np.asarray(subject.like(of)).reshape(X.shape) for of in (subject.X, X_adv))
+    return AttackedExamples(*images, *labels, members, flags, repr(attack))
 
 
 def make_attack(name: str, epsilon: float, *, norm=None, n_steps=None, bounds=(0.0, 1.0)):
@@ -249,9 +253,9 @@ def write_examples(path, found: AttackedExamples, settings: dict) -> None:
     of it, which :func:`read_examples` looks at.
     """
     arrays = {name: getattr(found, name) for name in EXAMPLES}
-    settings = json.loads(json.dumps(settings | {"ntkrobust_sk": __version__}))
+    settings = json.loads(json.dumps(settings | {"ran": found.attack, "ntkrobust_sk": __version__}))
     file = io.BytesIO()
-    stated = np.array(json.dumps(settings | {"sha256": _digest(arrays, settings)}))
+    stated = np.array(json.dumps(settings | {"ran": found.attack, "sha256": _digest(arrays, settings)}))
     np.savez_compressed(file, settings=stated, **arrays)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

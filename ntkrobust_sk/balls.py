@@ -305,6 +305,7 @@ def _clipped(bounds, X, lower, upper, rounding):
     ends = [np.where(np.isfinite(limit), np.abs(limit), 0) for limit in (lower, upper)]
     sizes = np.maximum(np.maximum(*ends), np.abs(X).max(0, keepdims=True))
     if (np.abs(X - clipped) > rounding * sizes).any():
+        X = X[np.broadcast_to(lower < upper, X.shape) | (clipped != X)]
         raise ValueError(
             f"the attack's bounds are {_brief(bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
             "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"

@@ -219,7 +219,10 @@ def _deterministic(subject):
 def _inside(subject, attack, X_adv):
     lengths = np.asarray(NORMS[attack.norm].length(X_adv.astype(float) - subject.X))
     out = (settle(X_adv, subject.X, attack) != X_adv).reshape(len(X_adv), -1).any(1)
-    detail = f"lengths up to {lengths.max():.6g} of {attack.epsilon:.6g}; {out.sum()} of {len(out)} are not inside"
+    detail = (
+        f"{type(attack).__name__}, lengths up to {lengths.max():.6g} of {attack.epsilon:.6g}; {out.sum()} of "
+        f"{len(out)} are not inside"
+    )
     return Check("adversarial examples lie in ball and bounds", not out.any(), detail)
 
 
@@ -266,7 +269,7 @@ def _beats_noise(fell, noise):
 def _gradients(subject):
     """That gradients are there, and are the slopes of the scores."""
     X, y = subject.X[: subject.rows], subject.y[: subject.rows]
-    step = 1e-3 * (float(np.ptp(X)) or 1.0)
+    step = 1e-3 * (float(np.ptp(X[:, subject.free])) or 1.0)
     with subject.precision():
         flat, slope, difference, scores = map(np.asarray, _slopes(subject.model, X, y, X.dtype.type(step)))
     rounding = 8 * np.finfo(X.dtype).eps * np.abs(scores).max() / step

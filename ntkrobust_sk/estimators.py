@@ -21,6 +21,8 @@ from ._portable import without_jax_arrays
 from ._validation import brief, check_choice, fitting, integer, number, positive_tuple, require_numbers
 from ._validation import seed as checked_seed
 from .attacks import attack_in_tiles, require_attack
+from .balls import admitted
+from .frames import as_table, warn_of_fixed
 from .gram import gram
 from .loops import evaluate, evaluate_attacked
 from .networks import CNN, MLP, Model, Network, check_model, params_dtype, require_network
@@ -125,8 +127,20 @@ class AttackedMixin:
 
         Returns
         -------
-        array shaped like X
+        array shaped like X, or a data frame if X is one
+            Columns of numbers keep their dtype, but integers that have become other numbers are floating (give
+            ``bounds=Box(integers=...)`` to keep them integers). Boolean columns of a frame stay as they are.
         """
+        X_adv, table = self._attacked(X, y, attack, random_state)
+        if table is None:
+            return X_adv.reshape(np.shape(X))
+        own = self._validated(X, reset=False)[0].astype(X_adv.dtype, copy=False)
+        # what has not moved is what it was, to the last digit
+        kept = X_adv.reshape(len(own), -1) == own.reshape(len(own), -1)
+        return table.like(np.where(kept, table.numbers, X_adv.reshape(len(own), -1)))
+
+    def _attacked(self, X, y, attack, random_state):
+        """Adversarial examples (n, *input_shape_), and the Table of a data frame or None."""
         check_is_fitted(self)
         attack = self.attack if attack is None else attack
         if not callable(attack) or isinstance(attack, type):
@@ -136,11 +150,18 @@ class AttackedMixin:
             )
         require_attack(attack)
         checked, _ = self._validated(X, reset=False)
+        table = as_table(X)
+        if table is not None:
+            warn_of_fixed(table)
+            attack = table.within(attack)
+        checked = admitted(attack, checked, checked.dtype)
         checked = fitting("X", checked, params_dtype(self.model_.variables.params))
         targets = self._attack_targets(y, len(checked))
         key = key_of(random_state)
         X_adv = attack_in_tiles(attack, self._predictor(), checked, targets, key=key, rows=self._rows())
-        return X_adv.reshape(np.shape(X))
+        if table is not None:
+            X_adv = np.where(table.fixed, checked.reshape(len(X_adv), -1), X_adv.reshape(len(X_adv), -1))
+        return X_adv.reshape(checked.shape), table
 
     def robust_score(self, X, y, attack=None, *, sample_weight=None, random_state=0) -> float:
         """The estimator's score on adversarial examples: robust accuracy, or R² of a regressor.
@@ -157,11 +178,9 @@ class AttackedMixin:
         -------
         float
         """
-        X_adv = self.perturb(X, y, attack, random_state=random_state)
-        # evaluated as it is: a data frame's column names were checked before the attack and are gone after it
+        X_adv, _ = self._attacked(X, y, attack, random_state)
         inputs, _ = self._validated(X, reset=False)
-        attacked = np.asarray(X_adv).reshape(inputs.shape)
-        scores = evaluate_attacked(self._predictor(), attacked, inputs, self._rows())
+        scores = evaluate_attacked(self._predictor(), X_adv, inputs, self._rows())
         return self._score(y, self._answers(scores), sample_weight)
 
 
@@ -240,7 +259,11 @@ def positions(y, classes, n_samples: int) -> np.ndarray:
     ValueError
         For another number of labels than samples, and for labels that are not in ``classes``.
     """
+    if isinstance(y, np.ma.MaskedArray):
+        raise TypeError("y must hold one label for each sample, got a masked array; leave masked samples out")
     y = np.asarray(y)
+    # one column of a data frame
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.shape != (n_samples,):
         raise ValueError(f"y must hold one label for each of the {n_samples} samples, got shape {y.shape}")
     # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types

@@ -16,12 +16,12 @@ from sklearn.base import is_regressor
 from ._validation import array, brief, check_choice, number, require_numbers
 from .attacks import PGD, require_attack
 from .autoattack import AutoAttack
-from .balls import check_bounds, plain_bounds, settle
+from .balls import plain_bounds, settle
 from .estimators import key_of
 from .fab import FAB
 from .keys import keys_of
 from .norms import NORMS
-from .scoring import Subject, attackable
+from .subjects import Subject, attackable
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 # How far out, in units of the distance found, a wrong answer is looked for where rounding has taken it away: that
@@ -118,7 +118,7 @@ def robustness_report(
         distances = np.minimum(distances, lengths)
         flags |= {f"{name}, {flag}": at for flag, at in said.items()}
     if subject.opaque is None:
-        nearest = FAB(**largest) if nearest is None else _in_ball(nearest, **largest)
+        nearest = subject.within(FAB(**largest) if nearest is None else _in_ball(nearest, **largest))
         distances = np.minimum(distances, _nearest(subject, nearest, keys))
     return RobustnessReport(
         epsilons=epsilons,
@@ -235,16 +235,17 @@ class RobustnessReport:
 
     def __str__(self):
         low, high = clopper_pearson(np.sum(self.fell_at[0] > 0), len(self.y), self.confidence)
+        width = max(24, *(len(name) + 2 for name in self.names))
         lines = [
             f"{len(self.y):,} examples, norm {self.norm}, intervals of {self.confidence:.0%} (Clopper–Pearson)",
             f"clean accuracy {self.clean_accuracy:.3f} [{low:.3f}, {high:.3f}]",
             "",
-            f"{'epsilon':<10}" + "".join(f"{name:<24}" for name in (*self.names, "all of them")),
+            f"{'epsilon':<10}" + "".join(f"{name:<{width}}" for name in (*self.names, "all of them")),
         ]
         rows = zip(self.epsilons, self.accuracies.T, self.intervals.transpose(1, 0, 2), strict=True)
         for (epsilon, accuracies, intervals), worst in zip(rows, self.worst_accuracies, strict=True):
             cells = [f"{a:.3f} [{lo:.3f}, {hi:.3f}]" for a, (lo, hi) in zip(accuracies, intervals, strict=True)]
-            lines.append(f"{epsilon:<10.4g}" + "".join(f"{cell:<24}" for cell in cells) + f"{worst:.3f}")
+            lines.append(f"{epsilon:<10.4g}" + "".join(f"{cell:<{width}}" for cell in cells) + f"{worst:.3f}")
         by_class = self.class_accuracies[:, :, -1].min(1)
         if not np.isnan(by_class).all():
             worst = np.nanargmin(by_class)
@@ -305,7 +306,7 @@ def minimal_perturbations(
     if subject.opaque is not None:
         raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
     keys = keys_of(key_of(random_state), len(subject.X))
-    return _nearest(subject, attack, keys)
+    return _nearest(subject, subject.within(attack), keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,11 +320,14 @@ class TransferMatrix:
         Accuracies on the examples as they are.
     matrix : array (m, m)
         Accuracy of each model (column) on the adversarial examples of each (row).
+    attacks : tuple of str
+        What made the examples of each: Square instead of an attack with gradients where there are none.
     """
 
     names: tuple[str, ...]
     clean: np.ndarray
     matrix: np.ndarray
+    attacks: tuple[str, ...] = ()
 
 
 def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> TransferMatrix:
@@ -383,11 +387,13 @@ def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> Transf
         for e in estimators.values()
     ]
     key = key_of(random_state)
-    attacked = [subject.like(subject.perturb(subject.usable(attack), key)) for subject in subjects]
+    used = [subject.usable(attack) for subject in subjects]
+    attacked = [s.like(s.perturb(attack, key)) for s, attack in zip(subjects, used, strict=True)]
     return TransferMatrix(
         names=tuple(estimators),
         clean=np.array([np.mean(subject.answers(subject.X) == subject.y) for subject in subjects]),
-        matrix=np.array([[np.mean(s.answers(X_adv) == s.y) for s in subjects] for X_adv in attacked]),
+        matrix=np.array([[np.mean(s.answers(s.read(X_adv)) == s.y) for s in subjects] for X_adv in attacked]),
+        attacks=tuple(type(attack).__name__ for attack in used),
     )
 
 
@@ -418,7 +424,7 @@ def clopper_pearson(successes, n, confidence=0.95):
 
 
 def classifier_under_attack(function: str, estimator, X, y, **options) -> Subject:
-    """:func:`~ntkrobust_sk.scoring.attackable` of what has classes, on behalf of a function."""
+    """:func:`~ntkrobust_sk.subjects.attackable` of what has classes, on behalf of a function."""
     if isinstance(estimator, type):
         name = estimator.__name__
         raise TypeError(f"estimator must be a fitted instance: write {name}(...).fit(X, y), not {name}")
@@ -449,11 +455,21 @@ def _attacks_in(attacks, subject, largest) -> dict[str, Callable]:
     if attacks is None:
         steps = PGD(**largest, n_steps=40, n_restarts=5)
         attacks = [steps, AutoAttack(**largest)] if subject.opaque is None else [subject.usable(steps)]
-    found = {name: _in_ball(subject.usable(attack), **largest) for name, attack in _named(attacks).items()}
-    for attack in found.values():
+    found, replaced = {}, {}
+    for name, asked in _named(attacks).items():
+        asked = _in_ball(asked, **largest)
+        attack = subject.usable(asked)
         # of all examples, before any is attacked
-        check_bounds(attack, subject.X)
-    return found
+        subject.inputs(attack)
+        if type(attack) is type(asked):
+            found[name] = attack
+        else:
+            replaced.setdefault(attack, []).append(name)
+    # a table names what has run
+    names = {
+        f"{type(attack).__name__} instead of {', '.join(asked)}": attack for attack, asked in replaced.items()
+    }
+    return found | names
 
 
 def _named(attacks) -> dict[str, Callable]:
@@ -510,7 +526,9 @@ def _attacked(subject, attack, keys, at):
     if not hasattr(attack, "run"):
         return subject.perturb(attack, keys, at), ()
     with subject.precision():
-        found = attack.run(subject.model, subject.X[at], subject.y[at], key=keys[at], rows=subject.rows)
+        found = attack.run(
+            subject.model, subject.inputs(attack, at), subject.y[at], key=keys[at], rows=subject.rows
+        )
     return found.x_adv, found.flags
 
 
@@ -526,12 +544,12 @@ def _require_nearest(attack, name):
 def _nearest(subject, attack, keys) -> np.ndarray:
     """Distances (n,) to the nearest points found that the estimator answers wrongly."""
     _require_nearest(attack, "attack")
-    check_bounds(attack, subject.X)
-    points, n = subject.X.copy(), len(subject.X)
+    X, n = subject.inputs(attack), len(subject.X)
+    points = X.copy()
     with subject.precision():
         for start in range(0, n, subject.rows):
             index = np.minimum(np.arange(start, start + subject.rows), n - 1)
-            x, y = jnp.asarray(subject.X[index]), jnp.asarray(subject.y[index])
+            x, y = jnp.asarray(X[index]), jnp.asarray(subject.y[index])
             nearest, _ = attack.nearest(subject.model, x, y, key=keys[index].on_device())
             points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
     return _valid_distances(subject, attack, points)

@@ -173,7 +173,8 @@ def _on_host(subject, sigma, seed):
     def count(row, part, n):
         random, counts = np.random.default_rng([seed, row, part]), np.zeros(len(subject.classes), int)
         for start in range(0, n, DRAWS):
-            x = subject.X[row] + sigma * random.normal(size=(min(DRAWS, n - start), *subject.X.shape[1:]))
+            noise = sigma * random.normal(size=(min(DRAWS, n - start), *subject.X.shape[1:]))
+            x = subject.X[row] + noise * subject.free
             counts += np.bincount(subject.answers(x), minlength=len(counts))
         return counts
 
@@ -186,7 +187,7 @@ def _on_device(subject, sigma, seed):
 
     def count(row, part, n):
         x = subject.X[row]
-        arguments = (subject.model, x, x.dtype.type(sigma), (seed, row, part), n)
+        arguments = (subject.model, x, sigma * subject.free.astype(x.dtype), (seed, row, part), n)
         with subject.precision():
             if fused:
                 return np.asarray(_all_draws(*arguments))

@@ -32,7 +32,7 @@ from ntkrobust_sk import (
     minimal_perturbations,
     robust_accuracy,
     robustness_report,
-    scoring,
+    subjects,
     transfer_matrix,
 )
 from ntkrobust_sk.evaluation import clopper_pearson
@@ -183,7 +183,7 @@ def test_a_pipeline_is_evaluated_in_the_units_of_its_inputs(linear):
 
 
 def test_what_has_no_gradients_is_evaluated_as_a_black_box_and_a_warning_says_so(monkeypatch):
-    monkeypatch.setattr(scoring, "QUERIES", 60)
+    monkeypatch.setattr(subjects, "QUERIES", 60)
     forest = RandomForestClassifier(3, random_state=0).fit(X, Y)
     with pytest.warns(UserWarning, match="as a black box, by Square") as caught:
         found = robustness_report(forest, X[::3], Y[::3], [0.02, 0.05])

@@ -1,0 +1,310 @@
+"""Tables as numbers and back: data frames of pandas and polars, of which attacks change the columns of numbers.
+
+An attack sees rows of numbers, one for each column of the table. A column that may not change is *fixed*: it holds
+the number of the row that it came from, which leads back to whatever stands there, text or dates included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ._validation import brief
+from .balls import Box
+
+# Above it, neighbouring integers are one number in double precision.
+LARGEST_INTEGER = 2**53
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """An array of numbers (n, d) of which some columns are fixed.
+
+    Attributes
+    ----------
+    given : array or data frame
+    numbers : float array (n, d)
+        NaN in columns that hold something else.
+    reasons : tuple of (str or None)
+        Why each column is fixed; None where it may change.
+    """
+
+    given: object
+    numbers: np.ndarray
+    reasons: tuple[str | None, ...]
+
+    @property
+    def fixed(self) -> np.ndarray:
+        """Which columns stay as they are, bool (d,)."""
+        return np.array([reason is not None for reason in self.reasons])
+
+    has_names = False
+
+    @property
+    def names(self) -> list:
+        """The columns' names; of an array their positions."""
+        return list(range(self.numbers.shape[1]))
+
+    @property
+    def named(self) -> str:
+        """The fixed columns with the reasons, for a message."""
+        found = zip(self.names, self.reasons, strict=True)
+        return ", ".join(f"{name!r} ({reason})" for name, reason in found if reason is not None)
+
+    def holding(self, reasons: dict[int, str]) -> Table:
+        """The table with more columns fixed, by position."""
+        found = tuple(old or reasons.get(at) for at, old in enumerate(self.reasons))
+        return replace(self, reasons=found)
+
+    def coded(self) -> np.ndarray:
+        """Numbers (n, d) to attack; in fixed columns those of the rows."""
+        return np.where(self.fixed, np.arange(len(self.numbers), dtype=float)[:, None], self.numbers)
+
+    def like(self, X: np.ndarray, rows=None):
+        """Numbers (m, d) as a table of this kind, with what stands in fixed columns of ``rows`` (m,).
+
+        Without ``rows`` they are all the table's, or, where nothing is fixed, of nobody.
+        """
+        if rows is None and (len(X) == len(self.numbers) or self.fixed.any()):
+            rows = np.arange(len(self.numbers))
+        return self._assembled(X, rows)
+
+    def part(self, columns) -> object:
+        """The columns at these positions, as they came."""
+        return self.given[:, columns]
+
+    def within(self, attack):
+        """The attack with bounds that keep to the columns that may change, if it is one with bounds."""
+        if not self.fixed.any() or "bounds" not in _fields(attack):
+            return attack
+        bounds = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
+        box = bounds if isinstance(bounds, Box) else Box(*bounds)
+        free = ~self.fixed if box.mask is None else np.asarray(box.mask) & self._of_our_width(box.mask)
+        held = [group for group in box.one_hot if not free[[at for at in group if at < len(free)]].all()]
+        free[[at for group in held for at in group]] = False
+        integers = [at for at in box.integers if at >= len(free) or free[at]]
+        groups = [group for group in box.one_hot if group not in held]
+        return replace(attack, bounds=replace(box, mask=free, integers=integers, one_hot=groups))
+
+    def _of_our_width(self, mask):
+        if len(mask) != len(self.reasons):
+            raise ValueError(
+                f"the attack's mask has {len(mask)} numbers, but X has {len(self.reasons)} columns; "
+                "give one for each"
+            )
+        return ~self.fixed
+
+    def _assembled(self, X, rows):
+        result = np.array(X)
+        if self.fixed.any():
+            result[:, self.fixed] = self.given[rows][:, self.fixed]
+        return result
+
+
+def as_table(X) -> Table | None:
+    """A data frame as a Table, and None of what is none.
+
+    Raises
+    ------
+    TypeError
+        For a polars LazyFrame, and frames of other libraries.
+    ValueError
+        For columns of one name, and frames without rows or columns.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = as_table(pd.DataFrame({"age": [31, 45], "city": ["Rome", "Oslo"]}))
+    >>> table.named
+    "'city' (str)"
+    >>> table.like(table.coded() + [[1.5, 0]]).to_dict("list")
+    {'age': [32.5, 46.5], 'city': ['Rome', 'Oslo']}
+    """
+    if isinstance(X, Table):
+        return X
+    pandas, polars = (sys.modules.get(name) for name in ("pandas", "polars"))
+    if pandas is not None and isinstance(X, pandas.DataFrame):
+        names, kind, read = X.columns.tolist(), PandasTable, _pandas_column
+    elif polars is not None and isinstance(X, polars.DataFrame):
+        names, kind, read = X.columns, PolarsTable, _polars_column
+    else:
+        if hasattr(X, "collect_schema") or hasattr(X, "__dataframe__") or hasattr(X, "column_names"):
+            raise TypeError(
+                f"X must be an array or a data frame of pandas or polars, got {type(X).__module__}."
+                f"{type(X).__name__}; write X.to_pandas() (or, of a LazyFrame, X.collect())"
+            )
+        return None
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"X has several columns named {twice[0]!r}; give each column a name of its own")
+    read_columns = [read(X, at) for at in range(len(names))]
+    numbers = [np.full(len(X), np.nan) if found is None else found for found, _ in read_columns]
+    numbers = np.stack(numbers, 1) if numbers else np.zeros((len(X), 0))
+    return kind(X, numbers, tuple(reason for _, reason in read_columns))
+
+
+def _checked(values, is_integer):
+    """A column of numbers, or None and why it stays as it is."""
+    if not np.isfinite(values).all():
+        return None, "missing or infinite values"
+    if is_integer and len(values) and np.abs(values).max() > LARGEST_INTEGER:
+        return None, "integers above 2**53"
+    return values, None
+
+
+def _pandas_column(frame, at):
+    import pandas as pd
+
+    column = frame.iloc[:, at]
+    types, dtype = pd.api.types, column.dtype
+    if types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
+        if column.isna().any():
+            return None, str(dtype)
+        return column.to_numpy(dtype=float), str(dtype)
+    if not types.is_numeric_dtype(dtype) or types.is_complex_dtype(dtype):
+        return None, str(dtype)
+    return _checked(column.to_numpy(dtype=float, na_value=np.nan), types.is_integer_dtype(dtype))
+
+
+def _polars_column(frame, at):
+    import polars as pl
+
+    column = frame.to_series(at)
+    if column.dtype == pl.Boolean and not column.null_count():
+        return column.cast(pl.Float64).to_numpy(), "bool"
+    if not column.dtype.is_numeric():
+        return None, str(column.dtype)
+    return _checked(column.cast(pl.Float64).to_numpy(), column.dtype.is_integer())
+
+
+class PandasTable(Table):
+    """A pandas.DataFrame."""
+
+    has_names = True
+
+    @property
+    def names(self) -> list:
+        return self.given.columns.tolist()
+
+    def part(self, columns):
+        return self.given.iloc[:, columns]
+
+    def _assembled(self, X, rows):
+        import pandas as pd
+
+        frame, fixed, dtypes = self.given, self.fixed, self.given.dtypes.tolist()
+        index = pd.RangeIndex(len(X)) if rows is None else frame.index[rows]
+        free, by_dtype, blocks = np.flatnonzero(~fixed), {}, []
+        for at in free.tolist():
+            by_dtype.setdefault(_pandas_dtype(dtypes[at], X[:, at]), []).append(at)
+        for dtype, columns in by_dtype.items():
+            values = X[:, columns]
+            if rows is not None:
+                values = _rounded_inwards(values, self.numbers[np.ix_(rows, columns)], dtype)
+            blocks.append(pd.DataFrame(values).astype(dtype))
+        if fixed.any():
+            blocks.append(frame.iloc[rows, np.flatnonzero(fixed)].reset_index(drop=True))
+        if len(blocks) > 1:
+            order = [*(at for columns in by_dtype.values() for at in columns), *np.flatnonzero(fixed)]
+            result = pd.concat(blocks, axis=1).iloc[:, np.argsort(order)]
+        else:
+            result = blocks[0]
+        result.columns, result.index = frame.columns, index
+        return result
+
+
+def _pandas_dtype(dtype, values):
+    """The dtype of a column's new values: its own, but floating where integers have become others."""
+    if isinstance(dtype, np.dtype) and dtype.kind == "f":
+        return dtype
+    import pandas as pd
+
+    if isinstance(dtype, pd.SparseDtype):
+        dtype = dtype.subtype
+    if not pd.api.types.is_integer_dtype(dtype) or _are_integers(values, dtype):
+        return dtype
+    if isinstance(dtype, np.dtype):
+        return np.dtype(float)
+    return pd.ArrowDtype(_arrow_double()) if isinstance(dtype, pd.ArrowDtype) else pd.Float64Dtype()
+
+
+def _arrow_double():
+    import pyarrow
+
+    return pyarrow.float64()
+
+
+def _are_integers(values, dtype) -> bool:
+    """Whether numbers are integers that a dtype (a NumPy one, or one with that name) holds."""
+    plain = np.dtype(getattr(dtype, "numpy_dtype", dtype))
+    limits = np.iinfo(plain)
+    return bool((values == np.rint(values)).all() and ((values >= limits.min) & (values <= limits.max)).all())
+
+
+def _rounded_inwards(values, own, dtype):
+    """Values that a dtype holds, and not further away from the table's own than they were."""
+    if not isinstance(dtype, np.dtype) or dtype.kind != "f" or dtype.itemsize >= 8:
+        return values
+    found = values.astype(dtype)
+    further = np.abs(found.astype(float) - own) > np.abs(values - own)
+    return np.where(further, np.nextafter(found, own.astype(dtype)), found)
+
+
+class PolarsTable(Table):
+    """A polars.DataFrame."""
+
+    has_names = True
+
+    @property
+    def names(self) -> list:
+        return list(self.given.columns)
+
+    def part(self, columns):
+        return self.given[:, list(columns)]
+
+    def _assembled(self, X, rows):
+        import polars as pl
+
+        columns = []
+        for at in np.flatnonzero(~self.fixed):
+            dtype, values = self.given.dtypes[at], X[:, at]
+            if dtype == pl.Float32 and rows is not None:
+                values = _rounded_inwards(values, self.numbers[rows, at], np.dtype(np.float32))
+            found = pl.Series(self.names[at], values)
+            if not dtype.is_integer():
+                columns.append(found.cast(dtype))
+                continue
+            whole = found.cast(dtype, strict=False) if (values == np.rint(values)).all() else None
+            columns.append(found if whole is None or whole.null_count() else whole)
+        if rows is None:
+            return pl.DataFrame(columns)
+        return self.given[np.asarray(rows)].with_columns(columns)
+
+
+def warn_of_fixed(table: Table) -> None:
+    """Say which columns stay as they are, if any does, and why."""
+    if table.fixed.any():
+        warnings.warn(
+            f"attacks leave these columns of X as they are: {table.named}. They change columns of numbers",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def check_rows(X) -> None:
+    """Raise TypeError for what is neither an array nor a frame, with advice."""
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError("X must be a dense array of numbers, got a masked array; write X.filled(value)")
+    if np.iscomplexobj(X):
+        raise TypeError("X must be an array of real numbers, got complex numbers; write X.real or abs(X)")
+    if isinstance(X, str | bytes | dict | set) or X is None:
+        raise TypeError(f"X must be an array (n, ...) or a data frame, got {brief(X)}")
+
+
+def _fields(attack):
+    named = dataclasses.is_dataclass(attack) and not isinstance(attack, type)
+    return {field.name for field in dataclasses.fields(attack)} if named else set()

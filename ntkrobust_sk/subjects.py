@@ -1,0 +1,416 @@
+"""An estimator as attacks see it: a function from numbers to scores, with inputs and labels that were checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from sklearn.base import is_classifier, is_regressor
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from ._validation import fitting
+from .attacks import attack_in_tiles
+from .balls import admitted
+from .blackbox import BlackBox
+from .columns import encoded_columns, table_model
+from .estimators import NETWORK_ROWS, positions
+from .frames import Table, as_table, check_rows, warn_of_fixed
+from .keys import keys_of
+from .loops import answers, as_pytree
+from .networks import Model, params_dtype
+from .sklearn_guard import compare
+from .sklearn_models import model_on
+from .square import Square
+
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
+
+# Queries of the black-box attack that takes the place of one with gradients.
+QUERIES = 1000
+# Rows attacked at once of scikit-learn's estimators, most of which do so little for a row that a step's own cost
+# counts; divides the numbers of examples that people choose.
+ROWS = 200
+# On which an estimator's scores are looked at before it is attacked.
+LOOKED_AT = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An estimator or a model as attacks see it, with inputs and labels that have been checked.
+
+    Attributes
+    ----------
+    source : estimator or model
+    model : callable pytree
+        From inputs like ``X`` to scores.
+    X : array (n, ...)
+        Inputs in the precision in which they are attacked.
+    y : int32 array (n,) or None
+        Positions in ``classes``; of a regressor its targets, float (n, T).
+    classes : array (C,) or None
+    rows : int
+        Of a tile.
+    x64 : bool
+        Whether double precision is needed.
+    opaque : str or None
+        Why there are no gradients, where there are none.
+    given : array or data frame
+        X as it came.
+    table : Table or None
+        Of a data frame, and of an array of which some columns are fixed.
+    box : BlackBox or None
+        What the model asks, where there are no gradients.
+    """
+
+    source: object
+    model: Callable
+    X: np.ndarray
+    y: np.ndarray
+    classes: np.ndarray | None
+    rows: int
+    x64: bool
+    opaque: str | None
+    given: object
+    table: Table | None = None
+    box: BlackBox | None = None
+
+    @property
+    def free(self) -> np.ndarray:
+        """Which features attacks may change, bool, shaped like one input."""
+        return np.ones(self.X.shape[1:], bool) if self.table is None else ~self.table.fixed
+
+    def usable(self, attack):
+        """The attack, kept to the features that may change.
+
+        Where there are no gradients and the attack needs them, it is Square in the same ball, and a warning.
+
+        Raises
+        ------
+        TypeError
+            For what is no attack; where there are no gradients, for an attack that does not say that it needs none
+            and states no ball in which Square could take its place.
+        """
+        if not callable(attack) or isinstance(attack, type):
+            raise TypeError(f"an attack is needed, such as PGD(epsilon=8/255), got {attack!r}")
+        attack = self.within(attack)
+        if self.box is not None and self.box.note is not None:
+            warnings.warn(self.box.note, UserWarning, stacklevel=3)
+        needs = getattr(attack, "needs_gradients", None)
+        if self.opaque is None or (needs is not None and not needs):
+            return attack
+        if needs is None:
+            raise TypeError(
+                f"{self.opaque}; an attack that asks for scores alone says so by needs_gradients = False, which "
+                f"{attack!r} does not. Set that attribute, or give Square(epsilon)"
+            )
+        if not all(hasattr(attack, name) for name in ("epsilon", "norm", "bounds")):
+            raise TypeError(f"{self.opaque}, and {attack!r} states no ball in which Square could take its place")
+        attack = Square(attack.epsilon, QUERIES, norm=attack.norm, bounds=attack.bounds)
+        warnings.warn(
+            f"{self.opaque}: so {type(self.source).__name__} is attacked as a black box, by {attack!r}. What "
+            "stands may fall to an attack with gradients",
+            UserWarning,
+            stacklevel=3,
+        )
+        return attack
+
+    def within(self, attack):
+        """The attack with bounds that keep to the features that may change."""
+        return attack if self.table is None else self.table.within(attack)
+
+    def inputs(self, attack, at=slice(None)) -> np.ndarray:
+        """The inputs of the rows ``at``, checked against the attack's bounds."""
+        return admitted(attack, self.X[at], None if self.table is not None else _dtype_of(self.given))
+
+    def perturb(self, attack, key, at=slice(None)) -> np.ndarray:
+        """Adversarial examples of the rows ``at``; ``key`` is one, or one for each of *all* rows."""
+        keys = keys_of(key, len(self.X))
+        X = self.inputs(attack, at)
+        with self.precision():
+            found = attack_in_tiles(attack, self.model, X, self.y[at], key=keys[at], rows=self.rows)
+        return found if self.table is None else np.where(self.free, found, X)
+
+    @contextmanager
+    def precision(self):
+        """The context in which the model is called: its precision, and the errors of its estimator as they are."""
+        try:
+            with enable_x64(self.x64):
+                yield
+        except Exception:
+            if self.box is None or self.box.error is None:
+                raise
+            error, self.box.error = self.box.error, None
+            raise error from None
+
+    def answers(self, X) -> np.ndarray:
+        """Positions in ``classes`` (n,) of the answers to inputs like ``X``; a regressor has none."""
+        X = np.asarray(X, self.X.dtype).reshape(-1, *self.X.shape[1:])
+        if self.own:
+            with self.precision():
+                return answers(self.model, X, self.rows)
+        return positions(self.source.predict(self.like(X)), self.classes, len(X))
+
+    @property
+    def own(self) -> bool:
+        """Whether an answer is the highest score, by definition: of models and of this library's estimators."""
+        return not hasattr(self.source, "predict") or hasattr(self.source, "_predictor")
+
+    def like(self, X):
+        """Inputs in the form in which they came: a data frame, flat rows, or images."""
+        if self.table is None:
+            return X.reshape(-1, *np.shape(self.given)[1:])
+        X = np.asarray(X, float)
+        if X.shape == self.X.shape:
+            # what has not moved is what it was, to the last digit
+            X = np.where((X == self.X) & self.free, self.table.numbers, X)
+        return _as_given(self.table, X, coded=not self.own)
+
+    def read(self, given) -> np.ndarray:
+        """Inputs in the form in which they came, of the same rows as ``X``, as this subject's numbers."""
+        if self.table is None or not self.table.has_names:
+            X = np.asarray(given, self.X.dtype).reshape(self.X.shape)
+        else:
+            X = as_table(given).numbers.astype(self.X.dtype)
+        return np.where(self.free, X, self.X)
+
+
+def attackable(estimator, X, y, *, classes=None, labelled=True) -> Subject:
+    """Check an estimator, or a model, with inputs and labels, and make it ready to be attacked.
+
+    Parameters
+    ----------
+    estimator : fitted estimator, or callable
+        As for :func:`~ntkrobust_sk.robust_accuracy`; or a function from inputs to scores, such as a
+        :class:`~ntkrobust_sk.Model` or what :func:`~ntkrobust_sk.as_model` gives.
+    X, y
+        What is to be attacked.
+    classes : array (C,), default=None
+        What the scores of a model stand for; None is 0..C-1.
+    labelled : bool, default=True
+        Without, y is not looked at.
+
+    Returns
+    -------
+    Subject
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        For what :func:`robust_accuracy` cannot attack.
+    """
+    if callable(estimator) and not hasattr(estimator, "fit"):
+        return _model_subject(estimator, X, y, classes, labelled)
+    check_is_fitted(estimator)
+    estimator = held(estimator)
+    name = type(estimator).__name__
+    if not (is_classifier(estimator) or is_regressor(estimator)):
+        raise TypeError(f"{name} is no classifier and no regressor: there is no score to attack")
+    classes = getattr(estimator, "classes_", None)
+    if is_classifier(estimator) and (classes is None or isinstance(classes, list)):
+        raise TypeError(
+            f"{name} has {'no classes_' if classes is None else 'classes of several outputs'}; what is attacked "
+            "gives one label of its classes_ to each input"
+        )
+    check_rows(X)
+    table, box = as_table(X), None
+    if hasattr(estimator, "_predictor"):
+        checked, _ = estimator._validated(X, reset=False)
+        model, opaque, last = estimator._predictor(), None, estimator
+    else:
+        last = _last(estimator)
+        checked, table, model, opaque, box = _through_scikit_learn(estimator, X, table)
+    if table is not None:
+        warn_of_fixed(table)
+    own, x64 = hasattr(last, "_predictor") and opaque is None, bool(jax.config.jax_enable_x64)
+    # what scikit-learn computes in double precision is attacked in it
+    x64 |= not own
+    dtype = params_dtype(last.model_.variables.params) if own else np.dtype(float)
+    if own:
+        checked = fitting("X", checked, dtype)
+    y = _targets(y, classes, len(checked), dtype) if labelled else None
+    rows, checked = last._rows() if own else ROWS, checked.astype(dtype, copy=False)
+    return Subject(estimator, model, checked, y, classes, rows, x64, opaque, X, table, box)
+
+
+def _through_scikit_learn(estimator, X, table):
+    """Numbers (n, ...), their table, a model, why it has no gradients, what it asks; None where there is none."""
+    if table is None:
+        kinds = [np.float64, np.float32]
+        checked = check_array(X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator)
+        wanted = getattr(estimator, "n_features_in_", None)
+        if checked.ndim == 2 and wanted not in (None, checked.shape[1]):
+            name = type(estimator).__name__
+            raise ValueError(f"X has {checked.shape[1]} features, but {name} was fitted on {wanted}")
+        flat = checked.reshape(len(checked), -1).astype(float, copy=False)
+        array = Table(flat, flat, (None,) * flat.shape[1])
+        array = array.holding(encoded_columns(estimator, array)) if checked.ndim == 2 else array
+        table = array if array.fixed.any() else None
+    elif not len(table.numbers):
+        raise ValueError(f"X has no rows (shape {np.shape(X)}) while a minimum of 1 is required")
+    else:
+        # whatever scikit-learn says of these columns and types, it says here
+        first = np.arange(len(table.numbers))[:2]
+        estimator.predict(table.like(table.numbers[first], first))
+        checked = table.numbers
+        table = table.holding(encoded_columns(estimator, table))
+    try:
+        model, opaque = _own_arrays(_model_of(estimator, table)), None
+    except TypeError as error:
+        if not is_classifier(estimator):
+            error.add_note("Only classifiers are attacked as black boxes.")
+            raise
+        opaque = str(error)
+        table = table or array
+        table = table.holding(_unmovable(estimator, table))
+        model = None
+    if table is not None and table.fixed.all():
+        raise ValueError(f"attacks may change no column of X: {table.named}; cast columns of numbers to float")
+    box = None
+    if model is None:
+        box = _black_box(estimator, table, checked)
+        model = box.model
+        table = table if table.has_names or table.fixed.any() else None
+    return (checked if table is None else table.coded()), table, model, opaque, box
+
+
+def _looked_at(n) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
+
+
+def _moved(X, columns) -> np.ndarray:
+    """Rows (m, d) with other values in some columns, well inside of a usual attack's reach."""
+    moved = X.copy()
+    moved[:, columns] += 0.0123 * np.where(np.ptp(X, 0) > 0, np.ptp(X, 0), 1)[columns]
+    return moved
+
+
+def _unmovable(estimator, table) -> dict[int, str]:
+    """Columns of which the estimator refuses values that it has not seen in training, with the reason."""
+    X, free = table.coded()[_looked_at(len(table.numbers))], np.flatnonzero(~table.fixed)
+
+    def refusal(columns):
+        try:
+            estimator.predict(_as_given(table, _moved(X, columns)))
+        except Exception as error:  # whatever an estimator may raise; the user hears of it
+            return error
+
+    whole = refusal(free)
+    if whole is None:
+        return {}
+    found = {int(at): error for at in free if (error := refusal([at])) is not None}
+    if not found:
+        raise whole
+    return {at: f"other values are refused: {' '.join(str(error).split())[:60]}" for at, error in found.items()}
+
+
+def _black_box(estimator, table, checked):
+    X = table.coded()[_looked_at(len(checked))]
+    X = np.concatenate([X, _moved(X, ~table.fixed)])
+    if table.has_names or checked.ndim == 2:
+        return BlackBox(estimator, lambda x: _as_given(table, x), X)
+    return BlackBox(estimator, lambda x: x.reshape(-1, *checked.shape[1:]), X)
+
+
+def _as_given(table, X, coded=True):
+    """Numbers (m, d) in the form in which the table came; coded ones tell the rows of what is fixed."""
+    rows = np.rint(X[:, table.fixed][:, 0]).astype(int) if coded and table.fixed.any() else None
+    return table.like(X, rows)
+
+
+def _model_of(estimator, table):
+    """The estimator's differentiable form, of arrays or of a table's coded rows."""
+    if table is None or (not table.fixed.any() and _in_order(estimator, table)):
+        return model_on(None, estimator)
+    model = table_model(estimator, table)
+    if hasattr(_last(estimator), "_predictor"):
+        # as accurate as its own precision, and its answers are its highest scores
+        return model
+    X = table.coded()[_looked_at(len(table.numbers))]
+    X = np.concatenate([X, _moved(X, ~table.fixed)])
+
+    def form(x):
+        with enable_x64(True):
+            return np.asarray(model(x))
+
+    compare(estimator, form, X, lambda x: _as_given(table, x))
+    return model
+
+
+def _in_order(estimator, table) -> bool:
+    known = getattr(estimator, "feature_names_in_", None)
+    return known is None or list(known) == table.names
+
+
+def _model_subject(model, X, y, classes, labelled):
+    x64 = bool(jax.config.jax_enable_x64)
+    dtype = params_dtype(model.variables.params) if isinstance(model, Model) else float if x64 else np.float32
+    check_rows(X)
+    table = as_table(X)
+    checked = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
+    checked = fitting("X", checked, dtype)
+    if table is not None:
+        warn_of_fixed(table)
+    checked = checked.astype(dtype)
+    model, shape = _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
+    try:
+        scores = jax.eval_shape(lambda m, x: m(x), model, jax.ShapeDtypeStruct(shape, checked.dtype))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the model fails on inputs of shape {shape}: {error}") from error
+    if getattr(scores, "ndim", None) != 2:
+        raise ValueError(f"a model gives scores (n, C), but on inputs of shape {shape} this one gives {scores}")
+    known = np.arange(scores.shape[1]) if classes is None else np.asarray(classes)
+    if len(known) != scores.shape[1]:
+        raise ValueError(f"the model gives {scores.shape[1]} scores, but there are {len(known)} classes")
+    try:
+        y = positions(y, known, len(checked)) if labelled else None
+    except ValueError as error:
+        if classes is None:
+            error.add_note(f"The labels of a function are the positions of its scores, 0 to {len(known) - 1}.")
+        raise
+    return Subject(model, model, checked, y, known, NETWORK_ROWS, x64, None, X, table)
+
+
+def _targets(y, classes, n, dtype):
+    """Positions in the classes, or a regressor's targets as columns."""
+    if classes is not None:
+        return positions(y, classes, n)
+    if np.ndim(y) == 0 or len(y) != n:
+        raise ValueError(f"y must hold one target for each of the {n} samples, got shape {np.shape(y)}")
+    return np.asarray(y, dtype).reshape(n, -1)
+
+
+def held(estimator):
+    """What a FrozenEstimator or a search holds."""
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        elif hasattr(estimator, "cv_results_"):
+            raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
+        else:
+            return estimator
+
+
+def _last(estimator):
+    return held(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
+
+
+def _own_arrays(model):
+    """The model with copies of its NumPy arrays: JAX keeps in mind in which precision it has traced one."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, model)
+
+
+def _dtype_of(X):
+    """The floating dtype in which an array came, or None."""
+    dtype = getattr(X, "dtype", None)
+    return dtype if isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize in (2, 4, 8) else None
