@@ -264,7 +264,7 @@ class PolarsTable(Table):
         return list(self.given.columns)
 
     def part(self, columns):
-        return self.given[:, list(columns)]
+        return self.given[:, [int(at) for at in columns]]
 
     def _assembled(self, X, rows):
         import polars as pl

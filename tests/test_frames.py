@@ -187,6 +187,7 @@ def test_everything_that_takes_an_estimator_takes_a_frame(model):
         assert np.isfinite(distances).all() and distances.max() > 0
 
 
+@pytest.mark.filterwarnings("error:.*black box")
 def test_polars_frames_are_attacked_as_those_of_pandas_are():
     frame = pl.DataFrame({name: FRAME[name].to_list() for name in ("a", "city", "b", "kind")})
     pipeline = make_pipeline(columns((OneHotEncoder(), ["city", "kind"])), LogisticRegression()).fit(frame, Y)
