@@ -299,6 +299,19 @@ def separated(features: list[Whole | Factors]) -> list[Whole | Factors]:
     return result
 
 
+def contracted(leaf: Whole | Factors, tangents):
+    """⟨G_r(x), W_rt⟩ for tangents W (r, t, *shape) of one parameter array: (r, n, t)."""
+
+    def of_seed(part, some):
+        return jax.vmap(lambda tangent: part.push(tangent)[0], out_axes=1)(some)
+
+    if isinstance(leaf, Whole):
+        return jax.vmap(lambda values, some: of_seed(Whole(values[None], leaf.layout), some))(
+            leaf.values, tangents
+        )
+    return jax.vmap(lambda c, some: of_seed(replace(leaf, cotangents=c[None]), some))(leaf.cotangents, tangents)
+
+
 def rounded(features: list[Whole | Factors], name: str, packed: bool = False) -> list[Whole | Factors]:
     """Features with the digits that "tf32" or "bf16" keep, in single precision, or bfloat16 where they are to be
     ``packed`` and that holds them; tables' rows as they are."""

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from ._validation import brief, check_choice, function
-from .factors import Factors, Whole, separated
+from .factors import Factors, Whole, contracted, separated
 from .networks import Model, PyTree, as_inputs, check_model, require_model
-from .tangent import contract_features, identity_seeds, push, tangent_features
+from .tangent import can_push, contract_features, identity_seeds, push, tangent_features
 
 Features = list[Whole | Factors]
 
@@ -92,10 +92,22 @@ class TangentKernel:
 
     def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
         """Scores (n, T) of tangents as :meth:`fold` makes them."""
+        if not can_push(model, x):
+            return self._predict_from_features(model, tangents, x)
         if self.rank == 2:
             return contract_features(model, x, tangents, self.seeds(model, x))
         scores = push(model, x, tangents)
         return jnp.einsum("cnc->nc", scores) if self.rank == 3 else scores[0]
+
+    def _predict_from_features(self, model, tangents, x):
+        """The same by products with the query's own features, where nothing can be pushed forward."""
+        features = separated(self.features(model, x))
+        n_seeds = _n_seeds(features[0])
+        scores = 0
+        for leaf, some in zip(features, jax.tree.leaves(tangents), strict=True):
+            some = some if self.rank == 2 else jnp.broadcast_to(some, (n_seeds, *some.shape[1:]))[:, None]
+            scores = scores + contracted(leaf, some)
+        return scores.sum(0) if self.rank == 2 else scores[:, :, 0].T
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from .devices import by_rows, default_devices, everywhere, on_host
 from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
 from .networks import Model, inputs_dtype, params_dtype
-from .tangent import backward_mismatch
+from .proof import prove
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
 TILE_ROWS = 64
@@ -42,9 +42,6 @@ TILE_ROWS_ACCELERATOR = 512
 # Where computing a tile's features takes more working space than this, a CPU computes them for a few rows at a
 # time: what stays in its cache runs about twice as fast.
 CACHE_BYTES = 16 * 2**20
-# A CPU compares the features of so many rows with a plain backward pass: all of a tile's would take several times
-# the memory that computing them does.
-PROVED_ROWS = 8
 # Seeds are taken in several passes where otherwise fewer rows' features than these would fit.
 PANEL_ROWS = 1024
 
@@ -263,14 +260,15 @@ def features_of(
     Raises
     ------
     ArithmeticError
-        If the network's structure was read wrongly: features are compared with a plain backward pass when a
-        network is first met.
+        If the network's structure was read wrongly: see :mod:`.proof`.
     """
     x = pad_rows(X[tile * plan.rows : (tile + 1) * plan.rows], plan.rows)
     abstract = _abstract(model, X.dtype)
     x, model = jax.device_put(x, by_rows(plan.devices)), jax.device_put(model, everywhere(plan.devices))
     if not isinstance(kernel, TangentKernel):
         return x
+    if prove(kernel if kernel.has_gradients else kernel.base, model, X[tile * plan.rows :][:2]):
+        _give_back_memory()
     program = _program(kernel, abstract, X.shape[1:], plan.chunk, plan.seeds, plan.devices, digits)
     seeds = _all_seeds(kernel, abstract, X.shape[1:])[start : start + plan.seeds]
     seeds = np.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0)))
@@ -280,11 +278,6 @@ def features_of(
     else:
         parts = (program(model, x[at : at + plan.chunk], seeds) for at in range(0, plan.rows, plan.chunk))
         features = stacked(_started_ahead(parts), plan.rows)
-    base = kernel if kernel.has_gradients else kernel.base
-    if kernel.has_gradients and digits is None:
-        _prove(kernel, model, abstract, x, seeds, features, plan.devices)
-    elif (base, abstract, X.shape[1:]) not in _PROVED:
-        features_of(base, model, fixed_plan(base, model, X.shape[1:], 2), X[:2], 0)
     return jax.tree.map(np.asarray, features) if in_numpy else features
 
 
@@ -444,34 +437,6 @@ def n_seeds_of(kernel, model: Model, input_shape: tuple[int, ...], inputs=None) 
 
 def _n_seeds(kernel, abstract, input_shape) -> int:
     return len(_all_seeds(kernel, abstract, input_shape)) if isinstance(kernel, TangentKernel) else 1
-
-
-# Networks and kernels whose features were compared with a plain backward pass.
-_PROVED = set()
-_mismatch = jax.jit(backward_mismatch)
-
-
-def _prove(kernel, model, abstract, x, seeds, features, devices):
-    key = (kernel, abstract, x.shape[1:])
-    if key in _PROVED:
-        return
-    if _on_one_cpu(devices):
-        # NumPy's arrays share JAX's memory, and slicing them compiles nothing
-        x, features = jax.tree.map(np.asarray, (x, features))
-        x, features = x[:PROVED_ROWS], [leaf[:PROVED_ROWS] for leaf in features]
-    error = float(_mismatch(model, x, seeds, features, jax.random.key(0)))
-    tolerance = 3 * float(jnp.finfo(seeds.dtype).eps) ** 0.5
-    if error > tolerance:
-        raise ArithmeticError(
-            f"gradients read from the structure of {model.network!r} differ from a plain backward pass by "
-            f"{error:.2g} of their norm (more than {tolerance:.1g}). Either its outputs depend on the other rows "
-            "of a batch (batch norm in training mode?), or it holds an operation that was read wrongly: please "
-            "report it with the network"
-        )
-    # one row shows nothing of others
-    if math.isfinite(error) and len(x) > 1:
-        _PROVED.add(key)
-    _give_back_memory()
 
 
 def _give_back_memory() -> None:

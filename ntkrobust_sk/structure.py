@@ -27,6 +27,7 @@ from jax.extend.core import Literal
 
 from .convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
 from .factors import ENTRY_COST, AffineFactors, Factors, Layout, Whole, forms_gradient, joined, separated
+from .networks import params_dtype
 
 # Control flow around layers hides them: each example, output by output, goes backward through all of it.
 OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -128,7 +129,8 @@ def contract_gradients(apply: Callable, params, x: jax.Array, tangents, seeds=No
         cotangents = met.cotangents(identity if seeds is None else seeds.astype(met.logits.dtype))
         push = jax.vmap(jax.vmap(lambda t: jax.jvp(met.operands_of, (params,), (t,))[1]))
         terms = zip(met.meetings, cotangents, push(tangents), strict=True)
-        return sum((m.contract(c, t) for m, c, t in terms), start=jnp.zeros(n_tangents, met.logits.dtype))
+        start = jnp.zeros(n_tangents, params_dtype(params))
+        return sum((m.contract(c, t).astype(start.dtype) for m, c, t in terms), start=start)
 
     return jax.vmap(one)(x)
 
@@ -208,14 +210,14 @@ class _Meeting:
         if factors is not None and factors.inputs.shape[1] == 1:
             # (s, k), (c, s, o) and (c, t, o, k)
             matrices = factors.layout.view(tangents[0])[:, :, 0]
-            return _contract_convolution(factors.inputs[0, 0], factors.cotangents[:, 0, 0], matrices)
+            return _contract_convolution(factors.inputs[0, 0], factors.cotangents[:, 0, 0], matrices).real
 
         def push(tangent):
             return jax.jvp(self.rebind, (self.operands(),), (tangent,))[1]
 
         changes = jax.vmap(jax.vmap(push))(tangents)
         terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
-        return sum(jnp.einsum("ce,cte->t", _flat(c, 1), _flat(d, 2)) for c, d in terms)
+        return sum(jnp.einsum("ce,cte->t", _flat(c, 1), _flat(d, 2)).real for c, d in terms)
 
 
 @dataclass
@@ -223,6 +225,8 @@ class _Walk:
     """Evaluates a jaxpr, keeping apart what depends on parameters alone and what depends on the data."""
 
     probes: list | None = None
+    # what depends on data is left out, where only the operands are wanted
+    operands_only: bool = False
     meetings: list[_Meeting] = field(default_factory=list)
 
     def run(self, jaxpr, consts, args, kinds) -> tuple[list, list]:
@@ -252,7 +256,9 @@ class _Walk:
         from_params = [kind for kind in kinds if isinstance(kind, _FromParams)]
         if from_params and eqn.primitive.name in INLINED:
             return list(zip(*self.run(*subjaxpr(eqn), inputs, kinds), strict=True))
-        if self.probes is not None and DATA in kinds and is_strided(eqn):
+        if self.operands_only and DATA in kinds:
+            outputs = [None] * len(eqn.outvars)
+        elif self.probes is not None and DATA in kinds and is_strided(eqn):
             # only where cotangents are wanted: what has a rule of its own cannot be pushed forward
             outputs = [plain_convolution(eqn, *inputs)]
         else:
@@ -263,7 +269,7 @@ class _Walk:
             leaves = frozenset().union(*(kind.leaves for kind in from_params))
             return [(out, _FromParams(leaves, _origin(eqn, inputs, kinds))) for out in outputs]
         meeting = _Meeting(eqn, inputs, kinds)
-        if any(meeting.from_params) and any(jnp.issubdtype(out.dtype, jnp.inexact) for out in outputs):
+        if any(meeting.from_params) and any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars):
             self.meetings.append(meeting)
             if self.probes is not None:
                 probes = self.probes[len(self.meetings) - 1]
@@ -289,7 +295,8 @@ def _origin(eqn, inputs, kinds) -> _Origin | None:
         # axes of length one may change places, the others keep their order
         return origin._replace(layout=origin.layout.then("reshape", out.shape))
     if name == "convert_element_type" and jnp.issubdtype(out.dtype, jnp.inexact):
-        return origin
+        drops_part = jnp.iscomplexobj(inputs[at]) and not jnp.issubdtype(out.dtype, jnp.complexfloating)
+        return None if drops_part else origin
     if name in ("copy", "copy_p", "reduce_precision", "optimization_barrier") and len(eqn.outvars) == 1:
         return origin
     if name == "neg":
@@ -332,12 +339,12 @@ def _meet(apply, params, z) -> _Met:
 
     closed, logits = jax.make_jaxpr(apply_to_data, return_shape=True)(params, z)
 
-    def walk(at, probes):
-        walker = _Walk(probes)
+    def walk(at, probes, operands_only=False):
+        walker = _Walk(probes, operands_only)
         leaves = jax.tree.leaves(at)
         kinds = [_FromParams(frozenset([i]), _Origin(i, Layout(jnp.shape(v)))) for i, v in enumerate(leaves)]
         outputs, _ = walker.run(closed.jaxpr, closed.consts, [*leaves, z], [*kinds, DATA])
-        return outputs[0][0], walker.meetings
+        return None if operands_only else outputs[0][0], walker.meetings
 
     def probe(var):
         return jnp.zeros(var.aval.shape, var.aval.dtype) if jnp.issubdtype(var.aval.dtype, jnp.inexact) else None
@@ -349,7 +356,10 @@ def _meet(apply, params, z) -> _Met:
         _, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
         return jax.vmap(lambda seed: pull(seed)[0])(seeds)
 
-    return _Met(meetings, cotangents, lambda at: [meeting.operands() for meeting in walk(at, None)[1]], logits)
+    def operands_of(at):
+        return [meeting.operands() for meeting in walk(at, None, operands_only=True)[1]]
+
+    return _Met(meetings, cotangents, operands_of, logits)
 
 
 def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
@@ -357,12 +367,13 @@ def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
     met = _meet(apply, params, z)
     cotangents = met.cotangents(seeds.astype(met.logits.dtype))
     leaves, tree = jax.tree.flatten(params)
+    dtype = params_dtype(params)
     uses = [[] for _ in leaves]
     for meeting, delta in zip(met.meetings, cotangents, strict=True):
         _warn_if_opaque(meeting)
         for source in meeting.sources():
             for leaf in source.leaves:
-                uses[leaf].append(_as_of_parameter(meeting, source, delta))
+                uses[leaf].append(_as_of_parameter(meeting, source, delta, dtype))
     n_seeds = met.logits.shape[1] if all_pairs or len(seeds) > 1 else 1
     found = [_joined_uses(parts) for parts in uses]
     rest = [i for i, factors in enumerate(found) if factors is None]
@@ -372,7 +383,7 @@ def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
     for i, (factors, leaf) in enumerate(zip(found, leaves, strict=True)):
         if factors is None:
             flat = pulled.get(i, jnp.zeros((len(seeds), *jnp.shape(leaf)), jnp.result_type(leaf)))
-            result.append(Whole(flat.reshape(len(seeds), 1, -1), Layout(jnp.shape(leaf))))
+            result.append(Whole(flat.reshape(len(seeds), 1, -1).astype(dtype), Layout(jnp.shape(leaf))))
         elif factors.inputs.dtype.kind not in "iu" and forms_gradient(
             *factors.inputs.shape[2:], factors.cotangents.shape[-1], n_seeds, all_pairs
         ):
@@ -403,6 +414,10 @@ def _biases(met, uses) -> dict[int, int]:
             continue
         (bias, *_), (weights, *others) = meeting.sources(), layer.sources()
         origins = [source.origin for source in (bias, weights)]
+        of_complex = jnp.issubdtype(layer.eqn.outvars[0].aval.dtype, jnp.complexfloating)
+        # weights come second, so that the last axis is their outputs
+        if of_complex or layer.from_params != [False, True]:
+            continue
         if others or any(o is None or not _is_one(o.scale) or len(uses[o.leaf]) > 1 for o in origins):
             continue
         (operand,), out = meeting.operands(), layer.eqn.outvars[0].aval.shape
@@ -426,8 +441,8 @@ def _is_one(scale) -> bool:
     return isinstance(scale, float) and scale == 1.0
 
 
-def _as_of_parameter(meeting, source, cotangents) -> Factors | None:
-    """The meeting's factors as those of the parameter array that its operand is, if it is one."""
+def _as_of_parameter(meeting, source, cotangents, dtype) -> Factors | None:
+    """The meeting's factors as those of the (real) parameter array that its operand is, if it is one."""
     factors = None if source.origin is None else meeting.factors(cotangents)
     if factors is None:
         return None
@@ -435,7 +450,17 @@ def _as_of_parameter(meeting, source, cotangents) -> Factors | None:
     layout = Layout(seen.shape, _merged((*seen.steps, *factors.layout.steps)))
     scale = source.origin.scale
     scaled = factors.cotangents if _is_one(scale) else factors.cotangents * scale
-    return Factors(factors.inputs, scaled.astype(factors.cotangents.dtype), layout)
+    inputs, scaled = factors.inputs, scaled.astype(factors.cotangents.dtype)
+    if jnp.iscomplexobj(scaled):
+        # of a real array the real part counts: Re(δ h) is the sum of two real products, at twice the positions
+        if inputs.dtype.kind in "iu":
+            scaled = scaled.real
+        else:
+            inputs = jnp.concatenate([inputs.real, inputs.imag], axis=-2)
+            scaled = jnp.concatenate([scaled.real, -scaled.imag], axis=-2)
+    # sums over positions and rows in the parameters' own precision, whatever their layer computes in
+    inputs = inputs if inputs.dtype.kind in "iu" else inputs.astype(dtype)
+    return Factors(inputs, scaled.astype(dtype), layout)
 
 
 def _merged(steps):
@@ -589,3 +614,26 @@ def _patches(eqn, lhs):
         windows.append(jax.lax.slice(image, (0, *start, 0), (len(image), *limit, image.shape[-1]), strides))
     windows = jnp.stack(windows, axis=-2)
     return windows.reshape(len(image) * math.prod(out_size), *windows.shape[-2:])
+
+
+def pushes_forward(apply: Callable, params, x) -> bool:
+    """Whether tangents can be pushed through a network: not where it has a backward pass of its own alone
+    (``custom_vjp``), nor, without loss of digits, where its parameters have several dtypes."""
+    if len({jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) > 1:
+        return False
+    return not holds_custom_vjp(jax.make_jaxpr(apply)(params, x).jaxpr)
+
+
+def holds_custom_vjp(jaxpr) -> bool:
+    """Whether a jaxpr holds a function that has a backward pass of its own alone."""
+    return any(
+        eqn.primitive.name.startswith("custom_vjp") or any(map(holds_custom_vjp, subjaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def subjaxprs(eqn) -> list:
+    """All jaxprs inside of an equation."""
+    values = [v for value in eqn.params.values() for v in (value if isinstance(value, tuple | list) else [value])]
+    inner = [getattr(value, "jaxpr", value) for value in values]
+    return [value for value in inner if hasattr(value, "eqns")]

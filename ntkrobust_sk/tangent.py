@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ._validation import check_choice
-from .factors import Factors, Whole, separated
+from .factors import Factors, Whole
 from .networks import Model, Network, PyTree, Variables, require_model, require_network
-from .structure import contract_gradients, layer_gradients
+from .structure import contract_gradients, holds_custom_vjp, layer_gradients, pushes_forward
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Linearized:
         def at(theta):
             return self.network.apply(theta, state.state, x, train=False)[0]
 
-        logits, change = jax.jvp(at, (state.params,), (params,))
+        logits, change = _value_and_change(at, state.params, params)
         return (change if self.centered else logits + change), state
 
 
@@ -79,6 +79,16 @@ def linearize(model: Model, *, centered: bool = False) -> Model:
     """
     require_model(model)
     return Model(Linearized(model.network, centered), _at_anchor(model.variables))
+
+
+def _value_and_change(function, at, tangent):
+    """f(θ) and J(θ) ω; transposed from its backward pass where the function has one of its own alone."""
+    if not holds_custom_vjp(jax.make_jaxpr(function)(at).jaxpr):
+        return jax.jvp(function, (at,), (tangent,))
+    value, pull = jax.vjp(function, at)
+    _, push = jax.vjp(pull, jnp.zeros_like(value))
+    (change,) = push((tangent,))
+    return value, change
 
 
 def _at_anchor(anchor: Variables) -> Variables:
@@ -120,27 +130,9 @@ def contract_features(model: Model, x: jax.Array, tangents: PyTree, seeds=None) 
         return contract_gradients(_as_function(model), model.variables.params, x, tangents, seeds)
 
 
-def backward_mismatch(model: Model, x: jax.Array, seeds, features: list[Whole | Factors], key) -> jax.Array:
-    """How far features are from what one plain backward pass through the whole batch gives.
-
-    With random weights w, Σ_ir w_ir ∇⟨seed_r, f(x_i)⟩ is computed both ways, and the largest difference in
-    norm of any parameter array is returned, relative to that array's own norm (or to a thousandth of the
-    norm of all, where that is larger).
-
-    Returns
-    -------
-    array ()
-    """
-    weights = jax.random.normal(key, (len(seeds), len(x), 1), seeds.dtype)
-    with jax.default_matmul_precision("highest"):
-        _, pull = jax.vjp(lambda params: _as_function(model)(params, x), model.variables.params)
-        (expected,) = pull(jnp.einsum("rnt,rc->nc", weights, seeds))
-        found = [leaf.layout.undo(leaf.weighted(weights).sum((0, 1))) for leaf in separated(features)]
-    expected = jax.tree.leaves(expected)
-    norms = jnp.array([jnp.linalg.norm(leaf) for leaf in expected])
-    errors = [jnp.linalg.norm(a - b) for a, b in zip(found, expected, strict=True)]
-    floor = jnp.maximum(1e-3 * jnp.linalg.norm(norms), jnp.finfo(norms.dtype).tiny)
-    return jnp.max(jnp.array(errors) / jnp.maximum(norms, floor))
+def can_push(model: Model, x: jax.Array) -> bool:
+    """Whether :func:`push` and :func:`contract_features` are possible, and as exact as the features."""
+    return pushes_forward(_as_function(model), model.variables.params, x)
 
 
 def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:

@@ -31,6 +31,7 @@ ORDER = [
     "tangent",
     "kernels",
     "projections",
+    "proof",
     "plan",
     "fingerprint",
     "store",

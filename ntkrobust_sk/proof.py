@@ -1,0 +1,195 @@
+"""Whether a network's gradients are read rightly: the reading, compared with a plain backward pass.
+
+What is proved is how the network's jaxpr is read, which depends on the network and on shapes, not on numbers. So
+a few rows are enough, and numbers are chosen such that nothing can hide: inputs and parameters are moved a little
+at random (zeros too, as in last layers that start at zero), which breaks ties, and everything is computed in
+double precision, where both ways agree to 1e-9 or one of them is wrong. In single precision two programs may take
+different sides of a ReLU, and a sound network would look wrong.
+
+A network that rounds by itself (layers in bfloat16) allows no such comparison. There, what its coarsest dtype
+explains is allowed, and some row must agree.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .factors import Whole, separated
+from .networks import Model, Variables
+from .structure import subjaxprs
+
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
+
+# Rows that are compared: more than one, since they must not see each other.
+ROWS = 2
+# Largest difference in double precision, relative to the norm of an array's gradient.
+EXACT = 1e-9
+# How far inputs and parameters are moved, relative to their size.
+MOVED = 0.05
+# Kernels, networks and shapes whose reading is proved.
+_PROVED = set()
+
+
+def prove(kernel, model: Model, x: np.ndarray) -> bool:
+    """Raise ArithmeticError unless a tangent kernel's gradients are those of a plain backward pass.
+
+    Done once for each kernel, network, shape and dtype of parameters and inputs; the parameters' values and the
+    rows that happen to come first do not matter.
+
+    Parameters
+    ----------
+    kernel : TangentKernel
+    model : Model
+    x : array (n, ...)
+        One row is enough.
+
+    Returns
+    -------
+    bool
+        Whether there was something to prove.
+    """
+    leaves, tree = jax.tree.flatten(model)
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    known = (kernel, tree, shapes, x.shape[1:], x.dtype, jax.config.jax_enable_x64)
+    if known in _PROVED:
+        return False
+    rows = _rows(np.asarray(x[:ROWS]))
+    n_seeds = min(2, len(kernel.seeds(model, rows)))
+    # parameters that were moved may leave where the network is defined; then they are taken as they are
+    for moved in (True, False):
+        error, tolerance = compared(kernel, n_seeds, *_case(model, rows, moved))
+        if math.isfinite(error):
+            break
+    if error > tolerance:
+        raise ArithmeticError(
+            f"gradients read from the structure of {model.network!r} differ from a plain backward pass by "
+            f"{error:.2g} of their norm (more than {tolerance:.1g}). Either its outputs depend on the other rows "
+            "of a batch (batch norm in training mode?), or it holds an operation that was read wrongly: please "
+            "report it with the network"
+        )
+    # what overflowed shows nothing
+    if math.isfinite(error):
+        _PROVED.add(known)
+    return True
+
+
+def compared(kernel, n_seeds: int, model: Model, x: np.ndarray) -> tuple[float, float]:
+    """How far both ways are apart, and how far they may be; in double precision where the network allows it."""
+    with enable_x64(True):
+        try:
+            program = _errors.trace(kernel, n_seeds, *jax.tree.map(_double, (model, x)), jax.random.key(0))
+            lowered = program.lower()
+        except Exception:  # for whatever reason it has no such form; without one its own errors come below
+            program = None
+    if program is not None and _form(program.out_info[1]) == _own_form(kernel, n_seeds, model, x):
+        eps, arguments = _coarsest(program.jaxpr.jaxpr), jax.tree.map(_double, (model, x))
+    else:
+        program = _errors.trace(kernel, n_seeds, model, x, jax.random.key(0))
+        lowered, eps, arguments = program.lower(), _coarsest(program.jaxpr.jaxpr), (model, x)
+    with enable_x64(bool(jax.config.jax_enable_x64) or arguments[0] is not model):
+        errors, _ = lowered.compile()(*arguments, jax.random.key(0))
+        errors = np.asarray(errors, float)
+    if not np.isfinite(errors).all():
+        return math.nan, EXACT
+    if eps <= jnp.finfo(jnp.float64).eps:
+        return float(errors.max()), EXACT
+    # where a ReLU flips, a row differs; a wrong reading is wrong in all of them
+    return float(np.maximum(errors[:-1].min(0), errors[-1]).max()), min(0.3, 30 * eps**0.5)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _errors(kernel, n_seeds, model, x, key):
+    """Errors (n + 1, L) of each row's gradients, and of all rows' sum, for each parameter array, relative
+    to the norm of its gradient (or to a thousandth of that of all arrays'); and features of no row, for
+    their form."""
+
+    def apply(params):
+        return Model(model.network, Variables(params, model.variables.state))(x)
+
+    with jax.default_matmul_precision("highest"):
+        logits, pull = jax.vjp(apply, model.variables.params)
+        dtype, n = jnp.result_type(logits.dtype, jnp.float32), len(x)
+        of_seeds, of_weights = jax.random.split(key)
+        seeds = jax.random.normal(of_seeds, (n_seeds, logits.shape[1]), dtype).astype(logits.dtype)
+        weights = jax.random.normal(of_weights, (n_seeds, n), dtype)
+        features = kernel.features(model, x, seeds)
+        alone = weights[:, :, None] * jnp.eye(n, dtype=dtype)
+        found = [leaf.layout.undo(leaf.weighted(alone).sum(0)) for leaf in separated(features)]
+        of_row = jnp.einsum("rn,rc->nc", weights, seeds.astype(dtype))
+        cotangents = jnp.concatenate([jnp.eye(n, dtype=dtype)[:, :, None] * of_row, of_row[None]])
+        (expected,) = jax.vmap(pull)(cotangents.astype(logits.dtype))
+    expected = [leaf.reshape(n + 1, -1).astype(dtype) for leaf in jax.tree.leaves(expected)]
+    found = [leaf.reshape(n, -1).astype(dtype) for leaf in found]
+    found = [jnp.concatenate([leaf, leaf.sum(0, keepdims=True)]) for leaf in found]
+    norms = jnp.stack([jnp.linalg.norm(leaf, axis=1) for leaf in expected], 1)
+    errors = jnp.stack([jnp.linalg.norm(a - b, axis=1) for a, b in zip(found, expected, strict=True)], 1)
+    floor = jnp.maximum(1e-3 * jnp.linalg.norm(norms, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
+    return errors / jnp.maximum(norms, floor), [leaf[:0] for leaf in features]
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """As many rows as are compared, the missing ones with a row's entries in another order."""
+    while len(x) < ROWS:
+        x = np.concatenate([x, np.roll(x[:1].reshape(1, -1), len(x), axis=1).reshape(1, *x.shape[1:])])
+    return x
+
+
+def _case(model, x, moved):
+    """Model and inputs that are compared: as they are, or moved a little."""
+    if not moved:
+        return model, x
+    random = np.random.default_rng(0)
+
+    def move(leaf):
+        leaf = np.asarray(leaf)
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        size = np.sqrt(np.mean(np.abs(np.asarray(leaf, complex)) ** 2)) if leaf.size else 0.0
+        noise = random.normal(size=leaf.shape)
+        change = np.where(leaf == 0, noise * (MOVED * size or MOVED), leaf * (MOVED * np.tanh(noise)))
+        return (leaf + change).astype(leaf.dtype)
+
+    params = jax.tree.map(move, model.variables.params)
+    return Model(model.network, Variables(params, model.variables.state)), move(x)
+
+
+def _double(leaf):
+    """In double precision, whatever is floating."""
+    dtype = jnp.result_type(leaf)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.asarray(leaf, np.complex128)
+    return np.asarray(leaf, np.float64) if jnp.issubdtype(dtype, jnp.floating) else leaf
+
+
+def _own_form(kernel, n_seeds, model, x):
+    """The form of the features in the network's own precision."""
+    found = jax.eval_shape(_errors, kernel, n_seeds, model, x, jax.random.key(0))
+    return _form(found[1])
+
+
+def _form(features) -> list:
+    """How each array's gradient is read, and its sizes but for rows and seeds."""
+    return [
+        (jax.tree.structure(leaf), leaf.values.shape[2:])
+        if isinstance(leaf, Whole)
+        else (jax.tree.structure(leaf), leaf.inputs.shape[1:], leaf.cotangents.shape[2:])
+        for leaf in features
+    ]
+
+
+def _coarsest(jaxpr) -> float:
+    """The resolution of the coarsest dtype in which a jaxpr computes."""
+    found = [0.0]
+    for eqn in jaxpr.eqns:
+        dtypes = [getattr(var.aval, "dtype", np.dtype(bool)) for var in eqn.outvars]
+        found += [float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+        found += [_coarsest(inner) for inner in subjaxprs(eqn)]
+    return max(found)
