@@ -1,21 +1,34 @@
 """What is no number, array, choice or function of the right form is refused by name, before anything else."""
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import (
+    MLP,
+    PGD,
     Cholesky,
     Eigh,
+    EmpiricalNTKClassifier,
     InaccurateSolveError,
+    Model,
+    Stateless,
+    Variables,
     effective_rank,
+    eigenfeature_images,
     kernel_alignment,
     kernel_distance,
     kernel_specialization,
     kernel_velocity,
+    ntk_features,
     solve,
     target_alignment,
     top_mass,
+    train,
 )
 
 K = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]])
@@ -107,3 +120,131 @@ def test_a_solver_whose_answer_is_not_finite_or_that_takes_other_arguments_is_re
     got = solve(K, Y, alpha=1.0, solver=lambda A, B: jnp.asarray(np.linalg.solve(A, B)))
     assert type(got) is np.ndarray
     assert got == pytest.approx(solve(K, Y, alpha=1.0), rel=1e-5)
+
+
+NETWORK = MLP(2, widths=(3,))
+MODEL = Model(NETWORK, NETWORK.init(jax.random.key(0), (4,)))
+X_ROWS, LABELS = np.random.default_rng(0).uniform(size=(6, 4)).astype(np.float32), np.arange(6) % 2
+TRAINING = {"start": MODEL, "X": X_ROWS, "y": LABELS, "key": jax.random.key(0), "optimizer": optax.sgd(0.1)}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"start": NETWORK}, "start, a Model or a TrainState, must be"),
+        ({"start": lambda x: x}, "start, a Model or a TrainState, must be"),
+        ({"X": "rows"}, "X must be an array"),
+        ({"X": X_ROWS.astype(object)}, "X must be an array"),
+        ({"X": X_ROWS.astype(float) * 1e300}, "X must be finite in the parameters' dtype"),
+        ({"X": X_ROWS[:, :3]}, "cannot take inputs of shape"),
+        ({"y": LABELS.astype(str)}, "y must be an array"),
+        ({"y": LABELS[:, None]}, "integer labels must be of shape"),
+        ({"y": LABELS[:3]}, "X and y must have the same"),
+        ({"y": LABELS * np.nan}, "y must be finite"),
+        ({"key": 0}, "key must be one JAX PRNG key"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, "key must be one JAX PRNG key"),
+        ({"optimizer": 0.1}, "optimizer must be an optax"),
+        ({"optimizer": NETWORK}, "optimizer must be an optax"),
+        ({"attacks": PGD(0.1)}, "attacks must be a tuple"),
+        ({"attacks": (PGD,)}, "an attack is needed"),
+        ({"attacks": (lambda model, x: x,)}, "each of attacks must be callable as"),
+        ({"epochs": "x"}, "epochs must be"),
+        ({"epochs": -1}, "epochs must be"),
+        ({"epochs": True}, "epochs must be"),
+        ({"batch_size": {}}, "batch_size must be"),
+        ({"sample_weight": "x"}, "sample_weight must be"),
+        ({"freeze_state": "no"}, "freeze_state must be True or False"),
+    ],
+)
+def test_training_refuses_by_name_when_it_is_called(change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(**(TRAINING | change))
+
+
+def test_epochs_that_fall_and_an_optimizer_of_another_state_are_refused():
+    with pytest.raises(ValueError, match="epochs must rise, but 1 comes after 2"):
+        list(train(**TRAINING, epochs=[2, 1]))
+    state = next(train(**TRAINING))
+    with pytest.raises(ValueError, match="optimizer must be the one that start was trained with"):
+        train(state, X_ROWS, LABELS, optimizer=optax.adam(0.1))
+
+
+@pytest.mark.parametrize("answer", [None, 1.0, np.zeros((1, 4), np.float32)], ids=["None", "a number", "one row"])
+def test_training_refuses_examples_of_another_shape_than_its_inputs(answer):
+    def no_attack(model, x, y, *, key):
+        return answer
+
+    with pytest.raises(ValueError, match=r"an attack must return examples shaped like its inputs, .*no_attack"):
+        next(train(**TRAINING, attacks=(no_attack,)))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": NETWORK}, "model must be a"),
+        ({"X": X_ROWS[:3]}, "X and coefficients must have the same"),
+        ({"coefficients": np.ones((6, 3))}, "coefficients must have a column for each of 2 outputs"),
+        ({"coefficients": np.zeros((6, 2))}, "coefficients of output 0 point nowhere"),
+        ({"n_steps": None}, "n_steps must be"),
+        ({"step_size": None}, "step_size must be"),
+        ({"bounds": None}, "bounds must be"),
+        ({"bounds": (1, 0)}, "high of bounds must be"),
+    ],
+)
+def test_images_of_eigenfeatures_refuse_by_name(change, message):
+    given = {"model": MODEL, "X": X_ROWS, "coefficients": np.ones((6, 2)), "n_steps": 1} | change
+    with pytest.raises((TypeError, ValueError), match=message):
+        eigenfeature_images(**given)
+
+
+def test_images_are_finite_where_the_gradient_vanishes():
+    model = Model(Stateless(lambda p, x: (x * (x > 2)) @ p), Variables(np.ones((4, 2), np.float32)))
+    found = eigenfeature_images(model, 3 + X_ROWS, np.ones((6, 2)), n_steps=2)
+    assert (found.cosines == 0).all() and np.isfinite(found.images).all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": NETWORK}, "model must be a"),
+        ({"y": LABELS[:3]}, "X and y must have the same"),
+        ({"y_test": LABELS[:3]}, "X_test and y_test must have the same"),
+        ({"y": LABELS - 1}, "y must hold integer labels"),
+        ({"attack": PGD}, "an attack is needed"),
+        ({"n_features": "2"}, "n_features must be"),
+        ({"K": np.ones((3, 3))}, "K must be the Gram matrix of X"),
+        ({"K": -np.eye(6)}, "K must have a positive eigenvalue"),
+        ({"K": np.eye(6) * np.nan}, "K must be finite"),
+    ],
+)
+def test_eigenfeatures_refuse_by_name(change, message):
+    given = {"X": X_ROWS, "y": LABELS, "X_test": X_ROWS, "y_test": LABELS, "attack": PGD(0.1), "n_features": 2}
+    with pytest.raises((TypeError, ValueError), match=message):
+        ntk_features(**({"kernel": "trace", "model": MODEL, "key": jax.random.key(0)} | given | change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"random_state": 2**32}, "'random_state' parameter of EmpiricalNTKClassifier must be"),
+        ({"alpha": True}, "alpha must be a finite number"),
+        ({"alpha": float("inf")}, "'alpha' parameter of EmpiricalNTKClassifier must be"),
+        ({"memory": "much"}, "memory"),
+        ({"attack": lambda model, x: x}, "attack must be callable as"),
+        ({"estimator": LogisticRegression}, r"write LogisticRegression\(...\)"),
+        ({"estimator": nn.Dense(2)}, "from_flax"),
+        ({"estimator": lambda x: x}, "a network is"),
+    ],
+)
+def test_estimators_refuse_by_name(change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        EmpiricalNTKClassifier(**({"estimator": MODEL} | change)).fit(X_ROWS, LABELS)
+
+
+@pytest.mark.parametrize(
+    "odd", ["x", 10**400, object(), NETWORK, [["Rome"]], jax.random.key(0)], ids=lambda o: type(o).__name__
+)
+def test_inputs_of_estimators_that_are_no_numbers_are_refused_by_name(odd):
+    fitted = EmpiricalNTKClassifier(MODEL, alpha=0.1).fit(X_ROWS, LABELS)
+    with pytest.raises((TypeError, ValueError), match="X must be an array of numbers"):
+        fitted.predict(odd)
