@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
@@ -28,6 +30,14 @@ def on_host(devices=None) -> bool:
     """
     platforms = {device.platform for device in (default_devices() if devices is None else devices)}
     return platforms <= set(HOST_PLATFORMS)
+
+
+def at_host():
+    """Return a context in which the host's processor computes, if JAX has a backend for it."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return nullcontext()
 
 
 def by_rows(devices) -> Sharding:

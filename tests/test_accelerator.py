@@ -303,3 +303,17 @@ def test_estimators_fit_predict_and_are_scored():
     machine = EmpiricalNTKClassifier(trainer.model_, alpha=1e-2).fit(X, LABELS)
     assert machine.score(X, LABELS) >= machine.robust_score(X, LABELS, attack=attack)
     assert machine.predict(Y).shape == (len(Y),) and machine.gram(Y).shape == (6, 6)
+
+
+def test_readings_are_proved_at_the_host(monkeypatch):
+    proof = sys.modules["ntkrobust_sk.proof"]
+    where, compared = [], proof.compared
+
+    def recorded(kernel, n_seeds, model, x):
+        where.extend([devices.default_devices(), *(type(leaf) for leaf in jax.tree.leaves(model))])
+        return compared(kernel, n_seeds, model, x)
+
+    monkeypatch.setattr(proof, "compared", recorded)
+    monkeypatch.setattr(proof, "_PROVED", set())
+    gram("trace", MODEL, X)
+    assert where[0] == (jax.local_devices(backend="cpu")[0],) and set(where[1:]) == {np.ndarray}
