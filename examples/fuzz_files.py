@@ -21,9 +21,12 @@ The process ends with an error if anything was wrong, hung or obscure. A kind is
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import faulthandler
 import gzip
 import hashlib
+import io
 import json
 import os
 import resource
@@ -413,7 +416,110 @@ def read_published(name: str, load: str) -> Callable[[Path], Any]:
     return read
 
 
+@cache
+def _experiment():
+    from ntkrobust_sk import KernelEvolution
+
+    return KernelEvolution(
+        network="mlp", n_train=30, n_test=20, n_kernel=10, epochs=1, flip_epoch=1, fractions=(0.5,), train_steps=1,
+        test_steps=1, stage2_epochs=1, dynamics=("centered",), stage2=("benign",), n_features=1, batch_size=32,
+        regimes=("benign",),
+    )  # fmt: skip
+
+
+@cache
+def _finished_run() -> Path:
+    """The folder of a run, made once in a process."""
+    place = tempfile.TemporaryDirectory(prefix="fuzz-run-")
+    atexit.register(place.cleanup)
+    return _experiment().run(Path(place.name) / "run", progress=False).path
+
+
+def make_run(folder: Path) -> None:
+    """A finished run of a tiny experiment."""
+    shutil.copytree(_finished_run(), folder / "run")
+
+
+def make_stopped_run(folder: Path) -> None:
+    """A run that was stopped before its last tasks, so that states and examples are read again."""
+    make_run(folder)
+    lines = (folder / "run" / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "run" / "results.jsonl").write_bytes(b"".join(lines[:2]))
+
+
+def read_run(folder: Path):
+    """All that a run has found: results, kernels, images."""
+    from ntkrobust_sk import load_evolution
+
+    result = load_evolution(folder / "run")
+    epochs = result.epochs(0, "benign")
+    if epochs != sorted(epochs):
+        raise AssertionError(f"epochs of {folder} are out of order")
+    found = {record["task"]: record for record in result.results}
+    found |= {f"kernel {epoch}": result.kernel(0, "benign", epoch) for epoch in epochs}
+    images = result.images(0, "benign") if result.of_kind("images") else {}
+    return found | images | {"experiment": result.experiment}
+
+
+def right_part(found, expected) -> bool:
+    """Whether all that is there is right: a run from which lines are gone is one that has not ended."""
+    return found.keys() <= expected.keys() and same(found, {name: expected[name] for name in found})
+
+
+def resume_run(folder: Path):
+    """The same after the run has gone on."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        _experiment().run(folder / "run", progress=False)
+    return read_run(folder)
+
+
+@cache
+def _fitted():
+    from sklearn.frozen import FrozenEstimator
+
+    from ntkrobust_sk import MLP, AdversarialKernelTrainer, EmpiricalNTKClassifier
+
+    X = np.random.default_rng(0).uniform(size=(12, 3)).astype(np.float32)
+    trainer = AdversarialKernelTrainer(MLP(widths=(2,)), max_epochs=1, random_state=0).fit(X, np.arange(12) % 3)
+    return EmpiricalNTKClassifier(FrozenEstimator(trainer)).fit(X, np.arange(12) % 3), X
+
+
+def make_model(folder: Path) -> None:
+    """A saved estimator (of skops: a file of joblib has no checksum, and runs whatever is in it)."""
+    import skops.io
+
+    skops.io.dump(_fitted()[0], folder / "model.skops")
+
+
+def read_model(folder: Path):
+    """Its scores."""
+    from ntkrobust_sk.adversarial import load_estimator
+
+    return load_estimator(folder / "model.skops").decision_function(_fitted()[1])
+
+
+def make_examples(folder: Path) -> None:
+    """Adversarial examples of ``ntkrobust attack``."""
+    from ntkrobust_sk import FGSM
+    from ntkrobust_sk.adversarial import attack_examples, write_examples
+
+    estimator, X = _fitted()
+    found = attack_examples(estimator, X, np.arange(12) % 3, FGSM(0.1))
+    write_examples(folder / "adversarial.npz", found, {"attack": repr(FGSM(0.1))})
+
+
+def read_examples(folder: Path):
+    """Arrays and settings."""
+    from ntkrobust_sk.adversarial import read_examples
+
+    return read_examples(folder / "adversarial.npz")
+
+
 KINDS: dict[str, Kind] = {
+    "run": Kind(make_run, read_run, right_part),
+    "run-resumed": Kind(make_stopped_run, resume_run),
+    "model": Kind(make_model, read_model),
+    "adversarial": Kind(make_examples, read_examples),
     "store": Kind(make_store, read_store),
     "store-resumed": Kind(make_store, resume_store),
     "store-unfinished": Kind(make_unfinished_store, resume_store),

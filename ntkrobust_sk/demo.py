@@ -20,6 +20,9 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
+from ._files import explained, write_atomically, written_atomically
+from ._locks import locked
+from ._validation import path as check_path
 from .attacks import PGD
 from .datasets import class_balanced_indices
 from .machines import EmpiricalNTKClassifier
@@ -94,11 +97,22 @@ def run_demo(demo: Demo, out: str | os.PathLike) -> bool:
         Whether both claims hold: the adversarial kernel's closed-form regression is at least 0.25 more robust
         than the benign kernel's, at clean accuracies within 0.05; and adversarial training on the frozen
         adversarial kernel is at least as robust as the adversarially trained network.
+
+    Raises
+    ------
+    FolderInUseError
+        If another process writes into ``out``.
     """
     if find_spec("matplotlib") is None:
         raise ImportError("the demo draws a figure with matplotlib: pip install 'ntkrobust_sk[plot]'")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = check_path("out", out)
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        return _run(demo, out)
+
+
+def _run(demo: Demo, out: Path) -> bool:
     start = time.perf_counter()
     X, y, X_test, y_test = load_splits(
         demo.data, demo.data_dir, n_train=demo.n_train, n_test=demo.n_test, random_state=demo.random_state
@@ -206,9 +220,7 @@ def table(results: dict) -> str:
 
 def _write_json(path: Path, results: dict) -> None:
     """Written beside and moved, so that a file that is there is whole."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=2) + "\n")
-    part.replace(path)
+    write_atomically(path, json.dumps(results, indent=2).encode() + b"\n")
 
 
 def draw(results: dict, grams: dict, path: Path) -> None:
@@ -229,7 +241,8 @@ def draw(results: dict, grams: dict, path: Path) -> None:
         spectra.loglog(np.arange(1, len(K) + 1), eigenvalues / eigenvalues.sum(), label=label, color=colors[name])
     spectra.set(xlabel="index", ylabel="share of the trace", title="Kernel spectrum", ylim=(1e-7, 1))
     spectra.legend(fontsize=8, loc="lower left", frameon=False)
-    figure.savefig(path, dpi=150)
+    with written_atomically(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def _draw_accuracies(axes, results):

@@ -66,7 +66,8 @@ class EvolutionResult:
 
     def epochs(self, seed: int, regime: str) -> list[float]:
         """Epochs at which the kernel of a regime was measured; those of "flip" begin with the benign ones."""
-        own = [result["epoch"] for result in self.of_kind("checkpoint", seed=seed, regime=regime)]
+        # lines come in another order where some were computed again
+        own = sorted(result["epoch"] for result in self.of_kind("checkpoint", seed=seed, regime=regime))
         if regime != "flip" or not own:
             return own
         return [epoch for epoch in self.epochs(seed, "benign") if epoch < own[0]] + own

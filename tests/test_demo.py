@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ntkrobust_sk import cli, demo
+from ntkrobust_sk._locks import locked
 from ntkrobust_sk.evolution import preset
 
 FEW = "--n-train 200 --n-kernel 60 --n-test 40 --max-epochs 1 --train-steps 2 --test-steps 2 --network mlp"
@@ -169,7 +170,7 @@ def test_a_missing_data_folder_is_named(data, tmp_path, capsys):
         ("--alpha -1", "alpha must be finite and not negative, got -1.0"),
         ("--test-steps 0", "n_steps must be a positive integer"),
         ("--n-kernel 3", "at least the number of classes"),
-        ("--n-train -5", "cannot hold one of each"),
+        ("--n-train -5", "n_train must be a positive integer"),
         ("--n-test 5000", "n_test=5,000 leaves too few"),
     ],
 )
@@ -185,6 +186,12 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, capsys):
     assert "taken" in capsys.readouterr().err
 
 
+def test_a_demo_in_the_folder_of_another_one_is_refused(tmp_path, capsys):
+    with locked(tmp_path):
+        assert run(FEW, tmp_path) == 2
+    assert f"{tmp_path} is in use by process" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
 def test_results_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     demo._write_json(path, {"run": 1})
@@ -196,7 +203,7 @@ def test_results_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", fail)
+        patch.setattr("os.fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             demo._write_json(path, {"run": 2})
     assert json.loads(path.read_text()) == {"run": 1}
