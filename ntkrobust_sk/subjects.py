@@ -263,7 +263,7 @@ def _through_scikit_learn(estimator, X, table):
         checked = table.numbers
         table = table.holding(encoded_columns(estimator, table))
     try:
-        model, opaque = _own_arrays(_model_of(estimator, table)), None
+        model, opaque = _own_arrays(_model_of(estimator, checked, table)), None
     except TypeError as error:
         if not is_classifier(estimator):
             error.add_note("Only classifiers are attacked as black boxes.")
@@ -326,9 +326,11 @@ def _as_given(table, X, coded=True):
     return table.like(X, rows)
 
 
-def _model_of(estimator, table):
-    """The estimator's differentiable form, of arrays or of a table's coded rows."""
-    if table is None or (not table.fixed.any() and _in_order(estimator, table)):
+def _model_of(estimator, X, table):
+    """The estimator's differentiable form, of arrays X or of a table's coded rows."""
+    if table is None:
+        return model_on(X if X.ndim == 2 else None, estimator)
+    if not table.fixed.any() and _in_order(estimator, table):
         return model_on(None, estimator)
     model = table_model(estimator, table)
     if hasattr(_last(estimator), "_predictor"):
