@@ -28,7 +28,7 @@ ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 # Rounds in which what was found is refined, halvings in each, and how far beyond the boundary it is left.
 ROUNDS, HALVINGS, BEYOND = 3, 6, 5e-4
 # By how many last bits the scores of another program may differ.
-ROUNDING = 32
+ROUNDING = 4
 # Of Newton's method at most; it passes at least one piece of a piecewise linear function in each.
 NEWTON_STEPS = 50
 
@@ -106,6 +106,8 @@ def refined(norm, model, x, y, ball, found):
     def refine(_, found):
         gradient, (value, size) = jax.grad(margins, has_aux=True)(found.x)
         gradient = usable(gradient, ball)
+        # that of the scores, and of the terms that they are sums of
+        size = size + jnp.sum(jnp.abs(gradient * found.x), axis=1)
         rounding = ROUNDING * jnp.finfo(x.dtype).eps * size
         wanted = jnp.sum(gradient * (found.x - x), axis=1) - value - rounding
         plane = beyond(x + to_plane(norm, gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
