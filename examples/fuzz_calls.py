@@ -301,7 +301,7 @@ VARIANTS = """
 jnp.asarray({0}); -1.0 * ({0}); ({0}) * 1e39; ({0}) == 1; ({0}) * 0; ({0}).astype(float); ({0}).ravel();
 np.asfortranarray({0}); ({0}).astype(np.float16); ({0}).T;
 [list(map(str, np.ravel({0})))];
-pd.DataFrame(np.reshape({0}, (12, -1)))
+pd.DataFrame(np.reshape({0}, (len({0}), -1)))
 """.replace("\n", ";")
 
 ARRAYS = {"images", "complex", "rows", "matrix", "vector", "labels", "integers", "targets"}

@@ -199,7 +199,9 @@ class RobustnessReport:
 
     def quantiles(self, q=QUANTILES) -> np.ndarray:
         """Quantiles of the distances: of a share q of the examples the minimal perturbation is at most so long."""
-        q = np.reshape(array("q", np.atleast_1d(q) if np.ndim(q) == 0 else q, finite=True), np.shape(q))
+        q = np.reshape(array("q", np.atleast_1d(q) if np.ndim(q) == 0 else q, finite=True), np.shape(q)).astype(
+            float
+        )
         if (q < 0).any() or (q > 1).any():
             raise ValueError(f"q must be shares from 0 to 1, got {brief(q)}")
         return np.quantile(self.distances, q, method="inverted_cdf")

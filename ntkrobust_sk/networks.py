@@ -96,7 +96,11 @@ class Model(Portable):
         if not isinstance(self.variables, tuple) or len(self.variables) != 2:
             require_model(self)
         params, state = self.variables
-        x = as_inputs(x, params)
+        try:
+            x = as_inputs(x, params)
+        except TypeError:
+            require_model(self)  # the parameters may be what is wrong
+            raise
         try:
             logits, _ = self.network.apply(params, state, x, train=False)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
@@ -142,7 +146,11 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
     ValueError
         For rows of different lengths, and for integers that JAX would cut off.
     """
-    X = np.asarray(X) if isinstance(X, jax.Array) or np.ndim(X) == 0 else array(name, X, kinds="biufc")
+    X = (
+        np.asarray(X)
+        if isinstance(X, jax.Array) or (not isinstance(X, list | tuple) and np.ndim(X) == 0)
+        else array(name, X, kinds="biufc")
+    )
     if X.dtype.kind not in "biufc" and not jnp.issubdtype(X.dtype, jnp.floating):
         raise TypeError(f"{name} must be an array of numbers, got {brief(X)}, of dtype {X.dtype}")
     dtype = inputs_dtype(X.dtype, params)

@@ -15,7 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from ._validation import fitting
+from ._validation import fitting, require_numbers
 from .attacks import attack_in_tiles
 from .balls import admitted
 from .blackbox import BlackBox
@@ -244,6 +244,7 @@ def attackable(estimator, X, y, *, classes=None, labelled=True) -> Subject:
 def _through_scikit_learn(estimator, X, table):
     """Numbers (n, ...), their table, a model, why it has no gradients, what it asks; None where there is none."""
     if table is None:
+        require_numbers("X", X)
         kinds = [np.float64, np.float32]
         checked = check_array(X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator)
         wanted = getattr(estimator, "n_features_in_", None)
