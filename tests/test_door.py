@@ -37,7 +37,7 @@ ODD_NUMBERS = [None, "x", b"x", True, 1j, 10**400, float("nan"), float("inf"), [
 ODD_ARRAYS = ["x", None, 5, object(), [[1, 2], [3]], np.array([["a"]]), K.astype(object), np.ma.array(K), {}, np]
 
 
-@pytest.mark.parametrize("odd", ODD_NUMBERS, ids=str)
+@pytest.mark.parametrize("odd", ODD_NUMBERS, ids=lambda odd: type(odd).__name__)
 def test_numbers_of_measures_and_solvers_are_refused_by_name(odd):
     for name, call in {
         "dt": lambda: kernel_velocity(K, Y, odd),
