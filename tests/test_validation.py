@@ -16,7 +16,6 @@ from sklearn.linear_model import LogisticRegression
 from ntkrobust_sk import PGD
 from ntkrobust_sk._validation import (
     array,
-    brief,
     check_choice,
     check_lengths,
     flag,
