@@ -8,6 +8,7 @@ rows before they are used.
 from __future__ import annotations
 
 import itertools
+import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from jax.tree_util import Partial
 from sklearn.pipeline import Pipeline
 
+from ._interrupts import pressed
 from .estimators import positions
 
 # Share of rows on which scores must agree with the answers to be worth more than the answers alone.
@@ -38,8 +40,8 @@ class BlackBox:
     ----------
     note : str or None
         Where the scores' highest is not what ``predict`` answers, or there are none, what is done instead.
-    error : Exception or None
-        The last that the estimator has raised.
+    error : Exception, KeyboardInterrupt or None
+        The last that the estimator has raised, or that of Ctrl-C.
     """
 
     def __init__(self, estimator, like: Callable, X: np.ndarray):
@@ -134,10 +136,31 @@ class _Asked:
 def _on_host(number, x):
     box = _BOXES[int(number)]
     try:
+        if pressed():
+            # an error ends the program, which the main thread waits for
+            raise KeyboardInterrupt
         return box.scores(np.asarray(x, np.float64)).astype(x.dtype)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         box.error = error
         raise
+
+
+def forget_error() -> None:
+    """Run a program that ends well: JAX keeps how the last one has ended, and prints it when Python ends."""
+    _nothing().block_until_ready()
+
+
+@jax.jit
+def _nothing():
+    return jax.pure_callback(lambda: np.float32(0), jax.ShapeDtypeStruct((), np.float32))
+
+
+def _is_no_interrupt(record) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
+
+
+# where JAX tells of errors of callbacks; that of Ctrl-C is the user's own
+logging.getLogger("jax._src.callback").addFilter(_is_no_interrupt)
 
 
 def _bits_on_host(number, bits):

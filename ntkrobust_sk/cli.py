@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import __version__
 from ._files import explained
+from ._interrupts import heard
 from ._validation import path
 from .adversarial import ATTACKS as SAVED_ATTACKS
 from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command, run = options.pop("command"), options.pop("run")
     try:
-        return run(options)
+        with heard():
+            return run(options)
     except EXPECTED as error:
         print(f"ntkrobust {command}: {error}", file=sys.stderr)
         return 2

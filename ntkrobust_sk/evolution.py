@@ -22,6 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import __version__
+from ._interrupts import heard
 from ._validation import LARGEST_SEED, check_choice, flag, integer, number
 from ._validation import brief as shown
 from ._validation import path as check_path
@@ -286,7 +287,7 @@ class KernelEvolution:
             self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
         )
         require_enough(splits.y, min(self.n_kernel, len(splits.y)))
-        with RunDirectory.session(out, settings_of(self, splits)) as run:
+        with heard(), RunDirectory.session(out, settings_of(self, splits)) as run:
             work = _Work(self, run, splits)
             work.forget_what_has_lost_its_files()
             tasks = work.tasks()

@@ -16,6 +16,7 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
+from ._interrupts import heard
 from ._validation import brief, flag, floating
 from .devices import default_devices, everywhere, on_host
 from .factors import DIGITS, separated
@@ -45,6 +46,7 @@ UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
 LOST_WORKERS = 3
 
 
+@heard()
 def gram(
     kernel: str | Callable,
     model: Model,

@@ -15,10 +15,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from ._interrupts import heard
 from ._validation import fitting, require_numbers
 from .attacks import attack_in_tiles
 from .balls import admitted
-from .blackbox import BlackBox
+from .blackbox import BlackBox, forget_error
 from .columns import encoded_columns, table_model
 from .estimators import NETWORK_ROWS, positions
 from .frames import Table, as_table, check_rows, warn_of_fixed
@@ -143,13 +144,14 @@ class Subject:
     def precision(self):
         """The context in which the model is called: its precision, and the errors of its estimator as they are."""
         try:
-            with enable_x64(self.x64):
+            with heard(), enable_x64(self.x64):
                 yield
-        except Exception:
+        except (Exception, KeyboardInterrupt) as error:
             if self.box is None or self.box.error is None:
                 raise
-            error, self.box.error = self.box.error, None
-            raise error from None
+            forget_error()
+            own, self.box.error = self.box.error, None
+            raise error if isinstance(error, KeyboardInterrupt) else own from None
 
     def answers(self, X) -> np.ndarray:
         """Positions in ``classes`` (n,) of the answers to inputs like ``X``; a regressor has none."""

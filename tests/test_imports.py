@@ -16,6 +16,7 @@ PACKAGE = Path(ntkrobust_sk.__file__).parent
 ORDER = [
     "_backend",
     "_validation",
+    "_interrupts",
     "_files",
     "_locks",
     "devices",
