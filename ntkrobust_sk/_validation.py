@@ -389,12 +389,12 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", fi
 
 
 def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
-    """Return floating values in the dtype in which they are computed with, unless some are too large for it.
+    """Return numbers in the dtype in which they are computed with, unless some are too large for it.
 
     Raises
     ------
     ValueError
-        If a finite value overflows.
+        If a finite value overflows, or an integer would be cut off.
 
     Examples
     --------
@@ -405,6 +405,13 @@ def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
     ValueError: X holds 1e+300, which float32 cannot: it is computed with in float32; scale the data
     """
     dtype = np.dtype(dtype)
+    if dtype.kind in "iu" and values.dtype.kind in "iu" and values.size and values.dtype != dtype:
+        limits, low, high = np.iinfo(dtype), int(values.min()), int(values.max())
+        if low < limits.min or high > limits.max:
+            raise ValueError(
+                f"{name} holds integers that do not fit {dtype}, which JAX makes of {values.dtype}: {low} to "
+                f'{high}; call jax.config.update("jax_enable_x64", True) first, or give {name} as floats'
+            )
     if values.dtype == dtype or values.dtype.kind not in "fV":
         return values.astype(dtype, copy=False)
     with np.errstate(over="ignore"):

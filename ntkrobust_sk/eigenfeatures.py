@@ -22,10 +22,10 @@ from sklearn.utils.validation import check_is_fitted
 from ._backend import to_numpy
 from ._validation import array, brief, check_lengths, integer, number
 from .attacks import attack_in_tiles, require_attack
-from .estimators import TangentEstimator
+from .estimators import TangentEstimator, as_answer
 from .gram import gram
 from .kernels import resolve_kernel
-from .loops import evaluate
+from .loops import evaluate, movable
 from .machines import MACHINE_ROWS, KernelSourceMixin
 from .networks import Model, Variables, check_model, host_inputs, params_dtype, require_model
 from .predictors import make_predictor
@@ -135,6 +135,8 @@ def ntk_features(
         raise ValueError(f"eigenfeatures need a kernel of rank 2, such as 'trace'; {kernel!r} has rank {K.ndim}")
     if K.shape != (len(X), len(X)):
         raise ValueError(f"K must be the Gram matrix of X, of shape {(len(X), len(X))}, got {K.shape}")
+    if attack is not _no_attack:
+        moved = movable(model, X_test, params_dtype(params), MACHINE_ROWS)
     targets = _indicators(y)
     eigenvalues, eigenvectors = leading_eigenpairs(K, n_features)
     usefulness, robustness = np.empty((2, len(eigenvalues)))
@@ -143,7 +145,10 @@ def ntk_features(
         weights = jnp.asarray((vector @ targets)[None], params_dtype(params))
         predictor = FeaturePredictor(feature, weights)
         usefulness[i] = np.mean(evaluate(predictor, X_test, MACHINE_ROWS).argmax(1) == y_test)
-        X_adv = attack_in_tiles(attack, predictor, X_test, y_test, key=key, rows=MACHINE_ROWS)
+        if attack is _no_attack:
+            robustness[i] = usefulness[i]
+            continue
+        X_adv = attack_in_tiles(attack, predictor, moved, y_test, key=key, rows=MACHINE_ROWS)
         robustness[i] = np.mean(evaluate(predictor, X_adv, MACHINE_ROWS).argmax(1) == y_test)
     return NTKFeatures(eigenvalues, eigenvectors, usefulness, robustness)
 
@@ -285,7 +290,9 @@ class RobustFeatureSelector(
         classes, encoded = np.unique(y, return_inverse=True)
         key_model, key_attack = jax.random.split(self._key())
         self.model_ = self._source_model(X, y, len(classes), None, key_model)
-        self.X_fit_ = X.astype(params_dtype(self.model_.variables.params))
+        if self.criterion == "robustness":
+            X = movable(self.model_, X, params_dtype(self.model_.variables.params), MACHINE_ROWS)
+        self.X_fit_ = host_inputs("X", X, self.model_.variables.params)
         K = np.asarray(gram(self.kernel, self.model_, self.X_fit_, memory=self.memory), np.float64)
         if self.criterion == "eigenvalue":
             self.eigenvalues_, vectors = leading_eigenpairs(K, self.n_candidates)
@@ -318,7 +325,7 @@ class RobustFeatureSelector(
         """Features (n, n_features) of X (n, n_features_in) or (n, h, w, c)."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
-        return evaluate(self.features_, X, MACHINE_ROWS).astype(X.dtype, copy=False)
+        return as_answer(evaluate(self.features_, X, MACHINE_ROWS), X)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

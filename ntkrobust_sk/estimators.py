@@ -24,14 +24,27 @@ from .attacks import attack_in_tiles, require_attack
 from .balls import admitted
 from .frames import as_table, warn_of_fixed
 from .gram import gram
-from .loops import evaluate, evaluate_attacked
-from .networks import CNN, MLP, Model, Network, check_model, params_dtype, require_network
+from .loops import evaluate, evaluate_attacked, movable
+from .networks import (
+    CNN,
+    MLP,
+    Model,
+    Network,
+    advice,
+    check_model,
+    inputs_dtype,
+    params_dtype,
+    require_model,
+    require_network,
+)
 from .plan import parse_memory
 from .resnet import ResNet18
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
 # Rows evaluated or attacked at once by a network; fixed, so that no answer depends on the other rows.
 NETWORK_ROWS = 128
+# What reaches networks as it is, besides floating numbers.
+INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
 class TangentEstimator(BaseEstimator):
@@ -52,7 +65,7 @@ class TangentEstimator(BaseEstimator):
         if options.get("y_numeric"):
             require_numbers("y", y)
         X, image_shape = _as_rows(X)
-        checked = validate_data(self, X, y, reset=reset, dtype=[np.float64, np.float32], **options)
+        checked = validate_data(self, X, y, reset=reset, dtype=kept_dtypes(X), **options)
         X, y = checked if isinstance(checked, tuple) else (checked, None)
         fitting("X", X, jax.dtypes.canonicalize_dtype(X.dtype))
         if reset:
@@ -81,7 +94,7 @@ class TangentEstimator(BaseEstimator):
         return key_of(self.random_state)
 
     def _evaluate(self, X) -> np.ndarray:
-        """Scores (n, T) of raw inputs, in the inputs' dtype."""
+        """Scores (n, T) of raw inputs, in the inputs' dtype; of integers in double precision."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
         scores = evaluate(self._predictor(), X, self._rows())
@@ -91,7 +104,7 @@ class TangentEstimator(BaseEstimator):
                 f"the scores of {lost.sum()} of {len(X)} inputs are NaN (the first: row {lost.argmax()}), so "
                 "there is no answer to them: they are too large for the network, or its weights are not finite"
             )
-        return scores.astype(X.dtype, copy=False)
+        return as_answer(scores, X)
 
     def _gram(self, kernel, X, Y, memory) -> np.ndarray:
         check_is_fitted(self)
@@ -154,6 +167,7 @@ class AttackedMixin:
         if table is not None:
             warn_of_fixed(table)
             attack = table.within(attack)
+        checked = movable(self._predictor(), checked, params_dtype(self.model_.variables.params), self._rows())
         checked = admitted(attack, checked, checked.dtype)
         checked = fitting("X", checked, params_dtype(self.model_.variables.params))
         targets = self._attack_targets(y, len(checked))
@@ -274,8 +288,8 @@ def positions(y, classes, n_samples: int) -> np.ndarray:
     return np.array([position[label] for label in labels], dtype=np.int32)
 
 
-def initial_model(network, input_shape, n_outputs: int, key) -> Model:
-    """A model for the data: a Model as it is, a network (or its name) initialised with the right outputs."""
+def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Model:
+    """A model for data of a dtype: a Model itself, a network (or its name) initialised with the right outputs."""
     if network is None:
         network = "cnn" if len(input_shape) == 3 else "mlp"
     if isinstance(network, str):
@@ -285,18 +299,23 @@ def initial_model(network, input_shape, n_outputs: int, key) -> Model:
         if isinstance(network, type) or not isinstance(network, Network):
             raise TypeError(
                 f"a network is {', '.join(map(repr, NETWORKS))}, an object with init and apply such as MLP(), "
-                f"or a Model, got {brief(network)}"
+                f"or a Model, got {brief(network)}{advice(network)}"
             )
         require_network(network)
         if getattr(network, "n_outputs", n_outputs) is None:
             network = replace(network, n_outputs=n_outputs)
         network = Model(network, _init(network, key, tuple(input_shape)))
     try:
-        check_model(network, input_shape)
+        n_logits(network, input_shape, dtype)
     except (TypeError, ValueError) as error:
         error.add_note(f"The inputs are of shape {input_shape}; rows that hold images need input_shape=(h, w, c).")
         raise
     return network
+
+
+def n_logits(model: Model, input_shape, dtype) -> int:
+    """The number C of a model's logits of inputs that came in some dtype."""
+    return check_model(model, input_shape, inputs_dtype(dtype, require_model(model).variables.params))
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -307,6 +326,23 @@ def _init(network, key, input_shape):
 def key_of(random_state) -> jax.Array:
     random = check_random_state(checked_seed("random_state", random_state))
     return jax.random.key(int(random.randint(np.iinfo(np.int32).max)))
+
+
+def as_answer(values: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """Scores or features in the inputs' dtype, or in double precision where these are integers."""
+    return values.astype(X.dtype if X.dtype.kind == "f" else np.float64, copy=False)
+
+
+def kept_dtypes(X) -> list:
+    """The dtypes that inputs may have; the first is that of what has another one."""
+    floating = [np.float64, np.float32]
+    if isinstance(X, list | tuple):
+        kinds = {np.asarray(X).dtype.kind}
+    else:
+        # a frame's columns: pandas' dtypes have a kind, those of polars say it by a method
+        dtypes = getattr(X, "dtypes", [getattr(X, "dtype", None)])
+        kinds = {getattr(d, "kind", "i" if getattr(d, "is_integer", bool)() else None) for d in dtypes}
+    return [np.int64, *INTEGERS, *floating] if kinds and kinds <= {"i", "u"} else floating
 
 
 def _as_rows(X):

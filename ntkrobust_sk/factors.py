@@ -390,10 +390,10 @@ def joined(parts: list[Factors]) -> Factors:
 
 
 def _product(left, right):
-    """The matrix product; JAX sums what is kept in 16 bits in single precision."""
-    if isinstance(left, np.ndarray):
-        return left @ right
+    """The matrix product; what is kept in 16 bits is summed, and given back, in single precision."""
     narrow = jnp.issubdtype(left.dtype, jnp.floating) and left.dtype.itemsize == 2
+    if isinstance(left, np.ndarray):
+        return left.astype(np.float32) @ right.astype(np.float32) if narrow else left @ right
     return jnp.matmul(left, right, preferred_element_type=jnp.float32 if narrow else None)
 
 

@@ -10,11 +10,11 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from .estimators import TangentEstimator
+from .estimators import TangentEstimator, as_answer, n_logits
 from .factors import separated
 from .kernels import resolve_kernel
 from .machines import KernelSourceMixin
-from .networks import check_model, n_params, params_dtype
+from .networks import host_inputs, n_params, params_dtype
 from .plan import features_of, make_plan, parse_memory
 from .projections import ProjectedNTK
 
@@ -92,7 +92,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         X, _ = self._validated(X, reset=True, known_shape=self._source_shape())
         of_model, of_projection = jax.random.split(self._key())
         self.model_ = self._source_model(X, y, 1, None, of_model)
-        n_outputs = check_model(self.model_, self.input_shape_)
+        n_outputs = n_logits(self.model_, self.input_shape_, X.dtype)
         copies = n_outputs if self.kernel == "trace" else 1
         self._n_features_out = self.n_components or copies * n_params(self.model_.variables.params)
         self._kernel = resolve_kernel(self.kernel)
@@ -113,16 +113,15 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
                 f"than memory={self.memory!r}; transform fewer rows at once, use kernel='pseudo', or raise it"
             )
         # as many at once however many there are: a row's features depend on nothing but the row, to the last bit
-        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget, n_rows=ROWS)
+        inputs = host_inputs("X", X, self.model_.variables.params)
+        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget, n_rows=ROWS, inputs=inputs.dtype)
         result = np.empty((len(X), self._n_features_out), dtype)
         for tile in range(-(-len(X) // plan.rows)):
             rows = result[tile * plan.rows : (tile + 1) * plan.rows]
             for start in range(0, plan.n_seeds, plan.seeds):
-                features = features_of(
-                    self._kernel, self.model_, plan, X.astype(dtype), tile, start, in_numpy=True
-                )
+                features = features_of(self._kernel, self.model_, plan, inputs, tile, start, in_numpy=True)
                 _write_columns(rows, features, start, plan.n_seeds if self.n_components is None else 1)
-        return result.astype(X.dtype, copy=False)
+        return as_answer(result, X)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

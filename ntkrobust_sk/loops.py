@@ -87,6 +87,54 @@ def evaluate(model, X: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([np.asarray(found)[: len(tile)] for found, tile in zip(scores, tiles, strict=True)])
 
 
+def movable(model, X: np.ndarray, dtype, rows: int) -> np.ndarray:
+    """Inputs (n, ...) as attacks move them: integers as floating numbers, if a model takes these for the same.
+
+    Parameters
+    ----------
+    model : callable
+    X : array (n, ...)
+    dtype : dtype
+        Floating; that of the model's parameters.
+    rows : int
+        So many rows are compared, first of all those whose integers are no numbers of this dtype.
+
+    Raises
+    ------
+    TypeError
+        If the model takes integers alone, or gives other scores to the same numbers as floats.
+
+    Examples
+    --------
+    >>> movable(lambda x: x * 2.0, np.array([[1, 2]]), np.float32, 2)
+    array([[1., 2.]], dtype=float32)
+    >>> movable(lambda x: jnp.eye(3)[x[:, 0]], np.array([[1], [2]]), np.float32, 2)
+    Traceback (most recent call last):
+    TypeError: attacks move inputs by less than one, but the model takes integers alone...
+    """
+    if X.dtype.kind not in "iu":
+        return X
+    found = X.astype(dtype)
+    kept = (found.astype(np.float64) == X).reshape(len(X), -1).all(1)
+    looked_at = np.argsort(kept, kind="stable")[:rows]
+    expected = evaluate(model, X[looked_at], rows).astype(np.float64)
+    try:
+        scores = evaluate(model, found[looked_at], rows).astype(np.float64)
+    except (TypeError, ValueError, LookupError) as error:
+        raise TypeError(
+            f"attacks move inputs by less than one, but the model takes integers alone: {error}"
+        ) from error
+    within = float(jnp.finfo(dtype).eps) ** 0.5 * np.nanmax(np.abs(expected), initial=0)
+    far = np.nonzero(~np.isclose(scores, expected, rtol=0, atol=within, equal_nan=True).all(1))[0]
+    if len(far):
+        raise TypeError(
+            "attacks move inputs by less than one, as floating numbers, but the model's scores of X as floats are "
+            f"not those of X as integers (row {looked_at[far[0]]}): it looks something up, or divides integers "
+            "only. Give X as floats if it is numbers that the model takes"
+        )
+    return found
+
+
 def answers(model, X: np.ndarray, rows: int) -> np.ndarray:
     """Positions (n,) of a model's highest scores over X (n, ...); ``NO_ANSWER`` where one of the scores is NaN."""
     return positions_of_best(evaluate(model, X, rows))

@@ -21,10 +21,12 @@ from .estimators import (
     TangentEstimator,
     checked_weights,
     initial_model,
+    n_logits,
 )
 from .gram import gram
 from .kernels import resolve_kernel
-from .networks import Model, check_model, params_dtype
+from .loops import movable
+from .networks import Model, host_inputs, params_dtype
 from .plan import parse_memory
 from .predictors import make_predictor, require_room
 from .solvers import SOLVERS, resolve_solver, solve
@@ -55,7 +57,7 @@ class KernelSourceMixin:
         """The model whose tangent kernel the estimator takes, by what ``estimator`` is."""
         source = self.estimator
         if not hasattr(source, "fit"):
-            return initial_model(source, self.input_shape_, n_outputs, key)
+            return initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
         if isinstance(source, type) or not hasattr(source, "get_params"):
             way = f"; write {source.__name__}(...)" if isinstance(source, type) else ""
             raise TypeError(f"estimator must be an instance of a scikit-learn estimator, got {brief(source)}{way}")
@@ -105,15 +107,18 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         model = self._source_model(X, y, targets.shape[1], sample_weight, key_model)
         self.model_ = model
         if self.solver == "sgd":
-            self._require_matching_outputs(model, targets.shape[1], "solver='sgd'")
+            self._require_matching_outputs(model, X.dtype, targets.shape[1], "solver='sgd'")
+            if self.attack is not None:
+                X = movable(model, X, params_dtype(model.variables.params), NETWORK_ROWS)
             start = linearize(model, centered=self.dynamics == "centered")
             fit_by_sgd(self, "predictor_", start, X, labels, sample_weight, key_train)
             return self
-        if _rank(kernel, model, self.input_shape_) > 2:
-            self._require_matching_outputs(model, targets.shape[1], f"kernel={self.kernel!r}")
-        self.X_fit_ = X.astype(params_dtype(model.variables.params))
+        self.X_fit_ = host_inputs("X", X, model.variables.params)
+        if _rank(kernel, model, self.X_fit_) > 2:
+            self._require_matching_outputs(model, X.dtype, targets.shape[1], f"kernel={self.kernel!r}")
         # before the kernel is computed in vain
-        require_room(kernel, model, self.input_shape_, (len(X), targets.shape[1]), parse_memory(self.memory))
+        shape, budget = (len(X), targets.shape[1]), parse_memory(self.memory)
+        require_room(kernel, model, self.input_shape_, shape, budget, self.X_fit_.dtype)
         K = gram(kernel, model, self.X_fit_, memory=self.memory, progress=self.verbose > 0)
         offset = np.average(targets, axis=0, weights=sample_weight)
         dual = solve(K, targets - offset, alpha=self.alpha, solver=self.solver, sample_weight=sample_weight)
@@ -121,8 +126,8 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         self.predictor_ = make_predictor(kernel, model, self.X_fit_, self.dual_coef_, offset, memory=self.memory)
         return self
 
-    def _require_matching_outputs(self, model, n_targets, what):
-        n_outputs = check_model(model, self.input_shape_)
+    def _require_matching_outputs(self, model, dtype, n_targets, what):
+        n_outputs = n_logits(model, self.input_shape_, dtype)
         if n_outputs != n_targets:
             raise ValueError(
                 f"{what} needs one network output for each class or target, but the network has {n_outputs} "
@@ -159,11 +164,11 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         return NETWORK_ROWS if self.solver == "sgd" else MACHINE_ROWS
 
 
-def _rank(kernel, model, input_shape) -> int:
+def _rank(kernel, model, X) -> int:
     """Rank of the kernel's blocks, as stated or found without computing one."""
     if hasattr(kernel, "rank"):
         return kernel.rank
-    x = jax.ShapeDtypeStruct((1, *input_shape), params_dtype(model.variables.params))
+    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     return jax.eval_shape(kernel, model, x, x).ndim
 
 

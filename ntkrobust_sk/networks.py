@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._portable import Portable
-from ._validation import array, brief, check_choice, integer, positive_tuple
+from ._validation import array, brief, check_choice, fitting, integer, positive_tuple
 
 PyTree = Any
 ACTIVATIONS = {
@@ -154,14 +154,7 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
     if X.dtype.kind not in "biufc" and not jnp.issubdtype(X.dtype, jnp.floating):
         raise TypeError(f"{name} must be an array of numbers, got {brief(X)}, of dtype {X.dtype}")
     dtype = inputs_dtype(X.dtype, params)
-    if X.size and dtype.kind in "iu" and dtype.itemsize < X.dtype.itemsize:
-        limits = np.iinfo(dtype)
-        if X.min() < limits.min or X.max() > limits.max:
-            raise ValueError(
-                f"{name} holds integers that do not fit {dtype}, which JAX makes of {X.dtype}: {X.min()} to "
-                f'{X.max()}; call jax.config.update("jax_enable_x64", True) first, or give X as floats'
-            )
-    return np.asarray(X, dtype)
+    return fitting(name, X, dtype) if dtype.kind in "iu" else np.asarray(X, dtype)
 
 
 def inputs_dtype(dtype, params: PyTree) -> np.dtype:
@@ -208,7 +201,7 @@ class Stateless:
         for name in ("apply_fn", "init_fn"):
             function = getattr(self, name)
             if not (callable(function) or (name == "init_fn" and function is None)):
-                raise TypeError(f"{name} must be a function, got {brief(function)}{_advice(function)}")
+                raise TypeError(f"{name} must be a function, got {brief(function)}{advice(function)}")
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Parameters from ``init_fn``."""
@@ -480,7 +473,7 @@ def require_model(model, name: str = "model") -> Model:
     Model(network, network.init(jax.random.key(0), input_shape))
     """
     if not isinstance(model, Model):
-        raise TypeError(f"{name} must be a ntkrobust_sk.Model, got {brief(model)}{_advice(model)}")
+        raise TypeError(f"{name} must be a ntkrobust_sk.Model, got {brief(model)}{advice(model)}")
     require_network(model.network, f"{name}.network")
     if not isinstance(model.variables, tuple) or len(model.variables) != 2:
         raise TypeError(
@@ -507,7 +500,7 @@ def require_network(network, name: str = "network") -> Network:
     """Return what has ``init`` and ``apply`` as a network has them, or raise a TypeError that says what came."""
     foreign = any(cls.__module__.startswith(("flax.", "haiku.", "equinox.")) for cls in type(network).__mro__)
     if isinstance(network, type) or foreign or not isinstance(network, Network):
-        raise TypeError(f"{name} must be a network such as MLP(), got {brief(network)}{_advice(network)}")
+        raise TypeError(f"{name} must be a network such as MLP(), got {brief(network)}{advice(network)}")
     return network
 
 
@@ -553,7 +546,7 @@ def _no_parameter(name, params, at) -> TypeError:
     return TypeError(f"{place} must be a real floating array, got dtype {dtype}; {way}")
 
 
-def _advice(value) -> str:
+def advice(value) -> str:
     """What to write instead of a value that is no model, or nothing."""
     of = {cls.__module__.split(".")[0] + ":" + cls.__name__ for cls in type(value).__mro__}
     modules = {cls.__module__ for cls in type(value).__mro__}

@@ -358,7 +358,8 @@ def _contraction_bytes(kernel, abstract, input_shape, rows, n_seeds, itemsize, d
         return 0
     x = _tile(abstract, input_shape, rows)
     features = jax.eval_shape(kernel.features, abstract.model, x, _seeds(kernel, abstract, input_shape, n_seeds))
-    itemsize = max(itemsize, params_dtype(abstract.model.variables.params).itemsize)
+    # what is kept in 16 bits is multiplied in single precision
+    itemsize = max(itemsize, params_dtype(abstract.model.variables.params).itemsize, 4)
     of_one_layer = max(contraction_bytes(leaf, itemsize, kernel.rank == 4) for leaf in features)
     block = _block_bytes(kernel, rows, n_seeds, itemsize)
     n_threads = host_threads() if on_host(devices) else 1

@@ -21,10 +21,10 @@ from .attacks import attack_in_tiles
 from .balls import admitted
 from .blackbox import BlackBox, forget_error
 from .columns import encoded_columns, table_model
-from .estimators import NETWORK_ROWS, positions
+from .estimators import NETWORK_ROWS, kept_dtypes, positions
 from .frames import Table, as_table, check_rows, warn_of_fixed
 from .keys import keys_of
-from .loops import answers, as_pytree
+from .loops import answers, as_pytree, movable
 from .networks import Model, params_dtype
 from .sklearn_guard import compare
 from .sklearn_models import model_on
@@ -237,7 +237,7 @@ def attackable(estimator, X, y, *, classes=None, labelled=True) -> Subject:
     x64 |= not own
     dtype = params_dtype(last.model_.variables.params) if own else np.dtype(float)
     if own:
-        checked = fitting("X", checked, dtype)
+        checked = fitting("X", movable(model, checked, dtype, last._rows()), dtype)
     y = _targets(y, classes, len(checked), dtype) if labelled else None
     rows, checked = last._rows() if own else ROWS, checked.astype(dtype, copy=False)
     return Subject(estimator, model, checked, y, classes, rows, x64, opaque, X, table, box)
@@ -360,8 +360,9 @@ def _model_subject(model, X, y, classes, labelled):
     dtype = params_dtype(model.variables.params) if isinstance(model, Model) else float if x64 else np.float32
     check_rows(X)
     table = as_table(X)
-    checked = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
-    checked = fitting("X", checked, dtype)
+    kinds = kept_dtypes(X) if isinstance(getattr(model, "model", model), Model) else [np.float64, np.float32]
+    checked = check_array(X, dtype=kinds, allow_nd=True, input_name="X")
+    checked = fitting("X", movable(model, checked, dtype, NETWORK_ROWS), dtype)
     if table is not None:
         warn_of_fixed(table)
     checked = checked.astype(dtype)

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from .attacks import Clean
 from .balls import check_bounds
-from .estimators import NETWORK_ROWS, TangentClassifierMixin, TangentEstimator, initial_model
-from .networks import check_model, params_dtype
+from .estimators import NETWORK_ROWS, TangentClassifierMixin, TangentEstimator, initial_model, n_logits
+from .loops import movable
+from .networks import params_dtype
 from .tangent import linearize
 from .training import TrainingDivergedError, TrainState, initial_state, train
 
@@ -149,13 +150,15 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
         X, encoded, sample_weight = self._validated_labels(X, y, sample_weight)
         key_init, key_train = jax.random.split(self._key())
         n_classes = len(self.classes_)
-        model = initial_model(self.network, self.input_shape_, n_classes, key_init)
-        n_outputs = check_model(model, self.input_shape_)
+        model = initial_model(self.network, self.input_shape_, n_classes, key_init, X.dtype)
+        n_outputs = n_logits(model, self.input_shape_, X.dtype)
         if n_outputs != n_classes:
             raise ValueError(
                 f"the network has {n_outputs} outputs, but y has {n_classes} classes; leave n_outputs out, or "
                 f"give n_outputs={n_classes}"
             )
+        if self.attack is not None:
+            X = movable(model, X, params_dtype(model.variables.params), NETWORK_ROWS)
         if self.dynamics != "standard":
             model = linearize(model, centered=self.dynamics == "centered")
         fit_by_sgd(self, "model_", model, X, encoded, sample_weight, key_train)
