@@ -462,8 +462,14 @@ def read_run(folder: Path):
 
 
 def right_part(found, expected) -> bool:
-    """Whether all that is there is right: a run from which lines are gone is one that has not ended."""
-    return found.keys() <= expected.keys() and same(found, {name: expected[name] for name in found})
+    """Whether all that is there is right, and nothing before it is gone: then it is a run that has not ended."""
+    tasks = [name for name, value in expected.items() if isinstance(value, dict)]
+    there = [name for name in tasks if name in found]
+    return (
+        there == tasks[: len(there)]
+        and found.keys() <= expected.keys()
+        and same(found, {name: expected[name] for name in found})
+    )
 
 
 def resume_run(folder: Path):

@@ -681,6 +681,11 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     -------
     EvolutionResult
 
+    Warns
+    -----
+    RuntimeWarning
+        If results are gone of tasks that come before others which are there.
+
     Raises
     ------
     FileNotFoundError
@@ -693,7 +698,25 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     settings, results = run.settings, run.results()
     seeds = 1 + max((result["seed"] for result in results), default=0)
     settings = {name: value for name, value in settings.items() if name in known}
-    return EvolutionResult(run.path, KernelEvolution(**settings, seeds=seeds), results)
+    experiment = KernelEvolution(**settings, seeds=seeds)
+    if gone := _skipped(experiment, {result["task"] for result in results}):
+        warnings.warn(
+            f"{run.path / 'results.jsonl'} lacks {len(gone)} results of tasks that come before others which are "
+            f"there, the first of them {gone[0]!r}; run the experiment again, and only these are computed",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return EvolutionResult(run.path, experiment, results)
+
+
+def _skipped(experiment, there) -> list[str]:
+    """Tasks that have no result though a later one has: a run that was stopped has none such."""
+    # names of tasks need neither folder nor data
+    work = _Work.__new__(_Work)
+    work.experiment = experiment
+    names = [name for name, _ in work.tasks()]
+    last = max((at for at, name in enumerate(names) if name in there), default=0)
+    return [name for name in names[:last] if name not in there]
 
 
 def _several(name, values) -> tuple:

@@ -333,6 +333,23 @@ def test_damaged_adversarial_examples_are_made_again(tiny, copied):
         assert sorted(final_bytes(copied).splitlines()) == sorted(final_bytes(tiny.path).splitlines())
 
 
+def test_a_result_that_is_gone_before_others_is_told_of_and_a_run_that_was_stopped_is_none_such(copied):
+    file = copied / "results.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    for n in (0, 1, len(lines) // 2, len(lines) - 1):
+        file.write_bytes(b"".join(lines[:n]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(load_evolution(copied).results) == n
+    for at in (0, len(lines) // 2, len(lines) - 2):
+        file.write_bytes(b"".join(lines[:at] + lines[at + 1 :]))
+        task = json.loads(lines[at])["task"]
+        with pytest.warns(
+            RuntimeWarning, match=rf"results\.jsonl lacks 1 results .* '{task}'; run the experiment again"
+        ):
+            load_evolution(copied)
+
+
 def test_reading_a_run_writes_nothing(tiny, copied):
     with (copied / "results.jsonl").open("ab") as file:
         file.write(b'{"task": "torn')
