@@ -705,7 +705,7 @@ def test_classes_in_place_of_instances_are_refused():
         trainer(attack=PGD).fit(X, Y)
     with pytest.raises(TypeError, match=r"write Cholesky\("):
         classifier(solver=Cholesky).fit(X, Y)
-    with pytest.raises(TypeError, match="instance of a scikit-learn estimator.*write AdversarialKernelTrainer"):
+    with pytest.raises(TypeError, match=r"instance of a scikit-learn estimator.*write AdversarialKernelTrainer"):
         classifier(AdversarialKernelTrainer).fit(X, Y)
     with pytest.raises(TypeError, match="a network is 'mlp'"):
         classifier(MLP).fit(X, Y)
