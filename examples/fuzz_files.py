@@ -233,9 +233,12 @@ def change_json(rng, folder):
     path = _pick(rng, _files(folder, ".json") + _files(folder, ".jsonl"))
     if path is None:
         return None
-    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-    number = int(rng.integers(len(lines)))
-    tree = json.loads(lines[number])
+    try:
+        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        number = int(rng.integers(len(lines)))
+        tree = json.loads(lines[number])
+    except ValueError:  # what came first has left no JSON
+        return None
     places = list(_json_places(tree))
     if not places:
         return None
