@@ -497,9 +497,12 @@ def require_model(model, name: str = "model") -> Model:
 
 
 def require_network(network, name: str = "network") -> Network:
-    """Return what has ``init`` and ``apply`` as a network has them, or raise a TypeError that says what came."""
+    """Return what has a network's ``apply``, or raise a TypeError that says what came.
+
+    ``init`` is needed by those alone who draw variables.
+    """
     foreign = any(cls.__module__.startswith(("flax.", "haiku.", "equinox.")) for cls in type(network).__mro__)
-    if isinstance(network, type) or foreign or not isinstance(network, Network):
+    if isinstance(network, type) or foreign or not callable(getattr(network, "apply", None)):
         raise TypeError(f"{name} must be a network such as MLP(), got {brief(network)}{advice(network)}")
     return network
 

@@ -331,16 +331,13 @@ def _checked_weights(sample_weight, n) -> np.ndarray:
 
 
 def _checked_inputs(X, params) -> np.ndarray:
-    """Inputs (n, ...) in the form in which the network gets them; what was finite stays so.
-
-    NaN is left to the training, which stops at it.
-    """
-    X = array("X", X)
+    """Inputs (n, ...) in the form in which the network gets them, finite there too."""
+    X = array("X", X, finite=True)
     # what is too large for the parameters' dtype is found here
     with np.errstate(over="ignore"):
         found = host_inputs("X", X, params)
     if found.dtype != X.dtype and (np.isinf(found) & ~np.isinf(X)).any():
-        largest = np.nanmax(np.abs(X))
+        largest = np.abs(X).max()
         raise ValueError(f"X must be finite in the parameters' dtype {found.dtype}, but holds {largest:.3g}")
     return found
 

@@ -755,7 +755,7 @@ def test_a_network_must_return_rows_of_logits(make):
 
 
 def test_a_model_of_images_asks_for_the_shape_of_rows():
-    with pytest.raises(TypeError, match=r"rows that hold images need input_shape=\(h, w, c\)"):
+    with pytest.raises(ValueError, match=r"rows that hold images need input_shape=\(h, w, c\)"):
         classifier(image_trainer().model_).fit(ROWS, DIGITS)
     fitted = classifier(image_trainer().model_, input_shape=(8, 8, 1)).fit(ROWS, DIGITS)
     assert fitted.score(ROWS, DIGITS) > 0.9

@@ -11,7 +11,18 @@ import optax
 import pytest
 from sklearn.datasets import load_digits
 
-from ntkrobust_sk import MLP, PGD, Clean, Linearized, Model, TrainingDivergedError, Variables, linearize, train
+from ntkrobust_sk import (
+    MLP,
+    PGD,
+    Clean,
+    Linearized,
+    Model,
+    Stateless,
+    TrainingDivergedError,
+    Variables,
+    linearize,
+    train,
+)
 from ntkrobust_sk import attacks as attacks_module
 from ntkrobust_sk import training as training_module
 from ntkrobust_sk.attacks import attack_in_tiles
@@ -401,19 +412,26 @@ def diverged(**options):
     return caught.value
 
 
-@pytest.mark.parametrize("attacks", [(Clean(),), (Clean(), ATTACK)], ids=["benign", "adversarial"])
+def blind_beyond_one(params, x):
+    return NETWORK.apply(params, (), x)[0] + jnp.where(x[:, :1] > 1.5, jnp.nan, 0.0)
+
+
+@pytest.mark.parametrize(
+    "attacks", [(Clean(),), (Clean(), PGD(0.1, n_steps=2, bounds=None))], ids=["benign", "adversarial"]
+)
 def test_divergence_is_raised_at_its_batch_with_the_state_before_it(attacks, loop):
-    """One row of data is not finite, so training has to stop at the batch that holds it."""
+    """The logits of one row are not finite, so training has to stop at the batch that holds it."""
     X, y = data()
     bad_row = 5
-    X[bad_row] = np.nan
+    X[bad_row] = 2.0
+    start = Model(Stateless(blind_beyond_one), fresh_model().variables)
     seed = jax.random.key_data(KEY).tolist()
     order = np.random.default_rng([*seed, 0]).permutation(N)
     batch = int(np.flatnonzero(order == bad_row)[0]) // BATCH
-    error = diverged(X_y=(X, y), attacks=attacks, epochs=5)
+    error = diverged(start=start, X_y=(X, y), attacks=attacks, epochs=5)
     assert (error.epoch, error.step) == (0, batch)
     assert "in epoch 0" in str(error) and f"at batch {batch}" in str(error) and "learning rate" in str(error)
-    before = run(X_y=(X, y), attacks=attacks, epochs=[batch / 3])[-1]
+    before = run(start=start, X_y=(X, y), attacks=attacks, epochs=[batch / 3])[-1]
     assert_same_bits(error.state, before)
     assert np.isfinite(weights(error.state)).all()
 
