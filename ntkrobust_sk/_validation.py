@@ -172,7 +172,7 @@ def positive_tuple(name: str, values) -> tuple[int, ...]:
     """
     try:
         result = tuple(map(_as_int, values))
-    except TypeError:
+    except Exception:  # whatever a stranger raises when it is gone through
         result = (None,)
     if isinstance(values, str | bytes | Mapping | set | frozenset) or None in result:
         raise ValueError(f"{name} must be a sequence of positive integers, got {brief(values)}")
@@ -241,6 +241,22 @@ def require_numbers(name: str, values) -> None:
     except Exception as error:  # whatever a stranger's conversion raises
         kind = ValueError if isinstance(error, ValueError | OverflowError) else TypeError
         raise kind(f"{name} must be an array of numbers, got {brief(values)}: {error}") from None
+
+
+def require_regular(name: str, values) -> None:
+    """Raise ValueError for sequences of sequences of different lengths.
+
+    >>> require_regular("y", ["Rome", "Oslo"])
+    >>> require_regular("y", [[1, 2], [3]])
+    Traceback (most recent call last):
+    ValueError: y must be an array, but its rows have different lengths
+    """
+    if not isinstance(values, list | tuple):
+        return
+    try:
+        np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, but its rows have different lengths") from None
 
 
 def check_lengths(**arrays) -> int:
@@ -388,8 +404,19 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", fi
     return found
 
 
+def is_finite(values: np.ndarray) -> bool:
+    """Whether an array holds neither NaN nor infinity.
+
+    >>> is_finite(np.array([1.0, 2.0])), is_finite(np.array([1.0, np.nan]))
+    (True, False)
+    """
+    with np.errstate(all="ignore"):
+        # one sum is quicker than an answer for each number, and finite unless they are not, or it overflows
+        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+
+
 def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
-    """Return numbers in the dtype in which they are computed with, unless some are too large for it.
+    """Return values in the dtype in which they are computed with, unless some finite ones are too large for it.
 
     Raises
     ------
@@ -412,15 +439,15 @@ def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
                 f"{name} holds integers that do not fit {dtype}, which JAX makes of {values.dtype}: {low} to "
                 f'{high}; call jax.config.update("jax_enable_x64", True) first, or give {name} as floats'
             )
-    if values.dtype == dtype or values.dtype.kind not in "fV":
+    if values.dtype == dtype or values.dtype.kind not in "fcV":
         return values.astype(dtype, copy=False)
     with np.errstate(over="ignore"):
         found = values.astype(dtype)
-    if dtype.itemsize < values.dtype.itemsize and not np.isfinite(found).all():
+    if not is_finite(found):
         lost = np.isfinite(values) & ~np.isfinite(found)
         if lost.any():
             raise ValueError(
-                f"{name} holds {float(values[lost][0]):.6g}, which {dtype} cannot: it is computed with in "
+                f"{name} holds {brief(values[lost][0].item())}, which {dtype} cannot: it is computed with in "
                 f"{dtype}; scale the data"
             )
     return found

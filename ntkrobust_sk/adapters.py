@@ -307,7 +307,8 @@ def from_haiku(transformed, params=None, state=None) -> HaikuNetwork | Model:
     hk = _require("haiku", "Haiku")
     if not isinstance(transformed, (hk.Transformed, hk.TransformedWithState)):
         raise TypeError(
-            f"from_haiku needs the result of haiku.transform or haiku.transform_with_state, got {transformed!r}"
+            "transformed must be the result of haiku.transform or haiku.transform_with_state, got "
+            f"{brief(transformed)}"
         )
     network = HaikuNetwork(transformed, stateful=isinstance(transformed, hk.TransformedWithState))
     if params is None and state is None:

@@ -473,7 +473,9 @@ def _square(name, matrix) -> np.ndarray:
 
 def _names(name, values, n) -> list[str]:
     """One label for each of n."""
-    found = list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else None
+    is_series = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+    # an array of no axes says that it can be gone through, and cannot
+    found = list(values) if is_series and getattr(values, "shape", None) != () else None
     if found is None or len(found) != n:
         raise ValueError(f"{name} must be {n} labels, one for each, got {brief(values)}")
     return [str(value) for value in found]

@@ -217,7 +217,7 @@ def check_targets(y, scores, n: int, labels: bool = False) -> int:
     if jnp.issubdtype(y.dtype, jnp.integer):
         if y.shape != (n,):
             raise ValueError(
-                f"integer labels must be of shape {(n,)}, one for each row of scores, got {tuple(y.shape)}; "
+                f"y: integer labels must be of shape {(n,)}, one for each row of scores, got {tuple(y.shape)}; "
                 "one-hot or other real targets must be floating"
             )
         _check_range(y, max(scores.shape[1], 2))

@@ -18,7 +18,17 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._portable import without_jax_arrays
-from ._validation import brief, check_choice, fitting, integer, number, positive_tuple, require_numbers
+from ._validation import (
+    array,
+    brief,
+    check_choice,
+    fitting,
+    integer,
+    number,
+    positive_tuple,
+    require_numbers,
+    require_regular,
+)
 from ._validation import seed as checked_seed
 from .attacks import attack_in_tiles, require_attack
 from .balls import admitted
@@ -64,6 +74,7 @@ class TangentEstimator(BaseEstimator):
         require_numbers("X", X)
         if options.get("y_numeric"):
             require_numbers("y", y)
+        require_regular("y", y)
         X, image_shape = _as_rows(X)
         checked = validate_data(self, X, y, reset=reset, dtype=kept_dtypes(X), **options)
         X, y = checked if isinstance(checked, tuple) else (checked, None)
@@ -254,11 +265,28 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
         return self.classes_[scores.argmax(1)]
 
     def _score(self, y, answers, sample_weight):
+        sample_weight = weights_to_score(y, len(answers), sample_weight)
         return float(accuracy_score(y, answers, sample_weight=sample_weight))
+
+
+def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:
+    """Weights (n,) of a score, or an error that names what does not fit n answers, ``y`` or the weights."""
+    require_regular("y", y)
+    n_labels = np.shape(y)[:1] if isinstance(y, list | tuple) else getattr(y, "shape", ())[:1]
+    if n_labels not in ((), (n,)):
+        raise ValueError(f"y must hold one label or target for each of {n} samples, got {n_labels[0]}")
+    if sample_weight is None:
+        return None
+    sample_weight = array("sample_weight", sample_weight, ndim=1)
+    if len(sample_weight) != n:
+        raise ValueError(f"sample_weight must hold one weight for each of {n} samples, got {len(sample_weight)}")
+    return sample_weight
 
 
 def checked_weights(sample_weight, X) -> np.ndarray:
     """Weights (n,) of the samples X (n, ...), each finite and >= 0; None is one for each."""
+    if sample_weight is not None:
+        sample_weight = array("sample_weight", sample_weight, ndim=1)
     weights = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
     if not weights.any():
         raise ValueError("sample_weight must hold at least one non-zero weight, all are zero")
@@ -298,8 +326,8 @@ def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Mod
     if not isinstance(network, Model):
         if isinstance(network, type) or not isinstance(network, Network):
             raise TypeError(
-                f"a network is {', '.join(map(repr, NETWORKS))}, an object with init and apply such as MLP(), "
-                f"or a Model, got {brief(network)}{advice(network)}"
+                f"estimator or network: a network is {', '.join(map(repr, NETWORKS))}, an object with init and "
+                f"apply such as MLP(), or a Model, got {brief(network)}{advice(network)}"
             )
         require_network(network)
         if getattr(network, "n_outputs", n_outputs) is None:

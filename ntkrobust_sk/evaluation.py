@@ -495,7 +495,7 @@ def _in_ball(attack, epsilon, norm, bounds):
     stated = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else ()
     if "epsilon" not in stated:
         raise TypeError(
-            f"an attack at several radii must be a dataclass with epsilon, such as PGD, got {attack!r}"
+            f"attacks: an attack at several radii must be a dataclass with epsilon, such as PGD, got {attack!r}"
         )
     given = {"epsilon": epsilon, "norm": norm, "bounds": bounds}
     attack = dataclasses.replace(attack, **{name: value for name, value in given.items() if name in stated})

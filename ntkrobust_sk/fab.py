@@ -95,7 +95,9 @@ def refined(norm, model, x, y, ball, found):
     def margins(z):
         scores = with_fast_gradients(model)(z)
         values = margin(scores, y)
-        return values.sum(), (values, jnp.max(jnp.abs(scores), axis=1))
+        size = jnp.max(jnp.abs(scores), axis=1)
+        # in the inputs' precision: networks may compute in a higher one
+        return values.sum(), (values.astype(z.dtype), size.astype(z.dtype))
 
     def wrong(z):
         return answers_wrongly(model(z), y)[:, None]
@@ -225,7 +227,7 @@ def _step(norm, model, x, y, target, ball, at, found):
     def differences(z):
         scores = with_fast_gradients(model)(z)
         ahead = jnp.take_along_axis(scores, target[:, None], 1) - jnp.take_along_axis(scores, y[:, None], 1)
-        return ahead.sum(), ahead[:, 0]
+        return ahead.sum(), ahead[:, 0].astype(z.dtype)
 
     gradient, difference = jax.grad(differences, has_aux=True)(at)
     gradient, difference = usable(gradient, ball), jnp.where(jnp.isfinite(difference), difference, 0)

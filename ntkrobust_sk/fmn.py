@@ -181,7 +181,8 @@ def _all_steps(step, norm, model, x, y, ball, gamma, state, n_steps):
 def _fmn_step(norm, model, x, y, ball, gamma, state, now):
     def total(z):
         margins = margin(with_fast_gradients(model)(z), y)
-        return margins.sum(), margins
+        # in the inputs' precision: networks may compute in a higher one
+        return margins.sum(), margins.astype(z.dtype)
 
     gradient, margins = jax.grad(total, has_aux=True)(state.x)
     gradient = -_movable(-gradient, state.x, ball)

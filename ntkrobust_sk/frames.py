@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ._validation import brief
+from ._validation import brief, require_regular
 from .balls import Box
 
 # Above it, neighbouring integers are one number in double precision.
@@ -297,6 +297,7 @@ def warn_of_fixed(table: Table) -> None:
 
 def check_rows(X) -> None:
     """Raise TypeError for what is neither an array nor a frame, with advice."""
+    require_regular("X", X)
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError("X must be a dense array of numbers, got a masked array; write X.filled(value)")
     if np.iscomplexobj(X):

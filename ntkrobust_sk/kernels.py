@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from ._validation import brief, check_choice, function
 from .factors import Factors, Whole, contracted, separated
-from .networks import Model, PyTree, as_inputs, check_model, require_model
+from .networks import Model, PyTree, all_finite, check_model, finite_inputs, require_model
 from .tangent import can_push, contract_features, identity_seeds, push, tangent_features
 
 Features = list[Whole | Factors]
@@ -46,11 +46,15 @@ class TangentKernel:
     def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
         """Block (n, m, ...) of inputs (n, ...) and (m, ...)."""
         require_model(model)
-        x1, x2 = (as_inputs(x, model.variables.params) for x in (x1, x2))
-        for x in (x1, x2):
-            check_model(model, x.shape[1:], x.dtype)
+        x1, x2 = (_checked(name, x, model) for name, x in (("x1", x1), ("x2", x2)))
         with jax.default_matmul_precision("highest"):
-            return self.contract(self.features(model, x1), self.features(model, x2))
+            block = self.contract(self.features(model, x1), self.features(model, x2))
+        if not all_finite([block]):
+            raise FloatingPointError(
+                f"the block of {self!r} has entries that are not finite; look for overflow in the network's "
+                "parameters, x1 or x2"
+            )
+        return block
 
     def seeds(self, model: Model, x: jax.Array) -> jax.Array:
         """Directions in output space, (R, C): the logits, one by one."""
@@ -193,6 +197,18 @@ def resolve_kernel(kernel) -> Callable:
             f"kernel(model, x1, x2) -> block, got {brief(kernel)}"
         )
     return function("kernel", kernel, "kernel(model, x1, x2)", 3)
+
+
+def _checked(name, x, model):
+    """Inputs (n, ...) of a kernel, as the network takes them."""
+    x = finite_inputs(name, x, model.variables.params)
+    if x.ndim < 2:
+        raise ValueError(f"{name} must hold inputs of the model, of shape (n, ...), got shape {x.shape}")
+    try:
+        check_model(model, x.shape[1:], x.dtype)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    return x
 
 
 def _n_seeds(leaf) -> int:

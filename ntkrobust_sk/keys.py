@@ -57,7 +57,7 @@ def keys_of(key, n: int) -> Keys:
     2
     """
     if not isinstance(key, Keys):
-        key = _as_key(key)
+        key = as_key(key)
         impl = jax.random.key_impl(key)
         if key.ndim:
             data = np.asarray(jax.random.key_data(key))
@@ -70,7 +70,7 @@ def keys_of(key, n: int) -> Keys:
 
 def one_key_each(key, n: int) -> jax.Array:
     """The same as an array (n,) of keys on the device, for one call with n examples."""
-    key = key.on_device() if isinstance(key, Keys) else _as_key(key)
+    key = key.on_device() if isinstance(key, Keys) else as_key(key)
     if key.ndim == 0:
         return _example_keys(key, n)
     _check_length(key.shape, n)
@@ -101,8 +101,22 @@ def _check_length(shape, n):
         raise ValueError(f"key must be one key, or one for each of {n} examples, got keys of shape {shape}")
 
 
-def _as_key(key) -> jax.Array:
+def one_key(key) -> jax.Array:
+    """One key of the new style, or TypeError.
+
+    >>> one_key(jax.random.PRNGKey(0)) == jax.random.key(0)
+    Array(True, dtype=bool)
+    """
+    found = as_key(key)
+    if found.ndim:
+        raise TypeError(f"key must be one JAX PRNG key, such as jax.random.key(0), got {brief(key)}")
+    return found
+
+
+def as_key(key) -> jax.Array:
     """A key or keys of the new style; those of the old one, numbers of 32 bits, become such."""
+    if isinstance(key, np.ndarray) and key.dtype == np.uint32:
+        key = jnp.asarray(key)
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32:

@@ -22,6 +22,7 @@ from .estimators import (
     checked_weights,
     initial_model,
     n_logits,
+    weights_to_score,
 )
 from .gram import gram
 from .kernels import resolve_kernel
@@ -404,6 +405,9 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
 
     def _score(self, y, answers, sample_weight):
         require_numbers("y", y)
+        sample_weight = weights_to_score(y, len(answers), sample_weight)
+        if (np.shape(y)[1:] or (1,)) != (answers.shape[1:] or (1,)):
+            raise ValueError(f"y must be shaped like predictions, {answers.shape}, got shape {np.shape(y)}")
         return float(r2_score(y, answers, sample_weight=sample_weight))
 
     def _attack_targets(self, y, n_samples):

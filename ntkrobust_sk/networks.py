@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._portable import Portable
-from ._validation import array, brief, check_choice, fitting, integer, positive_tuple
+from ._validation import array, brief, check_choice, fitting, flag, function, integer, is_finite, positive_tuple
+from .devices import on_host
+from .keys import one_key
 
 PyTree = Any
 ACTIVATIONS = {
@@ -90,6 +92,7 @@ class Model(Portable):
         ------
         ValueError
             If the network cannot take inputs of this shape and dtype.
+            For inputs that are not finite, where they are known: on the host, and outside of ``jit``.
         TypeError
             For what is no array of numbers.
         """
@@ -97,7 +100,7 @@ class Model(Portable):
             require_model(self)
         params, state = self.variables
         try:
-            x = as_inputs(x, params)
+            x = finite_inputs("x", x, params)
         except TypeError:
             require_model(self)  # the parameters may be what is wrong
             raise
@@ -124,7 +127,7 @@ def params_dtype(params: PyTree) -> jnp.dtype:
     return jnp.result_type(*floating) if floating else jax.dtypes.canonicalize_dtype(float)
 
 
-def as_inputs(x, params: PyTree) -> jax.Array:
+def as_inputs(x, params: PyTree, name: str = "x") -> jax.Array:
     """Inputs as a network with these parameters gets them: integers as they are, others in the parameters' dtype.
 
     >>> params = {"w": jnp.ones(2, jnp.bfloat16)}
@@ -132,8 +135,24 @@ def as_inputs(x, params: PyTree) -> jax.Array:
     (dtype('int32'), dtype(bfloat16))
     """
     if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
-        x = host_inputs("x", x, params)
+        x = host_inputs(name, x, params)
+    elif isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        raise TypeError(f"{name} must be an array of numbers, got {brief(x)}")
     return jnp.asarray(x, inputs_dtype(jnp.result_type(x), params))
+
+
+def finite_inputs(name: str, x, params: PyTree) -> jax.Array:
+    """The same as :func:`as_inputs`, or ValueError for NaN and infinity where inputs are known without waiting."""
+    x = as_inputs(x, params, name)
+    return require_finite(name, x)
+
+
+def require_finite(name: str, x):
+    """Inputs, or ValueError for NaN and infinity; those that are traced or on an accelerator are not looked at."""
+    known = isinstance(x, np.ndarray) or (not isinstance(x, jax.core.Tracer) and on_host())
+    if known and x.dtype.kind not in "biu" and not is_finite(np.asarray(x)):
+        raise ValueError(f"{name} must be finite, but {brief(x)} has NaN or infinity")
+    return x
 
 
 def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
@@ -144,7 +163,7 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
     TypeError
         For what is no dense array of numbers.
     ValueError
-        For rows of different lengths, and for integers that JAX would cut off.
+        For rows of different lengths, and for numbers that JAX would cut off: integers, and what overflows.
     """
     X = (
         np.asarray(X)
@@ -154,7 +173,7 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
     if X.dtype.kind not in "biufc" and not jnp.issubdtype(X.dtype, jnp.floating):
         raise TypeError(f"{name} must be an array of numbers, got {brief(X)}, of dtype {X.dtype}")
     dtype = inputs_dtype(X.dtype, params)
-    return fitting(name, X, dtype) if dtype.kind in "iu" else np.asarray(X, dtype)
+    return fitting(name, X, dtype)
 
 
 def inputs_dtype(dtype, params: PyTree) -> np.dtype:
@@ -198,10 +217,11 @@ class Stateless:
     init_fn: Callable | None = None
 
     def __post_init__(self):
-        for name in ("apply_fn", "init_fn"):
-            function = getattr(self, name)
-            if not (callable(function) or (name == "init_fn" and function is None)):
-                raise TypeError(f"{name} must be a function, got {brief(function)}{advice(function)}")
+        if not callable(self.apply_fn):
+            raise TypeError(f"apply_fn must be a function, got {brief(self.apply_fn)}{advice(self.apply_fn)}")
+        function("apply_fn", self.apply_fn, "apply_fn(params, x)", 2)
+        if self.init_fn is not None:
+            function("init_fn", self.init_fn, "init_fn(key, input_shape)", 2)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Parameters from ``init_fn``."""
@@ -252,7 +272,7 @@ class MLP:
         check_outputs(self)
         object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
         check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("zero_last_layer", self.zero_last_layer, (False, True))
+        flag("zero_last_layer", self.zero_last_layer)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for inputs of any shape; they are flattened."""
@@ -318,7 +338,7 @@ class CNN:
                 f"and {len(self.strides)} strides"
             )
         check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("zero_last_layer", self.zero_last_layer, (False, True))
+        flag("zero_last_layer", self.zero_last_layer)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for images of shape (h, w, c)."""
@@ -651,14 +671,7 @@ def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:
     ValueError
         If ``input_shape`` is no tuple of positive integers; an int stands for one axis.
     """
-    is_key = isinstance(key, jax.Array) and (
-        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
-        or (key.dtype == jnp.uint32 and key.ndim == 1)
-    )
-    if isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.ndim == 1:
-        is_key, key = True, jnp.asarray(key)
-    if not is_key:
-        raise TypeError(f"key must be a random key of JAX, got {brief(key)}; write jax.random.key(0)")
+    key = one_key(key)
     if isinstance(input_shape, int | np.integer) and not isinstance(input_shape, bool):
         input_shape = (input_shape,)
     return key, positive_tuple("input_shape", input_shape)

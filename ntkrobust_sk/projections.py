@@ -59,7 +59,7 @@ class ProjectedNTK(TangentKernel):
         object.__setattr__(self, "n_components", integer("n_components", self.n_components, high=2**31 - 1))
         if not isinstance(self.seed, jax.core.Tracer):  # of a mean over seeds, compiled once
             object.__setattr__(self, "seed", integer("seed", self.seed, low=0, high=LARGEST_SEED))
-        check_choice("kernel to project", self.of, OF)
+        check_choice("of, the kernel to project,", self.of, OF)
 
     @property
     def base(self) -> TangentKernel:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import check_choice, integer
+from ._validation import flag, integer
 from .networks import (
     Variables,
     as_numbers,
@@ -69,7 +69,7 @@ class ResNet18:
     def __post_init__(self):
         check_outputs(self)
         object.__setattr__(self, "width", integer("width", self.width))
-        check_choice("zero_last_layer", self.zero_last_layer, (False, True))
+        flag("zero_last_layer", self.zero_last_layer)
 
     def _blocks(self):
         """(name, channels in, channels out, stride) of the eight blocks."""

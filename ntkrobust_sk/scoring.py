@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 from sklearn.utils.metadata_routing import MetadataRequest
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from .estimators import key_of
+from .estimators import key_of, weights_to_score
 from .frames import check_rows
 from .subjects import attackable, held
 
@@ -21,7 +22,7 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
     estimator : fitted estimator
         One of this library; whatever :func:`~ntkrobust_sk.as_model` knows, Pipelines included; or any other
         classifier with scores, which is attacked as a black box. A FrozenEstimator or a search stands for what it
-        holds.
+        holds. Or a function from inputs to scores, such as a :class:`~ntkrobust_sk.Model`.
     X : array (n, n_features), data frame, or (n, h, w, c)
         Inputs of the estimator, of a Pipeline those of its first step: epsilon and bounds are in *their* units.
     y : array (n,) or (n, T)
@@ -51,13 +52,19 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
     >>> robust_accuracy(pipeline, X, y, PGD(epsilon=0.5, bounds=None)) < pipeline.score(X, y)
     True
     """
-    check_is_fitted(estimator)
-    estimator = held(estimator)
+    is_function = callable(estimator) and not hasattr(estimator, "fit") and not isinstance(estimator, type)
+    if not is_function:
+        check_is_fitted(estimator)
+        estimator = held(estimator)
     check_rows(X)
-    if sample_weight is not None:
-        sample_weight = _check_sample_weight(sample_weight, y)
+    if sample_weight is not None and np.shape(X):
+        sample_weight = weights_to_score(y, len(X), sample_weight)
     if hasattr(estimator, "robust_score"):
         return estimator.robust_score(X, y, attack, sample_weight=sample_weight, random_state=random_state)
+    if is_function:
+        subject = attackable(estimator, X, y)
+        X_adv = subject.perturb(subject.usable(attack), key_of(random_state))
+        return float(np.average(subject.answers(X_adv) == subject.y, weights=sample_weight))
     X_adv = perturb(estimator, X, y, attack, random_state=random_state)
     weights = {} if sample_weight is None else {"sample_weight": sample_weight}
     return float(estimator.score(X_adv, y, **weights))
@@ -90,8 +97,9 @@ def perturb(estimator, X, y, attack, *, random_state=0):
     >>> X_adv.shape, X_adv.dtype
     ((150, 4), dtype('float64'))
     """
-    check_is_fitted(estimator)
-    estimator = held(estimator)
+    if not callable(estimator) or hasattr(estimator, "fit") or isinstance(estimator, type):
+        check_is_fitted(estimator)
+        estimator = held(estimator)
     if hasattr(estimator, "perturb"):
         return estimator.perturb(X, y, attack, random_state=random_state)
     subject = attackable(estimator, X, y)

@@ -25,9 +25,9 @@ from . import sklearn_gaussian_processes as processes
 from . import sklearn_kernel_machines as machines
 from . import sklearn_linear as linear
 from . import sklearn_transformers as transformers
-from ._validation import array, brief
+from ._validation import array, brief, fitting
 from .loops import Shaped
-from .networks import Model
+from .networks import Model, require_finite
 from .sklearn_arrays import namespace
 from .sklearn_guard import check_agreement, core, width_of
 
@@ -137,14 +137,16 @@ class _Inputs:
     name: str = field(compare=False)
 
     def __call__(self, form, x):
-        x = x if isinstance(x, jax.Array) else jnp.asarray(array("x", x))
+        if not isinstance(x, jax.Array):
+            x = array("x", x)
+            x = jnp.asarray(fitting("x", x, jax.dtypes.canonicalize_dtype(x.dtype)))
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise TypeError(f"x must be an array of real numbers, got {brief(x)}")
         shape = self.shape
         if shape is not None and x.shape[1:] not in (shape, (math.prod(shape),)):
             wanted = ", ".join(map(str, ("n", *shape)))
-            raise ValueError(f"this model of {self.name} takes inputs of shape ({wanted}), got shape {x.shape}")
-        return form(x)
+            raise ValueError(f"x: this model of {self.name} takes inputs of shape ({wanted}), got shape {x.shape}")
+        return form(require_finite("x", x))
 
 
 def _form(estimator, kernel=None, X_fit=None, transforms=False):

@@ -21,6 +21,7 @@ from .attacks import attack_in_tiles
 from .balls import admitted
 from .blackbox import BlackBox, forget_error
 from .columns import encoded_columns, table_model
+from .entry import with_two_columns
 from .estimators import NETWORK_ROWS, kept_dtypes, positions
 from .frames import Table, as_table, check_rows, warn_of_fixed
 from .keys import keys_of
@@ -373,6 +374,9 @@ def _model_subject(model, X, y, classes, labelled):
         raise ValueError(f"the model fails on inputs of shape {shape}: {error}") from error
     if getattr(scores, "ndim", None) != 2:
         raise ValueError(f"a model gives scores (n, C), but on inputs of shape {shape} this one gives {scores}")
+    if scores.shape[1] == 1:
+        # as in attacks: the score of label 1 against label 0
+        model, scores = with_two_columns(model), jax.ShapeDtypeStruct((1, 2), scores.dtype)
     known = np.arange(scores.shape[1]) if classes is None else np.asarray(classes)
     if len(known) != scores.shape[1]:
         raise ValueError(f"the model gives {scores.shape[1]} scores, but there are {len(known)} classes")

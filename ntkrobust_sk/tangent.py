@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ._validation import check_choice
+from ._validation import flag
 from .factors import Factors, Whole
 from .networks import Model, Network, PyTree, Variables, require_model, require_network
 from .structure import contract_gradients, holds_custom_vjp, layer_gradients, pushes_forward
@@ -37,7 +37,7 @@ class Linearized:
 
     def __post_init__(self):
         require_network(self.network)
-        check_choice("centered", self.centered, (False, True))
+        flag("centered", self.centered)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw an anchor; the displacement from it is zero."""

@@ -49,7 +49,7 @@ import numpy as np
 from ._validation import flag, number, positive_tuple
 from .gram import gram
 from .kernels import resolve_kernel
-from .networks import ACTIVATIONS, CNN, MLP, Model, Network, host_inputs, require_model
+from .networks import ACTIVATIONS, CNN, MLP, Model, Network, host_inputs, require_finite, require_model
 from .plan import fixed_plan
 from .predictors import DualPredictor, enable_x64, make_predictor
 
@@ -389,7 +389,7 @@ def _prepared(kernel, model, X):
     X = host_inputs("X", X, require_model(model).variables.params)
     if X.ndim < 2 or len(X) < 2:
         raise ValueError(f"X must hold at least two inputs, of shape (n, ...), got shape {X.shape}")
-    return resolve_kernel(kernel), X
+    return resolve_kernel(kernel), require_finite("X", X)
 
 
 @partial(jax.jit, static_argnums=0)

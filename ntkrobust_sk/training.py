@@ -23,6 +23,7 @@ from .attacks import Clean, example_losses, require_attack
 from .balls import check_bounds
 from .convolutions import with_fast_gradients
 from .devices import on_host
+from .keys import one_key
 from .loops import runs_fused
 from .networks import Model, PyTree, Variables, check_model, host_inputs, params_dtype, require_model
 from .tangent import Linearized
@@ -237,8 +238,7 @@ def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
         require_model(model, "start, a Model or a TrainState,")
     if key is None:
         raise ValueError("train needs a key to start from a model: key=jax.random.key(seed)")
-    if not _is_key(key):
-        raise TypeError(f"key must be one JAX PRNG key, such as jax.random.key(0), got {brief(key)}")
+    key = one_key(key)
     _check_optimizer(optimizer)
     opt_state = optimizer.init(model.variables.params)
     zero = jnp.zeros((), jnp.int32)
@@ -252,15 +252,6 @@ def _check_finite(state, per_epoch):
         # Without its mark the state can go on, with another optimiser.
         finite = replace(state, failed_step=jnp.full_like(state.failed_step, -1))
         raise TrainingDivergedError(finite, failed // per_epoch, failed)
-
-
-def _is_key(key) -> bool:
-    """Whether something is one key of JAX, of the new style or the old one."""
-    if not isinstance(key, jax.Array):
-        return False
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key.ndim == 0
-    return key.dtype == jnp.uint32 and key.ndim == 1
 
 
 def _check_optimizer(optimizer):
@@ -332,14 +323,7 @@ def _checked_weights(sample_weight, n) -> np.ndarray:
 
 def _checked_inputs(X, params) -> np.ndarray:
     """Inputs (n, ...) in the form in which the network gets them, finite there too."""
-    X = array("X", X, finite=True)
-    # what is too large for the parameters' dtype is found here
-    with np.errstate(over="ignore"):
-        found = host_inputs("X", X, params)
-    if found.dtype != X.dtype and (np.isinf(found) & ~np.isinf(X)).any():
-        largest = np.abs(X).max()
-        raise ValueError(f"X must be finite in the parameters' dtype {found.dtype}, but holds {largest:.3g}")
-    return found
+    return host_inputs("X", array("X", X, finite=True), params)
 
 
 def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:

@@ -131,7 +131,7 @@ def test_a_number_of_components_that_is_none_is_refused(n_components):
 
 
 def test_only_kernels_of_one_number_a_pair_are_projected():
-    with pytest.raises(ValueError, match="unknown kernel to project 'full'"):
+    with pytest.raises(ValueError, match="unknown of, the kernel to project, 'full'"):
         ProjectedNTK(of="full")
 
 
