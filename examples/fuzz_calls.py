@@ -213,7 +213,7 @@ make_robust_scorer(<attack:attack pgd>, <random_state:seed? 0>)(<estimator:estim
     <y:labels y>)
 robustness_report(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <epsilons:any [0.1]>,
     <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <attacks:attacks FGSM(0.1)>,
-    <nearest:attack FAB(0.1, n_steps=2)>, <confidence:number 0.95>, <random_state:seed? 0>).accuracies
+    <nearest:attack? FAB(0.1, n_steps=2)>, <confidence:number 0.95>, <random_state:seed? 0>).accuracies
 report.quantiles(<q:any 0.5>)
 minimal_perturbations(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack FAB(0.1, n_steps=2)>,
     <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <random_state:seed? 0>) < 9

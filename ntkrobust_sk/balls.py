@@ -397,7 +397,7 @@ def plain_bounds(bounds):
             raise TypeError
         low, high = (array("bounds", np.atleast_1d(b)).astype(float).reshape(np.shape(b)) for b in bounds)
         ordered = ((low.ravel() <= high.ravel()) & (low.ravel() < np.inf) & (high.ravel() > -np.inf)).all()
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever a stranger raises when it is gone through
         raise ValueError(
             "bounds must be None or (low, high), each a number or one number for each feature, or a Box, got "
             f"{brief(bounds)}"

@@ -266,7 +266,10 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
 
     def _score(self, y, answers, sample_weight):
         sample_weight = weights_to_score(y, len(answers), sample_weight)
-        return float(accuracy_score(y, answers, sample_weight=sample_weight))
+        try:
+            return float(accuracy_score(y, answers, sample_weight=sample_weight))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"y must hold labels, such as {brief(self.classes_.tolist())}: {error}") from error
 
 
 def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:
@@ -303,7 +306,10 @@ def positions(y, classes, n_samples: int) -> np.ndarray:
     """
     if isinstance(y, np.ma.MaskedArray):
         raise TypeError("y must hold one label for each sample, got a masked array; leave masked samples out")
-    y = np.asarray(y)
+    try:
+        y = np.asarray(y)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"y must hold one label for each sample, got {brief(y)}: {error}") from None
     # one column of a data frame
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.shape != (n_samples,):

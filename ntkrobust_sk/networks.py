@@ -17,7 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._portable import Portable
-from ._validation import array, brief, check_choice, fitting, flag, function, integer, is_finite, positive_tuple
+from ._validation import (
+    LARGEST_COUNT,
+    array,
+    brief,
+    check_choice,
+    fitting,
+    flag,
+    function,
+    integer,
+    is_finite,
+    positive_tuple,
+)
 from .devices import on_host
 from .keys import one_key
 
@@ -134,10 +145,10 @@ def as_inputs(x, params: PyTree, name: str = "x") -> jax.Array:
     >>> as_inputs([[1, 2]], params).dtype, as_inputs([[1.0, 2.0]], params).dtype
     (dtype('int32'), dtype(bfloat16))
     """
-    if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+    is_series = isinstance(x, list | tuple) and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
+    if not isinstance(x, jax.Array) and not is_series:
         x = host_inputs(name, x, params)
-    elif isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        raise TypeError(f"{name} must be an array of numbers, got {brief(x)}")
+    _require_numbers(name, x)
     return jnp.asarray(x, inputs_dtype(jnp.result_type(x), params))
 
 
@@ -165,6 +176,7 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
     ValueError
         For rows of different lengths, and for numbers that JAX would cut off: integers, and what overflows.
     """
+    _require_numbers(name, X)
     X = (
         np.asarray(X)
         if isinstance(X, jax.Array) or (not isinstance(X, list | tuple) and np.ndim(X) == 0)
@@ -174,6 +186,11 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
         raise TypeError(f"{name} must be an array of numbers, got {brief(X)}, of dtype {X.dtype}")
     dtype = inputs_dtype(X.dtype, params)
     return fitting(name, X, dtype)
+
+
+def _require_numbers(name, x):
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        raise TypeError(f"{name} must be an array of numbers, got {brief(x)}")
 
 
 def inputs_dtype(dtype, params: PyTree) -> np.dtype:
@@ -674,7 +691,10 @@ def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:
     key = one_key(key)
     if isinstance(input_shape, int | np.integer) and not isinstance(input_shape, bool):
         input_shape = (input_shape,)
-    return key, positive_tuple("input_shape", input_shape)
+    input_shape = positive_tuple("input_shape", input_shape)
+    if math.prod(input_shape) > LARGEST_COUNT:
+        raise ValueError(f"input_shape must hold at most {LARGEST_COUNT} numbers in all, got {brief(input_shape)}")
+    return key, input_shape
 
 
 def required_outputs(network) -> int:

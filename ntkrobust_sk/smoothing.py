@@ -16,6 +16,7 @@ import scipy.stats
 from sklearn.utils import check_random_state
 
 from ._validation import array, integer, number
+from ._validation import seed as checked_seed
 from .evaluation import classifier_under_attack, clopper_pearson
 from .loops import runs_fused
 
@@ -158,7 +159,7 @@ def _require_radii(radii):
 
 
 def _certified(subject, sigma, n_selection, n_samples, alpha, random_state):
-    seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    seed = int(check_random_state(checked_seed("random_state", random_state)).randint(np.iinfo(np.int32).max))
     count = (_on_device if subject.opaque is None else _on_host)(subject, float(sigma), seed)
     chosen = np.array([count(row, 0, n_selection).argmax() for row in range(len(subject.X))])
     given = np.array([count(row, 1, n_samples)[label] for row, label in enumerate(chosen)])

@@ -277,7 +277,7 @@ def _checked_state(state, optimizer) -> TrainState:
 
 def _ends(epochs) -> Iterator[float]:
     """The epochs to yield at, each looked at when its turn comes: they may never end."""
-    if isinstance(epochs, int | np.integer):
+    if isinstance(epochs, int | np.integer) or getattr(epochs, "shape", None) == ():
         return iter(range(1, integer("epochs", epochs, low=0) + 1))
     if not isinstance(epochs, Iterable) or isinstance(epochs, str | bytes | dict | set):
         raise ValueError(f"epochs must be an integer >= 0 or an iterable of rising numbers, got {brief(epochs)}")

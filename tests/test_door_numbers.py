@@ -61,7 +61,9 @@ def test_traced_inputs_are_not_looked_at():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("attack", [FMN(0.5, 3), DDN(0.5, 3), FAB(0.5, 2)])
 def test_minimum_norm_attacks_take_inputs_of_lower_precision_than_the_network(attack, dtype):
-    found = jax.eval_shape(lambda x: attack(MODEL, x, jnp.asarray(Y), key=jax.random.key(0)), jnp.asarray(X, dtype))
+    found = jax.eval_shape(
+        lambda x: attack(MODEL, x, jnp.asarray(Y), key=jax.random.key(0)), jnp.asarray(X, dtype)
+    )
     assert found.shape == X.shape and found.dtype == dtype
 
 
