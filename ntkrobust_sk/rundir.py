@@ -174,7 +174,7 @@ class RunDirectory:
     def append(self, result: dict[str, Any]) -> None:
         """Add a result, on disk when this returns; a last line that was not finished is cut off first."""
         file, line = self.path / "results.jsonl", self._line(result)
-        good = self._scanned()[1]
+        good = self._end()
         with explained(file), file.open("ab") as out:
             try:
                 os.truncate(file, good)
@@ -194,6 +194,19 @@ class RunDirectory:
     def _line(self, result) -> bytes:
         text = json.dumps(_encoded(result), allow_nan=False)
         return f'{text[:-1]}, "sha256": "{_digest(self.fingerprint + text)}"}}\n'.encode()
+
+    def _end(self) -> int:
+        """Where the next line goes. Only the last line is checked: all are when they are read."""
+        file = self.path / "results.jsonl"
+        data = file.read_bytes() if file.exists() else b""
+        end = data.rfind(b"\n") + 1
+        if end == 0 or end < len(data):
+            return end
+        try:
+            self._result(data[data.rfind(b"\n", 0, end - 1) + 1 : end - 1])
+        except ValueError:
+            return self._scanned()[1]
+        return end
 
     def _scanned(self) -> tuple[list[dict | None], int]:
         """Each line's result, None for a last one that was not finished, and where the good lines end."""
