@@ -77,6 +77,9 @@ from .keys import fold_keys, keys_of
 from .loops import one_ahead, runs_fused
 from .norms import NORMS
 
+# Of the examples of a call at most, for gradients that are not finite.
+LOOKED_AT = 32
+
 
 @dataclass(frozen=True)
 class Clean:
@@ -327,7 +330,9 @@ def answers_wrongly(scores, y):
     return (scores.argmax(1) != y) & ~jnp.isnan(scores).any(1)
 
 
-def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
+def attack_in_tiles(
+    attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: int, look: bool = True
+) -> np.ndarray:
     """Adversarial examples of all of ``X``, in tiles of one shape, projected once more, to the last bit.
 
     Parameters
@@ -342,6 +347,8 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
         without ``one_key_each`` gets that of a tile's first row.
     rows : int
         Rows of a tile.
+    look : bool, default=True
+        Whether to look for gradients that are not finite, at some of the inputs.
 
     Returns
     -------
@@ -357,14 +364,21 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     Warns
     -----
     UserWarning
-        If examples were not finite, with their number.
+        If examples were not finite, with their number; if gradients were not, as :func:`warn_of_gradients` says.
     """
     require_attack(attack)
     model, rows = checked_model(model), integer("rows", rows)
     X, y, keys = checked_data(attack, X, y, key)
     if hasattr(attack, "in_tiles"):
-        return _finite(attack, checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows), X), X)
+        result = checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows), X)
+    else:
+        result = _all_tiles(attack, model, X, y, keys, rows)
+    if look:
+        warn_of_gradients(attack, model, X, y, keys, rows)
+    return _finite(attack, result, X)
 
+
+def _all_tiles(attack, model, X, y, keys, rows):
     def attacked(start):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
         x = jnp.asarray(X[index])
@@ -375,7 +389,46 @@ def attack_in_tiles(attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: i
     for start, x_adv in zip(starts, one_ahead(map(attacked, starts)), strict=True):
         kept = slice(start, min(start + rows, len(X)))
         result[kept] = settle(np.asarray(x_adv)[: kept.stop - start], X[kept], attack)
-    return _finite(attack, result, X)
+    return result
+
+
+def warn_of_gradients(attack, model, X, y, keys, rows, stacklevel=4):
+    """Warn if an attack that needs gradients meets some that are not finite numbers.
+
+    Looked at are up to ``LOOKED_AT`` of the examples, evenly spread, at their inputs and, for attacks that do not
+    look for the nearest point, at a random point of the ball too: one gradient of one tile at most, beside one for
+    each step and tile. Attacks take for zero what is not finite.
+    """
+    if not (getattr(attack, "needs_gradients", False) and len(X)):
+        return
+    n = min(LOOKED_AT, max(rows // 2, 1))
+    at = np.linspace(0, len(X) - 1, n).astype(int)
+    x = moved = jnp.asarray(X[at])
+    if hasattr(attack, "epsilon") and not hasattr(attack, "nearest"):
+        moved = _start(NORMS[attack.norm], x, keys[at].on_device(), ball_of(attack, x))
+    lost = np.unique(at[np.asarray(_lost(model, x, moved, jnp.asarray(y[at])))])
+    if len(lost):
+        warnings.warn(
+            f"the gradients are not finite at {len(lost)} of {len(np.unique(at))} examples looked at (first: "
+            f"row {lost[0]}): there the attack could not use them, so robustness may be "
+            "overestimated. Attack with Square, which needs none, or mend the model: jnp.where before a norm, a "
+            "square root or a logarithm of what may be 0",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+@jax.jit
+def _lost(model, x, moved, y):
+    """Whether a gradient at the inputs (n, ...) or at the points moved is not finite, for each example (n,)."""
+
+    def total(z):
+        scores, labels = with_fast_gradients(model)(z), jnp.concatenate([y, y])
+        return ascent_losses(two_columns(scores) if is_binary(scores.shape, labels) else scores, labels).sum()
+
+    gradient = jax.grad(total)(jnp.concatenate([x, moved]))
+    finite = jnp.isfinite(gradient.reshape(2, len(x), -1)).all((0, 2))
+    return ~finite
 
 
 def checked_data(attack, X, y, key):

@@ -146,7 +146,7 @@ class AutoAttack:
             at = np.flatnonzero(fallen_to == -1)
             if not len(at):
                 break
-            found = attack_in_tiles(attack, model, X[at], y[at], key=keys[at], rows=rows)
+            found = attack_in_tiles(attack, model, X[at], y[at], key=keys[at], rows=rows, look=False)
             given = answers(model, found, rows)
             fell = (given != y[at]) & (given != NO_ANSWER)
             x_adv[at[fell]], fallen_to[at[fell]] = found[fell], number

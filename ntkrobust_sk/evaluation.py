@@ -14,7 +14,7 @@ import scipy.stats
 from sklearn.base import is_regressor
 
 from ._validation import array, brief, check_choice, number, require_numbers
-from .attacks import PGD, require_attack
+from .attacks import PGD, require_attack, warn_of_gradients
 from .autoattack import AutoAttack
 from .balls import plain_bounds, settle
 from .estimators import key_of
@@ -120,6 +120,10 @@ def robustness_report(
     if subject.opaque is None:
         nearest = subject.within(FAB(**largest) if nearest is None else _in_ball(nearest, **largest))
         distances = np.minimum(distances, _nearest(subject, nearest, keys))
+        with subject.precision():
+            looked = PGD(**largest)
+            X = subject.inputs(subject.within(looked))
+            warn_of_gradients(subject.within(looked), subject.model, X, subject.y, keys, subject.rows)
     return RobustnessReport(
         epsilons=epsilons,
         norm=norm,
@@ -308,7 +312,10 @@ def minimal_perturbations(
     if subject.opaque is not None:
         raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
     keys = keys_of(key_of(random_state), len(subject.X))
-    return _nearest(subject, subject.within(attack), keys)
+    found = _nearest(subject, subject.within(attack), keys)
+    with subject.precision():
+        warn_of_gradients(attack, subject.model, subject.X, subject.y, keys, subject.rows)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -526,7 +533,7 @@ def _falls(subject, attack, epsilons, keys, right):
 def _attacked(subject, attack, keys, at):
     """Adversarial examples of rows ``at``, and flags."""
     if not hasattr(attack, "run"):
-        return subject.perturb(attack, keys, at), ()
+        return subject.perturb(attack, keys, at, look=False), ()
     with subject.precision():
         found = attack.run(
             subject.model, subject.inputs(attack, at), subject.y[at], key=keys[at], rows=subject.rows

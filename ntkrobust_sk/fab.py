@@ -275,6 +275,10 @@ def to_plane(norm: str, w, r, x, ball):
     r : array (n,)
     ball : Ball
     """
+    # the plane is the same, and squares of very small or large gradients are numbers
+    largest = jnp.max(jnp.abs(w), axis=1)
+    largest = jnp.where(largest > 0, largest, 1)
+    w, r = w / largest[:, None], r / largest
     sign = jnp.where(r[:, None] >= 0, 1, -1) * jnp.sign(w)
     room = jnp.where(sign > 0, ball.upper - x, jnp.where(sign < 0, x - ball.lower, 0))
     weight = jnp.abs(w)

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from ._interrupts import heard
-from ._validation import fitting, require_numbers
+from ._validation import brief, fitting, require_numbers
 from .attacks import attack_in_tiles
 from .balls import admitted
 from .blackbox import BlackBox, forget_error
@@ -133,12 +133,12 @@ class Subject:
         """The inputs of the rows ``at``, checked against the attack's bounds."""
         return admitted(attack, self.X[at], None if self.table is not None else _dtype_of(self.given))
 
-    def perturb(self, attack, key, at=slice(None)) -> np.ndarray:
+    def perturb(self, attack, key, at=slice(None), look=True) -> np.ndarray:
         """Adversarial examples of the rows ``at``; ``key`` is one, or one for each of *all* rows."""
         keys = keys_of(key, len(self.X))
         X = self.inputs(attack, at)
         with self.precision():
-            found = attack_in_tiles(attack, self.model, X, self.y[at], key=keys[at], rows=self.rows)
+            found = attack_in_tiles(attack, self.model, X, self.y[at], key=keys[at], rows=self.rows, look=look)
         return found if self.table is None else np.where(self.free, found, X)
 
     @contextmanager
@@ -383,8 +383,10 @@ def _model_subject(model, X, y, classes, labelled):
     try:
         y = positions(y, known, len(checked)) if labelled else None
     except ValueError as error:
-        if classes is None:
-            error.add_note(f"The labels of a function are the positions of its scores, 0 to {len(known) - 1}.")
+        if classes is None and "not seen in fit" in str(error):
+            raise ValueError(
+                f"the labels of a function are the positions of its scores, 0 to {len(known) - 1}, got {brief(y)}"
+            ) from None
         raise
     return Subject(model, model, checked, y, known, NETWORK_ROWS, x64, None, X, table)
 

@@ -297,9 +297,8 @@ def test_a_function_that_gives_no_scores_is_refused():
             robustness_report(function, X, Y, 0.1)
     with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(1, 8\)"):
         robustness_report(fitted_classifier().model_, np.hstack([X, X]), Y, 0.1)
-    with pytest.raises(ValueError, match="not seen in fit") as caught:
+    with pytest.raises(ValueError, match="positions of its scores, 0 to 3"):
         robustness_report(lambda x: x, X, Y + 4, 0.1)
-    assert "positions of its scores, 0 to 3" in caught.value.__notes__[0]
 
 
 def test_regressors_need_a_target_for_each_sample():
