@@ -74,13 +74,16 @@ IRRELEVANT = {
     ),
     "the way back, which no model takes": "fit_inverse_transform check_inverse inverse_func inv_kw_args",
     "metadata of fit": "transform_input",
+    "columns without any value, of which there are none in the inputs here": "keep_empty_features",
     "the answer predict gives to ties, which scores leave open": "break_ties",
     "answers of an estimator that is not fitted": "n_targets",
     "the size of what is fitted": (
         "n_components hidden_layer_sizes transformers remainder quantile_range unit_variance remove_zero_eig "
         "estimator"
     ),
-    "what is read as it was at the time of fitting": "degree gamma kernel kernel_params normalize_y",
+    "what is read as it was at the time of fitting": (
+        "degree gamma kernel kernel_params normalize_y strategy fill_value"
+    ),
 }
 # What the fitted estimator itself looks at when it is asked.
 READ = {
@@ -108,6 +111,7 @@ READ = {
     "SelectFromModel": "threshold max_features importance_getter norm_order",
     "SelectKBest": "k",
     "SelectPercentile": "percentile",
+    "SimpleImputer": "add_indicator missing_values",
     "StandardScaler": "with_mean with_std",
     "VarianceThreshold": "threshold",
 }
@@ -146,6 +150,7 @@ QUICK = {
     "SelectFromModel": {"estimator": LogisticRegression().fit(X, X[:, 3] > 0.5)},
     "SelectKBest": {"k": 2},
     "SelectPercentile": {"percentile": 50},
+    "SimpleImputer": {"missing_values": X[0, 0], "add_indicator": True},
 }
 # Other values than those that a parameter's constraints suggest.
 VALUES = {
@@ -168,6 +173,7 @@ VALUES = {
     "gamma": [0.6],
     "hidden_layer_sizes": [(), (3, 5)],
     "importance_getter": [lambda estimator: np.arange(4.0)],
+    "fill_value": [0.3],
     "inv_kw_args": [{}],
     "inverse_func": [np.abs],
     "k": [3, "all"],
@@ -176,6 +182,7 @@ VALUES = {
     "l1_ratio": [0.3],
     "l1_ratios": [(0.5,)],
     "loss": ["huber", "log_loss", "hinge", "poisson", "squared_epsilon_insensitive"],
+    "missing_values": [QUERIES[0, 1], X[1, 2], np.nan],
     "memory": [tempfile.mkdtemp()],
     "n_alphas": [4],
     "n_jobs": [1],

@@ -18,7 +18,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from .frames import Table
-from .sklearn_models import as_model
+from .sklearn_models import model_on
 
 # Bytes that a table of known answers may take.
 LARGEST_BLOCK = 2**28
@@ -82,7 +82,7 @@ def _form(step, table, columns):
         return _joined([(weight, _form(s, table, columns)) for weight, s in kept])
     if fixed.any() and isinstance(step, SimpleImputer):
         return _imputed(step, table, columns)
-    return Partial(_after, as_model(step), _values(table, columns))
+    return Partial(_after, model_on(None, step), _values(table, columns))
 
 
 def _pipeline(estimator, table, columns):
@@ -93,7 +93,7 @@ def _pipeline(estimator, table, columns):
     form = _form(first, table, columns)
     if not rest:
         return form
-    return Partial(_after, as_model(rest[0][1] if len(rest) == 1 else Pipeline(rest)), form)
+    return Partial(_after, model_on(None, rest[0][1] if len(rest) == 1 else Pipeline(rest)), form)
 
 
 def _side_by_side(estimator, table, columns):

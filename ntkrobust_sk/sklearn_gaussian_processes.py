@@ -20,19 +20,19 @@ def covariance(kernel):
     if kind is kernels.Exponentiation:
         return Partial(_power, covariance(kernel.kernel), kernel.exponent)
     if kind is kernels.ConstantKernel:
-        return Partial(_constant, kernel.constant_value)
+        return Partial(_constant, _number(kernel.constant_value))
     if kind is kernels.WhiteKernel:
         return Partial(_constant, 0.0)
     if kind is kernels.DotProduct:
-        return Partial(_dot_product, kernel.sigma_0)
+        return Partial(_dot_product, _number(kernel.sigma_0))
     if kind is kernels.RBF:
-        return Partial(_squared_exponential, kernel.length_scale)
+        return Partial(_squared_exponential, _number(kernel.length_scale))
     if kind is kernels.RationalQuadratic:
-        return Partial(_rational_quadratic, kernel.alpha, kernel.length_scale)
+        return Partial(_rational_quadratic, _number(kernel.alpha), _number(kernel.length_scale))
     if kind is kernels.ExpSineSquared:
-        return Partial(_periodic, kernel.length_scale, kernel.periodicity)
+        return Partial(_periodic, _number(kernel.length_scale), _number(kernel.periodicity))
     if kind is kernels.Matern and kernel.nu in MATERN:
-        return Partial(MATERN[kernel.nu], kernel.length_scale)
+        return Partial(MATERN[kernel.nu], _number(kernel.length_scale))
     raise TypeError(f"the Gaussian process kernel {kernel!r} has no differentiable form here")
 
 
@@ -44,12 +44,18 @@ def variance(kernel):
     if kind is kernels.Exponentiation:
         return Partial(_power_at, variance(kernel.kernel), kernel.exponent)
     if kind is kernels.ConstantKernel:
-        return Partial(_constant_at, kernel.constant_value)
+        return Partial(_constant_at, _number(kernel.constant_value))
     if kind is kernels.WhiteKernel:
-        return Partial(_constant_at, kernel.noise_level)
+        return Partial(_constant_at, _number(kernel.noise_level))
     if kind is kernels.DotProduct:
-        return Partial(_dot_product_at, kernel.sigma_0)
+        return Partial(_dot_product_at, _number(kernel.sigma_0))
     return Partial(_constant_at, 1.0)
+
+
+def _number(value):
+    """A kernel's number, or one for each feature as an array: scikit-learn takes lists and tuples too."""
+    value = np.asarray(value, np.float64)
+    return float(value) if value.ndim == 0 else value
 
 
 def _sum(first, second, x, z):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from itertools import islice
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,13 @@ KEPT, AT_HAND = 4, 8
 PRECISION = {4: 1e-3, 8: 1e-6}
 # What differs by more is compared with what rounding the inputs changes in the estimator's answers, times this.
 NOISE = 30
+# Relative differences that a model may have in single precision before there is a warning.
+SINGLE = 1e-2
 # Probabilities are rounded absolutely: a Gaussian process's are sums of terms of the order of 1,000.
-ROUNDED = 1e-12
+ROUNDED, ROUNDED_SINGLE = 1e-12, 1e-3
 
 
-def check_agreement(estimator, form, X=None, kernel=None, X_fit=None) -> None:
+def check_agreement(estimator, form, X=None, kernel=None, X_fit=None, single=False) -> None:
     """Raise TypeError where a form's scores are not the estimator's, nor its answers those of the highest scores.
 
     Parameters
@@ -42,6 +45,8 @@ def check_agreement(estimator, form, X=None, kernel=None, X_fit=None) -> None:
         Inputs at hand, some of which are compared too.
     kernel, X_fit
         As they were given to :func:`~ntkrobust_sk.as_model`.
+    single : bool, default=False
+        Whether to warn if the form's scores are others in single precision.
     """
     if hasattr(core(estimator), "_predictor"):
         # this library's own estimators are their own models; what stands before them in a pipeline is not
@@ -65,6 +70,32 @@ def check_agreement(estimator, form, X=None, kernel=None, X_fit=None) -> None:
         return np.asarray(kernel(x, z)) if precomputed else _named(estimator, x.copy())
 
     compare(estimator, form, rows, own)
+    if single and kernel is None:
+        _warn_of_single_precision(estimator, form, rows, own)
+
+
+def _warn_of_single_precision(estimator, form, rows, own):
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        method = _method_of(estimator)
+        expected = _own_scores(estimator, method, own(rows))
+        found = _as_columns(jax.tree.map(_in_single, form)(rows.astype(np.float32))).astype(np.float32)
+        found = _comparable(method, found, expected)
+        wrong = _beyond_rounding(method, found, expected, SINGLE, ROUNDED_SINGLE)
+    if wrong.any():
+        off = np.nanmax(abs(found - expected))
+        warnings.warn(
+            f"in single precision the model of {type(estimator).__name__} does not give its {method}: "
+            f"{wrong.any(1).sum()} of {len(rows)} rows differ by more than {SINGLE:.0%}, by up to {off:.3g}: "
+            "enable x64 (jax.enable_x64), or use robust_accuracy, which computes in double precision",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _in_single(leaf):
+    is_double = isinstance(leaf, np.ndarray | np.floating) and leaf.dtype == np.float64
+    return leaf.astype(np.float32) if is_double else leaf
 
 
 def _check_kernel(kernel, x, z):
@@ -207,15 +238,15 @@ def _as_columns(values) -> np.ndarray:
     return values.reshape(len(values), -1)
 
 
-def _beyond_rounding(method, found, expected):
+def _beyond_rounding(method, found, expected, precision=None, rounded=ROUNDED):
     if found.shape != expected.shape:
         return np.ones((len(expected), 1), bool)
     finite = np.isfinite(expected)
     size = np.where(finite, abs(expected), 0)
-    precision = PRECISION[min(expected.dtype.itemsize, found.dtype.itemsize)]
+    precision = precision or PRECISION[min(expected.dtype.itemsize, found.dtype.itemsize)]
     allowed = precision * (size + np.median(size, axis=0)) + 1e-12 * size.max(initial=0)
     if method == "predict_proba":
-        allowed += ROUNDED / np.exp(expected)
+        allowed += rounded / np.exp(expected)
     return finite & ~(abs(found - expected) <= allowed)
 
 
@@ -271,7 +302,8 @@ def _parts(estimator):
     """Estimators inside of this one that see the same inputs."""
     if hasattr(estimator, "steps"):
         # before the first that knows its inputs, nothing changes them
-        known = (step for _, step in estimator.steps if not _is_word(step) and width_of(step) is not None)
+        steps = [step for _, step in estimator.steps if not _is_word(step)]
+        known = (step for step in steps if width_of(step) is not None and not _changes_nothing(step))
         return tuple(islice(known, 1))
     if hasattr(estimator, "transformer_list"):
         return tuple(step for _, step in estimator.transformer_list if not _is_word(step))
@@ -282,6 +314,13 @@ def _parts(estimator):
 
 def _is_word(step) -> bool:
     return step is None or isinstance(step, str)
+
+
+def _changes_nothing(step) -> bool:
+    """Whether it is an imputer that keeps complete rows as they are."""
+    indicated = getattr(getattr(step, "indicator_", None), "features_", ())
+    known = getattr(step, "statistics_", None)
+    return known is not None and not len(indicated) and all(value == value for value in known)
 
 
 def rows_near(estimator) -> np.ndarray:
@@ -303,6 +342,11 @@ def _kept_rows(estimator):
     if hasattr(estimator, "base_estimator_"):
         first = estimator.base_estimator_
         estimator = first.estimators_[0] if hasattr(first, "estimators_") else first
+    if (
+        isinstance(getattr(estimator, "missing_values", None), Real)
+        and estimator.missing_values == estimator.missing_values
+    ):
+        return np.full((1, estimator.n_features_in_), float(estimator.missing_values))
     names = ["support_vectors_", "X_fit_", "X_train_", "_BaseLibSVM__Xfit"]
     for name in names + (["components_"] if hasattr(estimator, "component_indices_") else []):
         kept = getattr(estimator, name, None)
@@ -313,7 +357,7 @@ def _kept_rows(estimator):
 
 def _pulled_back(steps):
     """The rows that one of the steps keeps, as inputs of the first."""
-    steps = [step for _, step in steps if not _is_word(step)]
+    steps = [step for _, step in steps if not _is_word(step) and not _changes_nothing(step)]
     for at, keeper in enumerate(steps):
         rows = _kept_rows(keeper)
         if rows is not None:

@@ -42,9 +42,9 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     ----------
     estimator : fitted estimator
         A linear model, a support vector machine, kernel ridge, a Gaussian process, a multi-layer perceptron;
-        scalers, PCA, kernel PCA, kernel approximations, polynomial features, feature selection; a Pipeline,
-        ColumnTransformer or FeatureUnion of those; a search over them; or one of this library. It may have been
-        fitted on sparse inputs; the model takes dense ones.
+        scalers, imputers, PCA, kernel PCA, kernel approximations, polynomial features, feature selection; a
+        Pipeline, ColumnTransformer or FeatureUnion of those; a search over them; or one of this library. It may
+        have been fitted on sparse inputs; the model takes dense ones.
     kernel : callable, default=None
         ``kernel(x, z) -> (n, m)`` in JAX, for a kernel machine whose own kernel is a callable or precomputed.
     X_fit : array (m, d), default=None
@@ -57,6 +57,11 @@ def as_model(estimator, *, kernel=None, X_fit=None):
         features of a transformer. Scores of two classes are 0 and the decision function. Those of a Gaussian
         process classifier are log probabilities. A multi-class support vector machine gives the one-vs-rest
         decision function. In x64 they agree with scikit-learn's to rounding.
+
+    Warns
+    -----
+    UserWarning
+        If the scores are far from the estimator's in single precision, in which the model runs outside of x64.
 
     Raises
     ------
@@ -81,17 +86,18 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     >>> bool(abs(model(X) - pipeline.decision_function(X)).max() < 1e-4)
     True
     """
-    return model_on(None, estimator, kernel, X_fit)
+    # robust_accuracy and its like compute in double precision, and come by the other door
+    return model_on(None, estimator, kernel, X_fit, single=jnp.result_type(float) == np.float32)
 
 
-def model_on(X, estimator, kernel=None, X_fit=None):
-    """:func:`as_model`, compared with the estimator on some rows of X (n, d) as well."""
+def model_on(X, estimator, kernel=None, X_fit=None, single=False):
+    """:func:`as_model`, compared on some rows of X (n, d) too; it warns if ``single`` precision is bad."""
     _check_estimator(estimator)
     _check_kernel(estimator, kernel, X_fit)
     form = _form(estimator, kernel, X_fit)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(form)):
         raise TypeError(f"the fitted attributes of {type(estimator).__name__} hold complex numbers")
-    check_agreement(estimator, form, X, kernel, X_fit)
+    check_agreement(estimator, form, X, kernel, X_fit, single)
     return Partial(_Inputs(_shape_of_inputs(estimator, X_fit), type(estimator).__name__), form)
 
 
@@ -264,6 +270,7 @@ ADAPTERS |= {
     "PolynomialFeatures": transformers.polynomial,
     "RBFSampler": transformers.rbf_sampler,
     "RobustScaler": transformers.robust,
+    "SimpleImputer": transformers.imputer,
     "StandardScaler": transformers.standard,
 }
 # Of those that give scores, what they transform to in the middle of a Pipeline.

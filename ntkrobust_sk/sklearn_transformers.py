@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import numpy as np
 from jax.tree_util import Partial
@@ -117,6 +118,29 @@ def selector(estimator):
 
 def _chosen(columns, x):
     return x[:, columns]
+
+
+def imputer(estimator):
+    """The columns that are kept, with statistics in place of what is missing, and which values were missing."""
+    try:
+        statistics = np.asarray(estimator.statistics_, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError("a SimpleImputer of values that are no numbers has no differentiable form") from None
+    empty = np.isnan(statistics) & (not estimator.keep_empty_features)
+    indicator = getattr(estimator, "indicator_", None)
+    if estimator.add_indicator and indicator is None:
+        raise TypeError("a SimpleImputer with add_indicator that was fitted without it has no form")
+    shown = np.asarray(indicator.features_ if estimator.add_indicator else [], int)
+    # None and pandas.NA are missing as NaN in numbers
+    missing = float(estimator.missing_values) if isinstance(estimator.missing_values, Real) else np.nan
+    return Partial(_filled, missing, statistics, np.flatnonzero(~empty), shown)
+
+
+def _filled(missing, statistics, kept, shown, x):
+    xp = namespace(x)
+    unknown = (x == xp.asarray(missing, x.dtype)) | (xp.isnan(x) & xp.isnan(missing))
+    filled = xp.where(unknown, xp.asarray(statistics, x.dtype), x)
+    return xp.concatenate([filled[:, kept], unknown[:, shown].astype(x.dtype)], axis=1)
 
 
 def function(estimator):

@@ -15,6 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import SelectFromModel, SelectKBest
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor, kernels
+from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
@@ -533,3 +534,125 @@ def test_a_precomputed_matrix_that_a_pipeline_scales_is_no_function_of_inputs():
     pipeline = make_pipeline(StandardScaler(), SVC(kernel="precomputed")).fit(squares(X, X), Y)
     with pytest.raises(TypeError, match="give as_model its last step"):
         as_model(pipeline, kernel=squares, X_fit=X)
+
+
+# Imputers
+
+HOLES = np.where(np.random.default_rng(5).random(X.shape) < 0.1, np.nan, X)
+EMPTY = np.c_[HOLES[:, :2], np.full(len(X), np.nan), HOLES[:, 2]]
+IMPUTERS = {
+    "complete": (lambda: SimpleImputer(), X),
+    "mean": (lambda: SimpleImputer(), HOLES),
+    "indicators": (lambda: SimpleImputer(strategy="median", add_indicator=True), HOLES),
+    "an empty column": (lambda: SimpleImputer(strategy="most_frequent", add_indicator=True), EMPTY),
+    "an empty column that is kept": (lambda: SimpleImputer(keep_empty_features=True), EMPTY),
+    "a constant": (lambda: SimpleImputer(strategy="constant", fill_value=3.0, add_indicator=True), EMPTY),
+    "a number that is missing": (lambda: SimpleImputer(missing_values=X[0, 0], add_indicator=True), X),
+    "minus one": (lambda: SimpleImputer(missing_values=-1, strategy="constant"), np.nan_to_num(HOLES, nan=-1.0)),
+    "a statistic of one's own": (lambda: SimpleImputer(strategy=np.max), HOLES),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Skipping features")
+@pytest.mark.parametrize("name", IMPUTERS)
+def test_an_imputer_is_a_function_of_what_is_known_and_has_no_gradient_where_nothing_is(name):
+    make, data = IMPUTERS[name]
+    imputer = make().fit(data)
+    clf = make_pipeline(make(), StandardScaler(), LogisticRegression()).fit(data, Y)
+    missing = imputer.missing_values
+    incomplete = QUERIES.copy()
+    incomplete[::3, 1] = missing
+    for x in (QUERIES, incomplete):
+        with enable_x64(True):
+            found, scores = np.asarray(as_model(imputer)(x)), np.asarray(as_model(clf)(x))
+            slopes = jax.grad(lambda x: as_model(imputer)(x).sum())(x)
+        np.testing.assert_allclose(found, imputer.transform(x.copy()), rtol=1e-12)
+        np.testing.assert_allclose(scores, clf.decision_function(x.copy()), rtol=1e-6, atol=1e-9)
+        kept = imputer.keep_empty_features | ~np.isnan(imputer.statistics_.astype(float))
+        unknown = np.isnan(x) if np.isnan(missing) else x == missing
+        np.testing.assert_array_equal(slopes, ~unknown & kept)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_pipelines_with_imputers_are_attacked_by_their_gradients(columns):
+    first = ColumnTransformer([("n", SimpleImputer(), [3, 1])], remainder=SimpleImputer())
+    clf = make_pipeline(first if columns else SimpleImputer(), LogisticRegression()).fit(X, Y)
+    twin = LogisticRegression().fit(first.fit_transform(X) if columns else X, Y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = robust_accuracy(clf, X, Y, PGD(0.1, 10))
+    assert found == robust_accuracy(twin, X[:, [3, 1, 0, 2]] if columns else X, Y, PGD(0.1, 10)) < clf.score(X, Y)
+
+
+def test_an_imputer_that_was_fitted_without_indicators_or_numbers_is_refused():
+    with pytest.raises(TypeError, match="fitted without it"):
+        as_model(changed(SimpleImputer().fit(X), add_indicator=True))
+    words = SimpleImputer(strategy="most_frequent").fit(np.array([["a"], ["b"]], object))
+    with pytest.raises(TypeError, match="no numbers"):
+        as_model(words)
+
+
+def test_an_imputer_in_front_leaves_the_guard_the_rows_that_a_machine_keeps():
+    data = 1e4 + 5 * X
+    plain = make_pipeline(StandardScaler(), SVC()).fit(data, Y)
+    np.testing.assert_allclose(rows_near(make_pipeline(SimpleImputer(), *plain).fit(data, Y)), rows_near(plain))
+
+
+# Kernels' numbers
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda v: np.array(v, np.float32)])
+def test_length_scales_may_come_as_lists(kind):
+    scales = kind([1.0, 2, 1, 1])
+    inner = kernels.RBF(scales) * kernels.ConstantKernel(2) + kernels.Matern(scales, nu=0.5) ** 2
+    inner += kernels.Matern(scales, nu=np.inf) * kernels.Matern(scales, nu=1.5) + kernels.Matern(scales, nu=2.5)
+    for estimator, y in (
+        (GaussianProcessClassifier(inner, optimizer=None), Y2),
+        (GaussianProcessClassifier(kernels.RBF(scales), optimizer=None), Y),
+        (GaussianProcessRegressor(inner, optimizer=None, alpha=0.1), X[:, 0]),
+    ):
+        with enable_x64(True):
+            found = np.asarray(as_model(estimator.fit(X, y))(X[::9]))
+        found = found - np.log(np.exp(found).sum(1, keepdims=True)) if hasattr(estimator, "classes_") else found
+        np.testing.assert_allclose(found, own_answers(estimator, X[::9]), rtol=1e-5, atol=1e-6)
+
+
+# Single precision
+
+
+def ill_conditioned():
+    data = load_iris().data
+    features = Nystroem(kernel="polynomial", degree=2, coef0=3, gamma=0.1, n_components=20, random_state=0)
+    return make_pipeline(features, LinearSVC()).fit(data, Y), data
+
+
+def test_a_model_whose_answers_are_others_in_single_precision_says_so_and_what_to_do():
+    clf, data = ill_conditioned()
+    with pytest.warns(
+        UserWarning, match=r"single precision the model of Pipeline.*enable_x64.*robust_acc"
+    ) as seen:
+        model = as_model(clf)
+    assert seen[0].filename == __file__
+    assert (np.asarray(model(data)).argmax(1) != clf.predict(data)).mean() > 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with enable_x64(True):
+            exact = as_model(clf)(data)
+        robust_accuracy(clf, data, Y, PGD(0.1, 2, bounds=None))
+        robust_accuracy(clf, pd.DataFrame(data), Y, PGD(0.1, 2, bounds=None))
+    assert (np.asarray(exact).argmax(1) == clf.predict(data)).all()
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e9])
+def test_data_far_from_zero_are_not_for_single_precision(offset):
+    clf = make_pipeline(StandardScaler(), LogisticRegression()).fit(X + offset, Y)
+    with pytest.warns(UserWarning, match="single precision"):
+        as_model(clf)
+
+
+@pytest.mark.parametrize("name", sorted(FOLLOWED.keys() - {"far from zero"}))
+def test_ordinary_estimators_do_well_in_single_precision(name):
+    estimator = FOLLOWED[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_model(estimator)
