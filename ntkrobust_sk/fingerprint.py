@@ -2,7 +2,8 @@
 
 A ``repr`` tells configurations apart, but neither lambdas, nor closures, nor a function before and after it was
 edited. A jaxpr holds whatever such a function does, and the numbers that it does it with. Of Python code that
-runs outside of JAX (callbacks) the bytecode is taken, and whatever it refers to.
+runs outside of JAX (callbacks) the bytecode is taken, and whatever it refers to: functions, classes, numbers.
+What it may read of elsewhere (files, modules with settings, compiled code) has no fingerprint; then this says so.
 
 The same function gives the same fingerprint in every process. Another version of JAX or Python may write the
 same function down in another way.
@@ -10,11 +11,14 @@ same function down in another way.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -42,6 +46,69 @@ ASIDE = {
 # Rules for derivatives, which whatever was differentiated has in its equations already.
 RULES = {"bwd", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"}
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+# What comes first in the fingerprint of a function that may compute something else tomorrow.
+UNSURE = "unsure: "
+# Packages whose functions are known by their names: they keep no settings that matter here.
+KNOWN = {
+    *("abc", "builtins", "cmath", "collections", "dataclasses", "enum", "functools", "itertools", "jax", "jaxlib"),
+    *(
+        "_thread",
+        "math",
+        "ml_dtypes",
+        "ntkrobust_sk",
+        "numbers",
+        "numpy",
+        "operator",
+        "re",
+        "scipy",
+        "types",
+        "typing",
+    ),
+}
+# Names in them, and built-in functions, by which code reads what is not in it.
+ELSEWHERE = {
+    *("__import__", "compile", "eval", "exec", "fromfile", "genfromtxt", "globals", "input", "load", "loadtxt"),
+    *("locals", "memmap", "open", "random", "rvs"),
+}
+# What Python and its tools keep in classes: no part of what they do.
+OF_CLASSES = {
+    *("__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__"),
+    *(
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__static_attributes__",
+        "__weakref__",
+        "_abc_impl",
+        "__dataclass_fields__",
+        "__dataclass_params__",
+    ),
+}
+SLOT = types.MemberDescriptorType
+
+
+@dataclasses.dataclass
+class _Reading:
+    """What was read so far.
+
+    Attributes
+    ----------
+    unsure : list of str
+        What was found that has no fingerprint.
+    seen : dict
+        Digests of objects by id, and the objects, so that ids stay theirs.
+    outside : bool
+        Whether this is code that runs outside of JAX.
+    """
+
+    unsure: list[str] = dataclasses.field(default_factory=list)
+    seen: dict[int, tuple[Any, bytes]] = dataclasses.field(default_factory=dict)
+    outside: bool = False
+
+    def doubt(self, what: str) -> None:
+        if self.outside:
+            self.unsure.append(what)
 
 
 def fingerprint(function: Callable, *args) -> tuple[str, Any]:
@@ -57,6 +124,7 @@ def fingerprint(function: Callable, *args) -> tuple[str, Any]:
     Returns
     -------
     digest : str
+        Begins with "unsure: ", and says why, where code outside of JAX may read what has no fingerprint.
     shapes : pytree of jax.ShapeDtypeStruct
 
     Examples
@@ -71,7 +139,8 @@ def fingerprint(function: Callable, *args) -> tuple[str, Any]:
     """
     # a function of its own, for which JAX has kept nothing
     jaxpr, shapes = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
-    return _of(jaxpr, {}).hex(), shapes
+    digest = _of(jaxpr, reading := _Reading()).hex()
+    return (f"{UNSURE}{', '.join(dict.fromkeys(reading.unsure))}" if reading.unsure else digest), shapes
 
 
 def hash_arrays(arrays: Iterable) -> str:
@@ -96,66 +165,135 @@ def _joined(kind: str, parts: Iterable[bytes]) -> bytes:
     return digest.digest()
 
 
-def _of(value, seen: dict[int, tuple[Any, bytes]]) -> bytes:
-    """Digest of any value. ``seen`` has those of objects by id, and the objects, so that ids stay theirs."""
-    if isinstance(value, PLAIN):
+def _of(value, seen: _Reading) -> bytes:
+    """Digest of any value."""
+    if type(value) in PLAIN:
         return _joined(type(value).__name__, [repr(value).encode()])
-    if isinstance(value, enum.Enum | np.dtype | type | types.ModuleType):
-        return _joined("name", [str(value).encode()])
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _of_array(value)
-    if isinstance(value, dict):
-        return _joined("dict", sorted(_of(key, seen) + _of(held, seen) for key, held in value.items()))
-    if isinstance(value, tuple | list):
-        return _joined(type(value).__name__, [_of(held, seen) for held in value])
-    if isinstance(value, set | frozenset):
-        return _joined("set", sorted(_of(held, seen) for held in value))
-    if id(value) not in seen:
-        seen[id(value)] = (value, b"being read")
-        seen[id(value)] = (value, _of_object(value, seen))
-    return seen[id(value)][1]
+        return _of_array(value, seen)
+    if id(value) not in seen.seen:
+        seen.seen[id(value)] = (value, b"being read")
+        seen.seen[id(value)] = (value, _of_object(value, seen))
+    return seen.seen[id(value)][1]
 
 
-def _of_array(array) -> bytes:
+def _of_array(array, seen) -> bytes:
     if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return _joined("key", [str(jax.random.key_impl(array)).encode(), _of_array(jax.random.key_data(array))])
+        return _joined(
+            "key", [str(jax.random.key_impl(array)).encode(), _of_array(jax.random.key_data(array), seen)]
+        )
+    if not isinstance(array, jax.Array | np.generic) and type(array) is not np.ndarray:
+        seen.doubt(f"an array {_name(type(array))}")
     array = np.asarray(array)
-    content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+    content = _of(array.tolist(), seen) if array.dtype.hasobject else array.tobytes()
     return _joined("array", [f"{array.dtype.name}{array.shape}".encode(), content])
 
 
 def _of_object(value, seen) -> bytes:
-    if isinstance(value, ClosedJaxpr):
-        return _joined("closed", [_of_jaxpr(value.jaxpr, seen), *(_of(const, seen) for const in value.consts)])
-    if isinstance(value, Jaxpr):
-        return _of_jaxpr(value, seen)
-    if isinstance(value, functools.partial):
-        return _joined("partial", [_of(part, seen) for part in (value.func, value.args, value.keywords)])
-    if isinstance(value, types.MethodType):
-        return _joined("method", [_of(value.__func__, seen), _of(value.__self__, seen)])
+    if isinstance(value, enum.Enum):
+        return _joined(_name(type(value)), [value.name.encode(), _of(value.value, seen)])
+    for kinds, of in (
+        (ClosedJaxpr, lambda: [_of_jaxpr(value.jaxpr, seen), *(_of(const, seen) for const in value.consts)]),
+        (Jaxpr, lambda: [_of_jaxpr(value, seen)]),
+        (types.MappingProxyType, lambda: [_of(dict(value), seen)]),
+        (dict, lambda: sorted(_of(key, seen) + _of(held, seen) for key, held in value.items())),
+        (tuple | list, lambda: [_of(held, seen) for held in value]),
+        (set | frozenset, lambda: sorted(_of(held, seen) for held in value)),
+        (np.dtype | jax.tree_util.PyTreeDef, lambda: [str(value).encode()]),
+        (functools.partial, lambda: [_of(part, seen) for part in (value.func, value.args, value.keywords)]),
+        (types.MethodType, lambda: [_of(value.__func__, seen), _of(value.__self__, seen)]),
+        (property, lambda: [_of(part, seen) for part in (value.fget, value.fset, value.fdel)]),
+        (staticmethod | classmethod, lambda: [_of(value.__func__, seen)]),
+        (types.CodeType, lambda: [value.co_code, _of(value.co_consts, seen), _of(value.co_names, seen)]),
+        (SLOT | types.GetSetDescriptorType, lambda: [value.__qualname__.encode()]),
+    ):
+        if isinstance(value, kinds):
+            # a class made of one of them may add to it
+            own = [_of(type(value), seen)] if seen.outside else []
+            own += [_of(held, seen)] if (held := getattr(value, "__dict__", None)) else []
+            return _joined(_name(type(value)), [*of(), *own])
+    if _is_known(value):
+        return _joined("name", [without_addresses(value).encode()])
+    if isinstance(value, types.ModuleType):
+        seen.doubt(f"settings of the module {value.__name__}")
+        return _joined("name", [value.__name__.encode()])
     if isinstance(value, types.FunctionType):
         return _of_function(value, seen)
-    if isinstance(value, types.CodeType):
-        return _joined("code", [value.co_code, _of(value.co_consts, seen), _of(value.co_names, seen)])
-    if hasattr(value, "__wrapped__"):
-        return _of(value.__wrapped__, seen)
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
-    if dataclasses.is_dataclass(value):
-        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return _joined(name, [_of(held, seen)])
-    held = getattr(value, "__dict__", None)
-    return _joined(name, [without_addresses(value).encode() if not held else _of(held, seen)])
+    return _of_class(value, seen) if isinstance(value, type) else _of_instance(value, seen)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_known(value) -> bool:
+    """Whether a function, class or module of a known package can be had by its name."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.split(".")[0] in KNOWN and value.__name__ != "numpy.random"
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    module = "numpy" if isinstance(value, np.ufunc) else module
+    if not isinstance(module, str) or not isinstance(name := name or getattr(value, "__name__", None), str):
+        return False
+    if module.split(".")[0] not in KNOWN or module.startswith("numpy.random"):
+        return False
+    found = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _of_class(value, seen) -> bytes:
+    """Of the attributes and methods of a class, and of those that it comes from."""
+    held = {name: part for name, part in vars(value).items() if name not in OF_CLASSES}
+    return _joined(
+        "class", [_name(value).encode(), _of(held, seen), *(_of(base, seen) for base in value.__bases__)]
+    )
+
+
+def _of_instance(value, seen) -> bytes:
+    """Of an object's state, and of its class where that may be changed."""
+    kind = type(value)
+    if isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType):
+        return _joined("method", [value.__name__.encode(), _of(value.__self__, seen)])
+    slots = [name for cls in kind.__mro__ for name, part in vars(cls).items() if isinstance(part, SLOT)]
+    held = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
+    parts = [_name(kind).encode(), _of(kind, seen) if seen.outside else b"", _of(held, seen)]
+    if hasattr(value, "__wrapped__") and kind.__module__.split(".")[0] in KNOWN:
+        return _joined("wrapped", [*parts, _of(value.__wrapped__, seen)])
+    if kind.__new__ is not object.__new__:
+        # made by compiled code, which may hold more than it shows
+        seen.doubt(f"an object {_name(kind)}")
+    return _joined("object", [*parts, b"" if held else without_addresses(value).encode()])
 
 
 def _of_function(function, seen) -> bytes:
-    """Of its code, its defaults, and of whatever it refers to that is no module, class or built-in."""
+    """Of its code, its defaults, its attributes, and of whatever it refers to."""
     code, cells = function.__code__, function.__closure__ or ()
     held = [cell.cell_contents for cell in cells if cell != types.CellType()]
-    named = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
-    return _joined(
-        "function",
-        [_of(part, seen) for part in (code, function.__defaults__, function.__kwdefaults__, held, named)],
-    )
+    named = {}
+    for name in sorted(_names(code, seen)):
+        if name in function.__globals__:
+            named[name] = function.__globals__[name]
+        elif not hasattr(builtins, name):
+            seen.doubt(f"the name {name}, which is not there")
+    parts = (code, function.__defaults__, function.__kwdefaults__, held, named, vars(function))
+    return _joined("function", [_of(part, seen) for part in parts])
+
+
+def _names(code, seen) -> set[str]:
+    """Names of what code takes from outside of itself, that of the functions in it too."""
+    found = set()
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            found.add(step.argval)
+        if step.opname in ("IMPORT_NAME", "STORE_GLOBAL") or (
+            step.argval in ELSEWHERE and step.opname != "LOAD_CONST"
+        ):
+            seen.doubt(f"{step.argval} in {code.co_name}")
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            found |= _names(inner, seen)
+    return found
 
 
 def _of_jaxpr(jaxpr, seen) -> bytes:
@@ -170,8 +308,12 @@ def _of_jaxpr(jaxpr, seen) -> bytes:
 
     def equation(eqn) -> bytes:
         params = {name: held for name, held in eqn.params.items() if name not in ASIDE | RULES}
+        # what gives nothing back, such as jax.debug.print, changes no number
+        outside = {name: held for name, held in params.items() if callable(held) and eqn.outvars}
+        of_outside = _of(outside, _Reading(seen.unsure, outside=True)) if outside else b""
+        params = {name: held for name, held in params.items() if name not in outside}
         atoms = [*map(atom, eqn.invars), b"->", *map(atom, eqn.outvars)]
-        return _joined(eqn.primitive.name, [*atoms, _of(params, seen)])
+        return _joined(eqn.primitive.name, [*atoms, _of(params, seen), of_outside])
 
     first = [atom(held) for held in (*jaxpr.constvars, *jaxpr.invars)]
     return _joined("jaxpr", [*first, *map(equation, jaxpr.eqns), *map(atom, jaxpr.outvars)])

@@ -105,7 +105,7 @@ class Model(Portable):
             If the network cannot take inputs of this shape and dtype.
             For inputs that are not finite, where they are known: on the host, and outside of ``jit``.
         TypeError
-            For what is no array of numbers.
+            For what is no array of numbers, and for a network that is no function of traced arrays.
         """
         if not isinstance(self.variables, tuple) or len(self.variables) != 2:
             require_model(self)
@@ -117,8 +117,8 @@ class Model(Portable):
             raise
         try:
             logits, _ = self.network.apply(params, state, x, train=False)
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-            raise  # what is said of Python's own control flow on traced values needs no more words
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, jax.errors.UnexpectedTracerError) as error:
+            raise _not_of_jax(self, error) from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise _not_for_these(self, x, error) from error
         return logits
@@ -629,6 +629,41 @@ def advice(value) -> str:
     else:
         return ""
     return f"; {way}"
+
+
+def _not_of_jax(model, error) -> TypeError:
+    cases = (
+        (
+            jax.errors.TracerArrayConversionError,
+            "made a NumPy array of one",
+            "write jnp (jax.numpy) instead of np",
+        ),
+        (
+            jax.errors.TracerBoolConversionError,
+            "decided by the value of one (if, while, and, or)",
+            "write jnp.where(condition, a, b) or jax.lax.cond instead",
+        ),
+        (
+            jax.errors.TracerIntegerConversionError | jax.errors.NonConcreteBooleanIndexError,
+            "took one for an index or a size of Python",
+            "index with jnp arrays, take sizes from x.shape, and write jnp.where(mask, a, b) instead of a[mask]",
+        ),
+        (
+            jax.errors.UnexpectedTracerError,
+            "kept one for a later call",
+            "return what is needed, and keep nothing in attributes or globals",
+        ),
+        (
+            Exception,
+            "took one for a number of Python (float, int, item, range)",
+            "leave it an array, such as x.sum() in place of float(x.sum())",
+        ),
+    )
+    did, instead = next(case[1:] for case in cases if isinstance(error, case[0]))
+    return TypeError(
+        f"the network must be a JAX function of traced arrays, which have shapes but no values yet, but it {did} "
+        f"({type(error).__name__}); {instead}. The network is {brief(model.network)}"
+    )
 
 
 def _not_for_these(model, x, error) -> ValueError:

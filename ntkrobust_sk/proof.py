@@ -13,6 +13,7 @@ explains is allowed, and some row must agree.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import partial
 
 import jax
@@ -93,20 +94,26 @@ def compared(kernel, n_seeds: int, model: Model, x: np.ndarray) -> tuple[float, 
             lowered = program.lower()
         except Exception:  # for whatever reason it has no such form; without one its own errors come below
             program = None
+    own, errors = jax.random.key(0), None
     if program is not None and _form(program.out_info[1]) == _own_form(kernel, n_seeds, model, x):
-        eps, arguments = _coarsest(program.jaxpr.jaxpr), jax.tree.map(_double, (model, x))
-    else:
-        program = _errors.trace(kernel, n_seeds, model, x, jax.random.key(0))
-        lowered, eps, arguments = program.lower(), _coarsest(program.jaxpr.jaxpr), (model, x)
-    with enable_x64(bool(jax.config.jax_enable_x64) or arguments[0] is not model):
-        errors, _ = lowered.compile()(*arguments, jax.random.key(0))
-        errors = np.asarray(errors, float)
+        # a host callback that knows single precision alone fails when it runs
+        with enable_x64(True), suppress(jax.errors.JaxRuntimeError):
+            errors = _run(lowered, *jax.tree.map(_double, (model, x)), own)
+    if errors is None:
+        program = _errors.trace(kernel, n_seeds, model, x, own)
+        errors = _run(program.lower(), model, x, own)
+    eps = _coarsest(program.jaxpr.jaxpr)
     if not np.isfinite(errors).all():
         return math.nan, EXACT
     if eps <= jnp.finfo(jnp.float64).eps:
         return float(errors.max()), EXACT
     # where a ReLU flips, a row differs; a wrong reading is wrong in all of them
     return float(np.maximum(errors[:-1].min(0), errors[-1]).max()), min(0.3, 30 * eps**0.5)
+
+
+def _run(lowered, *arguments) -> np.ndarray:
+    errors, _ = lowered.compile()(*arguments)
+    return np.asarray(errors, float)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -41,8 +41,8 @@ from ._files import explained, is_part, locked, read_json, write_atomically
 from ._validation import brief, integer
 from ._validation import path as check_path
 from .factors import DIGITS
+from .fingerprint import UNSURE, without_addresses
 from .fingerprint import hash_arrays as hash_arrays
-from .fingerprint import without_addresses
 
 # Of what a store holds and how; what was written in another one is refused.
 FORMAT = 2
@@ -250,7 +250,8 @@ def open_store(
     Raises
     ------
     StoreMismatchError
-        If what is there was computed from anything else; the message names the difference.
+        If what is there was computed from anything else, the message names the difference; or if nobody can know,
+        since code outside of JAX (``jax.pure_callback``) reads what is not in it, such as files.
     BlockingIOError
         If another process or thread is at work in it.
     ImportError
@@ -269,6 +270,8 @@ def open_store(
             sizes = {"tile_rows": plan.rows, "seeds": plan.seeds, "tail": list(tail)}
             new = {"format": FORMAT, "identity": secrets.token_hex(16)} | made_from | sizes | _data(X, Y)
             write_atomically(path / "zarr.json", _metadata(new))
+            yield _opened(path, _header(path), "r+")
+            return
         there = _header(path)
         _require_same(path, there, made_from | {"tile_rows": plan.rows}, X, Y)
         store = _opened(path, there, "r+")
@@ -393,6 +396,13 @@ def _opened(path, there, mode) -> GramStore:
 
 
 def _require_same(path, there, made_from, X, Y):
+    functions = [str(function) for function in (made_from["sha256_function"], there.get("sha256_function"))]
+    for why in (function.removeprefix(UNSURE) for function in functions if function.startswith(UNSURE)):
+        raise StoreMismatchError(
+            f"nobody can know whether the Gram store {path} belongs to this network and kernel, and nothing of it "
+            f"was changed: they call Python code outside of JAX that reads {brief(why)}. Give such code all that "
+            "it needs as arrays, numbers, closures or attributes of objects, write it in JAX, or use another path"
+        )
     same_writers = all(there.get(name) == made_from[name] for name in WRITERS)
     differences = []
     for name, here in made_from.items():

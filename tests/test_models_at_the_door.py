@@ -184,10 +184,21 @@ def test_rows_of_other_byte_order_and_lists_are_arrays_of_numbers():
     np.testing.assert_allclose(MODEL(X.tolist()), expected, rtol=1e-6)
 
 
-def test_python_s_control_flow_on_traced_values_keeps_its_own_error():
-    model = of(lambda p, x: x @ p["w"] if x.sum() > 0 else -x @ p["w"], {"w": W})
-    with pytest.raises(jax.errors.TracerBoolConversionError):
-        gram("trace", model, X)
+NOT_OF_JAX = {
+    "NumPy": (lambda p, x: np.asarray(x) @ p["w"], "write jnp"),
+    "a number": (lambda p, x: float(x.sum()) * (x @ p["w"]), "leave it an array"),
+    "if": (lambda p, x: x @ p["w"] if x.sum() > 0 else x, "jnp.where"),
+    "a mask": (lambda p, x: x[x.sum(1) > 0] @ p["w"], "jnp.where"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OF_JAX)
+def test_a_network_that_is_no_function_of_traced_arrays_hears_what_to_write(name):
+    apply, instead = NOT_OF_JAX[name]
+    with pytest.raises(TypeError, match=f"JAX function of traced arrays.*{instead}") as caught:
+        gram("trace", of(apply, {"w": W}), X)
+    assert not isinstance(caught.value, jax.errors.JAXTypeError)
+    assert isinstance(caught.value.__cause__, jax.errors.JAXTypeError | jax.errors.JAXIndexError)
 
 
 def test_a_good_model_passes_with_traced_and_with_concrete_weights():

@@ -311,3 +311,18 @@ def test_integers_reach_the_network_as_integers():
     np.testing.assert_array_equal(model(ids), apply(params, jnp.asarray(ids)))
     exact = dense_kernel(apply, params, ids, 3)
     np.testing.assert_allclose(gram("trace", model, ids).astype(float), exact, atol=2e-2 * exact.max())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_host_callback_in_single_precision_alone_is_proved_in_its_own():
+    W, X = np.ones((4, 3), np.float32), np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+    def outside(x):
+        return np.asarray(x, np.float32)
+
+    def apply(params, x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(outside, shape, x, vmap_method="broadcast_all") @ params
+
+    K = gram("trace", Model(Stateless(apply), Variables(W)), X)
+    np.testing.assert_allclose(K, X @ X.T, rtol=1e-4, atol=1e-5)

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, update_wrapper
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,10 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, Stateless, TraceNTK, Variables, gram
-from ntkrobust_sk.plan import fixed_plan
+from ntkrobust_sk.fingerprint import fingerprint
+from ntkrobust_sk.gram import _has_same_numbers, _scale
+from ntkrobust_sk.kernels import resolve_kernel
+from ntkrobust_sk.plan import fixed_plan, make_plan
 from ntkrobust_sk.store import DamagedTileError, GramStore, StoreMismatchError, read_gram
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
@@ -377,7 +381,7 @@ def test_a_store_of_another_kernel_that_looks_alike_is_refused(name, path):
     np.testing.assert_array_equal(gram(make(np.float32(0.5)), MODEL, X, Y, store=path), expected)
 
 
-def test_state_that_no_fingerprint_sees_is_seen_in_the_numbers(path, tmp_path):
+def test_a_store_of_code_that_reads_files_is_never_taken_up(path, tmp_path):
     file = tmp_path / "scale"
 
     def outside(K):
@@ -390,11 +394,91 @@ def test_state_that_no_fingerprint_sees_is_seen_in_the_numbers(path, tmp_path):
     gram(kernel, MODEL, X[:7], store=path)
     file.write_text("3")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(StoreMismatchError, match="computed again are other numbers"):
+    with pytest.raises(StoreMismatchError, match="nobody can know whether the Gram store"):
         gram(kernel, MODEL, X, store=path)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
-    file.write_text("1")
-    np.testing.assert_allclose(gram(kernel, MODEL, X, store=path), X @ X.T, rtol=1e-5, atol=1e-5)
+
+
+class Slots:
+    __slots__ = ("limit",)
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def __call__(self, x):
+        return np.where(x > self.limit, 5, x).astype(x.dtype)
+
+
+class Stateful(Slots):
+    def __init__(self, limit):
+        super().__init__(limit)
+        update_wrapper(self, abs)
+
+
+class OfClass:
+    limit = 9.0
+
+    def __call__(self, x):
+        return np.where(x > self.limit, 5, x).astype(x.dtype)
+
+
+SETTINGS = types.ModuleType("settings")
+LIMIT = 9.0
+
+
+def of_settings(x):
+    return np.where(x > SETTINGS.limit, 5, x).astype(x.dtype)
+
+
+def of_global(x):
+    return np.asarray([5 if (lambda v: v > LIMIT)(v) else v for v in np.ravel(x)], x.dtype).reshape(x.shape)
+
+
+def with_module(limit):
+    SETTINGS.limit = limit
+    return of_settings
+
+
+def with_global(limit):
+    globals()["LIMIT"] = limit
+    return of_global
+
+
+OUTSIDE = {
+    "slots": Slots,
+    "a wrapper with state": Stateful,
+    "an attribute of a class": lambda limit: (setattr(OfClass, "limit", limit), OfClass())[1],
+    "an array in a partial": lambda limit: partial(
+        lambda limit, x: x * (x < limit), np.full((), limit, np.float32)
+    ),
+    "a global in an inner function": with_global,
+    "a module": with_module,
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_what_host_callbacks_read_tells_stores_apart(name):
+    def read(limit):
+        outside = OUTSIDE[name](limit)
+        x = np.ones((1, 2), np.float32)
+        return fingerprint(lambda x: jax.pure_callback(outside, jax.ShapeDtypeStruct(x.shape, x.dtype), x), x)[0]
+
+    first, again, other = read(9.0), read(9.0), read(8.0)
+    # what may change unseen says so, and is never taken up
+    assert first == again and (first.startswith("unsure: ") if name == "a module" else first != other)
+    assert first.startswith("unsure: ") == (name == "a module")
+
+
+@pytest.mark.parametrize("by, same", [(1 + 1e-5, True), (1.005, False)])
+def test_one_entry_that_is_half_a_percent_off_is_seen(by, same):
+    K = np.asarray(gram("trace", MODEL, X))
+    scale = _scale(K, True)
+    np.testing.assert_allclose(scale, np.sqrt(np.outer(np.diag(K), np.diag(K))), rtol=1e-6)
+    changed = K.copy()
+    changed[0, 1] += (by - 1) * scale[0, 1]
+    plan = make_plan(resolve_kernel("trace"), MODEL, X.shape[1:], 2**28, n_rows=len(X))
+    store = types.SimpleNamespace(array=changed, holds=lambda i, j: True, read_tile=lambda i, j: changed)
+    assert _has_same_numbers(resolve_kernel("trace"), MODEL, X, None, plan, None, store) == same
 
 
 def test_another_version_of_jax_may_write_a_function_down_otherwise_and_the_numbers_decide(path):
