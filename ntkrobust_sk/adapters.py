@@ -307,7 +307,7 @@ def from_haiku(transformed, params=None, state=None) -> HaikuNetwork | Model:
     hk = _require("haiku", "Haiku")
     if not isinstance(transformed, (hk.Transformed, hk.TransformedWithState)):
         raise TypeError(
-            "transformed must be the result of haiku.transform or haiku.transform_with_state, got "
+            "from_haiku needs transformed, the result of haiku.transform or haiku.transform_with_state, got "
             f"{brief(transformed)}"
         )
     network = HaikuNetwork(transformed, stateful=isinstance(transformed, hk.TransformedWithState))

@@ -19,6 +19,14 @@ from ntkrobust_sk.cli import main
 X, Y = np.linspace(0, 1, 8).reshape(4, 2), np.array([0, 0, 1, 1])
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """As in a terminal; what runs in the background may have been started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Thing:
     """What may be referred to weakly."""
 
