@@ -119,9 +119,9 @@ def as_table(X) -> Table | None:
     Examples
     --------
     >>> import pandas as pd
-    >>> table = as_table(pd.DataFrame({"age": [31, 45], "city": ["Rome", "Oslo"]}))
+    >>> table = as_table(pd.DataFrame({"age": [31, 45], "city": pd.Categorical(["Rome", "Oslo"])}))
     >>> table.named
-    "'city' (str)"
+    "'city' (category)"
     >>> table.like(table.coded() + [[1.5, 0]]).to_dict("list")
     {'age': [32.5, 46.5], 'city': ['Rome', 'Oslo']}
     """

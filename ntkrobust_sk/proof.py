@@ -187,7 +187,7 @@ def _double(leaf):
 
 def _own_form(kernel, n_seeds, model, x):
     """The form of the features in the network's own precision."""
-    found = jax.eval_shape(_errors, kernel, n_seeds, model, x, jax.random.key(0))
+    found = jax.eval_shape(partial(_errors, kernel, n_seeds), model, x, jax.random.key(0))
     return _form(found[1])
 
 
