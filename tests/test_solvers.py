@@ -166,7 +166,7 @@ def test_a_rank_deficient_gram_never_passes_as_positive_definite(n, seed, dtype)
 
 def test_the_singular_gram_error_is_a_linalg_error_that_names_the_failing_minor():
     A = np.diag([1.0, 1.0, -1.0, 1.0])
-    with pytest.raises(np.linalg.LinAlgError, match="3-th leading minor"):
+    with pytest.raises(np.linalg.LinAlgError, match=r"3-th leading minor|info = \[3\]"):
         Cholesky()(A, np.ones(4))
 
 
