@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from sklearn.exceptions import NotFittedError
+from sklearn.impute import SimpleImputer
 from sklearn.utils.validation import check_is_fitted
 
 from . import sklearn_gaussian_processes as processes
@@ -98,7 +99,9 @@ def model_on(X, estimator, kernel=None, X_fit=None, single=False):
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(form)):
         raise TypeError(f"the fitted attributes of {type(estimator).__name__} hold complex numbers")
     check_agreement(estimator, form, X, kernel, X_fit, single)
-    return Partial(_Inputs(_shape_of_inputs(estimator, X_fit), type(estimator).__name__), form)
+    return Partial(
+        _Inputs(_shape_of_inputs(estimator, X_fit), type(estimator).__name__, _imputes(estimator)), form
+    )
 
 
 def _check_estimator(estimator):
@@ -141,6 +144,8 @@ class _Inputs:
     shape: tuple[int, ...] | None
     # estimators whose models have one form share what is compiled
     name: str = field(compare=False)
+    # whether NaN stands for what an imputer fills in
+    imputes: bool = False
 
     def __call__(self, form, x):
         if not isinstance(x, jax.Array):
@@ -152,7 +157,15 @@ class _Inputs:
         if shape is not None and x.shape[1:] not in (shape, (math.prod(shape),)):
             wanted = ", ".join(map(str, ("n", *shape)))
             raise ValueError(f"x: this model of {self.name} takes inputs of shape ({wanted}), got shape {x.shape}")
-        return form(require_finite("x", x))
+        if not self.imputes:
+            return form(require_finite("x", x))
+        require_finite("x", jnp.where(jnp.isnan(x), 0, x))
+        return require_finite("what the model makes of x", form(x))
+
+
+def _imputes(estimator) -> bool:
+    """Whether NaN may be filled in somewhere in the estimator; where it is not, the result tells."""
+    return any(isinstance(part, SimpleImputer) for part in (estimator, *estimator.get_params().values()))
 
 
 def _form(estimator, kernel=None, X_fit=None, transforms=False):

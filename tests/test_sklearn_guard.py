@@ -573,6 +573,18 @@ def test_an_imputer_is_a_function_of_what_is_known_and_has_no_gradient_where_not
         np.testing.assert_array_equal(slopes, ~unknown & kept)
 
 
+def test_nan_that_no_imputer_fills_in_is_refused():
+    first = ColumnTransformer([("n", SimpleImputer(), [0])], remainder="passthrough").fit(X)
+    holed = QUERIES.copy()
+    holed[0, 0] = np.nan
+    assert np.isfinite(np.asarray(as_model(first)(holed))).all()
+    for value, where in ((np.nan, 1), (np.inf, 0)):
+        holed[1, where] = value
+        with pytest.raises(ValueError, match="must be finite"):
+            as_model(first)(holed)
+        holed[1, where] = 0.0
+
+
 @pytest.mark.parametrize("columns", [False, True])
 def test_pipelines_with_imputers_are_attacked_by_their_gradients(columns):
     first = ColumnTransformer([("n", SimpleImputer(), [3, 1])], remainder=SimpleImputer())
