@@ -1,8 +1,8 @@
 """Mutated files: whatever happens to a file, it is refused by name, or gives what it gave before.
 
 Valid files of every kind are made once. In each case a copy of them is damaged in one or two ways (bits, bytes,
-cuts, insertions, files swapped, copied over each other or removed, values of JSON replaced or deleted), and is
-read as a user would read it. What comes back is
+cuts, insertions, files swapped, copied over each other, emptied, added or removed, links in their place, values of
+JSON replaced or deleted), and is read as a user would read it. What comes back is
 
     refused   an error that names a path among the files
     right     what the whole files give
@@ -207,9 +207,58 @@ def remove_file(rng, folder):
     return f"{path.relative_to(folder)} removed"
 
 
+def swap_alike(rng, folder):
+    """Two files of one kind in each other's place, or one of them in both."""
+    kinds = {}
+    for path in _files(folder):
+        kinds.setdefault((path.suffix, len(path.relative_to(folder).parts)), []).append(path)
+    files = _pick(rng, [files for files in kinds.values() if len(files) > 1])
+    if files is None:
+        return None
+    one, two = (files[at] for at in rng.choice(len(files), 2, replace=False))
+    contents = one.read_bytes(), two.read_bytes()
+    two.write_bytes(contents[0])
+    if both := rng.integers(2):
+        one.write_bytes(contents[1])
+    return f"{one.relative_to(folder)} and {two.relative_to(folder)} {'swapped' if both else 'alike'}"
+
+
+def empty_file(rng, folder):
+    """Nothing is left in a file."""
+    path = _pick(rng, _files(folder))
+    path.write_bytes(b"")
+    return f"{path.relative_to(folder)} emptied"
+
+
+def link(rng, folder):
+    """A link to itself, to nowhere, to another file or to a folder above, in the place of a file or a folder."""
+    path = _pick(rng, sorted(path for path in folder.rglob("*") if not path.is_symlink()))
+    to = _pick(rng, [path, folder / "nowhere", _pick(rng, _files(folder)), path.parent])
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    path.symlink_to(to)
+    return f"{path.relative_to(folder)} is a link to {to.relative_to(folder)}"
+
+
+def add_file(rng, folder):
+    """A file or a folder that does not belong there, under a name like those that do."""
+    like = _pick(rng, sorted(folder.rglob("*")))
+    name = _pick(rng, [".DS_Store", "notes.txt", f"{like.name}~", f"9{like.name}", f"{like.stem}9{like.suffix}"])
+    path = like.with_name(name)
+    if path.exists():
+        return None
+    if rng.integers(3) == 0:
+        path.mkdir()
+    else:
+        path.write_bytes(like.read_bytes() if like.is_file() and rng.integers(2) else rng.bytes(100))
+    return f"{path.relative_to(folder)} added"
+
+
 def remove_folder(rng, folder):
     """A whole folder is gone."""
-    path = _pick(rng, sorted(path for path in folder.rglob("*") if path.is_dir()))
+    path = _pick(rng, sorted(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()))
     if path is None:
         return None
     shutil.rmtree(path)
@@ -290,8 +339,8 @@ def change_lines(rng, folder):
 
 MUTATIONS = (
     *(3 * (flip_bit, change_bytes, change_json)),
-    *(2 * (truncate, insert, swap_files, copy_file)),
-    *(append, remove_file, remove_folder, change_lines),
+    *(2 * (truncate, insert, swap_files, swap_alike, copy_file)),
+    *(append, remove_file, remove_folder, change_lines, empty_file, link, add_file),
 )
 
 

@@ -2,8 +2,9 @@
 
 A store is a plain zarr (v3) array, whole and readable by whatever reads zarr; its attributes say what it was
 computed from: among other things a fingerprint of the function and of its weights. Every tile is written at once
-or not at all; beside the tiles are checksums of their numbers, their places and the store that they belong to. So
-what belongs to another function, place or store is never taken for what was asked.
+or not at all; beside the tiles are checksums of their numbers, their places and the store that they belong to, and
+the attributes have one of their own. So what belongs to another function, place or store is never taken for what was
+asked.
 
 Examples
 --------
@@ -45,7 +46,7 @@ from .fingerprint import UNSURE, without_addresses
 from .fingerprint import hash_arrays as hash_arrays
 
 # Of what a store holds and how; what was written in another one is refused.
-FORMAT = 2
+FORMAT = 3
 # What zarr and NumPy both know.
 DTYPES = ("float16", "float32", "float64")
 CODECS = [("bytes", "little"), ("crc32c", None)]
@@ -149,6 +150,8 @@ class GramStore:
                 j,
                 f"it does not match its checksum in {self._sum_path(i)}, or belongs to another place or store",
             )
+        if not np.isfinite(block).all():
+            raise self._damaged(i, j, "it holds numbers that are not finite, which gram never writes")
         return block
 
     def _damaged(self, i, j, why):
@@ -312,8 +315,9 @@ def _numpy_dtype(there) -> str:
 
 
 def _metadata(there) -> bytes:
-    """The file ``zarr.json`` of a store with these attributes."""
+    """The file ``zarr.json`` of a store with these attributes, and with their checksum."""
     zarr, files = _zarr(), {}
+    there = there | {"sha256": _digest(there)}
     zarr.create_array(
         store=zarr.storage.MemoryStore(files),
         shape=_shape(there),
@@ -324,6 +328,11 @@ def _metadata(there) -> bytes:
         attributes={"ntkrobust_sk": there},
     )
     return files["zarr.json"].to_bytes()
+
+
+def _digest(there) -> str:
+    own = {name: value for name, value in there.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def _header(path) -> dict:
@@ -344,6 +353,8 @@ def _header(path) -> dict:
             f"(zarr.open_array({str(path)!r})[:] reads its numbers, unchecked)"
         )
     try:
+        if there.get("sha256") != _digest(there):
+            raise ValueError("what it says of itself was changed, and does not match its checksum")
         for name in ("n_X", "tile_rows", "seeds", *(["n_Y"] if "n_Y" in there else [])):
             integer(name, there.get(name))
         for name in ("identity", "dtype", *there.keys() & {"sha256_X", "sha256_Y"}):

@@ -1,6 +1,7 @@
 """Gram matrices on disk: whatever stops a run, what is there is right, and the rest comes out to the same bits."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from ntkrobust_sk.fingerprint import fingerprint
 from ntkrobust_sk.gram import _has_same_numbers, _scale
 from ntkrobust_sk.kernels import resolve_kernel
 from ntkrobust_sk.plan import fixed_plan, make_plan
-from ntkrobust_sk.store import DamagedTileError, GramStore, StoreMismatchError, read_gram
+from ntkrobust_sk.store import DamagedTileError, GramStore, StoreMismatchError, _header, _opened, read_gram
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 
@@ -236,9 +237,7 @@ def test_a_store_of_something_else_is_refused_by_name_and_left_alone(name, path)
 
 def test_a_store_of_another_version_is_refused(path):
     in_tiles("trace", X, store=path)
-    metadata = json.loads((path / "zarr.json").read_text())
-    metadata["attributes"]["ntkrobust_sk"]["version"] = "0.0.1"
-    (path / "zarr.json").write_text(json.dumps(metadata))
+    changed(path, lambda zarr, own: own.update(version="0.0.1"))
     with pytest.raises(StoreMismatchError, match=r"version: '0\.0\.1' there"):
         in_tiles("trace", X, store=path)
 
@@ -483,9 +482,7 @@ def test_one_entry_that_is_half_a_percent_off_is_seen(by, same):
 
 def test_another_version_of_jax_may_write_a_function_down_otherwise_and_the_numbers_decide(path):
     expected = gram("trace", scaled(1.0), X, store=path)
-    metadata = json.loads((path / "zarr.json").read_text())
-    metadata["attributes"]["ntkrobust_sk"] |= {"jax": "0.0.1", "sha256_function": "another"}
-    (path / "zarr.json").write_text(json.dumps(metadata))
+    changed(path, lambda zarr, own: own.update(jax="0.0.1", sha256_function="another"))
     np.testing.assert_array_equal(gram("trace", scaled(1.0), X, store=path), expected)
     with pytest.raises(StoreMismatchError, match="computed again are other numbers"):
         gram("trace", scaled(3.0), X, store=path)
@@ -571,9 +568,28 @@ def test_checksums_that_are_gone_are_computed_again_with_their_tiles(path, stop_
 
 
 def changed(path, change):
+    """As if it had been written so: with the checksum that belongs to it."""
     metadata = json.loads((path / "zarr.json").read_text())
-    change(metadata, metadata["attributes"]["ntkrobust_sk"])
+    own = metadata["attributes"]["ntkrobust_sk"]
+    change(metadata, own)
+    own.pop("sha256")
+    own["sha256"] = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     (path / "zarr.json").write_text(json.dumps(metadata))
+
+
+@pytest.mark.parametrize(
+    "name", ["identity", "kernel", "network", "n_X", "n_Y", "sha256_X", "sha256_Y", "sha256_variables", "version"]
+)
+def test_nothing_that_a_store_says_of_itself_can_be_edited(name, path):
+    in_tiles("trace", X, Y, store=path)
+    file = path / "zarr.json"
+    metadata = json.loads(file.read_text())
+    own = metadata["attributes"]["ntkrobust_sk"]
+    own[name] = own[name] - 1 if isinstance(own[name], int) else own[name] + " "
+    file.write_text(json.dumps(metadata))
+    for read in (lambda: read_gram(path), lambda: in_tiles("trace", X, Y, store=path)):
+        with pytest.raises(StoreMismatchError, match=r"zarr\.json is damaged.*does not match its checksum"):
+            read()
 
 
 CHANGES = {
@@ -614,6 +630,16 @@ def test_a_store_that_does_not_fit_itself_is_refused_by_whoever_opens_it(name, p
             read()
 
 
+def test_a_tile_that_is_not_finite_is_refused_though_all_checksums_are_right(path):
+    in_tiles("trace", X, store=path)
+    there = read_gram(path)
+    store = _opened(path, _header(path), "r+")
+    store.write(0, 0, np.where(np.eye(TILE) > 0, np.nan, there[:TILE, :TILE]))
+    for read in (lambda: read_gram(path), lambda: in_tiles("trace", X, store=path)):
+        with pytest.raises(DamagedTileError, match=r"tile \(0, 0\) of the Gram store .*not finite"):
+            read()
+
+
 def test_a_huge_store_that_fits_itself_ends_at_the_first_tile_that_is_not_there(path):
     in_tiles("trace", X, store=path)
 
@@ -638,7 +664,7 @@ def test_a_store_of_an_earlier_format_is_refused_with_a_way_out(path):
     in_tiles("trace", X, store=path)
     changed(path, lambda zarr, own: [own.pop(name) for name in ("format", "identity", "sha256_function", "tail")])
     for read in (lambda: read_gram(path), lambda: in_tiles("trace", X, store=path)):
-        with pytest.raises(StoreMismatchError, match=r"in format 1; here it is 2.*zarr\.open_array"):
+        with pytest.raises(StoreMismatchError, match=r"in format 1; here it is 3.*zarr\.open_array"):
             read()
 
 
