@@ -226,10 +226,22 @@ def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None)
     return list(panels.values())
 
 
+def _entry_of(kernel):
+    """The kernel as a function to be traced; features are the same of both inputs, and slow to trace."""
+    if not isinstance(kernel, TangentKernel):
+        return kernel
+
+    def entry(model, x1, x2):
+        features = kernel.features(model, x1)
+        return kernel.contract(features, features)
+
+    return entry
+
+
 def _fill_store(path, kernel, model, X, Y, plan, dtype, n_jobs, progress):
     x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     with jax.default_matmul_precision("highest"):
-        function, entry = fingerprint(kernel, model, x, x)
+        function, entry = fingerprint(_entry_of(kernel), model, x, x)
     entry_dtype = entry.dtype if dtype is None else dtype
     has_same_numbers = partial(_has_same_numbers, kernel, model, X, Y, plan, dtype)
     with open_store(

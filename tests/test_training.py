@@ -105,11 +105,20 @@ def recorded_batches(monkeypatch, attacks, epochs, X_y, **options):
         run(X_y=X_y, attacks=tuple(recorders), epochs=epochs, **options)
     n = len(X_y[0])
     per_epoch = -(-n // BATCH)
-    batches = []
-    for step, calls in enumerate(zip(*(recorder.calls for recorder in recorders), strict=True)):
+    batches, first = [], int(getattr(options.get("start"), "step", 0))
+    for step, calls in enumerate(zip(*(recorder.calls for recorder in recorders), strict=True), first):
         real = BATCH if (step + 1) % per_epoch else n - BATCH * (per_epoch - 1)
         batches.append((calls[0][0][:real], calls[0][1][:real], [call[2] for call in calls]))
     return batches
+
+
+def assert_same_batches(found, expected):
+    """The same rows, labels and keys, batch by batch."""
+    assert len(found) == len(expected) > 0
+    for (x, y, keys), (x0, y0, keys0) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, x0)
+        np.testing.assert_array_equal(y, y0)
+        np.testing.assert_array_equal(*(np.stack(list(map(jax.random.key_data, k))) for k in (keys, keys0)))
 
 
 def losses_by_hand(scores, y):
@@ -229,6 +238,20 @@ def test_an_epoch_is_a_permutation_of_the_data_in_an_order_of_its_own(monkeypatc
     assert [sorted(order) for order in orders] == [list(range(N))] * 2
     assert orders[0] != orders[1] != list(range(N))
     np.testing.assert_array_equal(np.concatenate([y for _, y, _ in batches]), y[np.concatenate(orders)])
+
+
+@pytest.mark.parametrize("stop", [1, 4 / 3, 5 / 3, 2])
+def test_the_same_seed_gives_the_same_batches_and_a_run_that_goes_on_in_an_epoch_those_that_are_left(
+    stop, monkeypatch
+):
+    X_y, attacks, step = data(), (Clean(), ATTACK), round(3 * stop)
+    whole = recorded_batches(monkeypatch, attacks, 3, X_y)
+    assert_same_batches(recorded_batches(monkeypatch, attacks, 3, X_y), whole)
+    stopped = run(epochs=[stop], X_y=X_y, attacks=attacks)[-1]
+    assert int(stopped.step) == step
+    assert_same_batches(recorded_batches(monkeypatch, attacks, 3, X_y, start=stopped, key=None), whole[step:])
+    other = recorded_batches(monkeypatch, attacks, 3, X_y, key=jax.random.key(5))
+    assert not np.array_equal(other[0][0], whole[0][0])
 
 
 def test_every_batch_and_attack_has_noise_of_its_own(monkeypatch):
