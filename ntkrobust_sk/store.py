@@ -3,8 +3,8 @@
 A store is a plain zarr (v3) array, whole and readable by whatever reads zarr; its attributes say what it was
 computed from: among other things a fingerprint of the function and of its weights. Every tile is written at once
 or not at all; beside the tiles are checksums of their numbers, their places and the store that they belong to, and
-the attributes have one of their own. So what belongs to another function, place or store is never taken for what was
-asked.
+the attributes have one of their own. So what belongs to another function, place or store is never taken for what
+was asked.
 
 Examples
 --------
