@@ -1,8 +1,6 @@
 """``python -m ntkrobust_sk``, the command ``ntkrobust``."""
 
-import sys
-
-from .cli import main
+from .cli import process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 import time
 from dataclasses import fields
@@ -25,6 +26,8 @@ from .trainer import DYNAMICS
 
 # What can go wrong without the library being wrong: told in one line.
 EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)
+# Status of what Ctrl-C has ended.
+STOPPED = 128 + signal.SIGINT
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +42,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"ntkrobust {command}: stopped", file=sys.stderr)
-        return 130
+        return STOPPED
+
+
+def process() -> None:
+    """The command as a process of its own, which ends here."""
+    status = main()
+    if status == STOPPED:
+        # a program that is still being compiled in another thread would crash Python's orderly end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def demo(options: dict) -> int:
@@ -241,4 +255,4 @@ def _fraction(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from ntkrobust_sk import Square, robust_accuracy
 from ntkrobust_sk._interrupts import heard, pressed
-from ntkrobust_sk.cli import main
+from ntkrobust_sk.cli import main, process
 
 X, Y = np.linspace(0, 1, 8).reshape(4, 2), np.array([0, 0, 1, 1])
 
@@ -71,6 +71,28 @@ def test_the_command_ends_with_130_though_a_callback_has_swallowed_the_interrupt
     monkeypatch.setattr("ntkrobust_sk.cli.run_demo", lambda *_: lose_an_interrupt())
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "ntkrobust demo: stopped\n"
+
+
+@pytest.mark.parametrize("status", [0, 2, 130])
+def test_the_process_of_the_command_ends_at_once_after_an_interrupt_and_in_order_otherwise(
+    status, monkeypatch, capfd
+):
+    class EndedError(BaseException):
+        pass
+
+    def end(status):
+        raise EndedError(status)
+
+    def command():
+        sys.stdout.write("said before")
+        return status
+
+    monkeypatch.setattr("ntkrobust_sk.cli.main", command)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(EndedError if status == 130 else SystemExit) as ended:
+        process()
+    assert ended.value.args == (status,)
+    assert capfd.readouterr().out == "said before"
 
 
 def test_what_else_cannot_be_raised_is_told_of_as_before(monkeypatch):
