@@ -92,10 +92,15 @@ def attacks(bounds) -> list:
     return [*(make(norm=norm) for norm in ORDERS for make in within), DDN(1e6, bounds=bounds)]
 
 
+def linear(weights, offset, x):
+    """Scores; one function, so that what is compiled for one case serves the others."""
+    return x @ weights + offset
+
+
 def compare(case: str, n_features: int) -> list[tuple]:
     """Rows of the table: attack, norm, features, case, found, points there are, median and largest ratio."""
     weights, offset, X, y, mask = problem(n_features, *CASES[case])
-    model = jax.tree_util.Partial(lambda w, b, x: x @ w + b, jnp.asarray(weights), jnp.asarray(offset))
+    model = jax.tree_util.Partial(linear, jnp.asarray(weights), jnp.asarray(offset))
     rows = []
     for attack in attacks(Box(0, 1, mask=mask)):
         exact = exact_distances(attack.norm, weights, offset, X, y, mask)

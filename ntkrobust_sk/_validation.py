@@ -46,6 +46,16 @@ def brief(value) -> str:
     )
 
 
+def brief_with_dtype(values, dtype) -> str:
+    """The same, with the dtype that NumPy makes of it.
+
+    >>> brief_with_dtype(["a"], np.dtype("<U1")), brief_with_dtype(np.array(["a"]), np.dtype("<U1"))
+    ("['a'], of dtype <U1", 'an array of shape (1,) and dtype <U1')
+    """
+    text = brief(values)
+    return text if "dtype" in text else f"{text}, of dtype {dtype}"
+
+
 def check_choice(name: str, value, known: Iterable) -> None:
     """Raise ValueError that lists ``known`` unless ``value`` is one of them.
 
@@ -393,7 +403,7 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", fi
         raise TypeError(f"{name} must be an array of numbers, got {brief(values)}: {error}") from None
     kind = "f" if found.dtype.name == "bfloat16" else found.dtype.kind
     if kind not in kinds:
-        what = "complex numbers" if kind == "c" else f"{brief(values)}, of dtype {found.dtype}"
+        what = "complex numbers" if kind == "c" else brief_with_dtype(values, found.dtype)
         raise TypeError(f"{name} must be an array of real numbers, got {what}")
     if found.ndim == 0 or (ndim is not None and found.ndim != ndim):
         wanted = "one axis or more" if ndim is None else f"{ndim} ax{'is' if ndim == 1 else 'es'}"

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._validation import check_choice, integer
-from .attacks import answers_wrongly, ascent_losses, known, set_common, set_plain, worse_of
-from .balls import Box, free, project, samples, steepest, usable
+from .attacks import Climbing, answers_wrongly, ascent_losses, known, set_common, set_plain, worse_of
+from .balls import Box, free, project, samples, steepest, unusable, usable
 from .convolutions import with_fast_gradients
 from .entry import given
 from .keys import fold_keys
@@ -39,7 +39,7 @@ SPARSER, FEWER, SHRINK, LEAST_STEP = 1.5, 0.95, 1.5, 0.1
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Climbing):
     """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690; in the L1 norm 2021, arXiv:2103.01208).
 
     Starts on the surface of the ball with a step of 2 · epsilon and halves it, from the best point so far, where
@@ -93,26 +93,24 @@ class APGD:
     n_restarts: int = 1
     n_targets: int = 9
     bounds: tuple | Box | None = (0.0, 1.0)
-    needs_gradients = True
-    one_key_each = True
 
     def __post_init__(self):
         set_common(self)
         check_choice("loss", self.loss, LOSSES)
         set_plain(self, n_targets=integer("n_targets", self.n_targets))
 
-    def __call__(self, model, x, y, *, key):
-        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
+    def examples(self, model, x, y, key):
+        """Adversarial examples (n, ...), and whether a gradient on the way was not finite (n,)."""
         model, x, y, keys, ball, shape, n_classes = given(self, model, x, y, key)
         _check_classes(self.loss, n_classes, y)
         # ranks among the scores of the input; the first is the answer that has to be changed
         ranks = range(2, min(self.n_targets + 1, n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
-        best = None
+        best, lost = None, np.zeros(len(x), bool)
         for run, rank in enumerate(rank for rank in ranks for _ in range(self.n_restarts)):
             target = _target(model, x, rank)
-            other = _one_run(self, model, x, y, target, fold_keys(keys, run), ball)
+            other, lost = _one_run(self, model, x, y, target, fold_keys(keys, run), ball, lost)
             best = other if best is None else worse_of(model, best, other, y)
-        return best.reshape(shape)
+        return best.reshape(shape), lost
 
 
 def dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
@@ -154,14 +152,16 @@ class _State(NamedTuple):
     # in the L1 norm, how many features the best point had changed then, and how many a step changes
     changed_then: jax.Array
     count: jax.Array
+    # whether a gradient was not finite
+    lost: jax.Array
 
 
-def _one_run(attack, model, x, y, target, keys, ball):
+def _one_run(attack, model, x, y, target, keys, ball, lost):
     kind, fused, start = (attack.norm, attack.loss), runs_fused(model, x), None
     for radius, n_steps in _radii(attack.n_steps, attack.norm):
         within = ball._replace(epsilon=(radius * ball.epsilon).astype(x.dtype))
         start = _surface(attack.norm, x, keys, within) if start is None else start
-        state = _begin(*kind, model, x, y, target, start, within)
+        state = _begin(*kind, model, x, y, target, start, within, lost)
         looks, windows = _looks(n_steps, attack.norm)
         schedule = (np.arange(n_steps) == 0, looks, windows)
         if fused:
@@ -170,8 +170,8 @@ def _one_run(attack, model, x, y, target, keys, ball):
         else:
             for now in zip(*schedule, strict=True):
                 state = _step(*kind, model, x, y, target, within, state, now)
-        start = state.best
-    return jnp.where(state.fooled[:, None], state.fooling, state.best)
+        start, lost = state.best, state.lost
+    return jnp.where(state.fooled[:, None], state.fooling, state.best), lost
 
 
 def _radii(n_steps: int, norm: str) -> list[tuple[float, int]]:
@@ -191,7 +191,7 @@ def _surface(norm, x, keys, ball):
 
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
-def _begin(norm, loss, model, x, y, target, start, ball):
+def _begin(norm, loss, model, x, y, target, start, ball, lost):
     start = project(NORMS[norm], x, start, ball)
     value, fooled, gradient = _ascend(loss, model, start, y, target)
     n, changed = len(x), _n_changed(start, x)
@@ -211,6 +211,7 @@ def _begin(norm, loss, model, x, y, target, start, ball):
         jnp.ones(n, bool),
         changed,
         changed / SPARSER,
+        lost | unusable(gradient, ball),
     )
 
 
@@ -233,6 +234,7 @@ def _step(norm, loss, model, x, y, target, ball, state, now):
         fooling=jnp.where(newly[:, None], at, state.fooling),
         fooled=state.fooled | fooled,
         n_rises=jnp.where(looks, 0, n_rises),
+        lost=state.lost | unusable(gradient, ball),
     )
     if norm == "l1":
         return _look_at_sparsity(x, ball, state, looks)

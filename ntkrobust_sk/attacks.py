@@ -60,6 +60,7 @@ from .balls import (
     samples,
     settle,
     steepest,
+    unusable,
 )
 from .convolutions import with_fast_gradients
 from .entry import (
@@ -81,6 +82,35 @@ from .norms import NORMS
 LOOKED_AT = 32
 
 
+class Climbing:
+    """Attacks that go by gradients, and tell at which examples these were not finite.
+
+    They have ``examples(model, x, y, key)``, which returns adversarial examples (n, ...) and whether at some point
+    on the way a gradient was not finite (n,).
+    """
+
+    needs_gradients = True
+    one_key_each = True
+
+    def __call__(self, model, x, y, *, key):
+        """Adversarial examples.
+
+        Parameters
+        ----------
+        model : callable
+            ``x -> scores`` (n, C). A pytree (a Model, a predictor) shares compiled code with others of its
+            structure; a bare function is compiled for itself.
+        x : array (n, ...)
+        y : array (n,) of int labels 0..C-1, or array of real targets shaped like the scores
+        key : JAX PRNG key, or one for each example (n,)
+
+        Returns
+        -------
+        array (n, ...)
+        """
+        return self.examples(model, x, y, key)[0]
+
+
 @dataclass(frozen=True)
 class Clean:
     """No attack: the inputs as they are. The first entry of the paper's two updates per batch."""
@@ -94,7 +124,7 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(Climbing):
     """Projected gradient ascent on the loss (Madry et al. 2018, arXiv:1706.06083).
 
     x ← Π(x + step_size · steepest(∇_x loss)), from a random point of the ball; Π projects to the ball of
@@ -143,8 +173,6 @@ class PGD:
     random_start: bool = True
     n_restarts: int = 1
     bounds: tuple | Box | None = (0.0, 1.0)
-    needs_gradients = True
-    one_key_each = True
 
     def __post_init__(self):
         check_choice("norm", self.norm, NORMS)
@@ -159,32 +187,19 @@ class PGD:
         if self.step_size is not None:
             set_plain(self, step_size=number("step_size", self.step_size, low=0, unit="in units of the data"))
 
-    def __call__(self, model, x, y, *, key):
-        """Adversarial examples.
-
-        Parameters
-        ----------
-        model : callable
-            ``x -> scores`` (n, C). A pytree (a Model, a predictor) shares compiled code with others of its
-            structure; a bare function is compiled for itself.
-        x : array (n, ...)
-        y : array (n,) of int labels 0..C-1, or array of real targets shaped like the scores
-        key : JAX PRNG key, or one for each example (n,)
-
-        Returns
-        -------
-        array (n, ...)
-        """
+    def examples(self, model, x, y, key):
+        """Adversarial examples (n, ...), and whether a gradient on the way was not finite (n,)."""
         at = given(self, model, x, y, key)
-        best = _one_run(self, at.model, at.x, at.y, at.keys, at.ball)
+        best, lost = _one_run(self, at.model, at.x, at.y, at.keys, at.ball)
         for restart in range(1, self.n_restarts):
-            other = _one_run(self, at.model, at.x, at.y, fold_keys(at.keys, restart), at.ball)
+            keys = fold_keys(at.keys, restart)
+            other, lost = _one_run(self, at.model, at.x, at.y, keys, at.ball, lost)
             best = worse_of(at.model, best, other, at.y)
-        return best.reshape(at.shape)
+        return best.reshape(at.shape), lost
 
 
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(Climbing):
     """One step of length epsilon from the input (Goodfellow et al. 2015, arXiv:1412.6572).
 
     Parameters
@@ -199,8 +214,6 @@ class FGSM:
     epsilon: float
     norm: str = "linf"
     bounds: tuple | Box | None = (0.0, 1.0)
-    needs_gradients = True
-    one_key_each = True
 
     def __post_init__(self):
         plain = self._as_pgd()
@@ -209,13 +222,13 @@ class FGSM:
     def _as_pgd(self):
         return PGD(self.epsilon, 1, self.epsilon, self.norm, random_start=False, bounds=self.bounds)
 
-    def __call__(self, model, x, y, *, key):
-        """Adversarial examples (n, ...); ``key`` is not used."""
-        return self._as_pgd()(model, x, y, key=key)
+    def examples(self, model, x, y, key):
+        """Adversarial examples (n, ...), and whether the gradient was not finite (n,); ``key`` is not used."""
+        return self._as_pgd().examples(model, x, y, key)
 
 
 @dataclass(frozen=True)
-class NFGSM:
+class NFGSM(Climbing):
     """One step from a noisy input, for training only: N-FGSM (de Jorge et al. 2022, arXiv:2202.01181).
 
     z = clip(x + η), η uniform in ±noise · epsilon, and then clip(z + step_size · sign ∇_z loss(z)). The change is
@@ -250,22 +263,21 @@ class NFGSM:
     step_size: float | None = None
     bounds: tuple | Box | None = (0.0, 1.0)
     norm = "linf"
-    needs_gradients = True
-    one_key_each = True
 
     def __post_init__(self):
         plain = PGD(self.epsilon, 1, self.step_size, bounds=self.bounds)
         noise = number("noise", self.noise, low=0, unit="in units of epsilon")
         set_plain(self, epsilon=plain.epsilon, noise=noise, step_size=plain.step_size, bounds=plain.bounds)
 
-    def __call__(self, model, x, y, *, key):
-        """Inputs to train on (n, ...), from inputs (n, ...), labels (n,) and a key or one for each example."""
+    def examples(self, model, x, y, key):
+        """Inputs to train on (n, ...), and whether the gradient was not finite (n,)."""
         at = given(self, model, x, y, key)
         noise = PGD(self.noise * self.epsilon, 1, bounds=self.bounds)
         noisy = _start(NORMS["linf"], at.x, at.keys, ball_of(noise, at.x))
         length = self.epsilon if self.step_size is None else self.step_size
         step = PGD(length, 1, length, random_start=False, bounds=self.bounds)
-        return _one_run(step, at.model, noisy, at.y, at.keys, ball_of(step, noisy)).reshape(at.shape)
+        found, lost = _one_run(step, at.model, noisy, at.y, at.keys, ball_of(step, noisy))
+        return found.reshape(at.shape), lost
 
 
 def set_common(attack):
@@ -348,7 +360,8 @@ def attack_in_tiles(
     rows : int
         Rows of a tile.
     look : bool, default=True
-        Whether to look for gradients that are not finite, at some of the inputs.
+        Whether to tell of gradients that are not finite: those that the attack has met, if it says which these
+        were, as this library's do, otherwise those at some of the inputs.
 
     Returns
     -------
@@ -369,27 +382,38 @@ def attack_in_tiles(
     require_attack(attack)
     model, rows = checked_model(model), integer("rows", rows)
     X, y, keys = checked_data(attack, X, y, key)
-    if hasattr(attack, "in_tiles"):
+    in_tiles = hasattr(attack, "in_tiles")
+    # one whose call is its own does not tell
+    tells = not in_tiles and isinstance(attack, Climbing) and type(attack).__call__ is Climbing.__call__
+    if in_tiles:
         result = checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows), X)
     else:
-        result = _all_tiles(attack, model, X, y, keys, rows)
-    if look:
+        result, lost = _all_tiles(attack, tells, model, X, y, keys, rows)
+    if look and tells:
+        _tell_of_gradients(np.flatnonzero(lost), len(X), "examples", stacklevel=4)
+    elif look:
         warn_of_gradients(attack, model, X, y, keys, rows)
     return _finite(attack, result, X)
 
 
-def _all_tiles(attack, model, X, y, keys, rows):
+def _all_tiles(attack, tells, model, X, y, keys, rows):
+    """Examples, and whether a gradient was not finite (n,), as far as the attack tells."""
+
     def attacked(start):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
-        x = jnp.asarray(X[index])
-        found = attack(model, x, jnp.asarray(y[index]), key=keys_for(attack, keys, index))
-        return project_into(checked_examples(attack, found, x), x, attack)
+        x, labels, key = jnp.asarray(X[index]), jnp.asarray(y[index]), keys_for(attack, keys, index)
+        if tells:
+            found, met = attack.examples(model, x, labels, key)
+        else:
+            found, met = attack(model, x, labels, key=key), False
+        return project_into(checked_examples(attack, found, x), x, attack), met
 
-    result, starts = np.empty_like(X), range(0, len(X), rows)
-    for start, x_adv in zip(starts, one_ahead(map(attacked, starts)), strict=True):
+    result, lost, starts = np.empty_like(X), np.zeros(len(X), bool), range(0, len(X), rows)
+    for start, (x_adv, met) in zip(starts, one_ahead(map(attacked, starts)), strict=True):
         kept = slice(start, min(start + rows, len(X)))
         result[kept] = settle(np.asarray(x_adv)[: kept.stop - start], X[kept], attack)
-    return result
+        lost[kept] = np.broadcast_to(met, rows)[: kept.stop - start]
+    return result, lost
 
 
 def warn_of_gradients(attack, model, X, y, keys, rows, stacklevel=4):
@@ -404,31 +428,35 @@ def warn_of_gradients(attack, model, X, y, keys, rows, stacklevel=4):
     n = min(LOOKED_AT, max(rows // 2, 1))
     at = np.linspace(0, len(X) - 1, n).astype(int)
     x = moved = jnp.asarray(X[at])
-    if hasattr(attack, "epsilon") and not hasattr(attack, "nearest"):
-        moved = _start(NORMS[attack.norm], x, keys[at].on_device(), ball_of(attack, x))
-    lost = np.unique(at[np.asarray(_lost(model, x, moved, jnp.asarray(y[at])))])
+    ball = ball_of(attack, x) if hasattr(attack, "epsilon") else None
+    if ball is not None and not hasattr(attack, "nearest"):
+        moved = _start(NORMS[attack.norm], x, keys[at].on_device(), ball)
+    lost = np.unique(at[np.asarray(_lost(model, x, moved, jnp.asarray(y[at]), ball))])
+    _tell_of_gradients(lost, len(np.unique(at)), "examples looked at", stacklevel + 1)
+
+
+def _tell_of_gradients(lost, n, what, stacklevel):
+    """Warn of gradients that are not finite at the rows ``lost``, of n examples."""
     if len(lost):
         warnings.warn(
-            f"the gradients are not finite at {len(lost)} of {len(np.unique(at))} examples looked at (first: "
-            f"row {lost[0]}): there the attack could not use them, so robustness may be "
-            "overestimated. Attack with Square, which needs none, or mend the model: jnp.where before a norm, a "
-            "square root or a logarithm of what may be 0",
+            f"the gradients are not finite at {len(lost)} of {n} {what} (first: row {lost[0]}): there the attack "
+            "could not use them, so robustness may be overestimated. Attack with Square, which needs none, or "
+            "mend the model: jnp.where before a norm, a square root or a logarithm of what may be 0",
             UserWarning,
             stacklevel=stacklevel,
         )
 
 
 @jax.jit
-def _lost(model, x, moved, y):
+def _lost(model, x, moved, y, ball):
     """Whether a gradient at the inputs (n, ...) or at the points moved is not finite, for each example (n,)."""
 
     def total(z):
         scores, labels = with_fast_gradients(model)(z), jnp.concatenate([y, y])
         return ascent_losses(two_columns(scores) if is_binary(scores.shape, labels) else scores, labels).sum()
 
-    gradient = jax.grad(total)(jnp.concatenate([x, moved]))
-    finite = jnp.isfinite(gradient.reshape(2, len(x), -1)).all((0, 2))
-    return ~finite
+    gradients = jnp.split(jax.grad(total)(jnp.concatenate([x, moved])), 2)
+    return unusable(gradients[0], ball) | unusable(gradients[1], ball)
 
 
 def checked_data(attack, X, y, key):
@@ -464,25 +492,29 @@ def _start(norm, x, keys, ball):
 
 
 @partial(jax.jit, static_argnames=("norm",))
-def _step(norm, model, x, y, x_adv, ball):
+def _step(norm, model, x, y, state, ball):
+    x_adv, lost = state
     scores = with_fast_gradients(model)
     gradient = jax.grad(lambda z: ascent_losses(scores(z), y).sum())(x_adv)
-    return project(norm, x, x_adv + ball.step_size * steepest(norm, gradient, x_adv, ball), ball)
+    ahead = project(norm, x, x_adv + ball.step_size * steepest(norm, gradient, x_adv, ball), ball)
+    return ahead, lost | unusable(gradient, ball)
 
 
 @partial(jax.jit, static_argnames=("norm",))
-def _all_steps(norm, model, x, y, x_adv, ball, n_steps):
-    return jax.lax.fori_loop(0, n_steps, lambda _, z: _step(norm, model, x, y, z, ball), x_adv)
+def _all_steps(norm, model, x, y, state, ball, n_steps):
+    return jax.lax.fori_loop(0, n_steps, lambda _, now: _step(norm, model, x, y, now, ball), state)
 
 
-def _one_run(attack, model, x, y, keys, ball):
+def _one_run(attack, model, x, y, keys, ball, lost=None):
+    """Where the ascent ends (n, d), and whether a gradient was not finite (n,), here or ``lost`` before."""
     norm = NORMS[attack.norm]
-    x_adv = _start(norm, x, keys, ball) if attack.random_start else x
+    start = _start(norm, x, keys, ball) if attack.random_start else x
+    state = start, np.zeros(len(x), bool) if lost is None else lost
     if runs_fused(model, x):
-        return _all_steps(norm, model, x, y, x_adv, ball, attack.n_steps)
+        return _all_steps(norm, model, x, y, state, ball, attack.n_steps)
     for _ in range(attack.n_steps):
-        x_adv = _step(norm, model, x, y, x_adv, ball)
-    return x_adv
+        state = _step(norm, model, x, y, state, ball)
+    return state
 
 
 @jax.jit

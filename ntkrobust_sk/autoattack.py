@@ -197,7 +197,7 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
     # what a bare function draws outside of JAX it draws once for each compilation
     if not _same(*traces):
         again = np.asarray(jax.jit(lambda z: model(z))(x))
-    if np.abs(scores - again).max() > 1e-4 * max(np.abs(scores).max(), 1e-30):
+    if _differ(scores, again):
         found.append("randomness: two evaluations of the same inputs differ; average over its draws in the attack")
     if scores.min() >= 0 and scores.max() <= 1 and np.allclose(scores.sum(1), 1, atol=1e-5):
         found.append("probabilities: scores look like the output of a softmax; give the model's logits")
@@ -208,6 +208,8 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
         found.append(f"gradients that are not finite: of the cross-entropy, at {unknown:.0%} of the inputs")
     if np.isnan(scores).any():
         found.append(f"scores that are NaN: at {np.isnan(scores[: len(X)]).any(1).mean():.0%} of the inputs")
+    if np.isinf(scores).any():
+        found.append(f"scores that are infinite: at {np.isinf(scores[: len(X)]).any(1).mean():.0%} of the inputs")
     text = str(traces[0])
     if operations := [name for name in FLAT if re.search(rf"= {name}\b", text)]:
         found.append(f"flat operations: no gradient passes through {', '.join(operations)}")
@@ -221,6 +223,15 @@ def _flat(model, x, y):
     """Whether the gradient of the cross-entropy is zero, and whether it is not finite, for each input."""
     gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x).reshape(len(x), -1)
     return (gradient == 0).all(1), ~jnp.isfinite(gradient).all(1)
+
+
+def _differ(scores, again) -> bool:
+    """Whether scores differ by more than rounding, or in what is no finite number."""
+    finite = np.isfinite(scores) & np.isfinite(again)
+    if not np.array_equal(scores[~finite], again[~finite], equal_nan=True):
+        return True
+    largest = np.abs(scores[finite]).max(initial=1e-30)
+    return bool((np.abs(scores[finite] - again[finite]) > 1e-4 * largest).any())
 
 
 def _same(trace, other) -> bool:

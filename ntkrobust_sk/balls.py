@@ -144,6 +144,13 @@ def usable(gradient, ball):
     return jnp.where((ball.lower < ball.upper) & jnp.isfinite(gradient), gradient, 0)
 
 
+def unusable(gradient, ball=None):
+    """Whether a gradient is not finite at a feature that may change (n,)."""
+    wrong = ~jnp.isfinite(gradient)
+    wrong = wrong if ball is None else wrong & (ball.lower < ball.upper)
+    return wrong.any(tuple(range(1, gradient.ndim)))
+
+
 def free(gradient, at, ball):
     """Which features can still go the way of the gradient."""
     # projected to its bound, a feature may be a rounding error short of it
@@ -291,12 +298,20 @@ def admitted(attack, X: np.ndarray, dtype=None) -> np.ndarray:
         return X
     # in the dtype of the data: float32(-0.1) is below -0.1
     lower, upper = _limits(bounds, X)
-    if (lower > X).any() or (upper < X).any():
+    if _reach_beyond(X, lower, upper):
         X = _clipped(bounds, X, lower, upper, ROUNDING[np.dtype(dtype or X.dtype).itemsize])
     if getattr(bounds, "discrete", ()):
         rounding = ROUNDING[np.dtype(dtype or X.dtype).itemsize]
         X = _with_discrete(bounds, X.reshape(len(X), -1), rounding).reshape(X.shape)
     return X
+
+
+def _reach_beyond(X, lower, upper) -> bool:
+    """Whether some of X lies outside of limits."""
+    if lower.ndim or upper.ndim or not X.size:
+        return bool((lower > X).any() or (upper < X).any())
+    # two numbers tell it of all, without an answer for each
+    return bool(X.min() < lower or X.max() > upper)
 
 
 def _clipped(bounds, X, lower, upper, rounding):

@@ -18,7 +18,7 @@ from ._validation import array, brief, check_choice, fitting, function, number
 from .balls import Ball, admitted, ball_of, check_floating, plain_bounds
 from .devices import on_host
 from .keys import Keys, one_key_each
-from .loops import as_pytree, on_rows
+from .loops import as_pytree, form_of, on_rows, without_numbers
 from .norms import NORMS
 
 # How an attack is called.
@@ -104,7 +104,7 @@ def inputs_of(attack, x) -> jax.Array:
     host = np.asarray(x)
     check_finite(host)
     inside = admitted(attack, host)
-    return jnp.asarray(x if inside is host else inside)
+    return x if inside is host and isinstance(x, jax.Array) else jnp.asarray(inside)
 
 
 def check_finite(X: np.ndarray) -> None:
@@ -135,7 +135,10 @@ def labels_of(y):
 def checked_model(model) -> Callable:
     """A callable pytree, or TypeError that says how to make a model of what came."""
     if isinstance(model, type):
-        raise TypeError(f"a model must be an instance, a function from inputs to scores (n, C), got {model!r}")
+        raise TypeError(
+            f"a model must be an instance, a function from inputs to scores (n, C), got the class "
+            f"{model.__name__}; write {how_to_make(model)}"
+        )
     if callable(model):
         return as_pytree(model)
     way = "give a Model, a predictor or another function"
@@ -144,6 +147,18 @@ def checked_model(model) -> Callable:
     elif hasattr(model, "apply"):
         way = "write Model(network, variables)"
     raise TypeError(f"a model must be a function from inputs to scores (n, C), got {brief(model)}; {way}")
+
+
+def how_to_make(kind: type) -> str:
+    """What to write in place of a class.
+
+    >>> from ntkrobust_sk import MLP, Model, EmpiricalNTKClassifier
+    >>> [how_to_make(kind) for kind in (MLP, Model, EmpiricalNTKClassifier)]
+    ['Model(MLP(...), variables)', 'Model(...)', 'EmpiricalNTKClassifier(...).fit(X, y)']
+    """
+    if hasattr(kind, "apply") and hasattr(kind, "init"):
+        return f"Model({kind.__name__}(...), variables)"
+    return f"{kind.__name__}(...){'.fit(X, y)' if hasattr(kind, 'fit') else ''}"
 
 
 def scores_of(model, x) -> jax.ShapeDtypeStruct:
@@ -156,17 +171,13 @@ def scores_of(model, x) -> jax.ShapeDtypeStruct:
     TypeError
         If the scores are not real floating numbers.
     """
-    leaves, tree = jax.tree.flatten((model, x))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return _scores(model, x)
-    return _known_scores(
-        tree, tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    )
+    form = form_of(model, x)
+    return _scores(model, x) if form is None else _known_scores(form)
 
 
 @lru_cache(maxsize=256)
-def _known_scores(tree, shapes):
-    return _scores(*jax.tree.unflatten(tree, shapes))
+def _known_scores(form):
+    return _scores(*without_numbers(form))
 
 
 def _scores(model, x):
@@ -234,7 +245,8 @@ def check_targets(y, scores, n: int, labels: bool = False) -> int:
 def _check_range(y, n_classes):
     if isinstance(y, jax.core.Tracer) or not len(y):
         return
-    least, most = (int(end) for end in (np.asarray(y).min(), np.asarray(y).max()))
+    y = np.asarray(y)
+    least, most = int(y.min()), int(y.max())
     if least < 0 or most >= n_classes:
         raise ValueError(
             f"labels must lie in 0..{n_classes - 1}, one for each of {n_classes} scores, got {least} to {most}"

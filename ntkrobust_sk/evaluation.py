@@ -21,7 +21,7 @@ from .estimators import key_of
 from .fab import FAB
 from .keys import keys_of
 from .norms import NORMS
-from .subjects import Subject, attackable
+from .subjects import Subject, attackable, is_function, under_attack
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 # How far out, in units of the distance found, a wrong answer is looked for where rounding has taken it away: that
@@ -434,12 +434,10 @@ def clopper_pearson(successes, n, confidence=0.95):
 
 def classifier_under_attack(function: str, estimator, X, y, **options) -> Subject:
     """:func:`~ntkrobust_sk.subjects.attackable` of what has classes, on behalf of a function."""
-    if isinstance(estimator, type):
-        name = estimator.__name__
-        raise TypeError(f"estimator must be a fitted instance: write {name}(...).fit(X, y), not {name}")
+    estimator = under_attack(estimator)
     if not hasattr(X, "columns"):
         require_numbers("X", X)
-    if hasattr(estimator, "fit") and is_regressor(estimator):
+    if not is_function(estimator) and is_regressor(estimator):
         raise TypeError(
             f"{function} counts right answers, but {type(estimator).__name__} is a regressor; "
             "robust_accuracy gives its R² on attacked inputs"

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ._validation import integer
-from .attacks import answers_wrongly, set_common, set_plain
-from .balls import Box, samples, usable
+from .attacks import Climbing, answers_wrongly, set_common, set_plain
+from .balls import Box, samples, unusable, usable
 from .convolutions import with_fast_gradients
 from .entry import given
 from .keys import fold_keys
@@ -34,31 +34,35 @@ NEWTON_STEPS = 50
 
 
 class Found(NamedTuple):
-    """The nearest wrongly answered point of each example, and its distance."""
+    """The nearest wrongly answered point of each example, its distance, and whether a gradient was not finite."""
 
     x: jax.Array
     distance: jax.Array
+    lost: jax.Array
 
     def or_nearer(self, at, wrong, distance):
         """``at`` (n, d) where it is answered wrongly and nearer, otherwise what was found before."""
         nearer = wrong & (distance < self.distance)
-        return Found(jnp.where(nearer[:, None], at, self.x), jnp.where(nearer, distance, self.distance))
+        x, distance = jnp.where(nearer[:, None], at, self.x), jnp.where(nearer, distance, self.distance)
+        return self._replace(x=x, distance=distance)
+
+    def having_met(self, gradient, value, ball):
+        """The same after a gradient (n, d) of values (n,). The search may go where there are no values at all."""
+        return self._replace(lost=self.lost | (unusable(gradient, ball) & jnp.isfinite(value)))
 
 
-class MinimumNorm:
+class MinimumNorm(Climbing):
     """Attacks that look for the nearest wrongly answered point, and only then ask whether epsilon holds it.
 
     They have ``_search(model, x, y, keys, ball, found)`` on flat rows x (n, d), which returns what it has found.
     """
 
-    needs_gradients = True
-    one_key_each = True
-
-    def __call__(self, model, x, y, *, key):
-        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
+    def examples(self, model, x, y, key):
+        """Adversarial examples (n, ...), and whether a gradient on the way was not finite (n,)."""
         at = given(self, model, x, y, key, labels=True)
         found = self._found(at)
-        return jnp.where((found.distance <= at.ball.epsilon)[:, None], found.x, at.x).reshape(at.shape)
+        near = (found.distance <= at.ball.epsilon)[:, None]
+        return jnp.where(near, found.x, at.x).reshape(at.shape), found.lost
 
     def nearest(self, model, x, y, *, key):
         """The nearest wrongly answered points (n, ...) that were found, and how far they are (n,).
@@ -77,7 +81,8 @@ class MinimumNorm:
 
 @jax.jit
 def _as_they_are(model, x, y):
-    return Found(x, jnp.where(answers_wrongly(model(x), y), 0, jnp.inf).astype(x.dtype))
+    distance = jnp.where(answers_wrongly(model(x), y), 0, jnp.inf).astype(x.dtype)
+    return Found(x, distance, jnp.zeros(len(x), bool))
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -107,6 +112,7 @@ def refined(norm, model, x, y, ball, found):
 
     def refine(_, found):
         gradient, (value, size) = jax.grad(margins, has_aux=True)(found.x)
+        found = found.having_met(gradient, value, ball)
         gradient = usable(gradient, ball)
         # that of the scores, and of the terms that they are sums of
         size = size + jnp.sum(jnp.abs(gradient * found.x), axis=1)
@@ -132,7 +138,7 @@ def refined(norm, model, x, y, ball, found):
     at = beyond(found.x)
     moved = wrong(at) & jnp.isfinite(found.distance)[:, None]
     distance = jnp.where(moved[:, 0], length(at - x).reshape(-1), found.distance)
-    return Found(jnp.where(moved, at, found.x), distance)
+    return found._replace(x=jnp.where(moved, at, found.x), distance=distance)
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,7 @@ def _step(norm, model, x, y, target, ball, at, found):
         return ahead.sum(), ahead[:, 0].astype(z.dtype)
 
     gradient, difference = jax.grad(differences, has_aux=True)(at)
+    found = found.having_met(gradient, difference, ball)
     gradient, difference = usable(gradient, ball), jnp.where(jnp.isfinite(difference), difference, 0)
     # the plane where the linearisation at the iterate vanishes, seen from the iterate and from the input
     behind = jnp.sum(gradient * (x - at), axis=1)

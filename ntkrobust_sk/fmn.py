@@ -185,9 +185,10 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
         return margins.sum(), margins.astype(z.dtype)
 
     gradient, margins = jax.grad(total, has_aux=True)(state.x)
+    before = state.found.having_met(gradient, margins, ball)
     gradient = -_movable(-gradient, state.x, ball)
     wrong, distance = margins < 0, NORMS[norm].length(state.x - x).reshape(-1)
-    ever, found = jnp.isfinite(state.found.distance), state.found.or_nearer(state.x, wrong, distance)
+    ever, found = jnp.isfinite(before.distance), before.or_nearer(state.x, wrong, distance)
     gamma = _cosine(gamma, LEAST_GAMMA, now)
     slope = NORMS[DUALS[norm]].length(gradient).reshape(-1)
     # a little beyond the linearisation's zero too, on which rounding would let the iterate rest
@@ -203,16 +204,18 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
 def _ddn_step(norm, model, x, y, ball, gamma, state, now):
     def total(z):
         scores = with_fast_gradients(model)(z)
-        return log_odds(scores, y).sum(), answers_wrongly(scores, y)
+        losses = log_odds(scores, y)
+        return losses.sum(), (losses, answers_wrongly(scores, y))
 
-    gradient, wrong = jax.grad(total, has_aux=True)(state.x)
+    gradient, (losses, wrong) = jax.grad(total, has_aux=True)(state.x)
+    found = state.found.having_met(gradient, losses, ball)
     gradient = _movable(gradient, state.x, ball)
     distance = NORMS[norm].length(state.x - x).reshape(-1)
     radius = state.radius * jnp.where(wrong, 1 - gamma, 1 + gamma)
     step_size = _cosine(ball.step_size, LEAST_STEP * ball.step_size, now)
     direction = NORMS[norm].steepest(state.x - x + step_size * NORMS[norm].steepest(gradient))
     ahead = jnp.clip(x + radius[:, None] * direction, ball.lower, ball.upper)
-    return _State(ahead, radius, state.found.or_nearer(state.x, wrong, distance))
+    return _State(ahead, radius, found.or_nearer(state.x, wrong, distance))
 
 
 def _movable(gradient, at, ball):

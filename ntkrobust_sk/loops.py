@@ -35,19 +35,36 @@ def runs_fused(model, x, training: bool = False) -> bool:
 
     Always inside ``jit``, ``vmap`` and other transformations, where nothing else is possible.
     """
+    form = form_of(model, x)
+    return form is None or not on_host() or _loops_well(form, training)
+
+
+def form_of(model, x):
+    """A model and its inputs without their numbers, as a tree with shapes and dtypes; None inside of ``jit``.
+
+    It can be hashed, and costs some microseconds.
+    """
     leaves, tree = jax.tree.flatten((model, x))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or not on_host():
-        return True
-    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _loops_well(tree, shapes, training)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return None
+    return tree, tuple(
+        (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else (jnp.shape(leaf), jnp.result_type(leaf))
+        for leaf in leaves
+    )
+
+
+def without_numbers(form):
+    """A model and its inputs of this form, with shapes in place of arrays."""
+    tree, leaves = form
+    return jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
 
 @lru_cache(maxsize=256)
-def _loops_well(tree, shapes, training) -> bool:
+def _loops_well(form, training) -> bool:
     def scores(model, inputs):
         return model(inputs)
 
-    model, x = jax.tree.unflatten(tree, shapes)
+    model, x = without_numbers(form)
     if training:
         return CONVOLUTION not in str(jax.make_jaxpr(scores)(model, x))
     return loops_well(scores, model, x)

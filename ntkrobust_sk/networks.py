@@ -21,6 +21,7 @@ from ._validation import (
     LARGEST_COUNT,
     array,
     brief,
+    brief_with_dtype,
     check_choice,
     fitting,
     flag,
@@ -183,7 +184,7 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
         else array(name, X, kinds="biufc")
     )
     if X.dtype.kind not in "biufc" and not jnp.issubdtype(X.dtype, jnp.floating):
-        raise TypeError(f"{name} must be an array of numbers, got {brief(X)}, of dtype {X.dtype}")
+        raise TypeError(f"{name} must be an array of numbers, got {brief_with_dtype(X, X.dtype)}")
     dtype = inputs_dtype(X.dtype, params)
     return fitting(name, X, dtype)
 

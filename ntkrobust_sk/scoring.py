@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.utils.metadata_routing import MetadataRequest
-from sklearn.utils.validation import check_is_fitted
 
 from .estimators import key_of, weights_to_score
 from .frames import check_rows
-from .subjects import attackable, held
+from .subjects import attackable, is_function, under_attack
 
 
 def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state=0) -> float:
@@ -52,16 +51,13 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
     >>> robust_accuracy(pipeline, X, y, PGD(epsilon=0.5, bounds=None)) < pipeline.score(X, y)
     True
     """
-    is_function = callable(estimator) and not hasattr(estimator, "fit") and not isinstance(estimator, type)
-    if not is_function:
-        check_is_fitted(estimator)
-        estimator = held(estimator)
+    estimator = under_attack(estimator)
     check_rows(X)
     if sample_weight is not None and np.shape(X):
         sample_weight = weights_to_score(y, len(X), sample_weight)
     if hasattr(estimator, "robust_score"):
         return estimator.robust_score(X, y, attack, sample_weight=sample_weight, random_state=random_state)
-    if is_function:
+    if is_function(estimator):
         subject = attackable(estimator, X, y)
         X_adv = subject.perturb(subject.usable(attack), key_of(random_state))
         return float(np.average(subject.answers(X_adv) == subject.y, weights=sample_weight))
@@ -97,9 +93,7 @@ def perturb(estimator, X, y, attack, *, random_state=0):
     >>> X_adv.shape, X_adv.dtype
     ((150, 4), dtype('float64'))
     """
-    if not callable(estimator) or hasattr(estimator, "fit") or isinstance(estimator, type):
-        check_is_fitted(estimator)
-        estimator = held(estimator)
+    estimator = under_attack(estimator)
     if hasattr(estimator, "perturb"):
         return estimator.perturb(X, y, attack, random_state=random_state)
     subject = attackable(estimator, X, y)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -21,11 +22,11 @@ from .attacks import attack_in_tiles
 from .balls import admitted
 from .blackbox import BlackBox, forget_error
 from .columns import encoded_columns, table_model
-from .entry import with_two_columns
+from .entry import how_to_make, with_two_columns
 from .estimators import NETWORK_ROWS, kept_dtypes, positions
 from .frames import Table, as_table, check_rows, warn_of_fixed
 from .keys import keys_of
-from .loops import answers, as_pytree, movable
+from .loops import answers, as_pytree, form_of, movable, without_numbers
 from .networks import Model, params_dtype
 from .sklearn_guard import compare
 from .sklearn_models import model_on
@@ -210,10 +211,9 @@ def attackable(estimator, X, y, *, classes=None, labelled=True) -> Subject:
     NotFittedError, TypeError, ValueError
         For what :func:`robust_accuracy` cannot attack.
     """
-    if callable(estimator) and not hasattr(estimator, "fit"):
+    estimator = under_attack(estimator)
+    if is_function(estimator):
         return _model_subject(estimator, X, y, classes, labelled)
-    check_is_fitted(estimator)
-    estimator = held(estimator)
     name = type(estimator).__name__
     if not (is_classifier(estimator) or is_regressor(estimator)):
         raise TypeError(f"{name} is no classifier and no regressor: there is no score to attack")
@@ -242,6 +242,45 @@ def attackable(estimator, X, y, *, classes=None, labelled=True) -> Subject:
     y = _targets(y, classes, len(checked), dtype) if labelled else None
     rows, checked = last._rows() if own else ROWS, checked.astype(dtype, copy=False)
     return Subject(estimator, model, checked, y, classes, rows, x64, opaque, X, table, box)
+
+
+def is_function(estimator) -> bool:
+    """Whether this is a function from inputs to scores, and no estimator."""
+    return callable(estimator) and not hasattr(estimator, "fit")
+
+
+def under_attack(estimator):
+    """Return a function from inputs to scores, or a fitted estimator: what was given, or what that stands for.
+
+    Raises
+    ------
+    TypeError
+        For a class, a network without variables, an attack, and whatever else is neither.
+    NotFittedError
+
+    Examples
+    --------
+    >>> from sklearn.svm import SVC
+    >>> under_attack(SVC)
+    Traceback (most recent call last):
+    TypeError: estimator must be a fitted estimator, or a function from inputs to scores such as a Model, got the
+    class SVC; write SVC(...).fit(X, y)
+    """
+    if isinstance(estimator, type):
+        said = f"the class {estimator.__name__}; write {how_to_make(estimator)}"
+    elif hasattr(estimator, "needs_gradients"):
+        said = f"the attack {brief(estimator)}; the order is (estimator, X, y, attack)"
+    elif is_function(estimator):
+        return estimator
+    elif hasattr(estimator, "fit"):
+        check_is_fitted(estimator)
+        return held(estimator)
+    else:
+        said = brief(estimator)
+        said += "; write Model(network, variables)" if hasattr(estimator, "apply") else ""
+    raise TypeError(
+        f"estimator must be a fitted estimator, or a function from inputs to scores such as a Model, got {said}"
+    )
 
 
 def _through_scikit_learn(estimator, X, table):
@@ -369,7 +408,7 @@ def _model_subject(model, X, y, classes, labelled):
     checked = checked.astype(dtype)
     model, shape = _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
     try:
-        scores = jax.eval_shape(lambda m, x: m(x), model, jax.ShapeDtypeStruct(shape, checked.dtype))
+        scores = _scores_of(form_of(model, checked[:1]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"the model fails on inputs of shape {shape}: {error}") from error
     if getattr(scores, "ndim", None) != 2:
@@ -389,6 +428,12 @@ def _model_subject(model, X, y, classes, labelled):
             ) from None
         raise
     return Subject(model, model, checked, y, known, NETWORK_ROWS, x64, None, X, table)
+
+
+@lru_cache(maxsize=256)
+def _scores_of(form):
+    """What a model of this form gives, without computing it; found once for all calls with it."""
+    return jax.eval_shape(lambda m, x: m(x), *without_numbers(form))
 
 
 def _targets(y, classes, n, dtype):

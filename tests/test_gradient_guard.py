@@ -1,6 +1,7 @@
 """Gradients that are not finite are told of, and those that are very small or large are used."""
 
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,21 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import (
+    APGD,
     DDN,
     FAB,
     FGSM,
     FMN,
     PGD,
     AutoAttack,
+    Box,
     Square,
     minimal_perturbations,
+    perturb,
     robust_accuracy,
     robustness_report,
 )
+from ntkrobust_sk.autoattack import _differ
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(12, 4)).astype(np.float32)
@@ -74,6 +79,76 @@ def test_gradients_that_are_lost_beside_the_inputs_are_told_of():
     inside = np.full((8, 4), 0.5, np.float32)
     y = np.zeros(8, int)
     assert told(lambda: robust_accuracy(flat, inside, y, PGD(0.2, 1)))
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(0.3, 5), APGD(0.3, 5), FMN(0.3, 5), FAB(0.3, 5)], ids=lambda a: type(a).__name__
+)
+def test_gradients_that_are_lost_on_the_way_are_told_of(attack):
+    """Beyond a wall the gradient is NaN; the input and a random start near it lie before the wall."""
+
+    @jax.tree_util.Partial
+    def walled(x):
+        score = 4 * x[:, :1] - 3
+        return jnp.hstack(
+            [-score, score + jnp.where(x[:, :1] > 0.7, jnp.linalg.norm(0 * x, axis=1, keepdims=True), 0)]
+        )
+
+    x, y = np.full((3, 4), 0.5, np.float32), np.zeros(3, int)
+    assert "at 3 of 3 examples" in told(lambda: robust_accuracy(walled, x, y, attack))[0]
+
+
+def test_gradients_of_what_may_not_change_are_no_matter():
+    def rooted(x):
+        return x @ W + jnp.sqrt(x[:, :1])
+
+    x = X.copy()
+    x[:, 0] = 0
+    y = np.asarray((x @ W).argmax(1))
+    for mask in ([False, True, True, True], [True, True, True, True]):
+        attacks = PGD(0.2, 2, bounds=Box(mask=mask)), FMN(0.2, 2, bounds=Box(mask=mask))
+        for attack in attacks:
+            assert bool(told(partial(robust_accuracy, rooted, x, y, attack))) == mask[0]
+        assert bool(told(partial(minimal_perturbations, rooted, x, y, attacks[1]))) == mask[0]
+
+
+def test_an_attack_that_changes_how_it_is_called_is_called_so_and_looked_at():
+    class Halfway(PGD):
+        def __call__(self, model, x, y, *, key):
+            return (x + super().__call__(model, x, y, key=key)) / 2
+
+    half, whole = (perturb(with_gradients, X, Y, kind(0.2, 5, random_start=False)) for kind in (Halfway, PGD))
+    np.testing.assert_allclose(half, (X + whole) / 2, atol=1e-6)
+    assert told(lambda: robust_accuracy(without_gradients, X, Y, Halfway(0.2, 2)))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_scores_that_are_infinite_are_flagged_and_nothing_else_is_said(value):
+    @jax.tree_util.Partial
+    def infinite(x):
+        return jnp.where(x[:, :1] > 0.5, (x @ W).at[:, 1].set(value), x @ W)
+
+    far = X[:, 0] > 0.5
+    y = np.asarray(infinite(X).argmax(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flags = AutoAttack(0.01, n_steps=2, n_queries=5).run(infinite, X, y, key=jax.random.key(0)).flags
+    assert f"scores that are infinite: at {far.mean():.0%} of the inputs" in flags
+    assert not any("randomness" in flag for flag in flags)
+
+
+@pytest.mark.parametrize(
+    ("again", "random"),
+    [
+        ([1, np.inf], False),
+        ([1 + 1e-6, np.inf], False),
+        ([1.1, np.inf], True),
+        ([1, -np.inf], True),
+        ([1, 1], True),
+    ],
+)
+def test_scores_of_which_some_are_infinite_are_random_where_they_differ(again, random):
+    assert _differ(np.array([[1, np.inf]]), np.array([again])) == random
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from ntkrobust_sk import (
     AdversarialKernelTrainer,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
+    Model,
     Square,
     as_model,
     certified_accuracy,
@@ -273,11 +274,20 @@ def test_bad_data_are_named_before_anything_is_attacked(takes, fitted, X_bad, y_
             NotFittedError,
             "refit=True",
         ),
-        (LogisticRegression, TypeError, "is a class|estimator class|fitted instance"),
-        ("svc", TypeError, "not an estimator instance"),
+        (
+            LogisticRegression,
+            TypeError,
+            r"got the class LogisticRegression; write LogisticRegression\(\.\.\.\)\.fit\(",
+        ),
+        (Model, TypeError, r"got the class Model; write Model\(\.\.\.\)"),
+        (MLP, TypeError, r"got the class MLP; write Model\(MLP\(\.\.\.\), variables\)"),
+        (MLP(3), TypeError, r"a function .* such as a Model, got MLP\(.*; write Model\(network, variables\)"),
+        ("svc", TypeError, "estimator must be a fitted estimator, or a function .*, got 'svc'"),
+        (X, TypeError, "got an array of shape"),
+        (ATTACK, TypeError, r"got the attack PGD\(.*the order is \(estimator, X, y, attack\)"),
         (StandardScaler().fit(X), TypeError, "no score"),
     ],
-    ids=["unfitted", "unfitted pipeline", "search without refit", "class", "name", "transformer"],
+    ids=str,
 )
 def test_what_is_no_fitted_estimator_is_refused_by_all(takes, estimator, error, message):
     with pytest.raises(error, match=message):
