@@ -184,6 +184,8 @@ def _scores(model, x):
     try:
         scores = jax.eval_shape(lambda f, z: f(z), model, x)
     except Exception as error:  # a stranger's function may raise anything
+        if not x.shape[0]:
+            raise ValueError(f"x holds no inputs to attack: its shape is {tuple(x.shape)}") from error
         raise ValueError(
             f"the model fails on inputs of shape {tuple(x.shape)}, {x.dtype}: {type(error).__name__}: {error}"
         ) from error

@@ -196,6 +196,17 @@ def test_what_is_no_input_no_key_and_no_model_is_refused(attack, change, error, 
         attack(given["model"], given["x"], given["y"], key=given["key"])
 
 
+def test_no_inputs_are_none_or_refused_in_words_of_their_own():
+    attack, key, none = PGD(0.1, 2), jax.random.key(0), np.zeros((0, 4), np.float32)
+    labels = np.zeros(0, int)
+    assert attack(MODEL, none, labels, key=key).shape == (0, 4)
+    assert attack_in_tiles(attack, MODEL, none, labels, key=key, rows=4).shape == (0, 4)
+    # which has no answer to how many columns nothing has
+    flattens = Partial(lambda w, x: x.reshape(len(x), -1) @ w, W)
+    with pytest.raises(ValueError, match=r"x holds no inputs to attack: its shape is \(0, 4\)"):
+        attack(flattens, none, labels, key=key)
+
+
 def test_lists_other_byte_orders_booleans_and_old_keys_are_understood():
     attack = PGD(0.1, 2)
     right = attack(MODEL, X, Y, key=KEY)
