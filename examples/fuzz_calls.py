@@ -106,7 +106,7 @@ AutoAttack(<epsilon:number 0.1>, <norm:choice 'linf'>, <n_steps:integer 2>, <n_q
     <n_targets:integer 2>, <bounds:bounds? (0.0, 1.0)>)(<model:model model>, <x:images X>, <y:integers y>,
     <key:key key>) # x
 AutoAttack(0.1, n_steps=2, n_queries=2, n_targets=2).run(<model:model model>, <X:images X>, <y:integers y>,
-    <key:key key>, <rows:integer 64>)
+    <key:key key>, <rows:integer? 64>)
 AutoAttack(0.1).members(<n_classes:integer 3>)
 Box(<low:any 0.0>, <high:any 1.0>, <mask:any None>, <integers:any ()>, <one_hot:any ()>)
 MLP(<n_outputs:integer? 3>, <widths:any (5,)>, <activation:choice 'relu'>,
@@ -396,7 +396,6 @@ def _set_timers(seconds):
 def outcome(template: Template, texts: dict[int, str], names: dict) -> Outcome:
     """Make a call and judge it."""
     call = template.call(texts)
-    arguments = [template.arguments[i] for i in texts]
     before = {number: signal.signal(number, _ring) for number in (signal.SIGALRM, signal.SIGPROF)}
     _set_timers(SECONDS)
     try:
@@ -407,9 +406,12 @@ def outcome(template: Template, texts: dict[int, str], names: dict) -> Outcome:
         kind, cause = _judged(result, template, texts, names)
     except Hung:
         kind, cause = "hung", f"over {SECONDS} s"
+    except StopIteration:
+        # of an iterator that has nothing to give, such as train(..., epochs=0)
+        kind, cause = "fine", ""
     except Exception as error:
         _set_timers(0)
-        kind, cause = _of_error(error, arguments)
+        kind, cause = _of_error(error, [template.arguments[i] for i in texts])
     finally:
         _set_timers(0)
         for number, handler in before.items():

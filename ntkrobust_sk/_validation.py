@@ -12,6 +12,7 @@ import math
 import numbers
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -23,6 +24,8 @@ LARGEST_SEED = 2**32 - 1
 LONGEST_NAME = 255
 # What is counted is counted in 32 bits, in compiled loops and in the shapes of arrays.
 LARGEST_COUNT = 2**31 - 1
+# What a URL begins with, also where a Path has made one slash of two; one letter is a drive.
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def brief(value) -> str:
@@ -244,8 +247,14 @@ def require_numbers(name: str, values) -> None:
     ValueError: X must be an array of numbers, got [['Rome', 2]]: could not convert string to float: 'Rome'
     """
     kind = getattr(getattr(values, "dtype", None), "kind", None)
-    if values is None or hasattr(values, "tocsr") or (isinstance(kind, str) and kind in "biufc"):
+    if values is None or hasattr(values, "tocsr") or (isinstance(kind, str) and kind in "biuf"):
         return
+    if kind == "c":
+        raise ValueError(
+            f"Complex data not supported: {name} must be real numbers, such as {name}.real or abs({name})"
+        )
+    if kind in ("M", "m"):
+        raise TypeError(f"{name} must be an array of numbers, got {values.dtype}; write {name}.astype(float)")
     try:
         np.asarray(values, dtype=np.float64)
     except Exception as error:  # whatever a stranger's conversion raises
@@ -331,8 +340,8 @@ def path(name: str, value) -> Path:
     TypeError
         For anything but a str or an ``os.PathLike`` of one.
     ValueError
-        For a path that no file system here can have: empty, with a null character, with a component of over 255
-        bytes, or of a user that does not exist.
+        For a path that no file system here can have: a URL, empty, with a null character, with a component of
+        over 255 bytes, or of a user that does not exist.
 
     Examples
     --------
@@ -350,6 +359,11 @@ def path(name: str, value) -> Path:
         raise TypeError(f"{name} must be a path, a str or pathlib.Path, got {brief(value)}")
     if not text or "\0" in text:
         raise ValueError(f"{name} must be the path of a file or folder, got {brief(value)}")
+    if SCHEME.match(text):
+        raise ValueError(
+            f"{name} must be the path of a file or folder of this machine, got the URL {brief(text)}; give a path "
+            "here, and copy between it and there"
+        )
     try:
         found = Path(text).expanduser()
     except RuntimeError as error:
@@ -407,7 +421,8 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", fi
         raise TypeError(f"{name} must be an array of real numbers, got {what}")
     if found.ndim == 0 or (ndim is not None and found.ndim != ndim):
         wanted = "one axis or more" if ndim is None else f"{ndim} ax{'is' if ndim == 1 else 'es'}"
-        raise ValueError(f"{name} must be an array with {wanted}, got shape {found.shape}")
+        way = f"; write np.atleast_1d({name}) for a single one" if found.ndim == 0 else ""
+        raise ValueError(f"{name} must be an array with {wanted}, got shape {found.shape}{way}")
     found = found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
     if finite and not np.isfinite(found).all():
         raise ValueError(f"{name} must be finite, but {brief(values)} has NaN or infinity")

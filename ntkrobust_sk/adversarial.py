@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import joblib
 import numpy as np
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
 from ._files import read_npz, write_atomically
 from ._portable import SavedArray
-from ._validation import check_choice, require_numbers
+from ._validation import brief, check_choice, require_numbers
 from ._validation import path as check_path
 from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
@@ -36,6 +37,7 @@ from .norms import NORMS
 from .predictors import DualPredictor, PrimalPredictor
 from .projections import ProjectedNTK
 from .resnet import ResNet18
+from .sklearn_guard import frame_of
 from .solvers import Cholesky, Eigh
 from .splits import load_splits
 from .square import Square
@@ -122,7 +124,8 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     estimator : fitted classifier
         Whatever :func:`~ntkrobust_sk.robust_accuracy` takes, but no regressor.
     X : array (n, ...)
-        Images are given to the estimator as flat rows.
+        Images are given to the estimator as flat rows. One that was fitted on a data frame is given a frame, whose
+        columns are the array's, in the order of ``feature_names_in_``.
     y : array (n,)
     attack : attack
     random_state : int, RandomState or None, default=0
@@ -135,7 +138,7 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     X = np.asarray(X)
     if X.ndim < 2 or not len(X):
         raise ValueError(f"X must be an array (n, ...) with one row or more, got shape {X.shape}")
-    subject = classifier_under_attack("attack", estimator, X.reshape(len(X), -1), y)
+    subject = classifier_under_attack("attack", estimator, _as_fitted(estimator, X.reshape(len(X), -1)), y)
     attack, keys = subject.usable(attack), keys_of(key_of(random_state), len(X))
     members, flags = {}, ()
     if hasattr(attack, "run"):
@@ -150,6 +153,20 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     labels = (classes[at] for at in (subject.y, subject.answers(subject.X), subject.answers(X_adv)))
     images = (np.asarray(subject.like(of)).reshape(X.shape) for of in (subject.X, X_adv))
     return AttackedExamples(*images, *labels, members, flags, repr(attack))
+
+
+def _as_fitted(estimator, X):
+    """Rows (n, d) as a data frame, if the estimator was fitted on one."""
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None:
+        return X
+    if len(names) != X.shape[1]:
+        raise ValueError(
+            f"X has {X.shape[1]} columns, but {type(estimator).__name__} was fitted on a data frame with "
+            f"{len(names)}, {brief(list(names))}: give all of them, in this order, as numbers; a frame with other "
+            "columns is attacked in Python, by robust_accuracy(estimator, frame, y, attack)"
+        )
+    return frame_of(names, X)
 
 
 def make_attack(name: str, epsilon: float, *, norm=None, n_steps=None, bounds=(0.0, 1.0)):
@@ -189,7 +206,8 @@ def load_estimator(path, say=None):
     ----------
     path : path
     say : callable, default=None
-        Called with one line of text before a file of joblib is loaded.
+        Called with one line of text before a file of joblib is loaded, and where another version of scikit-learn
+        has written it.
 
     Raises
     ------
@@ -200,7 +218,9 @@ def load_estimator(path, say=None):
     """
     path = check_path("path", path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; expected an estimator saved with joblib.dump")
+        raise FileNotFoundError(
+            f"there is no file {path}; the path of an estimator saved with joblib.dump is expected"
+        )
     with path.open("rb") as file:
         archive = file.read(4) == b"PK\x03\x04"
     if path.suffix.lower() == ".skops" and not archive:
@@ -211,12 +231,15 @@ def load_estimator(path, say=None):
     if not archive and say is not None:
         say(f"loading {path} with joblib runs whatever code is in it; a .skops file does not")
     try:
-        loaded = _load_skops(path) if archive else joblib.load(path)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            loaded = _load_skops(path) if archive else joblib.load(path)
     except ImportError:
         raise
     except Exception as error:  # whatever the code in a pickle may raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read by {'skops' if archive else 'joblib'}: {said}") from error
+    _tell_of(warned, path, say)
     if isinstance(loaded, type) or not (hasattr(loaded, "fit") and hasattr(loaded, "predict")):
         raise ValueError(f"{path} holds {type(loaded).__name__}, which is no estimator that predicts")
     try:
@@ -224,6 +247,20 @@ def load_estimator(path, say=None):
     except (NotFittedError, TypeError) as error:
         raise ValueError(f"{path} holds an estimator that is not fitted: {error}") from error
     return loaded
+
+
+def _tell_of(warned, path, say):
+    """One line for all estimators of another version of scikit-learn; other warnings as they are."""
+    of_versions = [one.message for one in warned if isinstance(one.message, InconsistentVersionWarning)]
+    for one in warned:
+        if say is None or one.message not in of_versions:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if say is not None and of_versions:
+        first = of_versions[0]
+        say(
+            f"{path} was written with scikit-learn {first.original_sklearn_version}, and here is "
+            f"{first.current_sklearn_version}: it may fail, or give other answers"
+        )
 
 
 def _load_skops(path):
@@ -237,7 +274,8 @@ def _load_skops(path):
 def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
     """The test examples (X, y) of a data set, with the labels that a file itself has.
 
-    The same examples as those of :func:`~ntkrobust_sk.splits.load_splits` under this seed.
+    The same examples as those of :func:`~ntkrobust_sk.splits.load_splits` under this seed; where no others would
+    be left, all are test examples.
     """
     # the training examples decide which test examples are taken out of one set
     splits = load_splits(data, data_dir, n_train=None, n_test=n_test, random_state=random_state, at_most=True)

@@ -385,7 +385,9 @@ def _limits(bounds, x):
 
 def check_floating(x):
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"inputs must be floating, to be changed by less than one, got {x.dtype}; cast them first")
+        raise TypeError(
+            f"x: inputs must be floating, to be changed by less than one, got {x.dtype}; write x.astype(float)"
+        )
 
 
 def _bound(bound, x) -> np.ndarray:

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import time
+import warnings
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command, run = options.pop("command"), options.pop("run")
     try:
-        with heard():
+        with heard(), _one_line_each(command):
             return run(options)
     except EXPECTED as error:
-        print(f"ntkrobust {command}: {error}", file=sys.stderr)
+        print(f"ntkrobust {command}: {_in_a_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"ntkrobust {command}: stopped", file=sys.stderr)
@@ -54,6 +56,21 @@ def process() -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _in_a_line(error) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _one_line_each(command):
+    """Warnings as lines of the command, without places in a program that its user has not written."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"ntkrobust {command}: {_in_a_line(message)}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def demo(options: dict) -> int:
@@ -101,9 +118,12 @@ def attack(options: dict) -> int:
         )
     try:
         found = attack_examples(estimator, X, y, chosen, random_state=seed)
-    except TypeError as error:
-        # of what cannot be attacked
-        raise ValueError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
+    except EXPECTED:
+        raise
+    except Exception as error:  # what cannot be attacked, and whatever a stranger's estimator raises
+        kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
+        said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        raise ValueError(f"{options['model']} cannot be attacked: {kind}{said}") from error
     write_examples(out, found, options | {"attack": repr(chosen), "norm": chosen.norm})
     print(f"{options['model']}, {chosen!r}")
     print(found)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from sklearn.compose import ColumnTransformer
@@ -18,6 +17,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from .frames import Table
+from .sklearn_arrays import namespace
 from .sklearn_models import model_on
 
 # Bytes that a table of known answers may take.
@@ -82,7 +82,12 @@ def _form(step, table, columns):
         return _joined([(weight, _form(s, table, columns)) for weight, s in kept])
     if fixed.any() and isinstance(step, SimpleImputer):
         return _imputed(step, table, columns)
-    return Partial(_after, model_on(None, step), _values(table, columns))
+    return Partial(_after, _without_door(step), _values(table, columns))
+
+
+def _without_door(step):
+    """What a step computes, of arrays of NumPy too, since it is compared with the step's own answers there."""
+    return model_on(None, step).args[0]
 
 
 def _pipeline(estimator, table, columns):
@@ -93,7 +98,7 @@ def _pipeline(estimator, table, columns):
     form = _form(first, table, columns)
     if not rest:
         return form
-    return Partial(_after, model_on(None, rest[0][1] if len(rest) == 1 else Pipeline(rest)), form)
+    return Partial(_after, _without_door(rest[0][1] if len(rest) == 1 else Pipeline(rest)), form)
 
 
 def _side_by_side(estimator, table, columns):
@@ -161,11 +166,16 @@ def _looked_up(table, column, block):
 
 
 def _row_of(block, column, x):
-    return jnp.asarray(block, x.dtype)[jnp.rint(x[:, column]).astype(int)]
+    xp = namespace(x)
+    return xp.asarray(block, x.dtype)[xp.rint(x[:, column]).astype(int)]
 
 
 def _put(lookup, places, columns, x):
-    return lookup(x).at[:, places].set(x[:, columns])
+    block = lookup(x)
+    if isinstance(x, np.ndarray):
+        block[:, places] = x[:, columns]
+        return block
+    return block.at[:, places].set(x[:, columns])
 
 
 def _chosen(columns, x):
@@ -181,7 +191,8 @@ def _joined(blocks):
 
 
 def _concatenated(forms, weights, x):
-    return jnp.concatenate([weight * form(x) for form, weight in zip(forms, weights, strict=True)], axis=1)
+    blocks = [weight * form(x) for form, weight in zip(forms, weights, strict=True)]
+    return namespace(x).concatenate(blocks, axis=1)
 
 
 def _dense(found) -> np.ndarray:

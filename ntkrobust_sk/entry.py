@@ -112,7 +112,7 @@ def check_finite(X: np.ndarray) -> None:
     if not np.isfinite(X).all():
         wrong = ~np.isfinite(X.reshape(len(X), -1)).all(1)
         raise ValueError(
-            f"inputs to be attacked must be finite, but {wrong.sum()} of {len(X)} hold NaN or infinity (the "
+            f"X: inputs to be attacked must be finite, but {wrong.sum()} of {len(X)} hold NaN or infinity (the "
             f"first: row {wrong.argmax()})"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from numbers import Integral
 
@@ -13,7 +14,7 @@ import scipy.special
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import check_random_state, compute_sample_weight
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -32,7 +33,7 @@ from ._validation import (
 from ._validation import seed as checked_seed
 from .attacks import attack_in_tiles, require_attack
 from .balls import admitted
-from .frames import as_table, warn_of_fixed
+from .frames import as_table, require_free, warn_of_fixed
 from .gram import gram
 from .loops import evaluate, evaluate_attacked, movable
 from .networks import (
@@ -75,21 +76,29 @@ class TangentEstimator(BaseEstimator):
         if options.get("y_numeric"):
             require_numbers("y", y)
         require_regular("y", y)
+        if not reset and np.ndim(X) == len(self.input_shape_) > 1 and np.shape(X) == self.input_shape_:
+            raise ValueError(
+                f"X must hold inputs of shape (n, ...), got one of shape {np.shape(X)}; write X[None]"
+            )
         X, image_shape = _as_rows(X)
         checked = validate_data(self, X, y, reset=reset, dtype=kept_dtypes(X), **options)
         X, y = checked if isinstance(checked, tuple) else (checked, None)
+        if options.get("y_numeric"):
+            require_finite_targets(y)
         fitting("X", X, jax.dtypes.canonicalize_dtype(X.dtype))
         if reset:
             self.input_shape_ = _input_shape(self.input_shape, image_shape, known_shape, X.shape[1])
         elif image_shape is not None and image_shape != self.input_shape_:
             raise ValueError(
-                f"{type(self).__name__} was fitted on inputs of shape {self.input_shape_}, got images of shape "
-                f"{image_shape}"
+                f"{type(self).__name__} was fitted on inputs of shape {self.input_shape_}, but X holds images of "
+                f"shape {image_shape}"
             )
         return X.reshape(-1, *self.input_shape_), y
 
     def _validate_params(self):
-        super()._validate_params()
+        # fractions are real numbers, but scikit-learn asks NumPy whether they are NaN
+        given = {k: float(v) if isinstance(v, Fraction) else v for k, v in self.get_params(deep=False).items()}
+        validate_parameter_constraints(self._parameter_constraints, given, caller_name=type(self).__name__)
         # scikit-learn takes True for 1, and infinity for a number
         for name, constraints in self._parameter_constraints.items():
             intervals = [] if isinstance(constraints, str) else [c for c in constraints if isinstance(c, Interval)]
@@ -176,6 +185,7 @@ class AttackedMixin:
         checked, _ = self._validated(X, reset=False)
         table = as_table(X)
         if table is not None:
+            require_free(table)
             warn_of_fixed(table)
             attack = table.within(attack)
         checked = movable(self._predictor(), checked, params_dtype(self.model_.variables.params), self._rows())
@@ -286,6 +296,12 @@ def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:
     return sample_weight
 
 
+def require_finite_targets(y) -> None:
+    """Raise ValueError for targets that hold NaN or infinity."""
+    if not np.isfinite(np.asarray(y, dtype=float)).all():
+        raise ValueError("y must hold finite targets, but has NaN or infinity")
+
+
 def checked_weights(sample_weight, X) -> np.ndarray:
     """Weights (n,) of the samples X (n, ...), each finite and >= 0; None is one for each."""
     if sample_weight is not None:
@@ -313,7 +329,7 @@ def positions(y, classes, n_samples: int) -> np.ndarray:
     # one column of a data frame
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.shape != (n_samples,):
-        raise ValueError(f"y must hold one label for each of the {n_samples} samples, got shape {y.shape}")
+        raise ValueError(f"y must hold one label for each of the {n_samples} samples of X, got shape {y.shape}")
     # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
     position = {label: i for i, label in enumerate(classes.tolist())}
     labels = y.tolist()
@@ -374,7 +390,7 @@ def kept_dtypes(X) -> list:
         kinds = {np.asarray(X).dtype.kind}
     else:
         # a frame's columns: pandas' dtypes have a kind, those of polars say it by a method
-        dtypes = getattr(X, "dtypes", [getattr(X, "dtype", None)])
+        dtypes = [X.dtype] if hasattr(X, "dtype") else getattr(X, "dtypes", [None])
         kinds = {getattr(d, "kind", "i" if getattr(d, "is_integer", bool)() else None) for d in dtypes}
     return [np.int64, *INTEGERS, *floating] if kinds and kinds <= {"i", "u"} else floating
 

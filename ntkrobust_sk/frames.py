@@ -285,6 +285,12 @@ class PolarsTable(Table):
         return self.given[np.asarray(rows)].with_columns(columns)
 
 
+def require_free(table: Table) -> None:
+    """Raise ValueError for a table of which attacks may change no column."""
+    if table.fixed.all():
+        raise ValueError(f"attacks may change no column of X: {table.named}; cast columns of numbers to float")
+
+
 def warn_of_fixed(table: Table) -> None:
     """Say which columns stay as they are, if any does, and why."""
     if table.fixed.any():

@@ -142,7 +142,8 @@ def gram(
     X = _inputs("X", X, model)
     Y = None if Y is None else _inputs("Y", Y, model)
     if Y is not None and Y.shape[1:] != X.shape[1:]:
-        raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}")
+        way = "; write Y[None] for a single one" if Y.shape == X.shape[1:] else ""
+        raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}{way}")
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
     if isinstance(kernel, TangentKernel):
@@ -539,7 +540,11 @@ def _place(result, block, i, j):
 
 def _inputs(name, X, model) -> np.ndarray:
     X = host_inputs(name, X, model.variables.params)
-    if X.ndim < 2 or X.size == 0:
+    if X.ndim == 1:
+        raise ValueError(
+            f"{name} must hold inputs of shape (n, ...), got shape {X.shape}; write {name}[None] for a single one"
+        )
+    if X.ndim == 0 or X.size == 0:
         raise ValueError(f"{name} must hold at least one input, of shape (n, ...), got shape {X.shape}")
     if not np.isfinite(X).all():
         raise ValueError(f"{name} contains NaN or infinity; the kernel needs finite inputs")

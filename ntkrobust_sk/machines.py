@@ -22,6 +22,7 @@ from .estimators import (
     checked_weights,
     initial_model,
     n_logits,
+    require_finite_targets,
     weights_to_score,
 )
 from .gram import gram
@@ -408,6 +409,8 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
         sample_weight = weights_to_score(y, len(answers), sample_weight)
         if (np.shape(y)[1:] or (1,)) != (answers.shape[1:] or (1,)):
             raise ValueError(f"y must be shaped like predictions, {answers.shape}, got shape {np.shape(y)}")
+        if y is not None:
+            require_finite_targets(y)
         return float(r2_score(y, answers, sample_weight=sample_weight))
 
     def _attack_targets(self, y, n_samples):

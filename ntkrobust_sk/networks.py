@@ -670,7 +670,9 @@ def _not_of_jax(model, error) -> TypeError:
 def _not_for_these(model, x, error) -> ValueError:
     said = str(error).strip().split("\n")[0] or type(error).__name__
     hint = ""
-    if jnp.issubdtype(x.dtype, jnp.integer):
+    if _takes(model, x[None]):
+        hint = "; it takes one input of this shape: write X[None]"
+    elif jnp.issubdtype(x.dtype, jnp.integer):
         hint = "; integers reach a network as they are: pass X.astype(np.float32) to one that takes numbers"
     shape = ("n", *x.shape[1:]) if x.ndim else ()
     return ValueError(
@@ -678,6 +680,15 @@ def _not_for_these(model, x, error) -> ValueError:
         f"({type(error).__name__}); check that X has the shape (n, ...) that the network and its parameters were "
         f"made for{hint}. The network is {brief(model.network)}"
     )
+
+
+def _takes(model, x) -> bool:
+    """Whether a model takes such inputs, found without computing anything."""
+    try:
+        jax.eval_shape(lambda x: model.network.apply(*model.variables, x, train=False), x)
+    except Exception:  # a stranger's function may raise anything
+        return False
+    return True
 
 
 def dense(layer: dict, h: jax.Array) -> jax.Array:

@@ -78,8 +78,9 @@ def write_report(result, path: str | os.PathLike | None = None) -> Path:
     ValueError
         If nothing was measured yet.
     """
+    path = None if path is None else check_path("path", path)
     require_result(result)
-    path = result.path / "report.html" if path is None else check_path("path", path)
+    path = path or result.path / "report.html"
     if not result.of_kind("checkpoint"):
         raise ValueError(f"{result.path} holds no results yet, so there is nothing to report")
     experiment, used = result.experiment, result.of_kind("checkpoint")[0]

@@ -117,7 +117,7 @@ class RunDirectory:
         """The run's settings."""
         file = self.path / "settings.json"
         if not file.exists():
-            raise FileNotFoundError(f"{self.path} holds no run: there is no settings.json")
+            raise FileNotFoundError(f"the path {self.path} holds no run: there is no settings.json")
         there = read_json(file)
         if not isinstance(there, dict):
             raise RunMismatchError(f"{file} holds no settings of a run; use another folder")

@@ -94,7 +94,7 @@ def perturb(estimator, X, y, attack, *, random_state=0):
     ((150, 4), dtype('float64'))
     """
     estimator = under_attack(estimator)
-    if hasattr(estimator, "perturb"):
+    if not is_function(estimator) and hasattr(estimator, "perturb"):
         return estimator.perturb(X, y, attack, random_state=random_state)
     subject = attackable(estimator, X, y)
     return subject.like(subject.perturb(subject.usable(attack), key_of(random_state)))

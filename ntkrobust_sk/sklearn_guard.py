@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
+from sklearn.pipeline import Pipeline
 
 from ._validation import brief
 from .sklearn_arrays import dense
@@ -140,8 +141,9 @@ def compare(estimator, form, rows, own=lambda x: x) -> None:
 def _compare(estimator, form, rows, own):
     name, method = type(estimator).__name__, _method_of(estimator)
     try:
-        expected = _own_scores(estimator, method, own(rows))
-        labels = np.asarray(estimator.predict(own(rows))) if hasattr(estimator, "classes_") else None
+        last, given = _ahead(estimator, own(rows))
+        expected = _own_scores(last, method, given.copy() if hasattr(given, "copy") else given)
+        labels = np.asarray(last.predict(given)) if hasattr(estimator, "classes_") else None
     except Exception as error:
         raise TypeError(f"{name}.{method} itself fails on inputs that {name} was fitted for: {error}") from error
     if not np.isfinite(expected).any(0).all():
@@ -211,6 +213,15 @@ def _method_of(estimator) -> str:
     return "predict" if hasattr(estimator, "predict") else "transform"
 
 
+def _ahead(estimator, x):
+    """The last step of a Pipeline and what it is given for x, so that what comes before is computed once."""
+    if type(estimator) is not Pipeline or _is_word(estimator.steps[-1][1]):
+        return estimator, x
+    for _, step in estimator.steps[:-1]:
+        x = x if _is_word(step) else step.transform(x)
+    return estimator.steps[-1][1], x
+
+
 def _is_pairwise(estimator) -> bool:
     return hasattr(core(estimator), "decision_function_shape") and len(estimator.classes_) > 2
 
@@ -274,8 +285,11 @@ def _culprit(estimator, form, rows, own) -> str:
 def _named(estimator, x):
     """Rows as a data frame, where an estimator finds its columns by their names."""
     names = getattr(estimator, "feature_names_in_", None)
-    if names is None or not _finds_columns(estimator):
-        return x
+    return x if names is None or not _finds_columns(estimator) else frame_of(names, x)
+
+
+def frame_of(names, x):
+    """Rows (n, d) as a data frame with these names, of pandas or, where it is missing, of polars."""
     try:
         import pandas as frames
     except ImportError:

@@ -55,7 +55,7 @@ def load_splits(
     random_state : int, default=0
         Seed of the choice.
     at_most : bool, default=False
-        Whether fewer will do, where there are no more.
+        Whether fewer will do, where there are no more. Test examples may then be all that there are.
 
     Returns
     -------
@@ -87,11 +87,14 @@ def load_splits(
         X, y, X_test, y_test = (*load_digits_images(), None, None) if name == "digits" else _from_file(name)
         _require_classes(y, n_train, n_test)
         if X_test is None:
-            X, y, X_test, y_test = _taken_out(X, y, n_test, random_state)
+            X, y, X_test, y_test = _taken_out(X, y, n_test, random_state, at_most)
     else:
         if name not in LOADERS:
             known = ", ".join(map(repr, ("digits", *LOADERS)))
-            raise ValueError(f"unknown data {name!r}; known are {known}, or the path of an .npz file with X and y")
+            way = "; write np.savez('data.npz', X=X, y=y)" if os.path.exists(name) else ""
+            raise ValueError(
+                f"unknown data {name!r}; known are {known}, or the path of an .npz file with X and y{way}"
+            )
         X, y = LOADERS[name](data_dir, split="train")
         X_test, y_test = LOADERS[name](data_dir, split="test")
         _require_classes(y, n_train, n_test)
@@ -113,11 +116,13 @@ def _require_classes(y, *counts):
     require_enough(y, *(count for count in counts if count is not None), len(y))
 
 
-def _taken_out(X, y, n_test, random_state):
-    """Test examples out of all, in their classes' proportions."""
+def _taken_out(X, y, n_test, random_state, at_most):
+    """Test examples out of all, in their classes' proportions; all where fewer would be left than classes."""
     if n_test is None:
         raise ValueError("n_test=None is all test examples, but these data have none of their own; give a number")
     if n_test > len(y) - len(np.unique(y)):
+        if at_most:
+            return X[:0], y[:0], X, y
         raise ValueError(f"n_test={n_test:,} leaves too few of the {len(y):,} examples to train on; ask for fewer")
     X, X_test, y, y_test = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
     return X, y, X_test, y_test

@@ -215,7 +215,7 @@ def read_gram(path) -> np.ndarray:
     """
     path = check_path("path", path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no Gram store {path}")
+        raise FileNotFoundError(f"there is no Gram store at the path {path}")
     return _opened(path, _header(path), "r").read()
 
 

@@ -24,10 +24,10 @@ from .blackbox import BlackBox, forget_error
 from .columns import encoded_columns, table_model
 from .entry import how_to_make, with_two_columns
 from .estimators import NETWORK_ROWS, kept_dtypes, positions
-from .frames import Table, as_table, check_rows, warn_of_fixed
+from .frames import Table, as_table, check_rows, require_free, warn_of_fixed
 from .keys import keys_of
 from .loops import answers, as_pytree, form_of, movable, without_numbers
-from .networks import Model, params_dtype
+from .networks import Model, advice, params_dtype
 from .sklearn_guard import compare
 from .sklearn_models import model_on
 from .square import Square
@@ -289,40 +289,44 @@ def _through_scikit_learn(estimator, X, table):
         require_numbers("X", X)
         kinds = [np.float64, np.float32]
         checked = check_array(X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator)
-        wanted = getattr(estimator, "n_features_in_", None)
-        if checked.ndim == 2 and wanted not in (None, checked.shape[1]):
-            name = type(estimator).__name__
-            raise ValueError(f"X has {checked.shape[1]} features, but {name} was fitted on {wanted}")
+        if checked.ndim == 2:
+            _check_width(estimator, checked.shape[1])
         flat = checked.reshape(len(checked), -1).astype(float, copy=False)
-        array = Table(flat, flat, (None,) * flat.shape[1])
-        array = array.holding(encoded_columns(estimator, array)) if checked.ndim == 2 else array
-        table = array if array.fixed.any() else None
+        known = Table(flat, flat, (None,) * flat.shape[1])
     elif not len(table.numbers):
         raise ValueError(f"X has no rows (shape {np.shape(X)}) while a minimum of 1 is required")
     else:
-        # whatever scikit-learn says of these columns and types, it says here
-        first = np.arange(len(table.numbers))[:2]
-        estimator.predict(table.like(table.numbers[first], first))
-        checked = table.numbers
-        table = table.holding(encoded_columns(estimator, table))
+        known, checked = table, table.numbers
     try:
+        if checked.ndim == 2:
+            known = known.holding(encoded_columns(estimator, known))
+        table = known if known.has_names or known.fixed.any() else None
         model, opaque = _own_arrays(_model_of(estimator, checked, table)), None
-    except TypeError as error:
+    except Exception as error:
+        # whatever scikit-learn itself says of these columns and types, it says here
+        estimator.predict(X[:2])
+        if not isinstance(error, TypeError):
+            raise
         if not is_classifier(estimator):
             error.add_note("Only classifiers are attacked as black boxes.")
             raise
         opaque = str(error)
-        table = table or array
-        table = table.holding(_unmovable(estimator, table))
+        table = known.holding(_unmovable(estimator, known))
         model = None
-    if table is not None and table.fixed.all():
-        raise ValueError(f"attacks may change no column of X: {table.named}; cast columns of numbers to float")
+    if table is not None:
+        require_free(table)
     box = None
     if model is None:
         box = _black_box(estimator, table, checked)
         model = box.model
         table = table if table.has_names or table.fixed.any() else None
     return (checked if table is None else table.coded()), table, model, opaque, box
+
+
+def _check_width(estimator, width) -> None:
+    wanted = getattr(estimator, "n_features_in_", None)
+    if wanted not in (None, width):
+        raise ValueError(f"X has {width} features, but {type(estimator).__name__} was fitted on {wanted}")
 
 
 def _looked_at(n) -> np.ndarray:
@@ -374,6 +378,7 @@ def _model_of(estimator, X, table):
     if table is None:
         return model_on(X if X.ndim == 2 else None, estimator)
     if not table.fixed.any() and _in_order(estimator, table):
+        _check_width(estimator, len(table.names))
         return model_on(None, estimator)
     model = table_model(estimator, table)
     if hasattr(_last(estimator), "_predictor"):
@@ -381,12 +386,7 @@ def _model_of(estimator, X, table):
         return model
     X = table.coded()[_looked_at(len(table.numbers))]
     X = np.concatenate([X, _moved(X, ~table.fixed)])
-
-    def form(x):
-        with enable_x64(True):
-            return np.asarray(model(x))
-
-    compare(estimator, form, X, lambda x: _as_given(table, x))
+    compare(estimator, model, X, lambda x: _as_given(table, x))
     return model
 
 
@@ -404,13 +404,15 @@ def _model_subject(model, X, y, classes, labelled):
     checked = check_array(X, dtype=kinds, allow_nd=True, input_name="X")
     checked = fitting("X", movable(model, checked, dtype, NETWORK_ROWS), dtype)
     if table is not None:
+        require_free(table)
         warn_of_fixed(table)
     checked = checked.astype(dtype)
-    model, shape = _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
+    given, model, shape = model, _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
     try:
         scores = _scores_of(form_of(model, checked[:1]))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the model fails on inputs of shape {shape}: {error}") from error
+    except Exception as error:  # a stranger's function may raise anything
+        way = "" if isinstance(given, Model) else advice(given)
+        raise ValueError(f"estimator: the model fails on inputs of shape {shape}: {error}{way}") from error
     if getattr(scores, "ndim", None) != 2:
         raise ValueError(f"a model gives scores (n, C), but on inputs of shape {shape} this one gives {scores}")
     if scores.shape[1] == 1:

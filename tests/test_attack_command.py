@@ -4,17 +4,20 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import skops.io
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, cli, robust_accuracy
 from ntkrobust_sk.adversarial import ATTACKS, load_estimator, make_attack, read_examples
@@ -23,6 +26,29 @@ from ntkrobust_sk.splits import load_splits
 RANDOM = np.random.default_rng(0)
 X = RANDOM.uniform(size=(80, 6)).astype(np.float32)
 Y = np.where(X[:, :3].sum(1) > X[:, 3:].sum(1), "more", "less")
+
+
+FRAME = pd.DataFrame(X, columns=list("abcdef"))
+
+
+def named(last):
+    """Fitted on columns that are found by their names, in an order of its own."""
+    columns = make_column_transformer((StandardScaler(), ["f", "a"]), ("passthrough", ["b", "c", "d", "e"]))
+    return make_pipeline(columns, last).fit(FRAME, Y)
+
+
+def _of_another_version(estimator, without=None):
+    """An estimator that says that another scikit-learn has written it."""
+    state = {k: v for k, v in estimator.__getstate__().items() if k != without}
+    return _Older(type(estimator), state | {"_sklearn_version": "0.9.9"})
+
+
+class _Older:
+    def __init__(self, kind, state):
+        self.kind, self.state = kind, state
+
+    def __reduce__(self):
+        return self.kind, (), self.state
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +66,14 @@ def folder(tmp_path_factory):
         "scaler": StandardScaler().fit(X),
         "unfitted": LogisticRegression(),
         "number": 3,
+        "broken": _of_another_version(LogisticRegression().fit(X, Y), without="intercept_"),
+        "old": _of_another_version(LogisticRegression(C=100).fit(X, Y)),
+        "mixed": make_pipeline(
+            make_column_transformer((StandardScaler(), list("abcdef")), (OneHotEncoder(), ["g"])),
+            LogisticRegression(),
+        ).fit(FRAME.assign(g=Y), Y),
+        "frame": named(LogisticRegression(C=100)),
+        "frame forest": named(RandomForestClassifier(2, random_state=0)),
     }
     for name, thing in saved.items():
         joblib.dump(thing, path / f"{name}.joblib")
@@ -49,6 +83,11 @@ def folder(tmp_path_factory):
         path / "other.npz", X=X, y=np.where(Y == "more", "more", "unknown"), X_test=X[:9], y_test=["unknown"] * 9
     )
     np.savez(path / "wide.npz", X=2 * X - 1, y=Y)
+    np.savez(path / "few.npz", X=X[:20], y=Y[:20])
+    np.save(path / "rows.npy", X)
+    (path / "folder.npz").mkdir()
+    (path / "empty.npz").touch()
+    (path / "empty.joblib").touch()
     return path
 
 
@@ -160,6 +199,11 @@ GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "f
         ({"model": "digits.joblib"}, "X has 6 features, but"),
         ({"data": "missing.npz"}, "there is no file missing.npz"),
         ({"data": "letters"}, "unknown data 'letters'"),
+        ({"data": "rows.npy"}, "the path of an .npz file with X and y; write np.savez('data.npz', X=X, y=y)"),
+        ({"data": "folder.npz"}, "Is a directory: 'folder.npz'"),
+        ({"data": "empty.npz"}, "empty.npz cannot be read"),
+        ({"model": "empty.joblib"}, "empty.joblib cannot be read by joblib: EOFError"),
+        ({"model": "mixed.joblib"}, "fitted on a data frame with 7, ['a', 'b', 'c', 'd', 'e', 'f', 'g']"),
         ({"data": "other.npz"}, "labels that were not seen in fit: ['unknown']"),
         ({"data": "wide.npz"}, "give --bounds LOW HIGH or --no-bounds"),
         ({"n-test": "1"}, "cannot hold one of each of the 2 classes"),
@@ -177,6 +221,50 @@ def test_what_is_wrong_is_told_in_one_line_with_status_2(run, change, message, c
     lines = [line for line in captured.err.splitlines() if "runs whatever code is in it" not in line]
     assert len(lines) == 1 and lines[0].startswith("ntkrobust attack: ") and message in lines[0]
     assert captured.out == "" and not run.out.exists()
+
+
+@pytest.mark.parametrize(
+    "name, last", [("frame", "LogisticRegression"), ("frame forest", "RandomForestClassifier")]
+)
+def test_a_model_of_a_data_frame_is_given_one(run, folder, name, last, capsys):
+    assert run(f"--model '{name}.joblib' --data two.npz --n-test 30 --epsilon 0.1 --attack square --steps 20") == 0
+    with np.load(run.out) as file:
+        X_adv, answers = file["X_adv"], file["predictions"]
+    pipeline = joblib.load(folder / f"{name}.joblib")
+    attacked = pd.DataFrame(X_adv, columns=FRAME.columns)
+    assert answers.tolist() == pipeline.predict(attacked).tolist()
+    assert "feature names" not in capsys.readouterr().err
+
+
+def test_a_model_of_another_version_is_told_of_in_a_line_and_what_fails_in_another(run, capsys):
+    command = "--data two.npz --n-test 30 --epsilon 0.1 --attack fgsm"
+    assert run(f"--model old.joblib {command}") == 0
+    told = "ntkrobust attack: old.joblib was written with scikit-learn 0.9.9, and here is"
+    assert capsys.readouterr().err.splitlines()[1].startswith(told)
+    assert run(f"--model broken.joblib {command}") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("ntkrobust attack: broken.joblib cannot be attacked: AttributeError: ")
+
+
+def test_warnings_are_lines_of_the_command(run):
+    source = f"import sys; from ntkrobust_sk.cli import main; sys.exit(main({_forest_attacked(run)!r}))"
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert all(line.startswith("ntkrobust attack: ") for line in ended.stderr.splitlines())
+    assert "is attacked as a black box" in ended.stderr
+
+
+def _forest_attacked(run):
+    options = "--model forest.joblib --data two.npz --n-test 9 --epsilon 0.1 --attack fgsm"
+    return ["attack", *shlex.split(options), "--out", str(run.out)]
+
+
+def test_fewer_examples_than_asked_for_are_all_attacked(run):
+    assert run("--model two.joblib --data few.npz --epsilon 0.1 --attack fgsm") == 0
+    with np.load(run.out) as file:
+        np.testing.assert_array_equal(file["X"], X[:20].astype(np.float32))
+    assert run("--model two.joblib --data few.npz --n-test 12 --epsilon 0.1 --attack fgsm") == 0
+    with np.load(run.out) as file:
+        assert len(file["X"]) == 12
 
 
 def test_before_a_file_of_joblib_is_loaded_a_line_says_what_that_means(run, capsys):

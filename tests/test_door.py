@@ -1,35 +1,48 @@
 """What is no number, array, choice or function of the right form is refused by name, before anything else."""
 
+from fractions import Fraction
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import (
+    CNN,
     MLP,
     PGD,
     Cholesky,
     Eigh,
     EmpiricalNTKClassifier,
+    EmpiricalNTKRegressor,
     InaccurateSolveError,
+    KernelEvolution,
     Model,
     Stateless,
+    TangentFeatures,
     Variables,
     effective_rank,
     eigenfeature_images,
+    gram,
     kernel_alignment,
     kernel_distance,
     kernel_specialization,
     kernel_velocity,
+    load_cifar10,
     ntk_features,
+    perturb,
+    robust_accuracy,
     solve,
     target_alignment,
     top_mass,
     train,
 )
+from ntkrobust_sk.store import read_gram
 
 K = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]])
 Y = np.eye(3)
@@ -248,3 +261,93 @@ def test_inputs_of_estimators_that_are_no_numbers_are_refused_by_name(odd):
     fitted = EmpiricalNTKClassifier(MODEL, alpha=0.1).fit(X_ROWS, LABELS)
     with pytest.raises((TypeError, ValueError), match="X must be an array of numbers"):
         fitted.predict(odd)
+
+
+IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 4, 1)).astype(np.float32)
+CONVOLUTIONS = CNN(3, widths=(2,), strides=(1,))
+IMAGE_MODEL = Model(CONVOLUTIONS, CONVOLUTIONS.init(jax.random.key(0), (4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    {
+        "gram of a row": lambda: gram("trace", MODEL, X_ROWS[0]),
+        "gram of an image": lambda: gram("trace", IMAGE_MODEL, IMAGES[0]),
+        "columns": lambda: gram("trace", IMAGE_MODEL, IMAGES, IMAGES[0]),
+        "model": lambda: IMAGE_MODEL(IMAGES[0]),
+        "attack": lambda: PGD(0.1)(IMAGE_MODEL, IMAGES[0], np.array([1]), key=jax.random.key(0)),
+        "accuracy": lambda: robust_accuracy(IMAGE_MODEL, IMAGES[0], np.arange(4) % 3, PGD(0.1)),
+        "estimator": lambda: EmpiricalNTKClassifier(IMAGE_MODEL).fit(IMAGES, [0, 1, 2]).predict(IMAGES[0]),
+    }.values(),
+)
+def test_a_single_input_is_told_how_to_become_an_array_of_one(call):
+    with pytest.raises(ValueError, match=r"write [XY]\[None\]"):
+        call()
+
+
+def test_inputs_of_another_shape_are_not_taken_for_a_single_one():
+    with pytest.raises(ValueError) as error:
+        IMAGE_MODEL(IMAGES[..., 0])
+    assert "[None]" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/K.zarr", "https://a.org/K.zarr", "file:///tmp/K.zarr", Path("gs://b")]
+)
+def test_urls_are_refused_and_make_no_folder(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: gram("trace", MODEL, X_ROWS, store=url),
+        lambda: read_gram(url),
+        lambda: KernelEvolution("digits").run(url),
+        lambda: load_cifar10(url),
+    ):
+        with pytest.raises(ValueError, match="of this machine, got the URL"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_fractions_are_numbers_to_estimators_as_they_are_to_attacks():
+    halves = [EmpiricalNTKClassifier(MODEL, alpha=half).fit(X_ROWS, LABELS) for half in (0.5, Fraction(1, 2))]
+    np.testing.assert_array_equal(*(clf.decision_function(X_ROWS) for clf in halves))
+    with pytest.raises(ValueError, match="'momentum' parameter of EmpiricalNTKClassifier must be"):
+        EmpiricalNTKClassifier(MODEL, momentum=Fraction(4, 3)).fit(X_ROWS, LABELS)
+
+
+@pytest.mark.parametrize("y", [[np.nan, 1.0], [np.inf, 1.0], [None, 1.0], [1j, 1.0]], ids=str)
+def test_targets_that_are_not_finite_real_numbers_are_refused_by_name(y):
+    y, reg = np.array(y * 3), EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS[:6], np.arange(6.0))
+    for call in (reg.fit, reg.score, lambda X, y: reg.robust_score(X, y, PGD(0.1, 1, bounds=None))):
+        with pytest.raises(ValueError, match=r"y must hold finite targets|y contains|: y must be real"):
+            call(X_ROWS[:6], y)
+
+
+def test_dates_are_no_inputs_and_a_series_is_no_table():
+    clf, days = EmpiricalNTKClassifier(MODEL).fit(X_ROWS, LABELS), np.arange(8).reshape(2, 4)
+    for dates in (days.astype("M8[D]"), days.astype("m8[D]")):
+        with pytest.raises(TypeError, match=r"X must be an array of numbers, got .*write X.astype\(float\)"):
+            clf.predict(dates)
+    with pytest.raises(ValueError, match="2-dimensional"):
+        clf.predict(pd.Series(np.arange(4)))
+
+
+@pytest.mark.parametrize(
+    "stranger, advice",
+    [
+        (nn.Dense(3), "from_flax"),
+        (MLP(3), "Model"),
+        ("lr", "got 'lr'"),
+        (LogisticRegression, r"write Log.*\(\.\.\.\)"),
+    ],
+    ids=["flax", "network", "name", "class"],
+)
+def test_what_is_attacked_is_an_estimator_or_a_function(stranger, advice):
+    for takes in (robust_accuracy, perturb):
+        with pytest.raises((TypeError, ValueError), match=f"estimator.*{advice}"):
+            takes(stranger, X_ROWS, LABELS, PGD(0.1))
+
+
+def test_methods_that_an_estimator_has_not_are_no_attributes_of_it():
+    reg, features = EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS, LABELS * 1.0), TangentFeatures(MODEL).fit(X_ROWS)
+    for estimator, name in ((reg, "predict_proba"), (reg, "decision_function"), (features, "predict")):
+        assert not hasattr(estimator, name)

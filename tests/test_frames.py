@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.svm import SVC
 
 from ntkrobust_sk import (
     PGD,
@@ -256,3 +257,44 @@ def test_a_table_leads_back_to_the_frame_to_the_last_digit(dtype):
     pd.testing.assert_frame_equal(table.like(table.coded()), frame)
     rows = np.array([5, 5, 2])
     pd.testing.assert_frame_equal(table.like(table.coded()[rows], rows), frame.iloc[rows])
+
+
+@pytest.mark.parametrize("last", [LogisticRegression(), SVC()], ids=["linear", "machine"])
+def test_the_guard_of_a_frame_converts_it_once_and_compiles_nothing(last, monkeypatch):
+    pipeline = make_pipeline(FORMS["one-hot"], last).fit(FRAME, Y)
+    calls, transform = [], ColumnTransformer.transform
+
+    def counted(self, X):
+        calls.append(len(X))
+        return transform(self, X)
+
+    monkeypatch.setattr(ColumnTransformer, "transform", counted)
+    subject = attackable(pipeline, FRAME, Y)
+    # all rows for what stands in fixed columns, and those that are compared
+    assert calls == [N, 64]
+    assert type(subject.model(subject.X)) is np.ndarray
+
+
+@pytest.mark.parametrize("last", [LogisticRegression(), RandomForestClassifier(3)], ids=["gradients", "black box"])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (FRAME[NUMBERS].to_numpy(), "only supported for dataframes"),
+        (FRAME[NUMBERS].to_numpy().tolist(), "only supported for dataframes"),
+        (FRAME[["a"]], "columns are missing: {'b'}"),
+        (FRAME[NUMBERS].rename(columns={"a": "q"}), "columns are missing: {'a'}"),
+    ],
+    ids=["array", "list", "missing", "renamed"],
+)
+def test_what_scikit_learn_says_of_inputs_is_said_first(last, given, message):
+    pipeline = make_pipeline(columns(), last).fit(FRAME[NUMBERS], Y)
+    with pytest.raises(ValueError, match=message):
+        robust_accuracy(pipeline, given, Y, ATTACK)
+
+
+def test_a_frame_without_a_column_to_change_is_refused_by_own_estimators_too():
+    frame = FRAME[NUMBERS].astype(object)
+    own = EmpiricalNTKClassifier(random_state=0).fit(FRAME[NUMBERS], Y)
+    for takes in (robust_accuracy, perturb, own.robust_score):
+        with pytest.raises(ValueError, match=r"no column of X: 'a' \(object\), 'b' \(object\)"):
+            takes(*(() if takes == own.robust_score else (own,)), frame, Y, ATTACK)

@@ -703,7 +703,7 @@ def test_what_is_no_path_is_refused_as_such(wrong):
 
 
 def test_a_store_that_is_not_there_and_a_folder_that_is_none_are_told_apart(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no Gram store"):
+    with pytest.raises(FileNotFoundError, match="there is no Gram store at the path"):
         read_gram(tmp_path / "none")
     with pytest.raises(StoreMismatchError, match="is no zarr array"):
         read_gram(tmp_path)
