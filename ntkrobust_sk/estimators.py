@@ -76,7 +76,8 @@ class TangentEstimator(BaseEstimator):
         if options.get("y_numeric"):
             require_numbers("y", y)
         require_regular("y", y)
-        if not reset and np.ndim(X) == len(self.input_shape_) > 1 and np.shape(X) == self.input_shape_:
+        is_array = isinstance(X, np.ndarray | jax.Array)
+        if is_array and not reset and X.shape == self.input_shape_ and X.ndim > 1:
             raise ValueError(
                 f"X must hold inputs of shape (n, ...), got one of shape {np.shape(X)}; write X[None]"
             )

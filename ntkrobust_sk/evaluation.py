@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -203,12 +204,11 @@ class RobustnessReport:
 
     def quantiles(self, q=QUANTILES) -> np.ndarray:
         """Quantiles of the distances: of a share q of the examples the minimal perturbation is at most so long."""
-        q = np.reshape(array("q", np.atleast_1d(q) if np.ndim(q) == 0 else q, finite=True), np.shape(q)).astype(
-            float
-        )
+        is_one = isinstance(q, numbers.Number) or getattr(q, "shape", None) == ()
+        q = array("q", [q] if is_one else q, finite=True).astype(float)
         if (q < 0).any() or (q > 1).any():
             raise ValueError(f"q must be shares from 0 to 1, got {brief(q)}")
-        return np.quantile(self.distances, q, method="inverted_cdf")
+        return np.quantile(self.distances, q[0] if is_one else q, method="inverted_cdf")
 
     def to_frame(self):
         """A data frame with a row for each attack, epsilon and class, and for all classes together.

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import (
     CNN,
+    FAB,
     MLP,
     PGD,
     Cholesky,
@@ -37,6 +38,7 @@ from ntkrobust_sk import (
     ntk_features,
     perturb,
     robust_accuracy,
+    robustness_report,
     solve,
     target_alignment,
     top_mass,
@@ -351,3 +353,15 @@ def test_methods_that_an_estimator_has_not_are_no_attributes_of_it():
     reg, features = EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS, LABELS * 1.0), TangentFeatures(MODEL).fit(X_ROWS)
     for estimator, name in ((reg, "predict_proba"), (reg, "decision_function"), (features, "predict")):
         assert not hasattr(estimator, name)
+
+
+@pytest.mark.parametrize(
+    "q", [jax.random.key(0), [[1, 2], [3]], "x", 1j, [None], object(), np.nan, 2, -0.5], ids=str
+)
+def test_quantiles_that_are_no_shares_are_refused_by_name(q):
+    model = LogisticRegression().fit(X_ROWS, LABELS)
+    report = robustness_report(model, X_ROWS, LABELS, [0.1], attacks=PGD(0.1, 1), nearest=FAB(0.1, n_steps=2))
+    with pytest.raises((TypeError, ValueError), match="q must be"):
+        report.quantiles(q)
+    half = report.quantiles(0.5)
+    assert np.shape(half) == () and report.quantiles([0.5]) == report.quantiles(np.float32(0.5)) == half

@@ -780,7 +780,7 @@ def test_images_of_another_shape_are_refused():
     wide = IMAGES.reshape(len(IMAGES), 4, 16, 1)
     with pytest.raises(ValueError, match=r"input_shape=\(8, 8, 1\), but X holds images of shape \(4, 16, 1\)"):
         trainer(input_shape=(8, 8, 1)).fit(wide, DIGITS)
-    with pytest.raises(ValueError, match=r"fitted on inputs of shape \(8, 8, 1\), got images"):
+    with pytest.raises(ValueError, match=r"fitted on inputs of shape \(8, 8, 1\), but X holds images"):
         image_trainer().predict(wide)
     with pytest.raises(ValueError, match=r"the estimator takes images of shape \(8, 8, 1\)"):
         classifier(FrozenEstimator(image_trainer())).fit(wide, DIGITS)
