@@ -151,7 +151,7 @@ def require_result(result):
     Traceback (most recent call last):
     TypeError: result must be an EvolutionResult, got 'runs/digits'; write load_evolution('runs/digits')
     """
-    if isinstance(result, type) or not all(hasattr(result, name) for name in ("path", "experiment", "of_kind")):
+    if isinstance(result, type) or not _has(result, "path", "experiment", "of_kind"):
         way = (
             f"; write load_evolution({result!r})"
             if isinstance(result, str | Path)
@@ -159,6 +159,13 @@ def require_result(result):
         )
         raise TypeError(f"result must be an EvolutionResult, got {shown(result)}{way}")
     return result
+
+
+def _has(value, *names) -> bool:
+    try:
+        return all(hasattr(value, name) for name in names)
+    except Exception:  # a stranger's property may raise anything
+        return False
 
 
 def kernel_name(seed, regime, epoch, images) -> str:

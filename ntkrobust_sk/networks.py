@@ -122,6 +122,9 @@ class Model(Portable):
             raise _not_of_jax(self, error) from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise _not_for_these(self, x, error) from error
+        except Exception:
+            require_model(self)  # once more: what raises errors of its own kind may be a parameter
+            raise
         return logits
 
     def __repr__(self) -> str:

@@ -21,6 +21,8 @@ from ntkrobust_sk import (
     Eigh,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
+    EvolutionResult,
+    ImageGridDisplay,
     InaccurateSolveError,
     KernelEvolution,
     Model,
@@ -365,3 +367,12 @@ def test_quantiles_that_are_no_shares_are_refused_by_name(q):
         report.quantiles(q)
     half = report.quantiles(0.5)
     assert np.shape(half) == () and report.quantiles([0.5]) == report.quantiles(np.float32(0.5)) == half
+
+
+def test_parameters_and_results_that_are_strangers_are_named_whatever_they_raise():
+    model = Model(Stateless(lambda p, x: x @ p), Variables(pd.Series(np.arange(12))))
+    with pytest.raises(TypeError, match=r"model\.variables\.params"):
+        model(X_ROWS)
+    for stranger in (nn.Dense(3), EvolutionResult, None):
+        with pytest.raises(TypeError, match="result must be an EvolutionResult"):
+            ImageGridDisplay.from_evolution(stranger)
