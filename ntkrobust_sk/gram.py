@@ -83,10 +83,10 @@ def gram(
         some 30 MiB also later.
     dtype : "float32", "float64", "tf32" or "bf16", default=None
         In which inner products are accumulated and returned, also as a NumPy or JAX dtype; None is that of the
-        parameters. With float64, features stay in the parameters' precision. "tf32" and "bf16" round features to
-        10 and 7 binary digits and accumulate in float32: for GPUs, which have units for such products, and keep
-        "bf16" features in half of the memory. A CPU gives the same numbers, for no gain. docs/benchmarks.md has
-        the error.
+        parameters, and float32 where these are in half precision. With float64, features stay in the parameters'
+        precision. "tf32" and "bf16" round features to 10 and 7 binary digits and accumulate in float32: for
+        GPUs, which have units for such products, and keep "bf16" features in half of the memory. A CPU gives the
+        same numbers, for no gain. docs/benchmarks.md has the error.
     by_layer : bool, default=False
         Return one matrix for each parameter array; the kernel is their sum.
     store : str or os.PathLike, default=None

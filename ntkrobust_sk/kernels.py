@@ -43,6 +43,11 @@ class TangentKernel:
         """Whether no inner products of different seeds are needed."""
         return self.has_gradients and self.rank < 4
 
+    @property
+    def reading(self):
+        """What decides how gradients are read, besides the network and the number of seeds."""
+        return self.rank == 4 if type(self).features is TangentKernel.features else self
+
     def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
         """Block (n, m, ...) of inputs (n, ...) and (m, ...)."""
         require_model(model)

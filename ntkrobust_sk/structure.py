@@ -126,11 +126,12 @@ def contract_gradients(apply: Callable, params, x: jax.Array, tangents, seeds=No
     def one(z):
         met = _meet(apply, params, z[None])
         identity = jnp.eye(met.logits.shape[1], dtype=met.logits.dtype)
-        cotangents = met.cotangents(identity if seeds is None else seeds.astype(met.logits.dtype))
+        units, size = _in_units(identity if seeds is None else seeds, met.logits.dtype)
+        cotangents = met.cotangents(units)
         push = jax.vmap(jax.vmap(lambda t: jax.jvp(met.operands_of, (params,), (t,))[1]))
         terms = zip(met.meetings, cotangents, push(tangents), strict=True)
         start = jnp.zeros(n_tangents, params_dtype(params))
-        return sum((m.contract(c, t).astype(start.dtype) for m, c, t in terms), start=start)
+        return size.astype(start.dtype) * sum((m.contract(c, t, start.dtype) for m, c, t in terms), start=start)
 
     return jax.vmap(one)(x)
 
@@ -204,20 +205,22 @@ class _Meeting:
 
         return jax.vmap(pull_one)(cotangents)
 
-    def contract(self, cotangents: list, tangents: list) -> jax.Array:
-        """Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,)."""
+    def contract(self, cotangents: list, tangents: list, dtype) -> jax.Array:
+        """Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,), summed in ``dtype``
+        or better."""
         factors = self.factors(cotangents) if self.eqn.primitive.name == "conv_general_dilated" else None
         if factors is not None and factors.inputs.shape[1] == 1:
             # (s, k), (c, s, o) and (c, t, o, k)
             matrices = factors.layout.view(tangents[0])[:, :, 0]
-            return _contract_convolution(factors.inputs[0, 0], factors.cotangents[:, 0, 0], matrices).real
+            found = _contract_convolution(factors.inputs[0, 0], factors.cotangents[:, 0, 0], matrices)
+            return found.real.astype(dtype)
 
         def push(tangent):
             return jax.jvp(self.rebind, (self.operands(),), (tangent,))[1]
 
         changes = jax.vmap(jax.vmap(push))(tangents)
         terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
-        return sum(jnp.einsum("ce,cte->t", _flat(c, 1), _flat(d, 2)).real for c, d in terms)
+        return sum(_summed(_flat(c, 1), _flat(d, 2), dtype) for c, d in terms)
 
 
 @dataclass
@@ -365,7 +368,8 @@ def _meet(apply, params, z) -> _Met:
 def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
     """:func:`layer_gradients` of the one example z (1, ...)."""
     met = _meet(apply, params, z)
-    cotangents = met.cotangents(seeds.astype(met.logits.dtype))
+    units, size = _in_units(seeds, met.logits.dtype)
+    cotangents = met.cotangents(units)
     leaves, tree = jax.tree.flatten(params)
     dtype = params_dtype(params)
     uses = [[] for _ in leaves]
@@ -373,7 +377,7 @@ def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
         _warn_if_opaque(meeting)
         for source in meeting.sources():
             for leaf in source.leaves:
-                uses[leaf].append(_as_of_parameter(meeting, source, delta, dtype))
+                uses[leaf].append(_as_of_parameter(meeting, source, delta, size, dtype))
     n_seeds = met.logits.shape[1] if all_pairs or len(seeds) > 1 else 1
     found = [_joined_uses(parts) for parts in uses]
     rest = [i for i, factors in enumerate(found) if factors is None]
@@ -383,7 +387,8 @@ def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
     for i, (factors, leaf) in enumerate(zip(found, leaves, strict=True)):
         if factors is None:
             flat = pulled.get(i, jnp.zeros((len(seeds), *jnp.shape(leaf)), jnp.result_type(leaf)))
-            result.append(Whole(flat.reshape(len(seeds), 1, -1).astype(dtype), Layout(jnp.shape(leaf))))
+            flat = flat.reshape(len(seeds), 1, -1).astype(dtype) * size.astype(dtype)
+            result.append(Whole(flat, Layout(jnp.shape(leaf))))
         elif factors.inputs.dtype.kind not in "iu" and forms_gradient(
             *factors.inputs.shape[2:], factors.cotangents.shape[-1], n_seeds, all_pairs
         ):
@@ -399,6 +404,16 @@ def _gradients(apply, params, z, seeds, all_pairs) -> list[Whole | Factors]:
         else:
             result.append(factors)
     return [leaf for i, leaf in enumerate(result) if i not in with_weights]
+
+
+def _in_units(seeds, dtype) -> tuple[jax.Array, jax.Array]:
+    """Seeds in units of their largest entry, and that entry.
+
+    Zeros and ones are exact in half precision, where 1/√C is not: its rounding would be in all gradients alike.
+    """
+    size = jnp.abs(seeds).max()
+    size = jnp.where(size > 0, size, 1)
+    return (seeds / size).astype(dtype), size
 
 
 def _biases(met, uses) -> dict[int, int]:
@@ -441,16 +456,19 @@ def _is_one(scale) -> bool:
     return isinstance(scale, float) and scale == 1.0
 
 
-def _as_of_parameter(meeting, source, cotangents, dtype) -> Factors | None:
-    """The meeting's factors as those of the (real) parameter array that its operand is, if it is one."""
+def _as_of_parameter(meeting, source, cotangents, size, dtype) -> Factors | None:
+    """The meeting's factors, times ``size``, as those of the (real) parameter array that its operand is, if it is
+    one."""
     factors = None if source.origin is None else meeting.factors(cotangents)
     if factors is None:
         return None
     seen = source.origin.layout
     layout = Layout(seen.shape, _merged((*seen.steps, *factors.layout.steps)))
-    scale = source.origin.scale
-    scaled = factors.cotangents if _is_one(scale) else factors.cotangents * scale
-    inputs, scaled = factors.inputs, scaled.astype(factors.cotangents.dtype)
+    scale = size if _is_one(source.origin.scale) else size * source.origin.scale
+    # sums over positions and rows in the parameters' own precision, whatever their layer computes in; scaled in it
+    # too, since what is rounded there would be so in all gradients alike
+    wide = jnp.promote_types(factors.cotangents.dtype, dtype)
+    inputs, scaled = factors.inputs, (factors.cotangents.astype(wide) * scale).astype(wide)
     if jnp.iscomplexobj(scaled):
         # of a real array the real part counts: Re(δ h) is the sum of two real products, at twice the positions
         if inputs.dtype.kind in "iu":
@@ -458,7 +476,6 @@ def _as_of_parameter(meeting, source, cotangents, dtype) -> Factors | None:
         else:
             inputs = jnp.concatenate([inputs.real, inputs.imag], axis=-2)
             scaled = jnp.concatenate([scaled.real, -scaled.imag], axis=-2)
-    # sums over positions and rows in the parameters' own precision, whatever their layer computes in
     inputs = inputs if inputs.dtype.kind in "iu" else inputs.astype(dtype)
     return Factors(inputs, scaled.astype(dtype), layout)
 
@@ -572,6 +589,12 @@ def _look_up(eqn, inputs, from_params, cotangents) -> Factors | None:
 
 
 LINEAR = {"dot_general": _product, "conv_general_dilated": _convolution, "gather": _look_up}
+
+
+def _summed(cotangents, changes, dtype):
+    """Σ_ce ⟨cotangents (c, e), changes (c, t, e)⟩, (t,)."""
+    wide = jnp.promote_types(cotangents.dtype, dtype)
+    return jnp.einsum("ce,cte->t", cotangents, changes, preferred_element_type=wide).real.astype(dtype)
 
 
 def _flat(array, n_axes: int):

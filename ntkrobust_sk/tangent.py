@@ -119,9 +119,9 @@ def tangent_features(model: Model, x: jax.Array, seeds=None, *, all_pairs: bool 
 
 
 def identity_seeds(model: Model, x) -> jax.Array:
-    """One seed for each logit, (C, C)."""
+    """One seed for each logit, (C, C), in single precision at least."""
     logits = jax.eval_shape(lambda model, x: model(x), model, x)
-    return jnp.eye(logits.shape[1], dtype=logits.dtype)
+    return jnp.eye(logits.shape[1], dtype=jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def contract_features(model: Model, x: jax.Array, tangents: PyTree, seeds=None) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ntkrobust_sk.plan as planning
-from ntkrobust_sk import CNN, MLP, Model, ResNet18, Stateless, Variables, gram, proof
+from ntkrobust_sk import CNN, MLP, Model, ResNet18, Stateless, TraceNTK, Variables, gram, proof
 from ntkrobust_sk.kernels import KERNELS
 from ntkrobust_sk.plan import Plan, features_of, fixed_plan, make_plan, pad_rows, parse_memory
 
@@ -461,7 +461,7 @@ def checks(monkeypatch):
     return made
 
 
-def test_a_network_is_checked_once_for_each_kernel_and_shape_of_inputs_not_once_a_call(checks):
+def test_a_network_is_checked_once_for_each_kind_of_gradients_and_shape_of_inputs_not_once_a_call(checks):
     def apply(params, x):
         return jnp.tanh(x.reshape(len(x), 5) @ params)
 
@@ -472,13 +472,30 @@ def test_a_network_is_checked_once_for_each_kernel_and_shape_of_inputs_not_once_
     gram("trace", Model(model.network, of_one_array(apply, seed=1).variables), X)
     gram("trace", model, X, plan=fixed_plan(KERNELS["trace"], model, (5,), rows=2, seeds=1))
     assert len(checks) == 1
+    # gradients of one logit after the other, as the trace kernel's
     gram("class", model, X)
-    gram("class", model, X)
+    assert len(checks) == 1
+    gram("pseudo", model, X)
+    gram("pseudo", model, X)
     assert len(checks) == 2
-    gram("trace", model, X.reshape(-1, 5, 1))
+    gram("full", model, X)
     assert len(checks) == 3
-    gram("trace", of_one_array(apply), X)
+    gram("trace", model, X.reshape(-1, 5, 1))
     assert len(checks) == 4
+    gram("trace", of_one_array(apply), X)
+    assert len(checks) == 5
+
+
+def test_a_kernel_with_features_of_its_own_is_checked_for_itself(checks):
+    class Doubled(TraceNTK):
+        def features(self, model, x, seeds=None):
+            return jax.tree.map(lambda leaf: 2 * leaf, super().features(model, x, seeds))
+
+    model, X = of_one_array(lambda params, x: x @ params), draw_inputs(4, (5,))
+    gram("trace", model, X)
+    with pytest.raises(ArithmeticError, match="differ from a plain backward pass"):
+        gram(Doubled(), model, X)
+    assert len(checks) == 2
 
 
 def test_a_check_whose_outcome_is_not_finite_counts_for_nothing(checks):

@@ -164,24 +164,51 @@ def structure_kernel():
     return TraceNTK()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_is_accepted_with_the_kernel_of_single_precision(dtype):
+def flax_network(kind, dtype, n_outputs=3):
+    """A module of Flax that computes in a dtype, its parameters in single precision, and inputs of it."""
     linen = pytest.importorskip("flax.linen")
+    if kind == "MLP":
+        layers, shape = [linen.Dense(64, dtype=dtype), linen.relu, linen.Dense(64, dtype=dtype), linen.relu], (8,)
+    else:
+        layers, shape = [linen.Conv(8, (3, 3), (2, 2), dtype=dtype), linen.relu], (6, 6, 2)
+        layers += [linen.Conv(8, (3, 3), dtype=dtype), linen.relu, lambda h: h.reshape(len(h), -1)]
+    inputs = np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32)
+    return linen.Sequential([*layers, linen.Dense(n_outputs, dtype=dtype)]), inputs
 
-    def model(dtype, variables=None):
-        module = linen.Sequential(
-            [
-                linen.Dense(64, dtype=dtype),
-                linen.relu,
-                linen.Dense(3, dtype=dtype),
-                lambda x: x.astype(jnp.float32),
-            ]
-        )
-        return from_flax(module, module.init(jax.random.key(0), X))
 
-    exact, found = (gram("trace", model(d), X) for d in (jnp.float32, dtype))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, exact, atol=5e-3 * exact.max())
+def jacobian_kernel(kernel, module, variables, x):
+    """A kernel of the dense Jacobian, taken in the module's own precision."""
+    J = jax.tree.leaves(jax.jacrev(lambda variables: module.apply(variables, x))(variables))
+    J = np.concatenate([np.asarray(leaf, float).reshape(len(x), 3, -1) for leaf in J], 2)
+    if kernel == "full":
+        return np.einsum("ncp,mdp->nmcd", J, J)
+    J = J / 3**0.5 if kernel == "trace" else J.sum(1, keepdims=True) / 3**0.5
+    return np.einsum("ncp,mcp->nm", J, J)
+
+
+@pytest.mark.parametrize("kind, dtype", [("MLP", "bfloat16"), ("CNN", "bfloat16"), ("MLP", "float16")])
+def test_mixed_precision_has_the_kernels_of_single_precision(kind, dtype):
+    (single, x), (mixed, _) = flax_network(kind, jnp.float32), flax_network(kind, dtype)
+    variables = single.init(jax.random.key(1), x)
+    for kernel in ("trace", "full", "pseudo"):
+        exact = jacobian_kernel(kernel, single, variables, x)
+        found = gram(kernel, from_flax(mixed, variables), x)
+        floor = jacobian_kernel(kernel, mixed, variables, x)
+        far, least = (np.linalg.norm(K - exact) / np.linalg.norm(exact) for K in (found, floor))
+        assert found.dtype == np.float32
+        # what the network's own rounding explains; 1/sqrt(3) rounded to bfloat16 would add 3e-3
+        assert far < 3e-3 and far < 1.2 * least, (kernel, far, least)
+
+
+def test_a_scale_of_parameters_is_not_rounded_in_half_precision():
+    def apply(params, x):
+        low = x.astype(jnp.bfloat16)
+        return low @ (params * 3**-0.5).astype(jnp.bfloat16)
+
+    # inputs, and products with ones, are exact in bfloat16: there is nothing else to round
+    x = np.asarray([[1.0, 2.0, 0.5], [0.25, 1.0, 3.0]], np.float32)
+    found = gram("trace", of(apply, normal(3, 4)), x)
+    np.testing.assert_allclose(found, x @ x.T / 3, rtol=1e-6)
 
 
 # Complex intermediates
