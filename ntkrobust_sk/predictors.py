@@ -153,8 +153,8 @@ def _checked(kernel, model, X, dual_coef, offset):
         raise ValueError(f"X must hold at least one input, of shape (n, ...), got shape {X.shape}")
     if isinstance(kernel, TangentKernel):
         check_model(model, X.shape[1:], X.dtype)
-    dual_coef = array("dual_coef", dual_coef, ndim=2).astype(np.float64, copy=False)
-    offset = np.asarray(array("offset", offset, ndim=1), np.float64)
+    dual_coef = array("dual_coef", dual_coef, ndim=2, finite=True).astype(np.float64, copy=False)
+    offset = np.asarray(array("offset", offset, ndim=1, finite=True), np.float64)
     if len(dual_coef) != len(X) or len(offset) != dual_coef.shape[1]:
         raise ValueError(
             f"dual_coef must be (n, T) and offset (T,) for n = {len(X)} training inputs, got shapes "

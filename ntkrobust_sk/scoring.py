@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from .estimators import key_of, weights_to_score
+from .estimators import key_of, positions, weights_to_score
 from .frames import check_rows
 from .subjects import attackable, is_function, under_attack
 
@@ -63,6 +63,9 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
         return float(np.average(subject.answers(X_adv) == subject.y, weights=sample_weight))
     X_adv = perturb(estimator, X, y, attack, random_state=random_state)
     weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+    if getattr(getattr(y, "dtype", None), "kind", None) == "O" and hasattr(estimator, "classes_"):
+        # metrics want to know of what type labels are
+        y = estimator.classes_[positions(y, estimator.classes_, len(X_adv))]
     return float(estimator.score(X_adv, y, **weights))
 
 

@@ -46,6 +46,8 @@ from ntkrobust_sk import (
     top_mass,
     train,
 )
+from ntkrobust_sk.kernels import TraceNTK
+from ntkrobust_sk.predictors import make_predictor
 from ntkrobust_sk.store import read_gram
 
 K = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]])
@@ -376,3 +378,16 @@ def test_parameters_and_results_that_are_strangers_are_named_whatever_they_raise
     for stranger in (nn.Dense(3), EvolutionResult, None):
         with pytest.raises(TypeError, match="result must be an EvolutionResult"):
             ImageGridDisplay.from_evolution(stranger)
+
+
+@pytest.mark.parametrize("name", ["dual_coef", "offset"])
+def test_coefficients_of_a_predictor_that_are_not_finite_are_refused_by_name(name):
+    given = {"dual_coef": np.ones((6, 2)), "offset": np.zeros(2)}
+    with pytest.raises(ValueError, match=f"{name} must be finite"):
+        make_predictor(TraceNTK(), MODEL, X_ROWS, **(given | {name: given[name] + np.inf}))
+
+
+def test_labels_of_objects_are_those_of_their_type():
+    clf, attack = LogisticRegression().fit(X_ROWS, LABELS), PGD(0.1, 2)
+    scores = {robust_accuracy(clf, X_ROWS, y, attack) for y in (LABELS, LABELS.astype(object), LABELS.tolist())}
+    assert len(scores) == 1
