@@ -297,7 +297,10 @@ def check_tiling_invariance(
     """
     kernel, X = _prepared(kernel, model, X)
     K = _block_of(kernel, model, X, X)
-    for rows in positive_tuple("tile_rows", tile_rows):
+    sizes = positive_tuple("tile_rows", tile_rows)
+    if not sizes:
+        raise ValueError("tile_rows must hold one number of rows or more, got none")
+    for rows in sizes:
         plan = fixed_plan(kernel, model, X.shape[1:], rows, inputs=X.dtype)
         tiled = np.asarray(gram(kernel, model, X, plan=plan))
         _require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)

@@ -49,6 +49,7 @@ from ntkrobust_sk import (
 from ntkrobust_sk.kernels import TraceNTK
 from ntkrobust_sk.predictors import make_predictor
 from ntkrobust_sk.store import read_gram
+from ntkrobust_sk.testing import check_tiling_invariance
 
 K = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]])
 Y = np.eye(3)
@@ -391,3 +392,8 @@ def test_labels_of_objects_are_those_of_their_type():
     clf, attack = LogisticRegression().fit(X_ROWS, LABELS), PGD(0.1, 2)
     scores = {robust_accuracy(clf, X_ROWS, y, attack) for y in (LABELS, LABELS.astype(object), LABELS.tolist())}
     assert len(scores) == 1
+
+
+def test_tiles_of_no_size_are_refused():
+    with pytest.raises(ValueError, match="tile_rows must hold one number of rows or more"):
+        check_tiling_invariance(TraceNTK(), MODEL, X_ROWS, tile_rows=())
