@@ -111,10 +111,10 @@ class Box:
 def _positions(name, values) -> tuple[int, ...]:
     try:
         found = np.asarray(values)
-    except ValueError:  # rows of different lengths
+    except Exception:  # rows of different lengths, and whatever a stranger's conversion raises
         found = np.empty((0, 0))
     if found.ndim != 1 or (found.size and not (np.issubdtype(found.dtype, np.integer) and found.min() >= 0)):
-        raise ValueError(f"{name} must be positions of features, integers >= 0, got {values!r}")
+        raise ValueError(f"{name} must be positions of features, integers >= 0, got {brief(values)}")
     return tuple(found.astype(int).tolist())
 
 

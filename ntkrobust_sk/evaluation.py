@@ -206,8 +206,8 @@ class RobustnessReport:
         """Quantiles of the distances: of a share q of the examples the minimal perturbation is at most so long."""
         is_one = isinstance(q, numbers.Number) or getattr(q, "shape", None) == ()
         q = array("q", [q] if is_one else q, finite=True).astype(float)
-        if (q < 0).any() or (q > 1).any():
-            raise ValueError(f"q must be shares from 0 to 1, got {brief(q)}")
+        if not q.size or (q < 0).any() or (q > 1).any():
+            raise ValueError(f"q must be one or more shares from 0 to 1, got {brief(q)}")
         return np.quantile(self.distances, q[0] if is_one else q, method="inverted_cdf")
 
     def to_frame(self):

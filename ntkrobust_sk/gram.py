@@ -17,7 +17,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
 from ._interrupts import heard
-from ._validation import brief, flag, floating
+from ._validation import LARGEST_COUNT, brief, flag, floating
 from .devices import default_devices, everywhere, on_host
 from .factors import DIGITS, separated
 from .fingerprint import fingerprint
@@ -192,7 +192,8 @@ def _check_options(*, by_layer, progress, n_jobs, plan) -> None:
     flag("progress", progress)
     if not isinstance(plan, bool | np.bool_ | Plan):
         raise ValueError(f"plan must be True, False or a Plan, got {brief(plan)}")
-    if n_jobs is not None and (not isinstance(n_jobs, int | np.integer) or n_jobs is True or not n_jobs):
+    is_count = isinstance(n_jobs, int | np.integer) and n_jobs is not True and 0 < abs(n_jobs) <= LARGEST_COUNT
+    if n_jobs is not None and not is_count:
         raise ValueError(f"n_jobs must be None or an integer other than 0 (-1 is all cores), got {brief(n_jobs)}")
 
 
@@ -315,7 +316,7 @@ def _all_finite(K):
 
 def _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs, width=None):
     """Tiles with their blocks, computed here or by workers, in whatever order they finish."""
-    n_workers = effective_n_jobs(n_jobs)
+    n_workers = max(1, min(effective_n_jobs(n_jobs), len(tiles)))
     if n_workers == 1:
         for panel in by_panel(tiles, plan.panel, width):
             yield from compute_tiles(kernel, model, X, Y, panel, plan, dtype, by_layer)
@@ -327,7 +328,7 @@ def _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs, w
         pieces = [_piece(X, Y, piece, plan.rows) for piece in by_panel(sorted(left), side, side)]
         tasks = (delayed(_work)(kernel, model, *piece, sizes, dtype, by_layer) for piece in pieces)
         try:
-            for done in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks):
+            for done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(tasks):
                 for tile, blocks in done:
                     left.discard(tile)
                     yield tile, blocks

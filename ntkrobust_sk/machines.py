@@ -415,6 +415,8 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
 
     def _attack_targets(self, y, n_samples):
         require_numbers("y", y)
+        if hasattr(y, "tocsr"):
+            raise TypeError("y must be a dense array of targets, got a sparse matrix; write y.toarray()")
         y = np.asarray(y, dtype=float)
         if y.shape[:1] != (n_samples,) or not np.isfinite(y).all():
             raise ValueError(f"y must hold finite targets for each of the {n_samples} samples")

@@ -108,7 +108,7 @@ class Model(Portable):
         TypeError
             For what is no array of numbers, and for a network that is no function of traced arrays.
         """
-        if not isinstance(self.variables, tuple) or len(self.variables) != 2:
+        if not isinstance(self.variables, Variables):
             require_model(self)
         params, state = self.variables
         try:
@@ -128,6 +128,8 @@ class Model(Portable):
         return logits
 
     def __repr__(self) -> str:
+        if not isinstance(self.variables, Variables):
+            return f"Model({self.network!r}, {brief(self.variables)})"
         return f"Model({self.network!r}, n_params={n_params(self.variables.params):,})"
 
 
@@ -516,7 +518,7 @@ def require_model(model, name: str = "model") -> Model:
     if not isinstance(model, Model):
         raise TypeError(f"{name} must be a ntkrobust_sk.Model, got {brief(model)}{advice(model)}")
     require_network(model.network, f"{name}.network")
-    if not isinstance(model.variables, tuple) or len(model.variables) != 2:
+    if not isinstance(model.variables, Variables):
         raise TypeError(
             f"{name}.variables must be Variables(params, state), got {brief(model.variables)}; write "
             "Model(network, Variables(params)), or Variables(params, state) where the network has a state"

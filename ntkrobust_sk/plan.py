@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ._validation import brief, integer, number
+from ._validation import LARGEST_COUNT, brief, integer, number
 from .devices import by_rows, default_devices, everywhere, on_host
 from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
@@ -201,6 +201,7 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
         block = _block_bytes(kernel, rows, seeds, itemsize or dtype.itemsize)
         if 2 * rows * row_bytes + block + working <= memory * n_devices:
             panel = (memory * n_devices - working - rows * row_bytes) // (rows * row_bytes + block)
+            panel = min(panel, LARGEST_COUNT)
             working += panel * block
             return Plan(rows, chunk, int(panel), seeds, n_seeds, row_bytes, working, memory * n_devices, devices)
         if rows > n_devices and sizes is None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._portable import Portable
-from ._validation import array
+from ._validation import array, fitting
 from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, PyTree, check_model, host_inputs, n_params, params_dtype, require_model
 from .plan import features_of, fixed_plan, make_plan, parse_memory, readable
@@ -119,10 +119,11 @@ def make_predictor(
     kernel = resolve_kernel(kernel)
     dtype = params_dtype(require_model(model).variables.params)
     X, dual_coef, offset = _checked(kernel, model, X, dual_coef, offset)
-    offset, budget = jnp.asarray(offset.astype(dtype)), parse_memory(memory)
+    in_dtype, budget = fitting("dual_coef", dual_coef, dtype), parse_memory(memory)
+    offset = jnp.asarray(fitting("offset", offset, dtype))
     require_room(kernel, model, X.shape[1:], dual_coef.shape, budget, X.dtype)
     if not _answers_primally(kernel, model, X, dual_coef, budget):
-        return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(dual_coef.astype(dtype)), offset)
+        return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(in_dtype), offset)
     plan = plan or make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), inputs=X.dtype)
     n_tiles = -(-len(X) // plan.rows)
     # padded rows have the coefficient zero
@@ -139,7 +140,7 @@ def make_predictor(
                 # zeros to begin with: one program serves the first tile and the others
                 folded = _nothing_folded(kernel, features, part) if folded is None else folded
                 folded = _add_folded(kernel, folded, features, part)
-        passes.append([np.asarray(leaf)[:size].astype(dtype) for leaf in folded])
+        passes.append([fitting("the sum over X of dual_coef", np.asarray(leaf)[:size], dtype) for leaf in folded])
     tangents = [jnp.asarray(np.concatenate(parts)) for parts in zip(*passes, strict=True)]
     if kernel.has_gradients:
         tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)

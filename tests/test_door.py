@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+import scipy.sparse
 from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import (
@@ -17,6 +18,7 @@ from ntkrobust_sk import (
     FAB,
     MLP,
     PGD,
+    Box,
     Cholesky,
     Eigh,
     EmpiricalNTKClassifier,
@@ -55,6 +57,11 @@ K = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]])
 Y = np.eye(3)
 ODD_NUMBERS = [None, "x", b"x", True, 1j, 10**400, float("nan"), float("inf"), [], {}, np.array([1, 2]), object()]
 ODD_ARRAYS = ["x", None, 5, object(), [[1, 2], [3]], np.array([["a"]]), K.astype(object), np.ma.array(K), {}, np]
+
+
+def dots(model, x1, x2):
+    """A kernel that is no tangent kernel."""
+    return x1 @ x2.T
 
 
 @pytest.mark.parametrize("odd", ODD_NUMBERS, ids=lambda odd: type(odd).__name__)
@@ -361,7 +368,7 @@ def test_methods_that_an_estimator_has_not_are_no_attributes_of_it():
 
 
 @pytest.mark.parametrize(
-    "q", [jax.random.key(0), [[1, 2], [3]], "x", 1j, [None], object(), np.nan, 2, -0.5], ids=str
+    "q", [jax.random.key(0), [[1, 2], [3]], "x", 1j, [None], object(), np.nan, 2, -0.5, []], ids=str
 )
 def test_quantiles_that_are_no_shares_are_refused_by_name(q):
     model = LogisticRegression().fit(X_ROWS, LABELS)
@@ -397,3 +404,44 @@ def test_labels_of_objects_are_those_of_their_type():
 def test_tiles_of_no_size_are_refused():
     with pytest.raises(ValueError, match="tile_rows must hold one number of rows or more"):
         check_tiling_invariance(TraceNTK(), MODEL, X_ROWS, tile_rows=())
+
+
+@pytest.mark.parametrize(
+    "kernel, size, named",
+    [
+        (TraceNTK(), 1e39, "dual_coef holds"),
+        (TraceNTK(), 1e38, "sum over X of dual_coef holds"),
+        (dots, 1e39, "dual_coef"),
+    ],
+)
+def test_coefficients_of_a_predictor_that_overflow_are_refused_by_name(kernel, size, named):
+    with pytest.raises(ValueError, match=named):
+        make_predictor(kernel, MODEL, X_ROWS, np.full((6, 2), size), np.zeros(2))
+
+
+def test_no_more_workers_are_asked_for_than_there_are_tiles():
+    expected = gram("trace", MODEL, X_ROWS)
+    np.testing.assert_array_equal(gram("trace", MODEL, X_ROWS, n_jobs=2**31 - 1), expected)
+    with pytest.raises(ValueError, match="n_jobs must be"):
+        gram("trace", MODEL, X_ROWS, n_jobs=2**32)
+    np.testing.assert_array_equal(gram("trace", MODEL, X_ROWS, memory=1e300), expected)
+
+
+def test_variables_of_a_model_are_variables():
+    for variables in (("a", "b"), tuple(MODEL.variables), None):
+        model = Model(MODEL.network, variables)
+        assert "Model(" in repr(model)
+        for use in (model, lambda X, model=model: gram("trace", model, X)):
+            with pytest.raises(TypeError, match="must be Variables"):
+                use(X_ROWS)
+
+
+def test_positions_of_a_box_are_integers_whatever_came():
+    with pytest.raises(ValueError, match="integers must be positions"):
+        Box(integers=jax.random.split(jax.random.key(0), 3))
+
+
+def test_sparse_targets_are_told_to_be_dense():
+    reg = EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS, LABELS * 1.0)
+    with pytest.raises(TypeError, match=r"y must be .*toarray"):
+        reg.robust_score(X_ROWS, scipy.sparse.csr_matrix(LABELS[:, None]), attack=PGD(0.1, bounds=None))
