@@ -368,7 +368,9 @@ def test_methods_that_an_estimator_has_not_are_no_attributes_of_it():
 
 
 @pytest.mark.parametrize(
-    "q", [jax.random.key(0), [[1, 2], [3]], "x", 1j, [None], object(), np.nan, 2, -0.5, []], ids=str
+    "q",
+    [jax.random.key(0), [[1, 2], [3]], "x", 1j, [None], object(), np.nan, 2, -0.5, []],
+    ids=lambda q: type(q).__name__,
 )
 def test_quantiles_that_are_no_shares_are_refused_by_name(q):
     model = LogisticRegression().fit(X_ROWS, LABELS)
