@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -202,7 +203,8 @@ class AttackedMixin:
     def robust_score(self, X, y, attack=None, *, sample_weight=None, random_state=0) -> float:
         """The estimator's score on adversarial examples: robust accuracy, or R² of a regressor.
 
-        All inputs are attacked, also those that are answered wrongly as they are.
+        All inputs are attacked, also those that are answered wrongly as they are; where that makes the score
+        better than that of the inputs themselves, a warning says so.
 
         Parameters
         ----------
@@ -217,7 +219,10 @@ class AttackedMixin:
         X_adv, _ = self._attacked(X, y, attack, random_state)
         inputs, _ = self._validated(X, reset=False)
         scores = evaluate_attacked(self._predictor(), X_adv, inputs, self._rows())
-        return self._score(y, self._answers(scores), sample_weight)
+        robust = self._score(y, self._answers(scores), sample_weight)
+        clean = evaluate(self._predictor(), inputs, self._rows())
+        warn_of_gain(robust, self._score(y, self._answers(clean), sample_weight), len(inputs))
+        return robust
 
 
 class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
@@ -281,6 +286,22 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
             return float(accuracy_score(y, answers, sample_weight=sample_weight))
         except (TypeError, ValueError) as error:
             raise ValueError(f"y must hold labels, such as {brief(self.classes_.tolist())}: {error}") from error
+
+
+# A gain by an attack that is told of: of the score, and in examples, since random starts move a few answers.
+GAIN, GAINED = 0.01, 2.5
+
+
+def warn_of_gain(robust: float, clean: float, n: int) -> None:
+    """Warn if an attack has made the score of n examples better than that of the inputs themselves."""
+    if robust - clean > max(GAIN, GAINED / n):
+        warnings.warn(
+            f"the attack makes the answers better: the score is {robust:.3f} on adversarial examples and "
+            f"{clean:.3f} on the inputs themselves. Its gradients are no guide for this model, so its robust "
+            "score is far too high; attack with Square or AutoAttack too, and see check_evaluation",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:

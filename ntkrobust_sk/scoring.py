@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from .estimators import key_of, positions, weights_to_score
+from .estimators import key_of, positions, warn_of_gain, weights_to_score
 from .frames import check_rows
 from .subjects import attackable, is_function, under_attack
 
@@ -60,13 +60,20 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
     if is_function(estimator):
         subject = attackable(estimator, X, y)
         X_adv = subject.perturb(subject.usable(attack), key_of(random_state))
-        return float(np.average(subject.answers(X_adv) == subject.y, weights=sample_weight))
+        robust, clean = (
+            float(np.average(subject.answers(inputs) == subject.y, weights=sample_weight))
+            for inputs in (X_adv, subject.X)
+        )
+        warn_of_gain(robust, clean, len(X_adv))
+        return robust
     X_adv = perturb(estimator, X, y, attack, random_state=random_state)
     weights = {} if sample_weight is None else {"sample_weight": sample_weight}
     if getattr(getattr(y, "dtype", None), "kind", None) == "O" and hasattr(estimator, "classes_"):
         # metrics want to know of what type labels are
         y = estimator.classes_[positions(y, estimator.classes_, len(X_adv))]
-    return float(estimator.score(X_adv, y, **weights))
+    robust = float(estimator.score(X_adv, y, **weights))
+    warn_of_gain(robust, float(estimator.score(X, y, **weights)), len(X_adv))
+    return robust
 
 
 def perturb(estimator, X, y, attack, *, random_state=0):

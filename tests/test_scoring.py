@@ -2,9 +2,11 @@
 
 import pickle
 import warnings
+from dataclasses import dataclass
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +33,7 @@ from ntkrobust_sk import (
     MLP,
     PGD,
     AdversarialKernelTrainer,
+    Clean,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
     Model,
@@ -400,3 +403,29 @@ def test_a_scorer_needs_an_attack(attack):
 def test_inputs_out_of_bounds_are_named_through_the_scorer():
     with pytest.raises(ValueError, match="the attack's bounds are"):
         make_robust_scorer(ATTACK)(fitted_classifier(), 3 * X, Y)
+
+
+@dataclass(frozen=True)
+class Towards:
+    """No attack: it moves every input to where the given answer is right."""
+
+    centers: tuple
+
+    def __call__(self, model, x, y, *, key):
+        return jnp.asarray(self.centers)[y]
+
+
+@pytest.mark.parametrize("kind", ["scikit-learn", "own", "function"])
+def test_an_attack_that_makes_answers_better_is_told_of(kind):
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(60, 2)).astype(np.float32), np.repeat([0, 1], 30)
+    X[:, 0] += y
+    fitted = LogisticRegression().fit(X, y) if kind != "own" else EmpiricalNTKClassifier(random_state=0).fit(X, y)
+    estimator = as_model(fitted) if kind == "function" else fitted
+    helpful = Towards(((-9.0, 0.0), (9.0, 0.0)))
+    with pytest.warns(UserWarning, match=r"better: the score is 1.000 .* 0\.[0-9]+ on the inputs"):
+        assert robust_accuracy(estimator, X, y, helpful) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert robust_accuracy(estimator, X, y, PGD(0.5, 3, bounds=None)) < fitted.score(X, y)
+        assert robust_accuracy(estimator, X, y, Clean()) == fitted.score(X, y)
