@@ -26,7 +26,43 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Where a zip archive's last record begins, and where in it the number of members is.
 END, END_SIZE, MEMBERS = b"PK\5\6", 22, slice(10, 12)
+# What may be at a path besides a file.
+KINDS = (
+    (stat.S_ISFIFO, "a named pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Raise OSError, which says what is there, if that is neither a file nor a link to one, nor missing.
+
+    Nothing is opened: a pipe would keep its reader waiting for ever. A device must not be replaced either, which
+    whoever owns the folder could do.
+
+    Raises
+    ------
+    OSError
+        IsADirectoryError for a folder.
+
+    Examples
+    --------
+    >>> require_file("nothing at all")
+    >>> require_file(os.curdir)
+    Traceback (most recent call last):
+    IsADirectoryError: [Errno 21] Is a directory: '.'
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        kind = next((kind for is_such, kind in KINDS if is_such(mode)), "something else")
+        raise OSError(errno.EINVAL, f"this is {kind}, where a file is expected", os.fspath(path))
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -46,7 +82,7 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     Raises
     ------
     OSError
-        That names ``path``; what was there before is kept.
+        That names ``path``; what was there before is kept, as are a device, a pipe, a socket and a folder.
 
     Examples
     --------
@@ -60,6 +96,7 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path = Path(path)
     part = path.with_name(f".ntkrobust-{secrets.token_hex(8)}.part")
     with explained(path):
+        require_file(path)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             with open(descriptor, "wb") as out:
@@ -67,6 +104,7 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 yield out
                 out.flush()
                 os.fsync(out.fileno())
+            require_file(path)  # the block may have taken long
             os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -146,6 +184,7 @@ def is_part(path: str | os.PathLike) -> bool:
 
 def read_json(path: str | os.PathLike) -> Any:
     """What a JSON file holds, or OSError that names it."""
+    require_file(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -185,6 +224,7 @@ def read_npz(path: str | os.PathLike, names: Iterable[str] | None = None) -> dic
     """
     where, wanted = "", None if names is None else set(names)
     try:
+        require_file(path)
         with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
             _require_all_members(stream, archive)
             found = {}

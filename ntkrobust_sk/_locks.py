@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ._files import explained
+from ._files import explained, require_file
 
 try:
     import fcntl
@@ -68,6 +68,7 @@ def _acquired(file: Path) -> int:
     """A descriptor that has the lock on the file that is at this place."""
     while True:
         with explained(file):
+            require_file(file)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,7 +15,7 @@ from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
-from ._files import read_npz, write_atomically
+from ._files import read_npz, require_file, write_atomically
 from ._portable import SavedArray
 from ._validation import brief, check_choice, require_numbers
 from ._validation import path as check_path
@@ -217,6 +217,8 @@ def load_estimator(path, say=None):
         If the file cannot be read, or holds something else than a fitted estimator.
     """
     path = check_path("path", path)
+    if not path.is_dir():
+        require_file(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no file {path}; the path of an estimator saved with joblib.dump is expected"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._files import write_atomically
+from ._files import require_file, write_atomically
 
 # Where a file states what it is of, and its checksum.
 STATED = "ntkrobust_sk"
@@ -89,6 +89,7 @@ def read_arrays(path: Path, of: str | None = None) -> dict[str, np.ndarray]:
     DamagedCheckpointError
         If it cannot be read, its checksum is wrong, or it is of something else than ``of``.
     """
+    require_file(path)
     safetensors, data = _safetensors(), path.read_bytes()
     try:
         arrays = safetensors.load(data)

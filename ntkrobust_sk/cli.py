@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
-from ._files import explained
+from ._files import explained, require_file
 from ._interrupts import heard
 from ._validation import path
 from .adversarial import ATTACKS as SAVED_ATTACKS
@@ -94,6 +94,7 @@ def evolve(options: dict) -> int:
     if missing := [name for name in ("safetensors", "zarr", "matplotlib") if find_spec(name) is None]:
         # the report, which comes last, needs them too
         raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
+    require_file(path("--out", out) / "report.html")
     result = experiment.run(out)
     report = write_report(result)
     print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")
@@ -140,6 +141,7 @@ def _output_file(out, *inputs) -> Path:
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file, such as {out / 'adversarial.npz'}")
     with explained(out):
+        require_file(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(out.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
-from ._files import explained, write_atomically, written_atomically
+from ._files import explained, require_file, write_atomically, written_atomically
 from ._locks import locked
 from ._validation import path as check_path
 from .attacks import PGD
@@ -108,6 +108,8 @@ def run_demo(demo: Demo, out: str | os.PathLike) -> bool:
     out = check_path("out", out)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
+    for name in ("results.json", "figure.png"):
+        require_file(out / name)
     with locked(out):
         return _run(demo, out)
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from . import __version__
-from ._files import write_atomically
+from ._files import require_file, write_atomically
 from ._validation import path as check_path
 from .claims import FAILS, HOLDS, check_claims
 from .displays import (
@@ -81,6 +81,7 @@ def write_report(result, path: str | os.PathLike | None = None) -> Path:
     path = None if path is None else check_path("path", path)
     require_result(result)
     path = path or result.path / "report.html"
+    require_file(path)
     if not result.of_kind("checkpoint"):
         raise ValueError(f"{result.path} holds no results yet, so there is nothing to report")
     experiment, used = result.experiment, result.of_kind("checkpoint")[0]

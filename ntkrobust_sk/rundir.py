@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ._files import explained, is_part, read_json, write_atomically
+from ._files import explained, is_part, read_json, require_file, write_atomically
 from ._locks import NAME as LOCK
 from ._locks import locked
 from .checkpoints import load_checkpoint, read_arrays, save_checkpoint
@@ -200,6 +200,7 @@ class RunDirectory:
     def _end(self) -> int:
         """Where the next line goes. Only the last line is checked: all are when they are read."""
         file = self.path / "results.jsonl"
+        require_file(file)
         data = file.read_bytes() if file.exists() else b""
         end = data.rfind(b"\n") + 1
         if end == 0 or end < len(data):
@@ -213,6 +214,7 @@ class RunDirectory:
     def _scanned(self) -> tuple[list[dict | None], int]:
         """Each line's result, None for a last one that was not finished, and where the good lines end."""
         file = self.path / "results.jsonl"
+        require_file(file)
         if not file.exists():
             return [], 0
         data = file.read_bytes()

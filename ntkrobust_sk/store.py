@@ -38,7 +38,7 @@ import jax
 import numpy as np
 
 from . import __version__
-from ._files import explained, is_part, locked, read_json, write_atomically
+from ._files import explained, is_part, locked, read_json, require_file, write_atomically
 from ._validation import brief, integer
 from ._validation import path as check_path
 from .factors import DIGITS
@@ -98,6 +98,8 @@ class GramStore:
     def _put(self, i, j, block):
         at = self._region(i, j)
         block = block[tuple(slice(s.stop - s.start) for s in at)]
+        for file in (self.tile_path(i, j), self._sum_path(i)):
+            require_file(file)
         try:
             # the checksum first: a tile that is there has one
             self._keep_sum(i, j, self._sum(i, j, block))
@@ -194,7 +196,10 @@ class GramStore:
             out.write(found)
 
     def _kept_sum(self, i, j) -> bytes | None:
-        with suppress(OSError), self._sum_path(i).open("rb") as file:
+        path = self._sum_path(i)
+        if not path.is_file():
+            return None
+        with suppress(OSError), path.open("rb") as file:
             file.seek(j * SUM_BYTES)
             found = file.read(SUM_BYTES)
             return found if len(found) == SUM_BYTES and any(found) else None

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 
@@ -55,3 +56,13 @@ def forget_programs():
 def pytest_collection_modifyitems(items):
     """The longest test first, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: item.name != "test_the_example_runs_as_written")
+
+
+@pytest.fixture
+def nothing_waits():
+    """Ends a test that waits for a pipe to be written to."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

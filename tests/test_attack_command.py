@@ -288,6 +288,20 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(out, messag
     assert message in capsys.readouterr().err and (folder / "two.npz").read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["out", "data", "model"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_before_the_work_and_stays(
+    option, folder, tmp_path, capsys, monkeypatch, nothing_waits
+):
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli, "attack_examples", lambda *_, **__: pytest.fail("the work has begun"))
+    options = GOOD | {"out": tmp_path / "out.npz"} | {option: pipe}
+    assert cli.main(["attack", *shlex.split(command_of(options))]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "pipe.npz" in error and "named pipe" in error and pipe.is_fifo()
+
+
 def test_examples_are_read_back_with_their_settings_and_a_changed_file_is_refused(run):
     assert run(command_of(GOOD)) == 0
     arrays, settings = read_examples(run.out)

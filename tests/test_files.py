@@ -3,16 +3,24 @@
 import errno
 import io
 import os
+import socket
 import stat
 import struct
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from ntkrobust_sk import _files
+from ntkrobust_sk import MLP, Model, _files, gram
 from ntkrobust_sk._files import is_part, read_json, read_npz, write_atomically, written_atomically
+from ntkrobust_sk._locks import locked
+from ntkrobust_sk.adversarial import load_estimator, read_examples
+from ntkrobust_sk.checkpoints import load_checkpoint
+from ntkrobust_sk.rundir import RunDirectory
+from ntkrobust_sk.splits import load_splits
+from ntkrobust_sk.store import read_gram
 
 
 @pytest.fixture
@@ -114,7 +122,125 @@ def test_a_folder_in_the_place_of_the_file_is_named_and_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["wanted"]
 
 
+def as_a_device(path, monkeypatch, mode):
+    """Lets the system say of a file that it is a device."""
+    real = os.stat
+
+    def stat_(asked, *arguments, **options):
+        found = real(asked, *arguments, **options)
+        return os.stat_result((mode, *found[1:])) if os.fspath(asked) == str(path) else found
+
+    path.touch()
+    monkeypatch.setattr(_files.os, "stat", stat_)
+
+
+def make_irregular(path, kind, monkeypatch):
+    """Put at a path what is no file; whoever opened it would wait or harm."""
+    if kind == "a socket":
+        monkeypatch.chdir(path.parent)  # sockets have short names
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    elif kind == "a device":
+        as_a_device(path, monkeypatch, stat.S_IFCHR | 0o666)
+    else:
+        os.mkfifo(path)
+
+
+IRREGULAR = ("a named pipe", "a socket", "a device")
+
+
+@pytest.mark.parametrize("kind", IRREGULAR)
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_what_is_no_file_is_never_replaced(tmp_path, monkeypatch, kind, through_a_link):
+    make_irregular(tmp_path / "wanted", kind, monkeypatch)
+    path = tmp_path / "wanted"
+    if through_a_link and kind != "a device":
+        path = tmp_path / "link"
+        path.symlink_to("wanted")
+    before = path.lstat()
+    with pytest.raises(OSError, match=f"this is {kind}") as caught:
+        write_atomically(path, b"1")
+    assert caught.value.filename == str(path) and os.path.samestat(path.lstat(), before)
+    assert not any(is_part(file) for file in tmp_path.iterdir())
+
+
+def test_a_pipe_that_comes_while_the_file_is_written_is_not_replaced(tmp_path):
+    with pytest.raises(OSError, match="this is a named pipe"), written_atomically(tmp_path / "a") as out:
+        out.write(b"1")
+        os.mkfifo(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"] and stat.S_ISFIFO((tmp_path / "a").lstat().st_mode)
+
+
+def test_a_link_to_nothing_is_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    write_atomically(tmp_path / "link", b"1")
+    assert (tmp_path / "link").read_bytes() == b"1" and not (tmp_path / "nothing").exists()
+
+
 # Read
+
+
+def run_folder(path):
+    path.mkdir()
+    run = RunDirectory.open(path, {"a": 1})
+    run.append({"task": "first"})
+    return run
+
+
+def saved_gram(path):
+    model = Model(MLP(2, (3,)), MLP(2, (3,)).init(jax.random.key(0), (4,)))
+    X = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    gram("trace", model, X, store=path)
+    return lambda: gram("trace", model, X, store=path)
+
+
+READERS = {
+    "a.json": lambda path: (path / "a.json", lambda: read_json(path / "a.json")),
+    "a.npz": lambda path: (path / "a.npz", lambda: read_npz(path / "a.npz")),
+    "data": lambda path: (path / "b.npz", lambda: load_splits(path / "b.npz", n_train=None, n_test=2)),
+    "examples": lambda path: (path / "c.npz", lambda: read_examples(path / "c.npz")),
+    "estimator": lambda path: (path / "m.joblib", lambda: load_estimator(path / "m.joblib")),
+    "checkpoint": lambda path: (path / "s", lambda: load_checkpoint(path / "s", {"a": np.zeros(2)})),
+    "lock": lambda path: (path / ".lock", lambda: locked(path).__enter__()),
+}
+
+
+def _of_run(name, call):
+    def made(path):
+        run = run_folder(path / "run")
+        return run.path / name, lambda: call(RunDirectory(run.path))
+
+    return made
+
+
+def _of_store(name, reads):
+    def made(path):
+        again = saved_gram(path / "K.zarr")
+        return path / "K.zarr" / name, (lambda: read_gram(path / "K.zarr")) if reads else again
+
+    return made
+
+
+READERS |= {
+    "settings": _of_run("settings.json", lambda run: run.settings),
+    "results": _of_run("results.jsonl", lambda run: run.results()),
+    "a further result": _of_run("results.jsonl", lambda run: run.append({"task": "second"})),
+} | {
+    f"{'read' if reads else 'written'} {name}": _of_store(name, reads)
+    for name in ("zarr.json", "c/0/0", "checksums/0")
+    for reads in (True, False)
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_pipe_in_the_place_of_any_file_is_named_and_not_waited_for(tmp_path, reader, nothing_waits):
+    file, read = READERS[reader](tmp_path)
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises((OSError, ValueError)) as caught:
+        read()
+    assert file.name in str(caught.value) or str(file.relative_to(tmp_path)) in str(caught.value)
+    assert stat.S_ISFIFO(file.lstat().st_mode)
 
 
 ARRAYS = {
