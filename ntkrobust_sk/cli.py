@@ -177,7 +177,7 @@ def _add_demo(commands):
     parser.add_argument("--n-train", type=int, help="training images, balanced over the classes")
     parser.add_argument("--n-test", type=int, help="test images, all of them attacked")
     parser.add_argument("--n-kernel", type=int, help="training images for kernels and closed-form regression")
-    parser.add_argument("--epsilon", type=float, help="L-infinity radius in [0, 1] pixel units")
+    parser.add_argument("--epsilon", type=_fraction, help="L-infinity radius in [0, 1] pixel units, such as 4/255")
     parser.add_argument("--train-steps", type=int, help="PGD steps in training")
     parser.add_argument("--test-steps", type=int, help="PGD steps in scoring")
     parser.add_argument("--max-epochs", type=int, help="epochs of each stage")

@@ -7,7 +7,6 @@ form, and trains adversarially on the frozen adversarial kernel (Loo et al. 2022
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
@@ -22,12 +21,12 @@ from tqdm.auto import tqdm
 
 from ._files import explained, require_file, write_atomically, written_atomically
 from ._locks import locked
+from ._validation import LARGEST_SEED, integer, number
 from ._validation import path as check_path
 from .attacks import PGD
-from .datasets import class_balanced_indices
 from .machines import EmpiricalNTKClassifier
 from .metrics import effective_rank, kernel_distance
-from .splits import load_splits
+from .splits import chosen_indices, load_splits, no_more
 from .trainer import AdversarialKernelTrainer
 
 
@@ -71,9 +70,13 @@ class Demo:
     random_state: int = 0
 
     def __post_init__(self):
-        # the rest is checked before training anyway, regression comes minutes after it
-        if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha must be finite and not negative, got {self.alpha}")
+        # now, and not in the minute in which each is needed
+        for name in ("n_train", "n_test", "n_kernel", "train_steps", "test_steps"):
+            integer(name, getattr(self, name))
+        integer("max_epochs", self.max_epochs, low=0)
+        integer("random_state", self.random_state, low=0, high=LARGEST_SEED)
+        for name in ("epsilon", "alpha"):
+            number(name, getattr(self, name), low=0)
 
 
 PRESETS = {
@@ -119,7 +122,12 @@ def _run(demo: Demo, out: Path) -> bool:
     X, y, X_test, y_test = load_splits(
         demo.data, demo.data_dir, n_train=demo.n_train, n_test=demo.n_test, random_state=demo.random_state
     )
-    kernel_set = class_balanced_indices(y, min(demo.n_kernel, len(y)), random_state=demo.random_state)
+    if demo.n_kernel < (n_classes := len(np.unique(y))):
+        raise ValueError(
+            f"n_kernel={demo.n_kernel} cannot hold one of each of the {n_classes} classes; ask for more"
+        )
+    demo = replace(demo, n_kernel=no_more("n_kernel", demo.n_kernel, len(y), "training examples"))
+    kernel_set = chosen_indices(y, demo.n_kernel, demo.random_state)
     test_attack = PGD(demo.epsilon, n_steps=demo.test_steps)
     train_attack = PGD(demo.epsilon, n_steps=demo.train_steps)
 

@@ -124,6 +124,12 @@ class KernelDistanceDisplay(_Display):
         return self
 
 
+def legend(ax, loc="best") -> None:
+    """The names of what is drawn, if anything is."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8, loc=loc)
+
+
 class EvolutionDisplay(_Display):
     """A quantity over the epochs of stage 1, a line for each regime, the range over seeds shaded.
 
@@ -170,7 +176,7 @@ class EvolutionDisplay(_Display):
         if self.log:
             ax.set_yscale("log")
         ax.set(xlabel="epoch", ylabel=self.label)
-        ax.legend(frameon=False, fontsize=8)
+        legend(ax)
         ax.spines[["top", "right"]].set_visible(False)
         return self
 
@@ -218,7 +224,7 @@ class SpectrumDisplay(_Display):
             values = values / np.sum(values)
             ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name, lw=1.8)
         ax.set(xlabel="index", ylabel="share of the trace", ylim=(1e-7, 1.2))
-        ax.legend(frameon=False, fontsize=8, loc="lower left")
+        legend(ax, "lower left")
         ax.spines[["top", "right"]].set_visible(False)
         return self
 
@@ -282,7 +288,7 @@ class RobustnessCurveDisplay(_Display):
             color = COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
             ax.plot(self.epsilons, values, marker="o", ms=4, color=color, label=name)
         ax.set(xlabel="epsilon", ylabel="accuracy", ylim=(0, 1.02))
-        ax.legend(frameon=False, fontsize=8)
+        legend(ax)
         ax.spines[["top", "right"]].set_visible(False)
         return self
 

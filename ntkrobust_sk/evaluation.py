@@ -426,7 +426,9 @@ def clopper_pearson(successes, n, confidence=0.95):
     >>> [round(float(end), 4) for end in clopper_pearson(8, 10)]
     [0.4439, 0.9748]
     """
-    k, tail = np.asarray(successes), (1 - confidence) / 2
+    k, tail = np.asarray(successes), (1 - number("confidence", confidence, above=0, below=1)) / 2
+    if not np.all((k >= 0) & (k <= n)):
+        raise ValueError(f"successes must be 0 to n, got {brief(successes)} of {brief(n)}")
     low = np.where(k == 0, 0.0, scipy.stats.beta.ppf(tail, np.maximum(k, 1), n - k + 1))
     high = np.where(k == n, 1.0, scipy.stats.beta.isf(tail, k + 1, np.maximum(n - k, 1)))
     return low, high

@@ -41,8 +41,8 @@ from .plan import parse_memory
 from .predictors import make_predictor
 from .rundir import RunDirectory
 from .solvers import solve
-from .splits import Splits, chosen_indices, load_splits, require_enough
-from .stages import Stage, kept_states
+from .splits import Splits, chosen_indices, load_splits, no_more, require_enough
+from .stages import Stage, kept_states, state_file
 from .store import hash_arrays
 from .tangent import linearize
 from .trainer import DYNAMICS
@@ -179,6 +179,9 @@ class KernelEvolution:
             raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
         fractions = _several("fractions", self.fractions)
         object.__setattr__(self, "fractions", tuple(number("each of fractions", f, low=0) for f in fractions))
+        beyond = [f for f in self.fractions if f > self.epochs]
+        if beyond and self.fractions != FRACTIONS:
+            raise ValueError(f"fractions must be epochs of stage 1, 0 to {self.epochs}, got {brief(beyond)}")
         if self.flips_at not in self.checkpoints:
             raise ValueError(
                 f"flip_epoch must be an epoch that is kept, {brief(self.checkpoints)}, got {self.flip_epoch}"
@@ -286,9 +289,10 @@ class KernelEvolution:
         splits = splits or load_splits(
             self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
         )
-        require_enough(splits.y, min(self.n_kernel, len(splits.y)))
-        with heard(), RunDirectory.session(out, settings_of(self, splits)) as run:
-            work = _Work(self, run, splits)
+        experiment = self.fitting(len(splits.y), len(np.unique(splits.y)))
+        require_enough(splits.y, experiment.n_kernel)
+        with heard(), RunDirectory.session(out, settings_of(experiment, splits)) as run:
+            work = _Work(experiment, run, splits)
             work.forget_what_has_lost_its_files()
             tasks = work.tasks()
             label = f"evolution of {self.data}"
@@ -300,6 +304,22 @@ class KernelEvolution:
                         run.append(work.results[name])
                     bar.update()
         return load_evolution(out)
+
+    def fitting(self, n_train: int, n_classes: int) -> KernelEvolution:
+        """The experiment with no more kernel examples and eigenfeatures than there can be, told of in a warning.
+
+        >>> KernelEvolution(n_kernel=200, n_features=0).fitting(200, 10).n_kernel
+        200
+        """
+        left = n_train - self.n_validation
+        if self.n_validation and left < n_classes:
+            raise ValueError(
+                f"n_validation={self.n_validation:,} leaves {max(left, 0):,} of {n_train:,} training examples "
+                f"for {n_classes} classes; ask for fewer"
+            )
+        n_kernel = no_more("n_kernel", self.n_kernel, left, "training examples")
+        n_features = no_more("n_features", self.n_features, n_kernel, "eigenvectors of the kernel")
+        return replace(self, n_kernel=n_kernel, n_features=n_features)
 
 
 # What suits a data set; a file of the user's own takes the defaults.
@@ -358,7 +378,7 @@ class _Work:
         self.results = {result["task"]: result for result in run.results()}
 
     def forget_what_has_lost_its_files(self) -> None:
-        """Drop the results whose kernels or images are not there as they were, so that both are made again."""
+        """Drop the results whose files are not there as they were, so that both are made again."""
         lost = {}
         for name, result in self.results.items():
             try:
@@ -384,6 +404,22 @@ class _Work:
                 read_kernel(self.kernel_store(*map(result.get, ("seed", "regime", "epoch")), images), stated)
         if result["kind"] == "images":
             self.run.arrays("images", f"seed-{result['seed']}", f"{result['regime']}.safetensors")
+        for name in adversarial_names(result, self.experiment.starts):
+            self.run.arrays(*self.adversarial_file(result["seed"], name))
+        state = self.last_state_of(result)
+        # one that was deleted to make room is trained again when it is needed
+        if state is not None and state.exists():
+            self.run.arrays(*state.relative_to(self.run.path).parts)
+
+    def last_state_of(self, result) -> Path | None:
+        """The file of the state that a task has measured, if that is its own."""
+        if result["kind"] == "checkpoint":
+            regime, epoch = result["regime"], result["epoch"]
+        elif result["kind"] == "stage 2":
+            regime, epoch = f"stage2/{result['task'].partition('/')[2]}", self.experiment.stage2_epochs
+        else:
+            return None
+        return state_file(self.run.path.joinpath(*self.folder(result["seed"], regime)), epoch)
 
     def kernel_store(self, seed, regime, epoch, images) -> Path:
         return self.run.joined("kernels", kernel_name(seed, regime, epoch, images))
@@ -668,6 +704,14 @@ class _Work:
             found[f"{name}_correlation"] = float(np.diag(correlations).mean())
             found[f"{name}_recognised"] = float(np.mean(correlations.argmax(1) == np.arange(self.n_outputs)))
         return found
+
+
+def adversarial_names(result, starts) -> list[str]:
+    """Names under which a task keeps its adversarial examples."""
+    if result["kind"] in ("closed form", "stage 2"):
+        return [result["task"].partition("/")[2]]
+    # the examples of the networks that the others start from
+    return [f"{regime}/{epoch:g}/network" for regime, epoch in starts] if result["kind"] == "transfer" else []
 
 
 def load_evolution(path: str | os.PathLike) -> EvolutionResult:

@@ -30,6 +30,7 @@ from .displays import (
     KernelDistanceDisplay,
     SpecializationDisplay,
     TransferDisplay,
+    legend,
     spectrum,
 )
 from .evolution import RESTARTS
@@ -262,7 +263,9 @@ def features_section(result) -> str:
     figures = []
     regimes = [r for r in result.experiment.regimes if result.of_kind("images", seed=0, regime=r)]
     names = {"regression": "regression direction K_c⁻¹y_c", "eigenvector": "leading eigenvector of K_c"}
-    for kind, what in names.items() if regimes else ():
+    drawable = regimes and all(found.ndim == 4 for found in result.images(0, regimes[0]).values())
+    # rows of a table are no images
+    for kind, what in names.items() if drawable else ():
         n_classes = len(result.images(0, regimes[0])[kind])
         drawn = _figure(
             lambda ax, k=kind: ImageGridDisplay.from_evolution(result, k, regimes=regimes, ax=ax),
@@ -296,7 +299,7 @@ def _draw_features(ax, found):
         ax.plot(index, record["robustness"], "o", ms=4, color=color)
     ax.set(xlabel="eigenfeature", ylabel="accuracy", ylim=(0, None))
     ax.set_xticks(index)
-    ax.legend(frameon=False, fontsize=8)
+    legend(ax)
     ax.spines[["top", "right"]].set_visible(False)
 
 

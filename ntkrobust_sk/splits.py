@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +86,10 @@ def load_splits(
     random_state, at_most = seed("random_state", random_state), flag("at_most", at_most)
     if name == "digits" or name.endswith(".npz"):
         X, y, X_test, y_test = (*load_digits_images(), None, None) if name == "digits" else _from_file(name)
+        if data_dir is not None:
+            raise ValueError(
+                f"data_dir is the folder of {', '.join(LOADERS)}; {name!r} needs none, so leave it out"
+            )
         _require_classes(y, n_train, n_test)
         if X_test is None:
             X, y, X_test, y_test = _taken_out(X, y, n_test, random_state, at_most)
@@ -137,6 +142,17 @@ def require_enough(y, *counts: int) -> None:
         )
 
 
+def no_more(name: str, asked: int, there: int, what: str) -> int:
+    """How many of those asked for there can be, with a warning where these are fewer."""
+    if asked > there:
+        warnings.warn(
+            f"{name}={asked:,}, but there are {there:,} {what}: {name} is {there:,} here",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return min(asked, there)
+
+
 def _some(X, y, n, random_state):
     if n is None or n >= len(y):
         return X, y
@@ -150,7 +166,18 @@ def chosen_indices(y, n: int, random_state: int) -> np.ndarray:
         return class_balanced_indices(y, n, random_state=random_state)
     if n >= len(y):
         return np.arange(len(y))
+    if len(y) - n < len(np.unique(y)):
+        return _all_but(y, len(y) - n, random_state)
     return train_test_split(np.arange(len(y)), train_size=n, random_state=random_state, stratify=y)[0]
+
+
+def _all_but(y, n_left_out, random_state):
+    """All examples but a few, fewer than there are classes; each is of what is then the largest class."""
+    order = np.random.default_rng(random_state).permutation(len(y))
+    for _ in range(n_left_out):
+        of_largest = y[order] == np.bincount(y[order]).argmax()
+        order = np.delete(order, np.flatnonzero(of_largest)[-1])
+    return np.sort(order)
 
 
 def _from_file(file):

@@ -206,6 +206,7 @@ GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "f
         ({"model": "mixed.joblib"}, "fitted on a data frame with 7, ['a', 'b', 'c', 'd', 'e', 'f', 'g']"),
         ({"data": "other.npz"}, "labels that were not seen in fit: ['unknown']"),
         ({"data": "wide.npz"}, "give --bounds LOW HIGH or --no-bounds"),
+        ({"data-dir": "."}, "data_dir is the folder of cifar10, fashion-mnist, mnist; 'two.npz' needs none"),
         ({"n-test": "1"}, "cannot hold one of each of the 2 classes"),
         ({"epsilon": "-0.1"}, "epsilon must be a finite number >= 0"),
         ({"epsilon": "nan"}, "epsilon must be a finite number >= 0"),
@@ -265,6 +266,15 @@ def test_fewer_examples_than_asked_for_are_all_attacked(run):
     assert run("--model two.joblib --data few.npz --n-test 12 --epsilon 0.1 --attack fgsm") == 0
     with np.load(run.out) as file:
         assert len(file["X"]) == 12
+
+
+@pytest.mark.parametrize(("rows", "n_test"), [(80, 80), (80, 79), (80, 78), (79, 500), (1, 500), (1, 1)])
+def test_a_file_of_any_length_is_attacked_up_to_the_number_asked_for(run, tmp_path, rows, n_test):
+    np.savez(tmp_path / "own.npz", X=X[:rows], y=Y[:rows])
+    options = f"--model two.joblib --data {tmp_path / 'own.npz'} --n-test {n_test} --epsilon 0.1 --attack fgsm"
+    assert run(options) == 0
+    with np.load(run.out) as file:
+        assert len(file["X"]) == len(np.unique(file["X"], axis=0)) == min(rows, n_test)
 
 
 def test_before_a_file_of_joblib_is_loaded_a_line_says_what_that_means(run, capsys):

@@ -146,7 +146,7 @@ def test_the_readme_s_commands_are_understood(monkeypatch):
         ("--data imagenet", "invalid choice: 'imagenet'"),
         ("--network vgg", "invalid choice: 'vgg'"),
         ("--n-train many", "invalid int value: 'many'"),
-        ("--epsilon a", "invalid float value"),
+        ("--epsilon a", "expected a number or a fraction such as 4/255, got 'a'"),
     ],
 )
 def test_arguments_that_are_not_known_are_named(arguments, message, tmp_path, capsys):
@@ -167,9 +167,13 @@ def test_a_missing_data_folder_is_named(data, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("--epsilon -1", "epsilon must be a finite number >= 0"),
-        ("--alpha -1", "alpha must be finite and not negative, got -1.0"),
-        ("--test-steps 0", "n_steps must be a positive integer"),
-        ("--n-kernel 3", "at least the number of classes"),
+        ("--alpha -1", "alpha must be a finite number >= 0, got -1.0"),
+        ("--max-epochs -1", "max_epochs must be an integer >= 0, got -1"),
+        ("--epsilon inf", "epsilon must be a finite number >= 0"),
+        ("--train-steps 0", "train_steps must be a positive integer"),
+        ("--random-state -1", "random_state must be an integer >= 0"),
+        ("--test-steps 0", "test_steps must be a positive integer"),
+        ("--n-kernel 3", "n_kernel=3 cannot hold one of each of the 10 classes"),
         ("--n-train -5", "n_train must be a positive integer"),
         ("--n-test 5000", "n_test=5,000 leaves too few"),
     ],
@@ -178,6 +182,13 @@ def test_settings_that_cannot_work_are_named_before_any_training(arguments, mess
     assert run(arguments, tmp_path) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
+
+
+def test_more_kernel_examples_than_there_are_become_all_of_them(tmp_path):
+    with pytest.warns(RuntimeWarning, match="n_kernel=99,999, but there are 200 training examples"):
+        assert run(f"{FEW} --n-kernel 99999 --no-strict --max-epochs 0 --epsilon 4/255", tmp_path) == 0
+    settings = json.loads((tmp_path / "results.json").read_text())["settings"]
+    assert settings["n_kernel"] == settings["n_train"] == 200 and settings["epsilon"] == 4 / 255
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, capsys):

@@ -126,6 +126,18 @@ def test_distances_are_the_nearest_that_any_attack_has_found():
 # Intervals, classes, tables
 
 
+@pytest.mark.parametrize(("k", "n"), [(5, 3), (-1, 3), ([0, 4], 3), (float("nan"), 3)], ids=repr)
+def test_more_successes_than_trials_have_no_interval(k, n):
+    with pytest.raises(ValueError, match="successes must be 0 to n, got"):
+        clopper_pearson(k, n)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 2, float("nan")])
+def test_an_interval_holds_with_some_probability(confidence):
+    with pytest.raises(ValueError, match="confidence must be"):
+        clopper_pearson(1, 3, confidence)
+
+
 @pytest.mark.parametrize("k, n", [(0, 7), (3, 7), (7, 7), (180, 200)])
 def test_intervals_are_clopper_and_pearson_s(k, n):
     expected = binomtest(k, n).proportion_ci(0.9, method="exact")

@@ -327,10 +327,77 @@ def test_damaged_adversarial_examples_are_made_again(tiny, copied):
         (copied / "results.jsonl").write_bytes(
             b"".join(line for line in lines if b'"kind": "transfer"' not in line)
         )
-        with pytest.warns(RuntimeWarning, match="closed-form.safetensors .* the examples are made again"):
+        with pytest.warns(RuntimeWarning, match="closed-form.safetensors .*/closed-form is done again"):
             TINY.run(copied, progress=False)
         assert file.read_bytes() == whole
         assert sorted(final_bytes(copied).splitlines()) == sorted(final_bytes(tiny.path).splitlines())
+
+
+@pytest.mark.parametrize("folder", ["adversarial", "checkpoints", "images"])
+def test_any_damaged_file_of_a_finished_run_is_found_and_made_again(tiny, copied, folder):
+    files = sorted((copied / folder).rglob("*.safetensors"))
+    whole = [file.read_bytes() for file in files]
+    for file, content in zip(files, whole, strict=True):
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(RuntimeWarning, match="is done again") as told:
+        TINY.run(copied, progress=False)
+    said = " ".join(str(one.message) for one in told)
+    for file, content in zip(files, whole, strict=True):
+        assert file.name in said and file.read_bytes() == content
+    assert sorted(final_bytes(copied).splitlines()) == sorted(final_bytes(tiny.path).splitlines())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TINY.run(copied, progress=False)
+
+
+def test_states_that_were_deleted_to_make_room_are_no_damage(tiny, copied):
+    shutil.rmtree(copied / "checkpoints")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TINY.run(copied, progress=False)
+    assert not (copied / "checkpoints").exists() and final_bytes(copied) == final_bytes(tiny.path)
+
+
+def table_and_images(n=45):
+    """Rows of a table in three classes, and the same as images."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 3
+    X = np.clip(rng.normal(size=(n, 4)) / 8 + y[:, None] / 3, 0, 1).astype(np.float32)
+    return Splits(X[15:], y[15:], X[:15], y[:15])
+
+
+def test_rows_of_a_table_are_reported_without_images(tmp_path):
+    page = write_report(TINY.run(tmp_path / "run", splits=table_and_images(), progress=False)).read_text()
+    assert "each leading eigenfeature" in page and "started from grey" not in page
+
+
+def test_more_than_there_is_of_kernel_examples_and_eigenfeatures_is_told_of_and_not_stated(tmp_path):
+    experiment = replace(TINY, n_kernel=99_999, n_features=10_000, stage2=(), stage2_from=())
+    with pytest.warns(RuntimeWarning) as told:
+        result = experiment.run(tmp_path / "run", splits=table_and_images(), progress=False)
+    assert [str(one.message) for one in told] == [
+        "n_kernel=99,999, but there are 30 training examples: n_kernel is 30 here",
+        "n_features=10,000, but there are 30 eigenvectors of the kernel: n_features is 30 here",
+    ]
+    assert (result.experiment.n_kernel, result.experiment.n_features) == (30, 30)
+    assert result.kernel(0, "benign", 0.0).shape == (30, 30)
+    assert "99,999" not in (page := write_report(result).read_text()) and "99999" not in page
+
+
+def test_examples_held_out_must_leave_some_to_train_on(tmp_path):
+    for n in (28, 30, 1000):
+        with pytest.raises(
+            ValueError, match=f"n_validation={n:,} leaves {max(30 - n, 0)} of 30 training examples"
+        ):
+            replace(TINY, patience=1, n_validation=n).run(tmp_path / "run", splits=table_and_images())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_of_no_epochs_is_reported_without_a_word(tmp_path):
+    experiment = replace(TINY, epochs=0, flip_epoch=0, fractions=(), stage2=(), n_features=0)
+    page = write_report(experiment.run(tmp_path / "run", splits=table_and_images(), progress=False))
+    assert page.stat().st_size > 10_000
 
 
 def test_a_result_that_is_gone_before_others_is_told_of_and_a_run_that_was_stopped_is_none_such(copied):
@@ -432,6 +499,7 @@ def test_an_epoch_that_was_never_kept_is_refused_with_those_that_are(result):
         ({"stage2_from": 3}, "stage2_from must be a sequence"),
         ({"stage2_from": ("benign",)}, r"each of stage2_from must be \(regime, epoch\), got 'benign'"),
         ({"stage2_from": (("benign", "x"),)}, "epoch in stage2_from must be a finite number"),
+        ({"fractions": (200,)}, r"fractions must be epochs of stage 1, 0 to 20, got .*200"),
         ({"flip_epoch": 30}, "flip_epoch must be an epoch that is kept"),
         ({"stage2_from": (("benign", 1.7),)}, r"stage2_from asks for epoch 1\.7, but kept are 0, "),
         ({"stage2_from": (("other", 1.0),)}, "unknown regime in stage2_from 'other'"),

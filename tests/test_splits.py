@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import load_digits_images, splits
-from ntkrobust_sk.splits import load_splits, require_enough
+from ntkrobust_sk.splits import chosen_indices, load_splits, require_enough
 
 N, N_TEST = 12, 6
 
@@ -326,3 +326,14 @@ def test_one_example_of_each_class_is_enough():
     require_enough(np.array([0, 1, 2, 2]), 3, 5)
     with pytest.raises(ValueError, match="2 examples"):
         require_enough(np.array([0, 1, 2, 2]), 3, 2)
+
+
+@pytest.mark.parametrize("counts", [(5, 1, 1), (4, 3, 2), (2, 2, 2), (9, 1, 1)])
+@pytest.mark.parametrize("left_out", [1, 2])
+def test_all_but_a_few_are_chosen_from_the_largest_classes(counts, left_out):
+    y = np.repeat(np.arange(3), counts)
+    chosen = chosen_indices(y, len(y) - left_out, 0)
+    assert len(set(chosen.tolist())) == len(y) - left_out
+    kept = np.bincount(y[chosen], minlength=3)
+    assert kept.min() >= 1 and kept.max() - kept.min() <= max(counts) - min(counts)
+    np.testing.assert_array_equal(chosen, chosen_indices(y, len(y) - left_out, 0))
