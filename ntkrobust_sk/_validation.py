@@ -13,9 +13,11 @@ import numbers
 import operator
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 # What a seed may be at most: NumPy's legacy generators take 32 bits.
@@ -26,6 +28,10 @@ LONGEST_NAME = 255
 LARGEST_COUNT = 2**31 - 1
 # What a URL begins with, also where a Path has made one slash of two; one letter is a drive.
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# Shares of a column's spread that rounding may take: without a word, and at all.
+NOTABLE, LOST = 3e-3, 0.5
+# Values that differ by fewer of their own last digits are one number that was computed in several ways.
+OWN_DIGITS = 16
 
 
 def brief(value) -> str:
@@ -476,3 +482,81 @@ def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
                 f"{dtype}; scale the data"
             )
     return found
+
+
+def require_resolution(name: str, values: np.ndarray, dtype, *, targets: bool = False) -> None:
+    """Raise ValueError where values that differ are all but equal, or too small, in the dtype of computation.
+
+    What rounding takes of a column is the standard deviation of (rounded - given), as a share of that of the given
+    values: 1 where all become equal. A UserWarning says where it is considerable, and of features that vanish
+    beside others so large that they would count for nothing in double precision either.
+
+    Parameters
+    ----------
+    name : str
+    values : array (n, ...)
+        Finite, in the dtype in which the user gave them. What ``dtype`` holds exactly costs nothing.
+    dtype : dtype
+        Floating; the one that they are computed with.
+    targets : bool, default=False
+        Each column is an answer of its own, however small it is beside others.
+
+    Examples
+    --------
+    >>> require_resolution("y", np.array([2015.0, 2025.5]), np.float32)
+    >>> require_resolution("X", 1e9 + np.arange(6.0).reshape(3, 2), np.float32)
+    Traceback (most recent call last):
+    ValueError: column 0 of X holds 1000000000.0 to 1000000004.0, all but equal in float32, in which it is computed
+    with; scale it first: sklearn.preprocessing.StandardScaler()
+    """
+    dtype = np.dtype(dtype)
+    if np.can_cast(values.dtype, dtype) or not values.size:
+        return
+    columns, about = values.reshape(len(values), -1), ml_dtypes.finfo(dtype)
+    eps, tiny = float(about.eps), max(float(about.tiny), float(np.finfo(np.float32).tiny))
+    # coefficients are smaller than targets, and compiled programs take subnormal numbers for zero
+    floor = tiny / eps if targets else tiny
+    low, high = (np.asarray(of(axis=0), np.float64) for of in (columns.min, columns.max))
+    # halves, since a difference of two numbers may overflow
+    size, spread = np.maximum(abs(low), abs(high)), 2 * np.minimum(high / 2 - low / 2, np.finfo(float).max / 2)
+    own = np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0
+    # a deviation is at least spread / sqrt(2 n), and rounding moves no value further than eps * size + floor
+    suspect = (eps * size + floor) * math.sqrt(2 * len(columns)) > NOTABLE * spread
+    suspect = np.flatnonzero(suspect & (spread > OWN_DIGITS * own * size))
+    if not len(suspect):
+        return
+    taken = _taken_by_rounding(columns[:, suspect], size[suspect], dtype, floor)
+    lost = suspect[taken >= LOST]
+    beside = 0 if targets else np.delete(spread, lost).max(initial=0)
+    fatal = lost[spread[lost] > eps * beside]
+    if not len(fatal) and taken.max() <= NOTABLE:
+        return
+    at = int(fatal[0] if len(fatal) else suspect[taken.argmax()])
+    ends = " to ".join(
+        brief(columns[row, at].item()) for row in (columns[:, at].argmin(), columns[:, at].argmax())
+    )
+    said = f"{name if columns.shape[1] == 1 else f'column {at} of {name}'} holds {ends}"
+    way = f"in {dtype}, in which it is computed with; scale it first: sklearn."
+    # double precision does not help features: what they have in common outweighs what tells them apart
+    way += (
+        "compose.TransformedTargetRegressor(regressor, transformer=StandardScaler()), or compute in double "
+        'precision: jax.config.update("jax_enable_x64", True), with parameters of float64'
+        if targets
+        else "preprocessing.StandardScaler()"
+    )
+    if len(fatal):
+        raise ValueError(f"{said}, {'too small' if size[at] < floor else 'all but equal'} {way}")
+    warnings.warn(
+        f"{said}, and rounding takes {taken.max():.2g} of its deviation {way}", UserWarning, stacklevel=3
+    )
+
+
+def _taken_by_rounding(columns: np.ndarray, size: np.ndarray, dtype, floor: float) -> np.ndarray:
+    """Deviation of what rounding does to columns (n, k) of sizes (k,), as a share of their own deviation, (k,)."""
+    with np.errstate(all="ignore"):
+        rounded = columns.astype(dtype).astype(np.float64)
+        rounded[abs(rounded) < floor] = 0
+        # in units in which squares neither overflow nor vanish
+        taken = np.std((rounded - columns) / size, axis=0) / np.std(columns / size, axis=0)
+    # what overflows is refused elsewhere
+    return np.nan_to_num(taken, nan=0, posinf=0)

@@ -325,7 +325,7 @@ class RobustFeatureSelector(
         """Features (n, n_features) of X (n, n_features_in) or (n, h, w, c)."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
-        return as_answer(evaluate(self.features_, X, MACHINE_ROWS), X)
+        return as_answer(evaluate(self.features_, X, MACHINE_ROWS), X, "features")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -26,6 +26,7 @@ from ._validation import (
     check_choice,
     fitting,
     integer,
+    is_finite,
     number,
     positive_tuple,
     require_numbers,
@@ -119,14 +120,7 @@ class TangentEstimator(BaseEstimator):
         """Scores (n, T) of raw inputs, in the inputs' dtype; of integers in double precision."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
-        scores = evaluate(self._predictor(), X, self._rows())
-        if np.isnan(scores).any():
-            lost = np.isnan(scores).any(1)
-            raise ValueError(
-                f"the scores of {lost.sum()} of {len(X)} inputs are NaN (the first: row {lost.argmax()}), so "
-                "there is no answer to them: they are too large for the network, or its weights are not finite"
-            )
-        return as_answer(scores, X)
+        return as_answer(evaluate(self._predictor(), X, self._rows()), X)
 
     def _gram(self, kernel, X, Y, memory) -> np.ndarray:
         check_is_fitted(self)
@@ -258,7 +252,10 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
         array (n, C), or (n,) for two classes: the second's score minus the first's
         """
         scores = self._evaluate(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+        if len(self.classes_) != 2:
+            return scores
+        with np.errstate(over="ignore"):
+            return require_finite_answers(scores[:, 1] - scores[:, 0])
 
     def predict_proba(self, X) -> np.ndarray:
         """Softmax of the scores, (n, C), columns in the order of ``classes_``.
@@ -400,9 +397,24 @@ def key_of(random_state) -> jax.Array:
     return jax.random.key(int(random.randint(np.iinfo(np.int32).max)))
 
 
-def as_answer(values: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """Scores or features in the inputs' dtype, or in double precision where these are integers."""
-    return values.astype(X.dtype if X.dtype.kind == "f" else np.float64, copy=False)
+def as_answer(values: np.ndarray, X: np.ndarray, what: str = "scores") -> np.ndarray:
+    """Finite scores or features in the inputs' dtype, or in double precision where these are integers."""
+    with np.errstate(over="ignore"):
+        values = values.astype(X.dtype if X.dtype.kind == "f" else np.float64, copy=False)
+    return require_finite_answers(values, what)
+
+
+def require_finite_answers(values: np.ndarray, what: str = "scores") -> np.ndarray:
+    """Scores or features (n, ...), or ValueError: what is not finite is no answer."""
+    if not is_finite(values):
+        lost = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+        said = "NaN" if np.isnan(values).any() else "infinite"
+        raise ValueError(
+            f"the {what} of {lost.sum()} of {len(values)} inputs are {said} in {values.dtype} (the "
+            f"first: row {lost.argmax()}), so there is no answer to them: inputs or targets of training are too "
+            "large for it, or weights are not finite. Scale the data"
+        )
+    return values
 
 
 def kept_dtypes(X) -> list:

@@ -121,7 +121,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
             for start in range(0, plan.n_seeds, plan.seeds):
                 features = features_of(self._kernel, self.model_, plan, inputs, tile, start, in_numpy=True)
                 _write_columns(rows, features, start, plan.n_seeds if self.n_components is None else 1)
-        return as_answer(result, X)
+        return as_answer(result, X, "features")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

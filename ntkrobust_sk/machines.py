@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import has_fit_parameter
 
 from ._backend import to_numpy
-from ._validation import brief, positive_tuple, require_numbers
+from ._validation import brief, fitting, positive_tuple, require_numbers, require_resolution
 from .estimators import (
     NETWORK_ROWS,
     AttackedMixin,
@@ -59,7 +59,9 @@ class KernelSourceMixin:
         """The model whose tangent kernel the estimator takes, by what ``estimator`` is."""
         source = self.estimator
         if not hasattr(source, "fit"):
-            return initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
+            model = initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
+            require_resolution("X", X, params_dtype(model.variables.params))
+            return model
         if isinstance(source, type) or not hasattr(source, "get_params"):
             way = f"; write {source.__name__}(...)" if isinstance(source, type) else ""
             raise TypeError(f"estimator must be an instance of a scikit-learn estimator, got {brief(source)}{way}")
@@ -75,6 +77,8 @@ class KernelSourceMixin:
                 f"estimator must leave a Model in `model_` when fitted, as AdversarialKernelTrainer does; "
                 f"{source!r} does not"
             )
+        if not isinstance(self.estimator_, TangentEstimator):  # which has looked in its own fit
+            require_resolution("X", X, params_dtype(model.variables.params))
         return model
 
 
@@ -98,7 +102,7 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
     }
 
     def _fit_machine(self, X, y, targets, sample_weight, labels):
-        """Fit on targets (n, T); ``labels`` are what a training loss takes: classes, or the targets."""
+        """Fit on targets (n, T) of y; ``labels`` are what a training loss takes: classes, or the targets."""
         kernel = resolve_kernel(self.kernel)
         for name in ("X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_"):
             # an earlier fit with another solver may have left what this one will not set
@@ -108,6 +112,10 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         key_model, key_train = jax.random.split(self._key())
         model = self._source_model(X, y, targets.shape[1], sample_weight, key_model)
         self.model_ = model
+        if labels is targets:
+            dtype = params_dtype(model.variables.params)
+            fitting("y", targets, dtype)
+            require_resolution("y", y, dtype, targets=True)
         if self.solver == "sgd":
             self._require_matching_outputs(model, X.dtype, targets.shape[1], "solver='sgd'")
             if self.attack is not None:
@@ -411,6 +419,11 @@ class EmpiricalNTKRegressor(AttackedMixin, RegressorMixin, MultiOutputMixin, _Ke
             raise ValueError(f"y must be shaped like predictions, {answers.shape}, got shape {np.shape(y)}")
         if y is not None:
             require_finite_targets(y)
+            # R² has no units, but its squares overflow or vanish in those of very large or very small targets
+            y, answers = (np.asarray(of, dtype=float) for of in (y, answers))
+            exponent = np.frexp(abs(y).max(axis=0))[1]
+            exponent = np.where(abs(exponent) > 400, exponent, 0)
+            y, answers = np.ldexp(y, -exponent), np.ldexp(answers, -exponent)
         return float(r2_score(y, answers, sample_weight=sample_weight))
 
     def _attack_targets(self, y, n_samples):

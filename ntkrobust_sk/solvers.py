@@ -451,9 +451,14 @@ def require_symmetric(A, name):
 
 
 def _norm(a):
+    """Frobenius norm in double precision, by squares that neither overflow nor vanish; NaN if it is not finite."""
     xp = array_namespace(a)
     a = xp.astype(a, xp.float64, copy=False)
-    return math.sqrt(float(xp.sum(a * a))) if bool(xp.all(xp.isfinite(a))) else math.nan
+    largest = float(xp.max(xp.abs(a)))
+    if not 0 < largest < math.inf:
+        return 0.0 if largest == 0 else math.nan
+    a = a / largest
+    return largest * math.sqrt(float(xp.sum(a * a)))
 
 
 def _require_square(A, name):

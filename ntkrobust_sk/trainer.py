@@ -11,11 +11,12 @@ import optax
 from sklearn.utils._param_validation import Interval, StrOptions
 from tqdm.auto import tqdm
 
+from ._validation import fitting, require_resolution
 from .attacks import Clean
 from .balls import check_bounds
 from .estimators import NETWORK_ROWS, TangentClassifierMixin, TangentEstimator, initial_model, n_logits
 from .loops import movable
-from .networks import params_dtype
+from .networks import host_inputs, params_dtype
 from .tangent import linearize
 from .training import TrainingDivergedError, TrainState, initial_state, train
 
@@ -157,6 +158,7 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
                 f"the network has {n_outputs} outputs, but y has {n_classes} classes; leave n_outputs out, or "
                 f"give n_outputs={n_classes}"
             )
+        require_resolution("X", X, params_dtype(model.variables.params))
         if self.attack is not None:
             X = movable(model, X, params_dtype(model.variables.params), NETWORK_ROWS)
         if self.dynamics != "standard":
@@ -197,6 +199,9 @@ def fit_by_sgd(self, name, model, X, y, sample_weight, key):
     state = with_hyperparameters(
         initial_state(model, key, SGD), learning_rate=self.learning_rate, momentum=self.momentum
     )
+    # in their final form, since what is lost on the way to it has been said by the estimator
+    params = model.variables.params
+    X, y = host_inputs("X", X, params), y if y.dtype.kind in "iu" else fitting("y", y, params_dtype(params))
     states = train(
         state,
         X,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._validation import array, brief, check_lengths, flag, integer, number
+from ._validation import array, brief, check_lengths, fitting, flag, integer, number, require_resolution
 from .attacks import Clean, example_losses, require_attack
 from .balls import check_bounds
 from .convolutions import with_fast_gradients
@@ -323,7 +323,10 @@ def _checked_weights(sample_weight, n) -> np.ndarray:
 
 def _checked_inputs(X, params) -> np.ndarray:
     """Inputs (n, ...) in the form in which the network gets them, finite there too."""
-    return host_inputs("X", array("X", X, finite=True), params)
+    X = array("X", X, finite=True)
+    checked = host_inputs("X", X, params)
+    require_resolution("X", X, params_dtype(params))
+    return checked
 
 
 def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:
@@ -335,7 +338,9 @@ def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:
                 f"real targets must be shaped like the scores, {(len(y), n_outputs)}, got {y.shape}; labels must "
                 "be integers"
             )
-        return y.astype(dtype)
+        checked = fitting("y", y, dtype)
+        require_resolution("y", y, dtype, targets=True)
+        return checked
     if y.ndim != 1:
         raise ValueError(
             f"integer labels must be of shape (n,), got {y.shape}; one-hot or other real targets must be floating"
