@@ -252,6 +252,7 @@ def require_numbers(name: str, values) -> None:
     Traceback (most recent call last):
     ValueError: X must be an array of numbers, got [['Rome', 2]]: could not convert string to float: 'Rome'
     """
+    require_unmasked(name, values)
     kind = getattr(getattr(values, "dtype", None), "kind", None)
     if values is None or hasattr(values, "tocsr") or (isinstance(kind, str) and kind in "biuf"):
         return
@@ -268,6 +269,17 @@ def require_numbers(name: str, values) -> None:
         raise kind(f"{name} must be an array of numbers, got {brief(values)}: {error}") from None
 
 
+def require_unmasked(name: str, values) -> None:
+    """Raise TypeError for a masked array, of which NumPy would take what is hidden.
+
+    >>> require_unmasked("X", np.ma.array([1, 2], mask=[False, True]))
+    Traceback (most recent call last):
+    TypeError: X must be a dense array of values, got a masked array; write X.filled(value)
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a dense array of values, got a masked array; write {name}.filled(value)")
+
+
 def require_regular(name: str, values) -> None:
     """Raise ValueError for sequences of sequences of different lengths.
 
@@ -276,6 +288,7 @@ def require_regular(name: str, values) -> None:
     Traceback (most recent call last):
     ValueError: y must be an array, but its rows have different lengths
     """
+    require_unmasked(name, values)
     if not isinstance(values, list | tuple):
         return
     try:
@@ -409,10 +422,9 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", fi
     Traceback (most recent call last):
     ValueError: X must be an array of numbers, but its rows have different lengths
     """
-    if hasattr(values, "tocsr") or isinstance(values, np.ma.MaskedArray):
-        kind = "a sparse matrix" if hasattr(values, "tocsr") else "a masked array"
-        way = "X.toarray()" if hasattr(values, "tocsr") else "X.filled(value)"
-        raise TypeError(f"{name} must be a dense array of numbers, got {kind}; write {way.replace('X', name)}")
+    require_unmasked(name, values)
+    if hasattr(values, "tocsr"):
+        raise TypeError(f"{name} must be a dense array of numbers, got a sparse matrix; write {name}.toarray()")
     if hasattr(values, "get") and hasattr(values, "__cuda_array_interface__"):
         values = values.get()
     try:

@@ -291,7 +291,7 @@ def admitted(attack, X: np.ndarray, dtype=None) -> np.ndarray:
     1.0
     >>> admitted(PGD(0.1), np.array([[0.5, 1.001]]))
     Traceback (most recent call last):
-    ValueError: the attack's bounds are (0.0, 1.0), but X ranges from 0.5 to 1.001; scale the data...
+    ValueError: the attack's bounds are (0.0, 1.0), but X ranges from 0.5 to 1.001 (feature 1 is 1.001...
     """
     bounds = getattr(attack, "bounds", None)
     if bounds is None or len(X) == 0:
@@ -320,9 +320,13 @@ def _clipped(bounds, X, lower, upper, rounding):
     ends = [np.where(np.isfinite(limit), np.abs(limit), 0) for limit in (lower, upper)]
     sizes = np.maximum(np.maximum(*ends), np.abs(X).max(0, keepdims=True))
     if (np.abs(X - clipped) > rounding * sizes).any():
-        X = X[np.broadcast_to(lower < upper, X.shape) | (clipped != X)]
+        at = np.unravel_index(np.abs(X - clipped).argmax(), X.shape)
+        feature = int(at[1]) if X.ndim == 2 else tuple(map(int, at[1:]))
+        bounded = X[np.broadcast_to(lower < upper, X.shape) | (clipped != X)]
         raise ValueError(
-            f"the attack's bounds are {_brief(bounds)}, but X ranges from {X.min():.6g} to {X.max():.6g}; "
+            f"the attack's bounds are {_brief(bounds)}, but X ranges from {bounded.min():.6g} to "
+            f"{bounded.max():.6g} (feature {feature} is {X[at]} where it must be {clipped[at]} at "
+            f"{'most' if X[at] > clipped[at] else 'least'}); "
             "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
         )
     return clipped

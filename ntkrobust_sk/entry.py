@@ -19,6 +19,7 @@ from .balls import Ball, admitted, ball_of, check_floating, plain_bounds
 from .devices import on_host
 from .keys import Keys, one_key_each
 from .loops import as_pytree, form_of, on_rows, without_numbers
+from .networks import failure
 from .norms import NORMS
 
 # How an attack is called.
@@ -186,9 +187,7 @@ def _scores(model, x):
     except Exception as error:  # a stranger's function may raise anything
         if not x.shape[0]:
             raise ValueError(f"x holds no inputs to attack: its shape is {tuple(x.shape)}") from error
-        raise ValueError(
-            f"the model fails on inputs of shape {tuple(x.shape)}, {x.dtype}: {type(error).__name__}: {error}"
-        ) from error
+        raise failure(model, x.shape, x.dtype, error) from error
     if not isinstance(scores, jax.ShapeDtypeStruct) or scores.ndim != 2 or scores.shape[0] != x.shape[0]:
         got = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), scores)
         raise ValueError(

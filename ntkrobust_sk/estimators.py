@@ -35,7 +35,7 @@ from ._validation import (
 from ._validation import seed as checked_seed
 from .attacks import attack_in_tiles, require_attack
 from .balls import admitted
-from .frames import as_table, require_free, warn_of_fixed
+from .frames import as_table, require_free, require_own_names, warn_of_fixed
 from .gram import gram
 from .loops import evaluate, evaluate_attacked, movable
 from .networks import (
@@ -78,6 +78,8 @@ class TangentEstimator(BaseEstimator):
         if options.get("y_numeric"):
             require_numbers("y", y)
         require_regular("y", y)
+        if hasattr(X, "columns"):
+            require_own_names(list(X.columns))
         is_array = isinstance(X, np.ndarray | jax.Array)
         if is_array and not reset and X.shape == self.input_shape_ and X.ndim > 1:
             raise ValueError(
@@ -224,6 +226,7 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
 
     def _validated_labels(self, X, y, sample_weight, known_shape=None):
         X, y = self._validated(X, y, reset=True, known_shape=known_shape)
+        require_one_kind(y)
         check_classification_targets(y)
         self.classes_, encoded = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -312,7 +315,32 @@ def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:
     sample_weight = array("sample_weight", sample_weight, ndim=1)
     if len(sample_weight) != n:
         raise ValueError(f"sample_weight must hold one weight for each of {n} samples, got {len(sample_weight)}")
+    if not (np.isfinite(sample_weight) & (sample_weight >= 0)).all() or not sample_weight.any():
+        raise ValueError(
+            "sample_weight must hold finite weights >= 0, at least one of them above 0, got weights from "
+            f"{sample_weight.min()} to {sample_weight.max()}"
+        )
     return sample_weight
+
+
+def require_one_kind(y: np.ndarray) -> None:
+    """Raise ValueError for labels that have no order: missing ones, and text among numbers.
+
+    >>> require_one_kind(np.array(["Rome", None], dtype=object))
+    Traceback (most recent call last):
+    ValueError: Unknown label type: y must hold labels of one kind, text or numbers, got None among them (the...
+    """
+    if y.dtype.kind != "O":
+        return
+    labels = y.tolist()
+    is_text = [isinstance(label, str) for label in labels]
+    odd = [label is None or text != is_text[0] for label, text in zip(labels, is_text, strict=True)]
+    if any(odd):
+        at = odd.index(True)
+        raise ValueError(
+            f"Unknown label type: y must hold labels of one kind, text or numbers, got {brief(labels[at])} among them (the first: row "
+            f"{at}); write a label for what is missing, or leave these rows out"
+        )
 
 
 def require_finite_targets(y) -> None:

@@ -139,12 +139,17 @@ def as_table(X) -> Table | None:
                 f"{type(X).__name__}; write X.to_pandas() (or, of a LazyFrame, X.collect())"
             )
         return None
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"X has several columns named {twice[0]!r}; give each column a name of its own")
+    require_own_names(names)
     read_columns = [read(X, at) for at in range(len(names))]
     numbers = [np.full(len(X), np.nan) if found is None else found for found, _ in read_columns]
     numbers = np.stack(numbers, 1) if numbers else np.zeros((len(X), 0))
     return kind(X, numbers, tuple(reason for _, reason in read_columns))
+
+
+def require_own_names(names) -> None:
+    """Raise ValueError for columns of one name."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"X has several columns named {twice[0]!r}; give each column a name of its own")
 
 
 def _checked(values, is_integer):
@@ -288,7 +293,10 @@ class PolarsTable(Table):
 def require_free(table: Table) -> None:
     """Raise ValueError for a table of which attacks may change no column."""
     if table.fixed.all():
-        raise ValueError(f"attacks may change no column of X: {table.named}; cast columns of numbers to float")
+        raise ValueError(
+            f"attacks may change no column of X: {table.named}; cast columns of numbers to float, and leave out "
+            "rows with missing values, or fill them"
+        )
 
 
 def warn_of_fixed(table: Table) -> None:
@@ -304,8 +312,6 @@ def warn_of_fixed(table: Table) -> None:
 def check_rows(X) -> None:
     """Raise TypeError for what is neither an array nor a frame, with advice."""
     require_regular("X", X)
-    if isinstance(X, np.ma.MaskedArray):
-        raise TypeError("X must be a dense array of numbers, got a masked array; write X.filled(value)")
     if np.iscomplexobj(X):
         raise TypeError("X must be an array of real numbers, got complex numbers; write X.real or abs(X)")
     if isinstance(X, str | bytes | dict | set) or X is None:

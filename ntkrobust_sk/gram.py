@@ -147,7 +147,9 @@ def gram(
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
     if isinstance(kernel, TangentKernel):
-        check_model(model, X.shape[1:], X.dtype)
+        for name, x in (("X", X), ("Y", Y)):
+            if x is not None and (name == "X" or x.dtype != X.dtype):
+                check_model(model, x.shape[1:], x.dtype, name)
     if by_layer and not isinstance(kernel, TangentKernel):
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
     dtype = _checked_dtype(dtype, kernel, params_dtype(model.variables.params))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ._portable import Portable
 from ._validation import (
@@ -436,7 +437,7 @@ class Normalized:
         return self.network.apply(params, state, (x - mean) / std, train=train)
 
 
-def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None) -> int:
+def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None, name: str = "X") -> int:
     """Find the number C of logits of a model, without computing them.
 
     Parameters
@@ -446,6 +447,8 @@ def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None) -> in
         Shape of one input.
     dtype : dtype, default=None
         Of the inputs; None is JAX's default floating dtype.
+    name : str, default="X"
+        Of the inputs, for the error where they are complex, and logits therefore are.
 
     Returns
     -------
@@ -470,11 +473,16 @@ def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None) -> in
         shape = jax.tree.map(jnp.shape, logits)
         if not isinstance(logits, jax.ShapeDtypeStruct) or len(shape) != 2 or shape[0] != n:
             raise ValueError(
-                f"network must return logits of shape (n, C), got {shape} from inputs {x.shape}; return one array "
-                "with a row for each input, such as scores[:, None] for one output"
+                f"network must return logits of shape (n, C), got {shape} from inputs {x.shape}, tried with "
+                f"n = {n}; return one array with a row for each input, such as scores[:, None] for one output"
             )
         if shape[1] != n:
             break
+    if jnp.issubdtype(logits.dtype, jnp.complexfloating) and jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{name} holds complex numbers, of which the network makes complex logits; write {name}.real or "
+            f"abs({name}), or let the network return real ones"
+        )
     if shape[1] == 0 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(
             f"network must return one or more real floating logits for each input, got shape {shape} and dtype "
@@ -544,10 +552,24 @@ def require_network(network, name: str = "network") -> Network:
 
     ``init`` is needed by those alone who draw variables.
     """
-    foreign = any(cls.__module__.startswith(("flax.", "haiku.", "equinox.")) for cls in type(network).__mro__)
-    if isinstance(network, type) or foreign or not callable(getattr(network, "apply", None)):
+    if isinstance(network, type) or is_foreign(network) or not callable(getattr(network, "apply", None)):
         raise TypeError(f"{name} must be a network such as MLP(), got {brief(network)}{advice(network)}")
     return network
+
+
+def is_foreign(value) -> bool:
+    """Whether this is a module of Flax, Haiku or Equinox."""
+    return any(cls.__module__.startswith(("flax.", "haiku.", "equinox.")) for cls in type(value).__mro__)
+
+
+def failure(model, shape, dtype, error, argument: str = "") -> ValueError:
+    """What to raise where a function from inputs (n, ...) to scores fails on this shape, with a way out."""
+    value = model.func if isinstance(model, Partial) else model
+    way = advice(value) if is_foreign(value) else ""
+    said = ", ".join(map(str, ("n", *shape[1:]))) + ("," if len(shape) == 1 else "")
+    return ValueError(
+        f"{argument}the model fails on inputs of shape ({said}), {dtype}: {type(error).__name__}: {error}{way}"
+    )
 
 
 def all_finite(leaves) -> bool:

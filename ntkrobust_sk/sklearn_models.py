@@ -28,7 +28,7 @@ from . import sklearn_linear as linear
 from . import sklearn_transformers as transformers
 from ._validation import array, brief, fitting
 from .loops import Shaped
-from .networks import Model, require_finite
+from .networks import Model, advice, is_foreign, require_finite
 from .sklearn_arrays import namespace
 from .sklearn_guard import check_agreement, core, width_of
 
@@ -108,6 +108,8 @@ def _check_estimator(estimator):
     wanted = "as_model takes a fitted estimator, such as LogisticRegression().fit(X, y)"
     if inspect.isclass(estimator):
         raise TypeError(f"{wanted}, got the class {estimator.__name__}")
+    if is_foreign(estimator):
+        raise TypeError(f"{wanted}, got {brief(estimator)}{advice(estimator)}")
     if isinstance(estimator, Model) or (callable(estimator) and not hasattr(estimator, "fit")):
         name = getattr(estimator, "__name__", type(estimator).__name__)
         raise TypeError(f"{wanted}; {name} is a function already: give it to the attack as it is")

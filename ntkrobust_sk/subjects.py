@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from textwrap import shorten
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from .estimators import NETWORK_ROWS, kept_dtypes, positions
 from .frames import Table, as_table, check_rows, require_free, warn_of_fixed
 from .keys import keys_of
 from .loops import answers, as_pytree, form_of, movable, without_numbers
-from .networks import Model, advice, params_dtype
+from .networks import Model, failure, params_dtype
 from .sklearn_guard import compare
 from .sklearn_models import model_on
 from .square import Square
@@ -288,11 +289,19 @@ def _through_scikit_learn(estimator, X, table):
     if table is None:
         require_numbers("X", X)
         kinds = [np.float64, np.float32]
-        checked = check_array(X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator)
+        checked = check_array(
+            X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator, ensure_all_finite="allow-nan"
+        )
         if checked.ndim == 2:
             _check_width(estimator, checked.shape[1])
-        flat = checked.reshape(len(checked), -1).astype(float, copy=False)
-        known = Table(flat, flat, (None,) * flat.shape[1])
+        missing = np.isnan(checked)
+        if missing.any() or checked.ndim != 2:
+            # whether it takes missing values, or images, an estimator knows best
+            estimator.predict(X if missing.any() else X[:1])
+        flat, lost = (values.reshape(len(checked), -1) for values in (checked, missing))
+        flat = flat.astype(float, copy=False)
+        # as in frames, whose columns with missing values stay as they are
+        known = Table(flat, flat, tuple("missing values" if any_lost else None for any_lost in lost.any(0)))
     elif not len(table.numbers):
         raise ValueError(f"X has no rows (shape {np.shape(X)}) while a minimum of 1 is required")
     else:
@@ -303,8 +312,8 @@ def _through_scikit_learn(estimator, X, table):
         table = known if known.has_names or known.fixed.any() else None
         model, opaque = _own_arrays(_model_of(estimator, checked, table)), None
     except Exception as error:
-        # whatever scikit-learn itself says of these columns and types, it says here
-        estimator.predict(X[:2])
+        # whatever scikit-learn itself says of these columns, types and values, it says here
+        estimator.predict(X)
         if not isinstance(error, TypeError):
             raise
         if not is_classifier(estimator):
@@ -356,7 +365,10 @@ def _unmovable(estimator, table) -> dict[int, str]:
     found = {int(at): error for at in free if (error := refusal([at])) is not None}
     if not found:
         raise whole
-    return {at: f"other values are refused: {' '.join(str(error).split())[:60]}" for at, error in found.items()}
+    return {
+        at: f"other values are refused: {shorten(str(error), 90, placeholder=' ...')}"
+        for at, error in found.items()
+    }
 
 
 def _black_box(estimator, table, checked):
@@ -407,12 +419,11 @@ def _model_subject(model, X, y, classes, labelled):
         require_free(table)
         warn_of_fixed(table)
     checked = checked.astype(dtype)
-    given, model, shape = model, _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
+    model, shape = _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
     try:
         scores = _scores_of(form_of(model, checked[:1]))
     except Exception as error:  # a stranger's function may raise anything
-        way = "" if isinstance(given, Model) else advice(given)
-        raise ValueError(f"estimator: the model fails on inputs of shape {shape}: {error}{way}") from error
+        raise failure(model, shape, checked.dtype, error, "estimator: ") from error
     if getattr(scores, "ndim", None) != 2:
         raise ValueError(f"a model gives scores (n, C), but on inputs of shape {shape} this one gives {scores}")
     if scores.shape[1] == 1:

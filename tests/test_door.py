@@ -447,3 +447,69 @@ def test_sparse_targets_are_told_to_be_dense():
     reg = EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS, LABELS * 1.0)
     with pytest.raises(TypeError, match=r"y must be .*toarray"):
         reg.robust_score(X_ROWS, scipy.sparse.csr_matrix(LABELS[:, None]), attack=PGD(0.1, bounds=None))
+
+
+ROWS, LABELS_OF_ROWS = np.random.default_rng(0).uniform(size=(12, 4)), np.arange(12) % 3
+WEIGHTS = [
+    np.zeros(12),
+    -np.ones(12),
+    np.r_[-5.0, np.ones(11)],
+    np.r_[np.nan, np.ones(11)],
+    np.r_[np.inf, np.ones(11)],
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["zero", "negative", "one negative", "nan", "inf"])
+@pytest.mark.parametrize("make", [EmpiricalNTKClassifier, EmpiricalNTKRegressor, LogisticRegression])
+def test_weights_of_scores_are_named_and_not_the_labels(make, weights):
+    fitted, attack = make().fit(ROWS, LABELS_OF_ROWS), PGD(0.1, 2)
+    calls = [lambda: robust_accuracy(fitted, ROWS, LABELS_OF_ROWS, attack, sample_weight=weights)]
+    if make is not LogisticRegression:
+        calls.append(lambda: fitted.score(ROWS, LABELS_OF_ROWS, sample_weight=weights))
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^sample_weight must hold finite weights >= 0, at least one"):
+            call()
+
+
+@pytest.mark.parametrize("dtype, excess", [(np.float32, "1.00003"), (np.float64, "1.00000003")])
+def test_an_excess_over_the_bounds_is_shown_however_small(dtype, excess):
+    X = ROWS.astype(dtype)
+    X[5, 2] = float(excess)
+    with pytest.raises(ValueError, match=rf"feature 2 is {excess}\d* where it must be 1\.0 at most\)"):
+        robust_accuracy(LogisticRegression().fit(ROWS, LABELS_OF_ROWS), X, LABELS_OF_ROWS, PGD(0.1, 2))
+    images = X.reshape(12, 2, 2, 1) - 1
+    images[5] = 0
+    images[7, 1, 0, 0] = -2
+    with pytest.raises(ValueError, match=r"feature \(1, 0, 0\) is -2.0 where it must be -1.0 at least\)"):
+        PGD(0.1, 2, bounds=(-1, 0))(lambda x: x.reshape(len(x), 4), images, LABELS_OF_ROWS, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "labels, odd",
+    [([None, "a", "b"], "None"), ([0, 1, None], "None"), ([1, "a", "b"], "'a'"), (["a", "b", 3], "3")],
+)
+def test_labels_of_several_kinds_are_named(labels, odd):
+    y = np.array(labels, dtype=object)[LABELS_OF_ROWS]
+    with pytest.raises(
+        ValueError, match=rf"^Unknown label type: y must hold labels of one kind, text or numbers, got {odd} among"
+    ):
+        EmpiricalNTKClassifier().fit(ROWS, y)
+    numbers = np.array([2, 1.5, True], dtype=object)[LABELS_OF_ROWS]
+    with pytest.raises(ValueError, match="Unknown label type"):  # of scikit-learn, and not of ours
+        EmpiricalNTKClassifier().fit(ROWS, numbers)
+
+
+def test_masked_arrays_are_refused_everywhere_and_what_they_hide_is_not_used():
+    fitted = EmpiricalNTKClassifier(random_state=0).fit(ROWS, LABELS_OF_ROWS)
+    masked, labels = np.ma.array(ROWS, mask=ROWS > 0.9), np.ma.array(LABELS_OF_ROWS, mask=LABELS_OF_ROWS > 1)
+    for make in (EmpiricalNTKClassifier, EmpiricalNTKRegressor, TangentFeatures):
+        with pytest.raises(
+            TypeError, match=r"X must be a dense array of values, got a masked array; write X\.filled"
+        ):
+            make().fit(masked, LABELS_OF_ROWS)
+    for call in (fitted.predict, fitted.predict_proba, lambda X: fitted.score(X, LABELS_OF_ROWS)):
+        with pytest.raises(TypeError, match="X must be a dense array of values, got a masked array"):
+            call(masked)
+    for call in (EmpiricalNTKClassifier().fit, EmpiricalNTKRegressor().fit, fitted.score):
+        with pytest.raises(TypeError, match="y must be a dense array of values, got a masked array"):
+            call(ROWS, labels)

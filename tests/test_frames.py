@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, make_column_selector
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -298,3 +299,54 @@ def test_a_frame_without_a_column_to_change_is_refused_by_own_estimators_too():
     for takes in (robust_accuracy, perturb, own.robust_score):
         with pytest.raises(ValueError, match=r"no column of X: 'a' \(object\), 'b' \(object\)"):
             takes(*(() if takes == own.robust_score else (own,)), frame, Y, ATTACK)
+
+
+MISSING = np.where(np.arange(4 * N).reshape(N, 4) % 79 == 5, np.nan, np.random.default_rng(1).uniform(size=(N, 4)))
+MISSING[:, [1, 3]] = np.random.default_rng(2).uniform(size=(N, 2))
+MODELS_OF_MISSING = {
+    "imputed": make_pipeline(SimpleImputer(), LogisticRegression()),
+    "boosted": HistGradientBoostingClassifier(max_iter=5),
+    "ours": make_pipeline(SimpleImputer(), EmpiricalNTKClassifier(random_state=0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:there is no differentiable form")
+@pytest.mark.parametrize("name", MODELS_OF_MISSING)
+@pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist], ids=["array", "list"])
+def test_arrays_with_missing_values_are_attacked_as_their_frames_are(name, form):
+    y, frame = MISSING[:, 1] > MISSING[:, 3], pd.DataFrame(MISSING, columns=list("abcd"))
+    of_array, of_frame = (clone(MODELS_OF_MISSING[name]).fit(X, y) for X in (MISSING, frame))
+    with pytest.warns(UserWarning, match=r"as they are: 0 \(missing values\), 2 \(missing values\)\."):
+        X_adv = np.asarray(perturb(of_array, form(MISSING), y, ATTACK))
+    np.testing.assert_array_equal(X_adv, perturb(of_frame, frame, y, ATTACK).to_numpy())
+    np.testing.assert_array_equal(X_adv[:, [0, 2]], MISSING[:, [0, 2]])
+    assert (X_adv[:, [1, 3]] != MISSING[:, [1, 3]]).any()
+    assert (
+        robust_accuracy(of_array, form(MISSING), y, ATTACK)
+        == of_array.score(X_adv, y)
+        < of_array.score(MISSING, y)
+    )
+
+
+def test_missing_values_are_refused_where_the_estimator_refuses_them_or_nothing_is_left():
+    y, X = MISSING[:, 1] > 0.5, np.nan_to_num(MISSING)
+    with pytest.raises(ValueError, match="LogisticRegression does not accept missing values"):
+        robust_accuracy(LogisticRegression().fit(X, y), MISSING, y, ATTACK)
+    nothing = np.where(np.arange(N)[:, None] == 3, np.nan, MISSING)
+    with pytest.raises(
+        ValueError, match=r"may change no column .*leave out rows with missing values, or fill them"
+    ):
+        robust_accuracy(clone(MODELS_OF_MISSING["imputed"]).fit(X, y), nothing, y, ATTACK)
+    with pytest.raises(ValueError, match="infinity"):
+        robust_accuracy(
+            clone(MODELS_OF_MISSING["imputed"]).fit(X, y), np.where(MISSING > 0.9, np.inf, X), y, ATTACK
+        )
+
+
+def test_columns_of_one_name_are_refused_by_fit_and_predict():
+    frame = pd.DataFrame(np.eye(4), columns=list("aabc"))
+    with pytest.raises(ValueError, match="X has several columns named 'a'; give each column a name of its own"):
+        EmpiricalNTKClassifier().fit(frame, [0, 1, 0, 1])
+    fitted = EmpiricalNTKClassifier(random_state=0).fit(frame.set_axis(list("abcd"), axis=1), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="X has several columns named 'a'"):
+        fitted.predict(frame)

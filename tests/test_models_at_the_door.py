@@ -9,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from ntkrobust_sk import (
     CNN,
     MLP,
+    PGD,
     AdversarialKernelTrainer,
+    AutoAttack,
     Linearized,
     Model,
     Normalized,
@@ -18,6 +20,7 @@ from ntkrobust_sk import (
     Stateless,
     TraceNTK,
     Variables,
+    as_model,
     from_equinox,
     from_flax,
     from_haiku,
@@ -25,6 +28,8 @@ from ntkrobust_sk import (
     from_stax,
     gram,
     linearize,
+    make_robust_scorer,
+    robust_accuracy,
 )
 from ntkrobust_sk.networks import check_model, require_model
 from ntkrobust_sk.predictors import make_predictor
@@ -308,3 +313,43 @@ def test_stax_functions_and_their_parameters_are_a_model():
 def test_modules_that_hold_their_weights_are_models():
     for adapt, name in ((from_nnx, "nnx"), (from_equinox, "equinox")):
         assert require_model(adapt(foreign(name)))(X).shape == (6, 3)
+
+
+UNBOUND = {
+    "robust_accuracy": lambda module: robust_accuracy(module, X, np.arange(6) % 3, PGD(0.1, bounds=None)),
+    "a scorer": lambda module: make_robust_scorer(attack=PGD(0.1, bounds=None))(module, X, np.arange(6) % 3),
+    "an attack": lambda module: PGD(0.1, bounds=None)(module, X, np.arange(6) % 3, key=KEY),
+    "AutoAttack": lambda module: AutoAttack(0.1, bounds=None)(module, X, np.arange(6) % 3, key=KEY),
+    "as_model": as_model,
+}
+
+
+@pytest.mark.parametrize("use", UNBOUND)
+def test_attacks_and_scores_say_what_to_write_for_a_module_without_its_variables(use):
+    with pytest.raises((TypeError, ValueError), match=r"a Flax module: write from_flax\(module, variables\)"):
+        UNBOUND[use](foreign("linen"))
+
+
+def test_a_function_that_fails_is_not_told_to_become_a_model():
+    with pytest.raises(
+        ValueError, match=r"fails on inputs of shape \(n, 4\), float32: ZeroDivisionError: \D*zero$"
+    ):
+        robust_accuracy(lambda x: x / (1 // 0), X, np.arange(6) % 3, PGD(0.1, bounds=None))
+
+
+def test_complex_inputs_are_named_unless_the_network_makes_real_logits_of_them():
+    for name, pair in {"X": (X + 1j, None), "Y": (X, X + 1j)}.items():
+        with pytest.raises(
+            ValueError, match=rf"{name} holds complex numbers.*; write {name}.real or abs\({name}\)"
+        ):
+            gram("trace", MODEL, *pair)
+    moduli = of(lambda p, x: jnp.abs(x @ p["w"]), {"w": W})
+
+    def gradients(x):
+        # of |z|, with respect to real weights: Re(conj(z) x) / |z|
+        z = x @ W
+        return np.real(np.conj(z)[:, :, None] * x[:, None, :]) / np.abs(z)[:, :, None]
+
+    other = X * (1 + 2j) + 1j
+    exact = np.einsum("ncp,mcp->nm", gradients(X), gradients(other)) / 3
+    np.testing.assert_allclose(gram("trace", moduli, X, other), exact, rtol=1e-5, atol=1e-5)

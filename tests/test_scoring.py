@@ -308,7 +308,7 @@ def test_a_function_that_gives_no_scores_is_refused():
     for function in (lambda x: x[:, 0], lambda x: None):
         with pytest.raises(ValueError, match=r"a model gives scores \(n, C\)"):
             robustness_report(function, X, Y, 0.1)
-    with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(1, 8\)"):
+    with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(n, 8\)"):
         robustness_report(fitted_classifier().model_, np.hstack([X, X]), Y, 0.1)
     with pytest.raises(ValueError, match="positions of its scores, 0 to 3"):
         robustness_report(lambda x: x, X, Y + 4, 0.1)
@@ -429,3 +429,15 @@ def test_an_attack_that_makes_answers_better_is_told_of(kind):
         warnings.simplefilter("error")
         assert robust_accuracy(estimator, X, y, PGD(0.5, 3, bounds=None)) < fitted.score(X, y)
         assert robust_accuracy(estimator, X, y, Clean()) == fitted.score(X, y)
+
+
+def test_what_an_estimator_says_of_its_inputs_is_said_and_not_of_an_attack_s():
+    with pytest.raises(ValueError, match="Found array with dim 3"):
+        robust_accuracy(linear(), X[:, :, None], Y, ATTACK)
+    forest = RandomForestClassifier(3, random_state=0).fit(X, Y)
+    far = X.copy()
+    far[5] = 1e300
+    message = r"^Input X contains infinity or a value too large for dtype\('float32'\)"
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
+        warnings.simplefilter("ignore")
+        robust_accuracy(forest, far, Y, Square(0.1, 10, bounds=None))
