@@ -338,8 +338,9 @@ def require_one_kind(y: np.ndarray) -> None:
     if any(odd):
         at = odd.index(True)
         raise ValueError(
-            f"Unknown label type: y must hold labels of one kind, text or numbers, got {brief(labels[at])} among them (the first: row "
-            f"{at}); write a label for what is missing, or leave these rows out"
+            "Unknown label type: y must hold labels of one kind, text or numbers, got "
+            f"{brief(labels[at])} among them (the first: row {at}); write a label for what is missing, or "
+            "leave these rows out"
         )
 
 
