@@ -609,9 +609,10 @@ def test_a_name_that_is_no_kernel_is_refused():
 
 @pytest.mark.parametrize("shape", [(0, 5), (5,), (), (3, 0)])
 def test_inputs_without_an_input_are_refused(shape):
-    with pytest.raises(ValueError, match=r"X must hold at least one input, of shape \(n, ...\), got shape"):
+    wanted = "inputs of shape" if shape == (5,) else "at least one input, of shape"
+    with pytest.raises(ValueError, match=rf"X must hold {wanted} \(n, ...\), got shape"):
         gram("trace", MODEL, np.ones(shape))
-    with pytest.raises(ValueError, match="Y must hold at least one input"):
+    with pytest.raises(ValueError, match=f"Y must hold {wanted}"):
         gram("trace", MODEL, X, np.ones(shape))
 
 
