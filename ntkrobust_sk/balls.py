@@ -77,7 +77,7 @@ class Box:
         if self.mask is not None:
             try:
                 mask = np.asarray(self.mask)
-            except ValueError:  # rows of different lengths
+            except Exception:  # rows of different lengths, and whatever a stranger's conversion raises
                 mask = np.empty(0)
             if mask.dtype != bool:
                 raise ValueError(

@@ -13,7 +13,16 @@ import numpy as np
 from ._portable import Portable
 from ._validation import array, fitting
 from .kernels import TangentKernel, resolve_kernel
-from .networks import Model, PyTree, check_model, host_inputs, n_params, params_dtype, require_model
+from .networks import (
+    Model,
+    PyTree,
+    check_model,
+    host_inputs,
+    n_params,
+    params_dtype,
+    require_finite,
+    require_model,
+)
 from .plan import features_of, fixed_plan, make_plan, parse_memory, readable
 
 try:
@@ -149,7 +158,7 @@ def make_predictor(
 
 def _checked(kernel, model, X, dual_coef, offset):
     """Training inputs, dual coefficients and offset in NumPy, if they fit each other."""
-    X = host_inputs("X", X, model.variables.params)
+    X = require_finite("X", host_inputs("X", X, model.variables.params))
     if X.ndim < 2 or len(X) == 0:
         raise ValueError(f"X must hold at least one input, of shape (n, ...), got shape {X.shape}")
     if isinstance(kernel, TangentKernel):

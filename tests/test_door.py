@@ -438,6 +438,17 @@ def test_variables_of_a_model_are_variables():
                 use(X_ROWS)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_of_a_predictor_that_are_not_finite_are_refused_by_name(value):
+    with pytest.raises(ValueError, match="X must be finite"):
+        make_predictor(TraceNTK(), MODEL, X_ROWS + np.float32(value), np.ones((6, 2)), np.zeros(2))
+
+
+def test_a_mask_is_boolean_whatever_came():
+    with pytest.raises(ValueError, match="mask must hold a boolean"):
+        Box(mask=jax.random.split(jax.random.key(0), 3))
+
+
 def test_positions_of_a_box_are_integers_whatever_came():
     with pytest.raises(ValueError, match="integers must be positions"):
         Box(integers=jax.random.split(jax.random.key(0), 3))
