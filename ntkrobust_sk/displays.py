@@ -124,12 +124,6 @@ class KernelDistanceDisplay(_Display):
         return self
 
 
-def legend(ax, loc="best") -> None:
-    """The names of what is drawn, if anything is."""
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8, loc=loc)
-
-
 class EvolutionDisplay(_Display):
     """A quantity over the epochs of stage 1, a line for each regime, the range over seeds shaded.
 
@@ -432,6 +426,12 @@ class ImageGridDisplay(_Display):
         ax.tick_params(length=0, labeltop=True, labelbottom=False)
         ax.spines[:].set_visible(False)
         return self
+
+
+def legend(ax, loc="best") -> None:
+    """The names of what is drawn, if anything is."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8, loc=loc)
 
 
 def spectrum(K) -> np.ndarray:

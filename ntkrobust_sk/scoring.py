@@ -16,6 +16,9 @@ from .subjects import attackable, is_function, under_attack
 def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state=0) -> float:
     """The estimator's score on adversarial examples: accuracy, or R² of a regressor.
 
+    All inputs are attacked, also those that are answered wrongly as they are; where that makes the score better
+    than that of the inputs themselves, a warning says so.
+
     Parameters
     ----------
     estimator : fitted estimator
