@@ -27,6 +27,11 @@ from ntkrobust_sk.attacks import attack_in_tiles
 from ntkrobust_sk.kernels import KERNELS
 from ntkrobust_sk.predictors import make_predictor
 
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
+
 
 def timed(function, repeats: int):
     """Median seconds of ``repeats`` calls after a first one, and the last result."""
@@ -71,7 +76,7 @@ def bench(n: int, kernel: str, memory: str, repeats: int) -> dict:
 
     few = min(n, 32)
     # on a CPU, since GPUs lack algorithms for convolutions in double precision
-    with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(True):
+    with jax.default_device(jax.devices("cpu")[0]), enable_x64(True):
         exact_model = Model(network, jax.tree.map(lambda leaf: leaf.astype("float64"), model.variables))
         exact = np.asarray(gram(kernel, exact_model, X[:few].astype("float64"), memory=memory))
     K_host = np.asarray(K, dtype=float)

@@ -88,7 +88,8 @@ def _warn_of_single_precision(estimator, form, rows, own):
         warnings.warn(
             f"in single precision the model of {type(estimator).__name__} does not give its {method}: "
             f"{wrong.any(1).sum()} of {len(rows)} rows differ by more than {SINGLE:.0%}, by up to {off:.3g}: "
-            "enable x64 (jax.enable_x64), or use robust_accuracy, which computes in double precision",
+            "call jax.config.update('jax_enable_x64', True), or use robust_accuracy, which computes in double "
+            "precision",
             UserWarning,
             stacklevel=5,
         )

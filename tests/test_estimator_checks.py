@@ -1,6 +1,5 @@
 """All of scikit-learn's estimator checks in JAX's default float32, and those of numbers in x64 too."""
 
-import jax
 import pytest
 from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
 
@@ -12,6 +11,11 @@ from ntkrobust_sk import (
     RobustFeatureSelector,
     TangentFeatures,
 )
+
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
 
 ESTIMATORS = [
     AdversarialKernelTrainer(random_state=0),
@@ -64,5 +68,5 @@ def test_scikit_learn_check(estimator, check, request):
     ],
 )
 def test_scikit_learn_check_in_double_precision(estimator, check):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         check(estimator)

@@ -29,6 +29,11 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk._validation import require_resolution
 
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8
+    from jax.experimental import enable_x64
+
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::3], Y[::3]
 WIDTH = X[:, 3]
@@ -123,7 +128,7 @@ def test_what_the_errors_say_to_write_works():
         # 1e300 is beyond the squares of a scaler
         if targets.max() < 1e200:
             assert scaled.fit(X[:, :3], targets).score(X[:, :3], targets) > 0.9
-        with jax.enable_x64(True):
+        with enable_x64(True):
             assert plain.fit(X[:, :3], targets).score(X[:, :3], targets) > 0.85
     for inputs in (X + 1e9, X * 1e-60):
         assert make_pipeline(StandardScaler(), ESTIMATORS[2]).fit(inputs, Y).score(inputs, Y) > 0.9
@@ -182,7 +187,7 @@ def test_what_is_not_finite_is_no_answer():
 
 def test_scores_do_not_depend_on_the_units_of_targets():
     reg = EmpiricalNTKRegressor(NETWORK, random_state=0)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         plain = reg.fit(X, WIDTH).score(X, WIDTH)
         for exponent in (-700, 900):
             targets = np.ldexp(WIDTH, exponent)
