@@ -24,13 +24,12 @@ from .attacks import FGSM, NFGSM, PGD, Clean
 from .autoattack import AutoAttack
 from .balls import Box
 from .eigenfeatures import RobustFeatureSelector
-from .estimators import key_of
 from .evaluation import classifier_under_attack, clopper_pearson
+from .execution.keys import key_of, keys_of
 from .fab import FAB
 from .features import TangentFeatures
 from .fmn import DDN, FMN
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
-from .keys import keys_of
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .networks import CNN, MLP, Model, Normalized, Stateless, Variables
 from .norms import NORMS

@@ -17,10 +17,10 @@ import numpy as np
 from ._validation import check_choice, integer
 from .attacks import Climbing, answers_wrongly, ascent_losses, known, set_common, set_plain, worse_of
 from .balls import Box, free, project, samples, steepest, unusable, usable
-from .convolutions import with_fast_gradients
 from .entry import given
-from .keys import fold_keys
-from .loops import runs_fused
+from .execution.convolutions import with_fast_gradients
+from .execution.keys import fold_keys
+from .execution.loops import runs_fused
 from .norms import NORMS
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.

@@ -62,7 +62,6 @@ from .balls import (
     steepest,
     unusable,
 )
-from .convolutions import with_fast_gradients
 from .entry import (
     check_finite,
     checked_examples,
@@ -74,8 +73,10 @@ from .entry import (
     require_attack,
     two_columns,
 )
-from .keys import fold_keys, keys_of
-from .loops import one_ahead, runs_fused
+from .execution.convolutions import with_fast_gradients
+from .execution.keys import fold_keys, keys_of
+from .execution.loops import runs_fused
+from .execution.tiles import one_ahead
 from .norms import NORMS
 
 # Of the examples of a call at most, for gradients that are not finite.

@@ -14,11 +14,10 @@ from ._validation import integer
 from .apgd import APGD
 from .attacks import attack_in_tiles, checked_data, example_losses, set_common, set_plain
 from .balls import Box
-from .devices import on_host
 from .entry import check_targets, checked_model, scores_of, with_two_columns
+from .execution.devices import on_host
+from .execution.tiles import NO_ANSWER, answers, as_pytree, evaluate, pad_rows
 from .fab import FAB
-from .loops import NO_ANSWER, answers, as_pytree, evaluate
-from .plan import pad_rows
 from .square import Square
 
 # Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many; tiles of few

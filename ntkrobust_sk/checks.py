@@ -19,9 +19,8 @@ import scipy.stats
 from ._validation import brief, integer, number
 from .attacks import PGD, example_losses, require_attack
 from .balls import settle
-from .estimators import key_of
 from .evaluation import classifier_under_attack, clopper_pearson
-from .keys import keys_of, one_key_each
+from .execution.keys import key_of, keys_of, one_key_each
 from .norms import NORMS
 from .square import Square, margin
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from . import __version__
 from ._files import explained, require_file
-from ._interrupts import heard
 from ._validation import path
 from .adversarial import ATTACKS as SAVED_ATTACKS
 from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
 from .demo import PRESETS, run_demo, settings_for
 from .evolution import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
+from .execution.interrupts import heard
 from .norms import NORMS
 from .report import write_report
 from .trainer import DYNAMICS

@@ -23,10 +23,10 @@ from ._backend import to_numpy
 from ._validation import array, brief, check_lengths, integer, number
 from .attacks import attack_in_tiles, require_attack
 from .estimators import TangentEstimator, as_answer
+from .execution.tiles import MACHINE_ROWS, evaluate, movable
 from .gram import gram
 from .kernels import resolve_kernel
-from .loops import evaluate, movable
-from .machines import MACHINE_ROWS, KernelSourceMixin
+from .machines import KernelSourceMixin
 from .networks import Model, Variables, check_model, host_inputs, params_dtype, require_model
 from .predictors import make_predictor
 from .solvers import require_symmetric, solve

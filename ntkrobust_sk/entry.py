@@ -16,9 +16,10 @@ from jax.tree_util import Partial
 
 from ._validation import array, brief, check_choice, fitting, function, number
 from .balls import Ball, admitted, ball_of, check_floating, plain_bounds
-from .devices import on_host
-from .keys import Keys, one_key_each
-from .loops import as_pytree, form_of, on_rows, without_numbers
+from .execution.devices import on_host
+from .execution.keys import Keys, one_key_each
+from .execution.loops import form_of, without_numbers
+from .execution.tiles import as_pytree, on_rows
 from .networks import failure
 from .norms import NORMS
 

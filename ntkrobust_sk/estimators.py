@@ -14,7 +14,7 @@ import numpy as np
 import scipy.special
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -35,9 +35,11 @@ from ._validation import (
 from ._validation import seed as checked_seed
 from .attacks import attack_in_tiles, require_attack
 from .balls import admitted
+from .execution.keys import key_of
+from .execution.memory import parse_memory
+from .execution.tiles import evaluate, evaluate_attacked, movable
 from .frames import as_table, require_free, require_own_names, warn_of_fixed
 from .gram import gram
-from .loops import evaluate, evaluate_attacked, movable
 from .networks import (
     CNN,
     MLP,
@@ -50,12 +52,9 @@ from .networks import (
     require_model,
     require_network,
 )
-from .plan import parse_memory
 from .resnet import ResNet18
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
-# Rows evaluated or attacked at once by a network; fixed, so that no answer depends on the other rows.
-NETWORK_ROWS = 128
 # What reaches networks as it is, besides floating numbers.
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
@@ -419,11 +418,6 @@ def n_logits(model: Model, input_shape, dtype) -> int:
 @partial(jax.jit, static_argnums=(0, 2))
 def _init(network, key, input_shape):
     return network.init(key, input_shape)
-
-
-def key_of(random_state) -> jax.Array:
-    random = check_random_state(checked_seed("random_state", random_state))
-    return jax.random.key(int(random.randint(np.iinfo(np.int32).max)))
 
 
 def as_answer(values: np.ndarray, X: np.ndarray, what: str = "scores") -> np.ndarray:

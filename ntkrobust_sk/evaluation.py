@@ -18,9 +18,8 @@ from ._validation import array, brief, check_choice, number, require_numbers
 from .attacks import PGD, require_attack, warn_of_gradients
 from .autoattack import AutoAttack
 from .balls import plain_bounds, settle
-from .estimators import key_of
+from .execution.keys import key_of, keys_of
 from .fab import FAB
-from .keys import keys_of
 from .norms import NORMS
 from .subjects import Subject, attackable, is_function, under_attack
 

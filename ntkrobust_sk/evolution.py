@@ -22,22 +22,21 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import __version__
-from ._interrupts import heard
 from ._validation import LARGEST_SEED, check_choice, flag, integer, number
 from ._validation import brief as shown
 from ._validation import path as check_path
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
 from .checkpoints import DamagedCheckpointError
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
-from .estimators import NETWORK_ROWS, NETWORKS, initial_model
+from .estimators import NETWORKS, initial_model
 from .evolution_result import IMAGES, EvolutionResult, brief, kernel_name, read_kernel
+from .execution.interrupts import heard
+from .execution.memory import parse_memory
+from .execution.tiles import MACHINE_ROWS, NETWORK_ROWS, evaluate
 from .gram import gram
 from .kernels import resolve_kernel
-from .loops import evaluate
-from .machines import MACHINE_ROWS
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
 from .networks import Model, Normalized
-from .plan import parse_memory
 from .predictors import make_predictor
 from .rundir import RunDirectory
 from .solvers import solve

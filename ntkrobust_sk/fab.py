@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from ._validation import integer
 from .attacks import Climbing, answers_wrongly, set_common, set_plain
 from .balls import Box, samples, unusable, usable
-from .convolutions import with_fast_gradients
 from .entry import given
-from .keys import fold_keys
-from .loops import runs_fused
+from .execution.convolutions import with_fast_gradients
+from .execution.keys import fold_keys
+from .execution.loops import runs_fused
 from .norms import NORMS, bisect
 from .square import margin
 

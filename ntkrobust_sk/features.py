@@ -11,11 +11,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from .estimators import TangentEstimator, as_answer, n_logits
+from .execution.memory import parse_memory
 from .factors import separated
 from .kernels import resolve_kernel
 from .machines import KernelSourceMixin
 from .networks import host_inputs, n_params, params_dtype
-from .plan import features_of, make_plan, parse_memory
+from .plan import features_of, make_plan
 from .projections import ProjectedNTK
 
 # Rows of a tile.

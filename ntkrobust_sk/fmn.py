@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from ._validation import number
 from .attacks import answers_wrongly, log_odds, set_common, set_plain
 from .balls import Box, free, project, usable
-from .convolutions import with_fast_gradients
+from .execution.convolutions import with_fast_gradients
+from .execution.loops import runs_fused
 from .fab import Found, MinimumNorm
-from .loops import runs_fused
 from .norms import NORMS
 from .square import margin
 

@@ -16,23 +16,15 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
-from ._interrupts import heard
 from ._validation import LARGEST_COUNT, brief, flag, floating
-from .devices import default_devices, everywhere, on_host
+from .execution.devices import blas, default_devices, everywhere, host_threads, on_host
+from .execution.interrupts import heard
+from .execution.memory import parse_memory
 from .factors import DIGITS, separated
 from .fingerprint import fingerprint
 from .kernels import TangentKernel, resolve_kernel
 from .networks import Model, check_model, host_inputs, params_dtype, require_model
-from .plan import (
-    Plan,
-    blas,
-    features_of,
-    fixed_plan,
-    host_threads,
-    make_plan,
-    n_seeds_of,
-    parse_memory,
-)
+from .plan import Plan, features_of, fixed_plan, make_plan, n_seeds_of
 from .store import open_store, stored_sizes
 
 try:

@@ -15,7 +15,6 @@ from sklearn.utils.validation import has_fit_parameter
 from ._backend import to_numpy
 from ._validation import brief, fitting, positive_tuple, require_numbers, require_resolution
 from .estimators import (
-    NETWORK_ROWS,
     AttackedMixin,
     TangentClassifierMixin,
     TangentEstimator,
@@ -25,19 +24,15 @@ from .estimators import (
     require_finite_targets,
     weights_to_score,
 )
+from .execution.memory import parse_memory
+from .execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
 from .gram import gram
 from .kernels import resolve_kernel
-from .loops import movable
 from .networks import Model, host_inputs, params_dtype
-from .plan import parse_memory
 from .predictors import make_predictor, require_room
 from .solvers import SOLVERS, resolve_solver, solve
 from .tangent import linearize
 from .trainer import fit_by_sgd
-
-# Rows evaluated or attacked at once by a kernel machine, which takes more working space for each than a network.
-# Divides the numbers of examples that people choose; time per row is the same from 30 rows on.
-MACHINE_ROWS = 50
 
 
 class KernelSourceMixin:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import metrics
-from .estimators import NETWORK_ROWS
-from .loops import evaluate
+from .execution.tiles import NETWORK_ROWS, evaluate
 
 TOP = 10
 

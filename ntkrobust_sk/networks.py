@@ -31,8 +31,8 @@ from ._validation import (
     is_finite,
     positive_tuple,
 )
-from .devices import on_host
-from .keys import one_key
+from .execution.devices import on_host
+from .execution.keys import one_key
 
 PyTree = Any
 ACTIVATIONS = {

@@ -13,20 +13,26 @@ True
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import re
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from ._validation import LARGEST_COUNT, brief, integer, number
-from .devices import by_rows, default_devices, everywhere, on_host
+from ._validation import LARGEST_COUNT, integer
+from .execution.devices import (
+    by_rows,
+    default_devices,
+    everywhere,
+    give_back_memory,
+    host_threads,
+    on_host,
+    on_one_cpu,
+)
+from .execution.memory import parse_memory, readable
+from .execution.tiles import pad_rows
 from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
 from .networks import Model, inputs_dtype, params_dtype
@@ -177,7 +183,7 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
     if sizes is not None:
         rows, seeds = sizes
     row_bytes = _row_bytes(kernel, abstract, input_shape, seeds, digits, devices)
-    if sizes is None and _on_one_cpu(devices) and n_rows > rows:
+    if sizes is None and on_one_cpu(devices) and n_rows > rows:
         roomy = ROOMY_TILES * 2 * rows * row_bytes <= memory
         rows *= 2 if row_bytes <= FEW_BYTES or roomy else 1
     while sizes is None and rows > n_devices and 3 * rows * row_bytes > memory * n_devices:
@@ -188,7 +194,7 @@ def _plan(kernel, abstract, input_shape, memory, n_rows, devices, sizes, itemsiz
 
     while True:
         chunk, working = rows, working_bytes(rows, seeds)
-        if _on_one_cpu(devices) and working > CACHE_BYTES:
+        if on_one_cpu(devices) and working > CACHE_BYTES:
             chunk = max(1, 2 ** int(math.log2(CACHE_BYTES * rows / working)))
             # and while one chunk is copied to its place, the next one is computed
             working = (
@@ -269,7 +275,7 @@ def features_of(
     if not isinstance(kernel, TangentKernel):
         return x
     if prove(kernel if kernel.has_gradients else kernel.base, model, X[tile * plan.rows :][:2]):
-        _give_back_memory()
+        give_back_memory()
     program = _program(kernel, abstract, X.shape[1:], plan.chunk, plan.seeds, plan.devices, digits)
     seeds = _all_seeds(kernel, abstract, X.shape[1:])[start : start + plan.seeds]
     seeds = np.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0)))
@@ -294,35 +300,6 @@ def _started_ahead(results):
 def splits_seeds(kernel) -> bool:
     """Whether a kernel's gradients can be taken for a few seeds at a time."""
     return isinstance(kernel, TangentKernel) and kernel.splits_seeds
-
-
-def pad_rows(X, rows: int) -> np.ndarray:
-    """``X`` (n, ...) with its first row repeated until there are ``rows``.
-
-    >>> pad_rows(np.array([[1.0], [2.0]]), 4).tolist()
-    [[1.0], [2.0], [1.0], [1.0]]
-    """
-    missing = rows - len(X)
-    return X if missing == 0 else np.concatenate([X, np.repeat(X[:1], missing, axis=0)])
-
-
-def parse_memory(memory: str | int) -> int:
-    """Bytes of "512MiB", "2GiB", "1.5 GB" or a plain number.
-
-    >>> parse_memory("2GiB"), parse_memory(1000)
-    (2147483648, 1000)
-    >>> parse_memory(None)
-    Traceback (most recent call last):
-    ValueError: memory must be a finite number >= 1 of bytes, or a string such as '2GiB' or '500MB', got None
-    """
-    if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
-        if match is None:
-            raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {brief(memory)}")
-        digits, prefix = match.groups()
-        base = 1024 if prefix and prefix.endswith("i") else 1000
-        memory = float(digits) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
-    return int(number("memory", memory, low=1, unit="of bytes, or a string such as '2GiB' or '500MB'"))
 
 
 @dataclass(frozen=True)
@@ -375,21 +352,6 @@ def _block_bytes(kernel, rows, n_seeds, itemsize) -> int:
     return rows**2 * n_seeds ** (kernel.rank - 2) * itemsize
 
 
-@cache
-def blas() -> ThreadpoolController:
-    """The libraries behind NumPy's matrix products."""
-    return ThreadpoolController().select(user_api="blas")
-
-
-def host_threads() -> int:
-    """Threads that NumPy's matrix products may take in this process."""
-    return max((library["num_threads"] for library in blas().info()), default=1)
-
-
-def _on_one_cpu(devices) -> bool:
-    return len(devices) == 1 and on_host(devices)
-
-
 @lru_cache(maxsize=256)
 def _program(kernel, abstract, input_shape, rows, n_seeds, devices, digits):
     """Compiled: from a model, a tile of inputs (rows, ...) and seeds (n_seeds, C) to features."""
@@ -439,23 +401,3 @@ def n_seeds_of(kernel, model: Model, input_shape: tuple[int, ...], inputs=None) 
 
 def _n_seeds(kernel, abstract, input_shape) -> int:
     return len(_all_seeds(kernel, abstract, input_shape)) if isinstance(kernel, TangentKernel) else 1
-
-
-def _give_back_memory() -> None:
-    """Hand what compilers have freed back to the system, where the C library keeps it until it is asked."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
-
-
-def readable(n_bytes) -> str:
-    """Bytes as people write them.
-
-    >>> readable(3 * 2**29)
-    '1.5 GiB'
-    """
-    for unit in ("bytes", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.4g} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:,.1f} GiB"

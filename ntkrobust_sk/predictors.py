@@ -12,6 +12,7 @@ import numpy as np
 
 from ._portable import Portable
 from ._validation import array, fitting
+from .execution.memory import parse_memory, readable
 from .kernels import TangentKernel, resolve_kernel
 from .networks import (
     Model,
@@ -23,7 +24,7 @@ from .networks import (
     require_finite,
     require_model,
 )
-from .plan import features_of, fixed_plan, make_plan, parse_memory, readable
+from .plan import features_of, fixed_plan, make_plan
 
 try:
     from jax import enable_x64

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .devices import at_host
+from .execution.devices import at_host
 from .factors import Whole, separated
 from .networks import Model, Variables
 from .structure import subjaxprs

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from .estimators import key_of, positions, warn_of_gain, weights_to_score
+from .estimators import positions, warn_of_gain, weights_to_score
+from .execution.keys import key_of
 from .frames import check_rows
 from .subjects import attackable, is_function, under_attack
 

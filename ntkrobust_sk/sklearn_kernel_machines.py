@@ -8,7 +8,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ._validation import array
-from .loops import as_pytree
+from .execution.tiles import as_pytree
 from .sklearn_arrays import dense, fitted, namespace
 from .sklearn_linear import of_two_classes
 

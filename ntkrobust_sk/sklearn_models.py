@@ -27,7 +27,7 @@ from . import sklearn_kernel_machines as machines
 from . import sklearn_linear as linear
 from . import sklearn_transformers as transformers
 from ._validation import array, brief, fitting
-from .loops import Shaped
+from .execution.tiles import Shaped
 from .networks import Model, advice, is_foreign, require_finite
 from .sklearn_arrays import namespace
 from .sklearn_guard import check_agreement, core, width_of

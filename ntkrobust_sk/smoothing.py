@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from ._validation import array, integer, number
 from ._validation import seed as checked_seed
 from .evaluation import classifier_under_attack, clopper_pearson
-from .loops import runs_fused
+from .execution.loops import runs_fused
 
 # Of one example, evaluated at once.
 DRAWS = 500

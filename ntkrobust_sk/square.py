@@ -18,8 +18,8 @@ from ._validation import integer, number
 from .attacks import set_common, set_plain
 from .balls import Box, project
 from .entry import given
-from .keys import fold_keys
-from .loops import runs_fused
+from .execution.keys import fold_keys
+from .execution.loops import runs_fused
 from .norms import NORMS
 
 # After which query the share of features that a proposal changes is halved once more.

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from .convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
+from .execution.convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
 from .factors import ENTRY_COST, AffineFactors, Factors, Layout, Whole, forms_gradient, joined, separated
 from .networks import params_dtype
 

@@ -17,17 +17,18 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from ._interrupts import heard
 from ._validation import brief, fitting, require_numbers
 from .attacks import attack_in_tiles
 from .balls import admitted
 from .blackbox import BlackBox, forget_error
 from .columns import encoded_columns, table_model
 from .entry import how_to_make, with_two_columns
-from .estimators import NETWORK_ROWS, kept_dtypes, positions
+from .estimators import kept_dtypes, positions
+from .execution.interrupts import heard
+from .execution.keys import keys_of
+from .execution.loops import form_of, without_numbers
+from .execution.tiles import NETWORK_ROWS, answers, as_pytree, movable
 from .frames import Table, as_table, check_rows, require_free, warn_of_fixed
-from .keys import keys_of
-from .loops import answers, as_pytree, form_of, movable, without_numbers
 from .networks import Model, failure, params_dtype
 from .sklearn_guard import compare
 from .sklearn_models import model_on

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from ._validation import fitting, require_resolution
 from .attacks import Clean
 from .balls import check_bounds
-from .estimators import NETWORK_ROWS, TangentClassifierMixin, TangentEstimator, initial_model, n_logits
-from .loops import movable
+from .estimators import TangentClassifierMixin, TangentEstimator, initial_model, n_logits
+from .execution.tiles import NETWORK_ROWS, movable
 from .networks import host_inputs, params_dtype
 from .tangent import linearize
 from .training import TrainingDivergedError, TrainState, initial_state, train

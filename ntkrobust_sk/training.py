@@ -21,10 +21,10 @@ import optax
 from ._validation import array, brief, check_lengths, fitting, flag, integer, number, require_resolution
 from .attacks import Clean, example_losses, require_attack
 from .balls import check_bounds
-from .convolutions import with_fast_gradients
-from .devices import on_host
-from .keys import one_key
-from .loops import runs_fused
+from .execution.convolutions import with_fast_gradients
+from .execution.devices import on_host
+from .execution.keys import one_key
+from .execution.loops import runs_fused
 from .networks import Model, PyTree, Variables, check_model, host_inputs, params_dtype, require_model
 from .tangent import Linearized
 

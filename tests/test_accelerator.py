@@ -20,15 +20,14 @@ from ntkrobust_sk import (
     EmpiricalNTKClassifier,
     Model,
     ProjectedNTK,
-    devices,
     gram,
     linearize,
-    loops,
     plan,
     solve,
     train,
 )
 from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.execution import devices, loops
 from ntkrobust_sk.kernels import KERNELS, resolve_kernel
 from ntkrobust_sk.plan import features_of, fixed_plan, make_plan
 from ntkrobust_sk.predictors import DualPredictor, PrimalPredictor, make_predictor

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, ResNet18, linearize
-from ntkrobust_sk.convolutions import with_fast_gradients
+from ntkrobust_sk.execution.convolutions import with_fast_gradients
 from ntkrobust_sk.trainer import SGD
 from ntkrobust_sk.training import _update, initial_state
 

@@ -16,7 +16,7 @@ from ntkrobust_sk.eigenfeatures import (
     leading_eigenpairs,
     regression_coefficients,
 )
-from ntkrobust_sk.estimators import evaluate
+from ntkrobust_sk.execution.tiles import evaluate
 
 N, N_CLASSES = 40, 3
 NETWORK = MLP(n_outputs=N_CLASSES, widths=(5,), activation="tanh")

@@ -13,8 +13,8 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from ntkrobust_sk import Square, robust_accuracy
-from ntkrobust_sk._interrupts import heard, pressed
 from ntkrobust_sk.cli import main, process
+from ntkrobust_sk.execution.interrupts import heard, pressed
 
 X, Y = np.linspace(0, 1, 8).reshape(4, 2), np.array([0, 0, 1, 1])
 

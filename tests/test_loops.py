@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk.loops import evaluate, on_rows, one_ahead
+from ntkrobust_sk.execution.tiles import evaluate, on_rows, one_ahead
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 4, 2, 1), (0, 4, 2, 1)])

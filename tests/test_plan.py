@@ -9,8 +9,10 @@ import pytest
 
 import ntkrobust_sk.plan as planning
 from ntkrobust_sk import CNN, MLP, Model, ResNet18, Stateless, TraceNTK, Variables, gram, proof
+from ntkrobust_sk.execution.memory import parse_memory
+from ntkrobust_sk.execution.tiles import pad_rows
 from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.plan import Plan, features_of, fixed_plan, make_plan, pad_rows, parse_memory
+from ntkrobust_sk.plan import Plan, features_of, fixed_plan, make_plan
 
 try:
     from jax import enable_x64

@@ -1,12 +1,4 @@
-"""How a model is applied many times: to all rows in tiles of one shape, and in step after step.
-
-Here alone it is decided between a compiled loop and a loop in Python.
-
-One compiled loop is best. But on a CPU, XLA runs a convolution inside of ``while`` several times slower than
-outside of it, unless it has the one form that :mod:`~ntkrobust_sk.convolutions` gives to the gradients of inputs.
-Where others are left, those of filters and those inside of kernels' features, a loop in Python over a compiled
-step wins; it does not wait for results, it only enqueues work.
-"""
+"""A model applied to all rows, in tiles of one shape, so that nothing is compiled for a number of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 
 import jax
@@ -22,52 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from .convolutions import CONVOLUTION, loops_well
-from .devices import on_host
-from .plan import pad_rows
-
 # In place of a position among the classes, where a model gives no numbers.
 NO_ANSWER = -1
-
-
-def runs_fused(model, x, training: bool = False) -> bool:
-    """Whether steps on ``model(x)`` should be one compiled loop: of attacks and evaluations, or of ``training``.
-
-    Always inside ``jit``, ``vmap`` and other transformations, where nothing else is possible.
-    """
-    form = form_of(model, x)
-    return form is None or not on_host() or _loops_well(form, training)
-
-
-def form_of(model, x):
-    """A model and its inputs without their numbers, as a tree with shapes and dtypes; None inside of ``jit``.
-
-    It can be hashed, and costs some microseconds.
-    """
-    leaves, tree = jax.tree.flatten((model, x))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return None
-    return tree, tuple(
-        (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else (jnp.shape(leaf), jnp.result_type(leaf))
-        for leaf in leaves
-    )
-
-
-def without_numbers(form):
-    """A model and its inputs of this form, with shapes in place of arrays."""
-    tree, leaves = form
-    return jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-
-
-@lru_cache(maxsize=256)
-def _loops_well(form, training) -> bool:
-    def scores(model, inputs):
-        return model(inputs)
-
-    model, x = without_numbers(form)
-    if training:
-        return CONVOLUTION not in str(jax.make_jaxpr(scores)(model, x))
-    return loops_well(scores, model, x)
 
 
 def as_pytree(model):
@@ -201,3 +148,20 @@ def one_ahead(results: Iterable) -> Iterator:
 @jax.jit
 def _call(model, x):
     return model(x)
+
+
+def pad_rows(X, rows: int) -> np.ndarray:
+    """``X`` (n, ...) with its first row repeated until there are ``rows``.
+
+    >>> pad_rows(np.array([[1.0], [2.0]]), 4).tolist()
+    [[1.0], [2.0], [1.0], [1.0]]
+    """
+    missing = rows - len(X)
+    return X if missing == 0 else np.concatenate([X, np.repeat(X[:1], missing, axis=0)])
+
+
+# Rows evaluated or attacked at once by a network; fixed, so that no answer depends on the other rows.
+NETWORK_ROWS = 128
+# Rows evaluated or attacked at once by a kernel machine, which takes more working space for each than a network.
+# Divides the numbers of examples that people choose; time per row is the same from 30 rows on.
+MACHINE_ROWS = 50

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.utils import check_random_state
 
-from ._validation import brief
+from .._validation import brief
+from .._validation import seed as checked_seed
 
 # Keys made at once on the host; fixed, so that nothing is compiled for each number of examples.
 CHUNK = 256
@@ -125,3 +127,8 @@ def as_key(key) -> jax.Array:
         except (TypeError, ValueError):
             pass  # numbers of another shape than keys have: no key either
     raise TypeError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {brief(key)}")
+
+
+def key_of(random_state) -> jax.Array:
+    random = check_random_state(checked_seed("random_state", random_state))
+    return jax.random.key(int(random.randint(np.iinfo(np.int32).max)))

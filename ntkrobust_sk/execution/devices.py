@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from contextlib import nullcontext
+from functools import cache
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from threadpoolctl import ThreadpoolController
 
 # Platforms whose memory is the host's, where NumPy's products and loops in Python have their place. A test that
 # empties it runs what an accelerator would.
@@ -55,3 +59,25 @@ def _sharding(devices, spec):
     if len(devices) == 1:
         return SingleDeviceSharding(devices[0])
     return NamedSharding(Mesh(np.array(devices), ("rows",)), spec)
+
+
+@cache
+def blas() -> ThreadpoolController:
+    """The libraries behind NumPy's matrix products."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def host_threads() -> int:
+    """Threads that NumPy's matrix products may take in this process."""
+    return max((library["num_threads"] for library in blas().info()), default=1)
+
+
+def on_one_cpu(devices) -> bool:
+    return len(devices) == 1 and on_host(devices)
+
+
+def give_back_memory() -> None:
+    """Hand what compilers have freed back to the system, where the C library keeps it until it is asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

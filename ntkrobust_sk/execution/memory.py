@@ -1,0 +1,39 @@
+"""Amounts of memory, as people write them and in bytes."""
+
+from __future__ import annotations
+
+import re
+
+from .._validation import brief, number
+
+
+def parse_memory(memory: str | int) -> int:
+    """Bytes of "512MiB", "2GiB", "1.5 GB" or a plain number.
+
+    >>> parse_memory("2GiB"), parse_memory(1000)
+    (2147483648, 1000)
+    >>> parse_memory(None)
+    Traceback (most recent call last):
+    ValueError: memory must be a finite number >= 1 of bytes, or a string such as '2GiB' or '500MB', got None
+    """
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
+        if match is None:
+            raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {brief(memory)}")
+        digits, prefix = match.groups()
+        base = 1024 if prefix and prefix.endswith("i") else 1000
+        memory = float(digits) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
+    return int(number("memory", memory, low=1, unit="of bytes, or a string such as '2GiB' or '500MB'"))
+
+
+def readable(n_bytes) -> str:
+    """Bytes as people write them.
+
+    >>> readable(3 * 2**29)
+    '1.5 GiB'
+    """
+    for unit in ("bytes", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.4g} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:,.1f} GiB"
