@@ -414,14 +414,14 @@ def make_large_npz(folder: Path) -> None:
 
 def read_npz(folder: Path):
     """Its training and test examples."""
-    from ntkrobust_sk.splits import load_splits
+    from ntkrobust_sk.datasets.splits import load_splits
 
     return tuple(load_splits(folder / "own.npz", n_train=6, n_test=6))
 
 
 def _published(folder: Path, name: str):
     """The files of a small data set, whose SHA-256 are those of what ``make_published`` wrote."""
-    from ntkrobust_sk import datasets
+    from ntkrobust_sk.datasets import loaders as datasets
 
     source, counts = getattr(datasets, name), {"train": (3,) * 10, "test": (2,) * 10}
     known = json.loads((folder.with_name("published.json")).read_text())
@@ -432,7 +432,7 @@ def make_published(name: str, suffix: str) -> Callable[[Path], None]:
     """Files of a data set's training examples, in its format."""
 
     def make(folder: Path) -> None:
-        from ntkrobust_sk import datasets
+        from ntkrobust_sk.datasets import loaders as datasets
 
         rng, source = np.random.default_rng(0), getattr(datasets, name)
         y = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), 3))
@@ -456,7 +456,7 @@ def read_published(name: str, load: str) -> Callable[[Path], Any]:
     """What the loader makes of them."""
 
     def read(folder: Path):
-        from ntkrobust_sk import datasets
+        from ntkrobust_sk.datasets import loaders as datasets
 
         whole = getattr(datasets, name)
         try:

@@ -23,6 +23,7 @@ from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
 from .autoattack import AutoAttack
 from .balls import Box
+from .datasets.splits import load_splits
 from .eigenfeatures import RobustFeatureSelector
 from .evaluation import classifier_under_attack, clopper_pearson
 from .execution.keys import key_of, keys_of
@@ -38,7 +39,6 @@ from .projections import ProjectedNTK
 from .resnet import ResNet18
 from .sklearn_guard import frame_of
 from .solvers import Cholesky, Eigh
-from .splits import load_splits
 from .square import Square
 from .store import hash_arrays
 from .tangent import Linearized
@@ -275,7 +275,7 @@ def _load_skops(path):
 def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
     """The test examples (X, y) of a data set, with the labels that a file itself has.
 
-    The same examples as those of :func:`~ntkrobust_sk.splits.load_splits` under this seed; where no others would
+    The same examples as those of :func:`~ntkrobust_sk.datasets.load_splits` under this seed; where no others would
     be left, all are test examples.
     """
     # the training examples decide which test examples are taken out of one set

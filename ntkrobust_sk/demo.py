@@ -24,9 +24,10 @@ from ._locks import locked
 from ._validation import LARGEST_SEED, integer, number
 from ._validation import path as check_path
 from .attacks import PGD
+from .datasets.splits import load_splits
+from .datasets.subsets import chosen_indices, no_more
 from .machines import EmpiricalNTKClassifier
 from .metrics import effective_rank, kernel_distance
-from .splits import chosen_indices, load_splits, no_more
 from .trainer import AdversarialKernelTrainer
 
 

@@ -27,6 +27,8 @@ from ._validation import brief as shown
 from ._validation import path as check_path
 from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
 from .checkpoints import DamagedCheckpointError
+from .datasets.splits import Splits, load_splits
+from .datasets.subsets import chosen_indices, no_more, require_enough
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
 from .estimators import NETWORKS, initial_model
 from .evolution_result import IMAGES, EvolutionResult, brief, kernel_name, read_kernel
@@ -40,7 +42,6 @@ from .networks import Model, Normalized
 from .predictors import make_predictor
 from .rundir import RunDirectory
 from .solvers import solve
-from .splits import Splits, chosen_indices, load_splits, no_more, require_enough
 from .stages import Stage, kept_states, state_file
 from .store import hash_arrays
 from .tangent import linearize
@@ -65,7 +66,7 @@ class KernelEvolution:
     Parameters
     ----------
     data : {"digits", "cifar10", "fashion-mnist", "mnist"} or path of an ``.npz`` file, default="digits"
-        As for :func:`~ntkrobust_sk.splits.load_splits`; inputs must lie in [0, 1].
+        As for :func:`~ntkrobust_sk.datasets.load_splits`; inputs must lie in [0, 1].
     data_dir : path, default=None
         Folder with the canonical files.
     network : {"mlp", "cnn", "resnet18"}, default="cnn"

@@ -21,7 +21,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, cli, robust_accuracy
 from ntkrobust_sk.adversarial import ATTACKS, load_estimator, make_attack, read_examples
-from ntkrobust_sk.splits import load_splits
+from ntkrobust_sk.datasets.splits import load_splits
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.uniform(size=(80, 6)).astype(np.float32)

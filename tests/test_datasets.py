@@ -14,15 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ntkrobust_sk import datasets
-from ntkrobust_sk.datasets import (
-    class_balanced_indices,
+from ntkrobust_sk.datasets import loaders as datasets
+from ntkrobust_sk.datasets.loaders import (
     load_cifar10,
     load_cifar100,
     load_digits_images,
     load_fashion_mnist,
     load_mnist,
 )
+from ntkrobust_sk.datasets.subsets import class_balanced_indices
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -33,10 +33,10 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk.claims import check_claims
 from ntkrobust_sk.cli import main
+from ntkrobust_sk.datasets.splits import Splits, load_splits
 from ntkrobust_sk.evolution import preset, settings_of
 from ntkrobust_sk.measurements import class_correlations
 from ntkrobust_sk.rundir import RunDirectory, RunMismatchError
-from ntkrobust_sk.splits import Splits, load_splits
 
 # An MLP, because it compiles in no time.
 SMALL = KernelEvolution(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import KernelEvolution, load_evolution, write_report
+from ntkrobust_sk.datasets.splits import load_splits
 from ntkrobust_sk.report import INK
 from ntkrobust_sk.rundir import RunDirectory
-from ntkrobust_sk.splits import load_splits
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -162,8 +162,8 @@ def test_an_unfinished_run_is_reported_as_far_as_it_came(result, tmp_path):
 
 
 def test_a_run_without_results_is_refused(tmp_path):
+    from ntkrobust_sk.datasets.splits import load_splits
     from ntkrobust_sk.evolution import settings_of
-    from ntkrobust_sk.splits import load_splits
 
     RunDirectory.open(tmp_path / "run", settings_of(EXPERIMENT, load_splits("digits", n_train=50, n_test=20)))
     with pytest.raises(ValueError, match="holds no results yet"):

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from ntkrobust_sk import load_digits_images, splits
-from ntkrobust_sk.splits import chosen_indices, load_splits, require_enough
+from ntkrobust_sk import load_digits_images
+from ntkrobust_sk.datasets import splits
+from ntkrobust_sk.datasets.splits import load_splits
+from ntkrobust_sk.datasets.subsets import chosen_indices, require_enough
 
 N, N_TEST = 12, 6
 

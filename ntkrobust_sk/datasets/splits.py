@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from ._files import read_npz
-from ._validation import brief, flag, integer, path, seed
-from .datasets import class_balanced_indices, load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
+from .._files import read_npz
+from .._validation import brief, flag, integer, path, seed
+from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
+from .subsets import chosen_indices, require_enough
 
 LOADERS = {"cifar10": load_cifar10, "fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
 
@@ -133,51 +133,11 @@ def _taken_out(X, y, n_test, random_state, at_most):
     return X, y, X_test, y_test
 
 
-def require_enough(y, *counts: int) -> None:
-    """Raise ValueError unless there is at least one example of every class in each of some counts."""
-    n_classes = len(np.unique(y))
-    if min(counts) < n_classes:
-        raise ValueError(
-            f"{min(counts)} examples cannot hold one of each of the {n_classes} classes; ask for more"
-        )
-
-
-def no_more(name: str, asked: int, there: int, what: str) -> int:
-    """How many of those asked for there can be, with a warning where these are fewer."""
-    if asked > there:
-        warnings.warn(
-            f"{name}={asked:,}, but there are {there:,} {what}: {name} is {there:,} here",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return min(asked, there)
-
-
 def _some(X, y, n, random_state):
     if n is None or n >= len(y):
         return X, y
     chosen = chosen_indices(y, n, random_state)
     return X[chosen], y[chosen]
-
-
-def chosen_indices(y, n: int, random_state: int) -> np.ndarray:
-    """n of the examples, balanced over the classes, or in their proportions where a class has too few."""
-    if np.bincount(y).min() >= -(-n // len(np.unique(y))):
-        return class_balanced_indices(y, n, random_state=random_state)
-    if n >= len(y):
-        return np.arange(len(y))
-    if len(y) - n < len(np.unique(y)):
-        return _all_but(y, len(y) - n, random_state)
-    return train_test_split(np.arange(len(y)), train_size=n, random_state=random_state, stratify=y)[0]
-
-
-def _all_but(y, n_left_out, random_state):
-    """All examples but a few, fewer than there are classes; each is of what is then the largest class."""
-    order = np.random.default_rng(random_state).permutation(len(y))
-    for _ in range(n_left_out):
-        of_largest = y[order] == np.bincount(y[order]).argmax()
-        order = np.delete(order, np.flatnonzero(of_largest)[-1])
-    return np.sort(order)
 
 
 def _from_file(file):
