@@ -32,7 +32,7 @@ from ntkrobust_sk import CNN, MLP, PGD, Model, ResNet18, gram
 from ntkrobust_sk.execution.devices import host_threads
 from ntkrobust_sk.gram import contract_on_host
 from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.networks import Variables
+from ntkrobust_sk.networks.model import Variables
 from ntkrobust_sk.neural_tangents_bridge import import_neural_tangents
 from ntkrobust_sk.plan import features_of, make_plan
 from ntkrobust_sk.predictors import make_predictor

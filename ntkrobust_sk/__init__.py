@@ -3,7 +3,6 @@
 # before the imports, since modules read it; a checkout that is not installed has it too
 __version__ = "0.1.0.dev0"
 
-from .adapters import from_equinox, from_flax, from_haiku, from_nnx, from_stax
 from .apgd import APGD
 from .attacks import FGSM, NFGSM, PGD, Clean
 from .autoattack import AutoAttack
@@ -52,10 +51,23 @@ from .metrics import (
     target_alignment,
     top_mass,
 )
-from .networks import CNN, MLP, Model, Network, Normalized, Stateless, Variables
+from .networks import (
+    CNN,
+    MLP,
+    Model,
+    Network,
+    Normalized,
+    ResNet18,
+    Stateless,
+    Variables,
+    from_equinox,
+    from_flax,
+    from_haiku,
+    from_nnx,
+    from_stax,
+)
 from .projections import ProjectedNTK
 from .report import write_report
-from .resnet import ResNet18
 from .scoring import make_robust_scorer, perturb, robust_accuracy
 from .sklearn_models import as_model
 from .smoothing import certified_accuracy, certify

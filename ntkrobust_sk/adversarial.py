@@ -32,11 +32,13 @@ from .features import TangentFeatures
 from .fmn import DDN, FMN
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
-from .networks import CNN, MLP, Model, Normalized, Stateless, Variables
+from .networks.feedforward import CNN, MLP
+from .networks.model import Model, Variables
+from .networks.resnet import ResNet18
+from .networks.wrappers import Normalized, Stateless
 from .norms import NORMS
 from .predictors import DualPredictor, PrimalPredictor
 from .projections import ProjectedNTK
-from .resnet import ResNet18
 from .sklearn_guard import frame_of
 from .solvers import Cholesky, Eigh
 from .square import Square

@@ -27,7 +27,8 @@ from .execution.tiles import MACHINE_ROWS, evaluate, movable
 from .gram import gram
 from .kernels import resolve_kernel
 from .machines import KernelSourceMixin
-from .networks import Model, Variables, check_model, host_inputs, params_dtype, require_model
+from .networks.inputs import host_inputs, params_dtype
+from .networks.model import Model, Variables, check_model, require_model
 from .predictors import make_predictor
 from .solvers import require_symmetric, solve
 

@@ -20,7 +20,7 @@ from .execution.devices import on_host
 from .execution.keys import Keys, one_key_each
 from .execution.loops import form_of, without_numbers
 from .execution.tiles import as_pytree, on_rows
-from .networks import failure
+from .networks.model import failure
 from .norms import NORMS
 
 # How an attack is called.

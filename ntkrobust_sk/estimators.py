@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from numbers import Integral
 
 import jax
@@ -23,7 +21,6 @@ from ._portable import without_jax_arrays
 from ._validation import (
     array,
     brief,
-    check_choice,
     fitting,
     integer,
     is_finite,
@@ -40,21 +37,8 @@ from .execution.memory import parse_memory
 from .execution.tiles import evaluate, evaluate_attacked, movable
 from .frames import as_table, require_free, require_own_names, warn_of_fixed
 from .gram import gram
-from .networks import (
-    CNN,
-    MLP,
-    Model,
-    Network,
-    advice,
-    check_model,
-    inputs_dtype,
-    params_dtype,
-    require_model,
-    require_network,
-)
-from .resnet import ResNet18
+from .networks.inputs import params_dtype
 
-NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
 # What reaches networks as it is, besides floating numbers.
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
@@ -383,41 +367,6 @@ def positions(y, classes, n_samples: int) -> np.ndarray:
     if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
         raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
     return np.array([position[label] for label in labels], dtype=np.int32)
-
-
-def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Model:
-    """A model for data of a dtype: a Model itself, a network (or its name) initialised with the right outputs."""
-    if network is None:
-        network = "cnn" if len(input_shape) == 3 else "mlp"
-    if isinstance(network, str):
-        check_choice("network", network, NETWORKS)
-        network = NETWORKS[network]
-    if not isinstance(network, Model):
-        if isinstance(network, type) or not isinstance(network, Network):
-            raise TypeError(
-                f"estimator or network: a network is {', '.join(map(repr, NETWORKS))}, an object with init and "
-                f"apply such as MLP(), or a Model, got {brief(network)}{advice(network)}"
-            )
-        require_network(network)
-        if getattr(network, "n_outputs", n_outputs) is None:
-            network = replace(network, n_outputs=n_outputs)
-        network = Model(network, _init(network, key, tuple(input_shape)))
-    try:
-        n_logits(network, input_shape, dtype)
-    except (TypeError, ValueError) as error:
-        error.add_note(f"The inputs are of shape {input_shape}; rows that hold images need input_shape=(h, w, c).")
-        raise
-    return network
-
-
-def n_logits(model: Model, input_shape, dtype) -> int:
-    """The number C of a model's logits of inputs that came in some dtype."""
-    return check_model(model, input_shape, inputs_dtype(dtype, require_model(model).variables.params))
-
-
-@partial(jax.jit, static_argnums=(0, 2))
-def _init(network, key, input_shape):
-    return network.init(key, input_shape)
 
 
 def as_answer(values: np.ndarray, X: np.ndarray, what: str = "scores") -> np.ndarray:

@@ -30,7 +30,6 @@ from .checkpoints import DamagedCheckpointError
 from .datasets.splits import Splits, load_splits
 from .datasets.subsets import chosen_indices, no_more, require_enough
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
-from .estimators import NETWORKS, initial_model
 from .evolution_result import IMAGES, EvolutionResult, brief, kernel_name, read_kernel
 from .execution.interrupts import heard
 from .execution.memory import parse_memory
@@ -38,7 +37,9 @@ from .execution.tiles import MACHINE_ROWS, NETWORK_ROWS, evaluate
 from .gram import gram
 from .kernels import resolve_kernel
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
-from .networks import Model, Normalized
+from .networks.model import Model
+from .networks.named import NETWORKS, initial_model
+from .networks.wrappers import Normalized
 from .predictors import make_predictor
 from .rundir import RunDirectory
 from .solvers import solve

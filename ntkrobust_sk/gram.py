@@ -23,7 +23,8 @@ from .execution.memory import parse_memory
 from .factors import DIGITS, separated
 from .fingerprint import fingerprint
 from .kernels import TangentKernel, resolve_kernel
-from .networks import Model, check_model, host_inputs, params_dtype, require_model
+from .networks.inputs import host_inputs, params_dtype
+from .networks.model import Model, check_model, require_model
 from .plan import Plan, features_of, fixed_plan, make_plan, n_seeds_of
 from .store import open_store, stored_sizes
 

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 
 from ._validation import brief, check_choice, function
 from .factors import Factors, Whole, contracted, separated
-from .networks import Model, PyTree, all_finite, check_model, finite_inputs, require_model
+from .networks.inputs import PyTree, finite_inputs
+from .networks.model import Model, all_finite, check_model, require_model
 from .tangent import can_push, contract_features, identity_seeds, push, tangent_features
 
 Features = list[Whole | Factors]

@@ -19,8 +19,6 @@ from .estimators import (
     TangentClassifierMixin,
     TangentEstimator,
     checked_weights,
-    initial_model,
-    n_logits,
     require_finite_targets,
     weights_to_score,
 )
@@ -28,7 +26,9 @@ from .execution.memory import parse_memory
 from .execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
 from .gram import gram
 from .kernels import resolve_kernel
-from .networks import Model, host_inputs, params_dtype
+from .networks.inputs import host_inputs, params_dtype
+from .networks.model import Model
+from .networks.named import initial_model, n_logits
 from .predictors import make_predictor, require_room
 from .solvers import SOLVERS, resolve_solver, solve
 from .tangent import linearize

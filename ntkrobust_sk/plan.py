@@ -35,7 +35,8 @@ from .execution.memory import parse_memory, readable
 from .execution.tiles import pad_rows
 from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
-from .networks import Model, inputs_dtype, params_dtype
+from .networks.inputs import inputs_dtype, params_dtype
+from .networks.model import Model
 from .proof import prove
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.

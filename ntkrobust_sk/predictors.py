@@ -14,16 +14,8 @@ from ._portable import Portable
 from ._validation import array, fitting
 from .execution.memory import parse_memory, readable
 from .kernels import TangentKernel, resolve_kernel
-from .networks import (
-    Model,
-    PyTree,
-    check_model,
-    host_inputs,
-    n_params,
-    params_dtype,
-    require_finite,
-    require_model,
-)
+from .networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
+from .networks.model import Model, check_model, require_model
 from .plan import features_of, fixed_plan, make_plan
 
 try:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ._validation import LARGEST_SEED, check_choice, integer
 from .factors import Factors, Layout, Whole, separated
 from .kernels import KERNELS, Features, TangentKernel
-from .networks import Model
+from .networks.model import Model
 
 OF = {name: KERNELS[name] for name in ("trace", "pseudo")}
 

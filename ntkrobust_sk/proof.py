@@ -22,7 +22,7 @@ import numpy as np
 
 from .execution.devices import at_host
 from .factors import Whole, separated
-from .networks import Model, Variables
+from .networks.model import Model, Variables
 from .structure import subjaxprs
 
 try:

@@ -28,7 +28,8 @@ from . import sklearn_linear as linear
 from . import sklearn_transformers as transformers
 from ._validation import array, brief, fitting
 from .execution.tiles import Shaped
-from .networks import Model, advice, is_foreign, require_finite
+from .networks.inputs import require_finite
+from .networks.model import Model, advice, is_foreign
 from .sklearn_arrays import namespace
 from .sklearn_guard import check_agreement, core, width_of
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
-from .networks import Model
+from .networks.model import Model
 from .trainer import SGD, with_hyperparameters
 from .training import Averaged, TrainState, averaging, initial_state, train
 

@@ -27,7 +27,7 @@ from jax.extend.core import Literal
 
 from .execution.convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
 from .factors import ENTRY_COST, AffineFactors, Factors, Layout, Whole, forms_gradient, joined, separated
-from .networks import params_dtype
+from .networks.inputs import params_dtype
 
 # Control flow around layers hides them: each example, output by output, goes backward through all of it.
 OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")

@@ -29,7 +29,8 @@ from .execution.keys import keys_of
 from .execution.loops import form_of, without_numbers
 from .execution.tiles import NETWORK_ROWS, answers, as_pytree, movable
 from .frames import Table, as_table, check_rows, require_free, warn_of_fixed
-from .networks import Model, failure, params_dtype
+from .networks.inputs import params_dtype
+from .networks.model import Model, failure
 from .sklearn_guard import compare
 from .sklearn_models import model_on
 from .square import Square

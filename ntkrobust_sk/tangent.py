@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ._validation import flag
 from .factors import Factors, Whole
-from .networks import Model, Network, PyTree, Variables, require_model, require_network
+from .networks.inputs import PyTree
+from .networks.model import Model, Network, Variables, require_model, require_network
 from .structure import contract_gradients, holds_custom_vjp, layer_gradients, pushes_forward
 
 

@@ -49,7 +49,10 @@ import numpy as np
 from ._validation import flag, number, positive_tuple
 from .gram import gram
 from .kernels import resolve_kernel
-from .networks import ACTIVATIONS, CNN, MLP, Model, Network, host_inputs, require_finite, require_model
+from .networks.feedforward import CNN, MLP
+from .networks.inputs import host_inputs, require_finite
+from .networks.layers import ACTIVATIONS
+from .networks.model import Model, Network, require_model
 from .plan import fixed_plan
 from .predictors import DualPredictor, enable_x64, make_predictor
 

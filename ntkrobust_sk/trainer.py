@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from ._validation import fitting, require_resolution
 from .attacks import Clean
 from .balls import check_bounds
-from .estimators import TangentClassifierMixin, TangentEstimator, initial_model, n_logits
+from .estimators import TangentClassifierMixin, TangentEstimator
 from .execution.tiles import NETWORK_ROWS, movable
-from .networks import host_inputs, params_dtype
+from .networks.inputs import host_inputs, params_dtype
+from .networks.named import initial_model, n_logits
 from .tangent import linearize
 from .training import TrainingDivergedError, TrainState, initial_state, train
 

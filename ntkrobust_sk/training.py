@@ -25,7 +25,8 @@ from .execution.convolutions import with_fast_gradients
 from .execution.devices import on_host
 from .execution.keys import one_key
 from .execution.loops import runs_fused
-from .networks import Model, PyTree, Variables, check_model, host_inputs, params_dtype, require_model
+from .networks.inputs import PyTree, host_inputs, params_dtype
+from .networks.model import Model, Variables, check_model, require_model
 from .tangent import Linearized
 
 # Batches between two looks at whether the loss is still finite, and the length of a compiled loop.

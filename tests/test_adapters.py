@@ -11,15 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk.adapters import (
-    MODE_ARGUMENTS,
-    from_equinox,
-    from_flax,
-    from_haiku,
-    from_nnx,
-    from_stax,
-)
-from ntkrobust_sk.networks import Model, Network, Variables, check_model, n_params
+from ntkrobust_sk.networks.adapters import from_equinox, from_haiku, from_stax
+from ntkrobust_sk.networks.flax_adapters import from_flax, from_nnx
+from ntkrobust_sk.networks.foreign import MODE_ARGUMENTS
+from ntkrobust_sk.networks.inputs import n_params
+from ntkrobust_sk.networks.model import Model, Network, Variables, check_model
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(4, 6, 5, 2)).astype(jnp.result_type(float))

@@ -44,8 +44,8 @@ from ntkrobust_sk import (
     linearize,
     train,
 )
-from ntkrobust_sk.estimators import NETWORKS
 from ntkrobust_sk.execution.keys import key_of
+from ntkrobust_sk.networks.named import NETWORKS
 from ntkrobust_sk.predictors import DualPredictor, PrimalPredictor
 
 X, Y = load_iris(return_X_y=True)

@@ -31,7 +31,7 @@ from ntkrobust_sk import (
     make_robust_scorer,
     robust_accuracy,
 )
-from ntkrobust_sk.networks import check_model, require_model
+from ntkrobust_sk.networks.model import check_model, require_model
 from ntkrobust_sk.predictors import make_predictor
 
 KEY = jax.random.key(0)

@@ -10,7 +10,7 @@ import pytest
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, TraceNTK, Variables, linearize
 from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.networks import n_params
+from ntkrobust_sk.networks.inputs import n_params
 from ntkrobust_sk.predictors import DualPredictor, PrimalPredictor, make_predictor
 
 try:

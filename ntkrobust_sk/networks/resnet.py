@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import flag, integer
-from .networks import (
-    Variables,
+from .._validation import flag, integer
+from .layers import (
     as_numbers,
     check_init,
     check_outputs,
@@ -21,6 +20,7 @@ from .networks import (
     init_dense,
     required_outputs,
 )
+from .model import Variables
 
 DECAY, EPSILON = 0.9, 1e-5
 

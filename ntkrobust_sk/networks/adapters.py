@@ -11,186 +11,17 @@ and can be trained with it.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ._validation import brief
-from .networks import Model, Network, Variables, require_model
-
-# Names under which modules are told their mode, and what each says in training.
-MODE_ARGUMENTS = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
-
-
-def from_flax(module, variables=None) -> FlaxNetwork | Model:
-    """Make a network of a Flax Linen module, or a model of it and its variables.
-
-    Parameters
-    ----------
-    module : flax.linen.Module
-        ``module(x)`` with x (n, ...) returns logits (n, C). An argument of ``__call__`` that is named
-        ``train``, ``training``, ``is_training``, ``deterministic`` or ``use_running_average`` is set by the
-        mode; a mode that was fixed when the module was built stays as it is.
-    variables : dict, default=None
-        What ``module.init`` returned, or training has made of it: ``{"params": ..., "batch_stats": ...}``.
-
-    Returns
-    -------
-    FlaxNetwork, or Model when given variables
-        Its ``params`` are the collection of that name, its ``state`` is the dict of all others, such as
-        ``batch_stats``, which only training steps change.
-
-    Raises
-    ------
-    ImportError
-        If Flax is missing.
-    TypeError
-        If ``module`` is not a Linen module, or has a field that cannot be hashed, such as an array; if
-        ``variables`` is no dict with the collection "params".
-
-    Examples
-    --------
-    >>> import jax
-    >>> from flax import linen
-    >>> module = linen.Dense(3)
-    >>> network = from_flax(module)
-    >>> network.init(jax.random.key(0), (4,)).params["kernel"].shape
-    (4, 3)
-    >>> x = jax.numpy.ones((2, 4))
-    >>> from_flax(module, module.init(jax.random.key(0), x))(x).shape
-    (2, 3)
-    """
-    linen = _require("flax.linen", "Flax")
-    if not isinstance(module, linen.Module):
-        raise TypeError(
-            f"from_flax needs an instance of flax.linen.Module, got {module!r}; for flax.nnx use from_nnx"
-        )
-    module = _without_lists(linen, module, {})
-    _check_hashable(module)
-    network = FlaxNetwork(module)
-    if variables is None:
-        return network
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        raise TypeError(
-            'variables must be the dict that module.init returns, {"params": ..., ...}, got '
-            f"{brief(list(variables) if isinstance(variables, Mapping) else variables)}; write from_flax(module, "
-            '{"params": params})'
-        )
-    rest = dict(variables)
-    return require_model(Model(network, Variables(rest.pop("params"), rest)))
-
-
-@dataclass(frozen=True)
-class FlaxNetwork:
-    """A Flax Linen module; made by :func:`from_flax`."""
-
-    module: Any
-
-    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
-        """Draw variables, as the module does it itself."""
-        x = jnp.zeros((1, *input_shape))
-        variables = dict(self.module.init(key, x, **self._mode(train=False)))
-        return Variables(variables.pop("params", {}), variables)
-
-    def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the state, updated when ``train`` is true."""
-        errors = _require("flax.errors", "Flax")
-        variables = {**dict(state), "params": params}
-        mutable = list(state) if train else []
-        try:
-            logits, updated = self.module.apply(variables, x, mutable=mutable, **self._mode(train))
-        except errors.InvalidRngError as error:
-            raise ValueError(
-                f"{type(self.module).__name__} asks for a random key, probably for dropout, but networks are "
-                "applied without one; train it with a dropout rate of 0"
-            ) from error
-        except errors.FlaxError as error:  # which is no ValueError, whatever it says of shapes
-            raise ValueError(str(error)) from error
-        return logits, ({**state, **updated} if updated else state)
-
-    def _mode(self, train):
-        """Arguments that set the mode, where the module's own fields leave it open."""
-        arguments = _mode(self.module.__call__, train)
-        return {name: value for name, value in arguments.items() if getattr(self.module, name, None) is None}
-
-
-def from_nnx(module) -> Model:
-    """A Flax NNX module as a model.
-
-    Parameters
-    ----------
-    module : flax.nnx.Module
-        ``module(x)`` with x (n, ...) returns logits (n, C). It is copied, and neither its weights nor its
-        mode are changed.
-
-    Returns
-    -------
-    Model
-        Its ``params`` are the values of all ``nnx.Param``, its ``state`` those of all other variables, as
-        nested dicts; ``nnx.update(module, model.variables.params)`` writes them back. Modes are those of
-        ``module.eval()`` and ``module.train()``. Random keys, as of dropout, are part of the state.
-
-    Raises
-    ------
-    ImportError
-        If Flax is missing.
-    TypeError
-        If ``module`` is not an NNX module, or has a static attribute that cannot be hashed.
-
-    Examples
-    --------
-    >>> import jax
-    >>> from flax import nnx
-    >>> from_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))(jax.numpy.ones((2, 4))).shape
-    (2, 3)
-    """
-    nnx = _require("flax.nnx", "Flax")
-    if not isinstance(module, nnx.Module):
-        raise TypeError(
-            f"from_nnx needs an instance of flax.nnx.Module, got {module!r}; for flax.linen use from_flax"
-        )
-    module = nnx.clone(module)
-    module.train()
-    training, _ = nnx.split(module)
-    module.eval()
-    evaluation, params, state = nnx.split(module, nnx.Param, ...)
-    network = NNXNetwork(type(module).__name__, evaluation, training)
-    _check_hashable(network)
-    return Model(network, Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state)))
-
-
-@dataclass(frozen=True)
-class NNXNetwork:
-    """The structure of a Flax NNX module in both modes; made by :func:`from_nnx`."""
-
-    name: str
-    evaluation: Any = field(repr=False)
-    training: Any = field(repr=False)
-
-    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
-        """Always an error: the module's weights are in its model."""
-        raise _already_built(self, "from_nnx")
-
-    def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the state, updated when ``train`` is true."""
-        nnx = _require("flax.nnx", "Flax")
-        module = nnx.merge(self.training if train else self.evaluation, params, state)
-        logits = module(x)
-        if train:
-            state = nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[2])
-        return logits, state
+from .._validation import brief
+from .foreign import already_built, check_hashable, mode, require
+from .model import Model, Variables, require_model
 
 
 def from_equinox(module, state=None, *, batched: bool = False) -> Model:
@@ -229,13 +60,13 @@ def from_equinox(module, state=None, *, batched: bool = False) -> Model:
     >>> from_equinox(equinox.nn.Linear(4, 3, key=jax.random.key(0)))(jax.numpy.ones((2, 4))).shape
     (2, 3)
     """
-    eqx = _require("equinox", "Equinox")
+    eqx = require("equinox", "Equinox")
     if not isinstance(module, eqx.Module):
         raise TypeError(f"from_equinox needs an instance of equinox.Module, got {module!r}")
     params, rest = eqx.partition(module, eqx.is_inexact_array)
     fixed, static = eqx.partition(rest, lambda leaf: isinstance(leaf, (jax.Array, np.ndarray, np.generic)))
     network = EquinoxNetwork(static, batched)
-    _check_hashable(network)
+    check_hashable(network)
     return Model(network, Variables(params, (fixed, state)))
 
 
@@ -252,11 +83,11 @@ class EquinoxNetwork:
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Always an error: the module's weights are in its model."""
-        raise _already_built(self, "from_equinox")
+        raise already_built(self, "from_equinox")
 
     def apply(self, params, state, x, *, train=False):
         """Logits (n, C) and the state, updated when ``train`` is true."""
-        eqx = _require("equinox", "Equinox")
+        eqx = require("equinox", "Equinox")
         fixed, moving = state
         module = eqx.nn.inference_mode(eqx.combine(params, fixed, self.static), value=not train)
         if moving is None:
@@ -304,7 +135,7 @@ def from_haiku(transformed, params=None, state=None) -> HaikuNetwork | Model:
     >>> network.init(jax.random.key(0), (4,)).params["linear"]["w"].shape
     (4, 3)
     """
-    hk = _require("haiku", "Haiku")
+    hk = require("haiku", "Haiku")
     if not isinstance(transformed, (hk.Transformed, hk.TransformedWithState)):
         raise TypeError(
             "from_haiku needs transformed, the result of haiku.transform or haiku.transform_with_state, got "
@@ -334,7 +165,7 @@ class HaikuNetwork:
         """Draw variables, as the function does it itself."""
         x = jax.random.normal(jax.random.fold_in(key, 0), (16, *input_shape))
         # In evaluation mode Haiku's batch norm reads statistics that do not exist yet.
-        variables = self.transformed.init(key, x, **_mode(self.transformed.init, train=True))
+        variables = self.transformed.init(key, x, **mode(self.transformed.init, train=True))
         return Variables(*variables) if self.stateful else Variables(variables)
 
     def apply(self, params, state, x, *, train=False):
@@ -343,7 +174,7 @@ class HaikuNetwork:
         leading = (params, state) if self.stateful else (params,)
         if tuple(inspect.signature(apply).parameters)[len(leading)] == "rng":
             leading += (None,)
-        output = apply(*leading, x, **_mode(apply, train))
+        output = apply(*leading, x, **mode(apply, train))
         logits, updated = output if self.stateful else (output, state)
         return logits, (updated if train else state)
 
@@ -407,53 +238,3 @@ class StaxNetwork:
     def apply(self, params, state, x, *, train=False):
         """Logits (n, C) and the (empty) state."""
         return self.apply_fn(params, x), state
-
-
-def _require(name: str, library: str):
-    """The module ``name``, or an error that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{library} networks need {library}, which could not be imported ({error}); "
-            "pip install 'ntkrobust_sk[nets]'"
-        ) from error
-
-
-def _without_lists(linen, value, made: dict):
-    """A Linen module with the lists in its fields made tuples, as Linen does when it runs a module."""
-    if type(value) in (list, tuple):
-        return tuple(_without_lists(linen, item, made) for item in value)
-    if not isinstance(value, linen.Module):
-        return value
-    # A module object that occurs twice shares its weights, so its copies have to be one object too.
-    if id(value) not in made:
-        names = {entry.name for entry in fields(value) if entry.init} - {"parent", "name"}
-        made[id(value)] = value.clone(
-            **{name: _without_lists(linen, getattr(value, name), made) for name in names}
-        )
-    return made[id(value)]
-
-
-def _mode(function: Callable, train: bool) -> dict[str, bool]:
-    """Arguments that set the mode of ``function``, by the names that it knows."""
-    known = inspect.signature(function).parameters
-    return {name: bool(train) is meaning for name, meaning in MODE_ARGUMENTS.items() if name in known}
-
-
-def _check_hashable(configuration) -> None:
-    """Raise TypeError unless compiled code can be looked up by ``configuration``."""
-    try:
-        hash(configuration)
-    except TypeError as error:
-        raise TypeError(
-            "the module's configuration must be hashable, so that code compiled for it is found again; use "
-            f"tuples for lists, and hold arrays as parameters or state: {error}"
-        ) from error
-
-
-def _already_built(network: Network, adapter: str) -> ValueError:
-    return ValueError(
-        f"a {type(network).__name__} cannot draw weights, because its module was built with them; use the "
-        f"Model that {adapter} returned, not only its network"
-    )

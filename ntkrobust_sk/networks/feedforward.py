@@ -1,0 +1,150 @@
+"""A multi-layer perceptron and a plain convolutional network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .._validation import check_choice, flag, integer, positive_tuple
+from .layers import (
+    ACTIVATIONS,
+    as_numbers,
+    check_init,
+    check_outputs,
+    conv,
+    dense,
+    image_channels,
+    init_conv,
+    init_dense,
+    required_outputs,
+)
+from .model import Variables
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Fully connected network on flattened inputs.
+
+    Parameters
+    ----------
+    n_outputs : int, default=None
+        Number C of logits. None lets an estimator fill in the number of classes of its data.
+    widths : tuple of int, default=(64,)
+        Units of each hidden layer.
+    activation : {"relu", "gelu", "silu", "softplus", "tanh"}, default="relu"
+    zero_last_layer : bool, default=False
+        Start with logits that are zero everywhere, as the paper's networks do.
+
+    Notes
+    -----
+    Weights are drawn from N(0, 2 / fan_in) (He et al. 2015, arXiv:1502.01852), those of the last layer from
+    N(0, 1 / fan_in); biases start at zero.
+
+    Examples
+    --------
+    >>> import jax
+    >>> MLP(n_outputs=2, widths=(8,)).init(jax.random.key(0), (4,)).params["dense_1"]["kernel"].shape
+    (8, 2)
+    """
+
+    n_outputs: int | None = None
+    widths: tuple[int, ...] = (64,)
+    activation: str = "relu"
+    zero_last_layer: bool = False
+
+    def __post_init__(self):
+        check_outputs(self)
+        object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
+        check_choice("activation", self.activation, ACTIVATIONS)
+        flag("zero_last_layer", self.zero_last_layer)
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Draw parameters for inputs of any shape; they are flattened."""
+        key, input_shape = check_init(key, input_shape)
+        sizes = (math.prod(input_shape), *self.widths, required_outputs(self))
+        keys = jax.random.split(key, len(sizes) - 1)
+        params = {}
+        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            gain = 2.0 if i < len(self.widths) else float(not self.zero_last_layer)
+            params[f"dense_{i}"] = init_dense(keys[i], fan_in, fan_out, gain)
+        return Variables(params)
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the (empty) state."""
+        h = as_numbers(x, params).reshape(x.shape[0], math.prod(x.shape[1:]))
+        for i in range(len(self.widths)):
+            h = ACTIVATIONS[self.activation](dense(params[f"dense_{i}"], h))
+        return dense(params[f"dense_{len(self.widths)}"], h), state
+
+
+@dataclass(frozen=True)
+class CNN:
+    """Plain convolutional network: 3×3 convolutions, global average pooling, one dense layer.
+
+    Parameters
+    ----------
+    n_outputs : int, default=None
+        Number C of logits. None lets an estimator fill in the number of classes of its data.
+    widths : tuple of int, default=(32, 32, 64, 64)
+        Channels of each convolution.
+    strides : tuple of int, default=(1, 2, 2, 1)
+        Stride of each convolution.
+    kernel_size : int, default=3
+        Side of the (square) filters, in pixels.
+    activation : {"relu", "gelu", "silu", "softplus", "tanh"}, default="relu"
+    zero_last_layer : bool, default=False
+        Start with logits that are zero everywhere, as the paper's networks do.
+
+    Examples
+    --------
+    >>> import jax
+    >>> network = CNN(n_outputs=10)
+    >>> model = Model(network, network.init(jax.random.key(0), (8, 8, 1)))
+    >>> model(jax.numpy.ones((2, 8, 8, 1))).shape
+    (2, 10)
+    """
+
+    n_outputs: int | None = None
+    widths: tuple[int, ...] = (32, 32, 64, 64)
+    strides: tuple[int, ...] = (1, 2, 2, 1)
+    kernel_size: int = 3
+    activation: str = "relu"
+    zero_last_layer: bool = False
+
+    def __post_init__(self):
+        check_outputs(self)
+        object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
+        object.__setattr__(self, "strides", positive_tuple("strides", self.strides))
+        object.__setattr__(self, "kernel_size", integer("kernel_size", self.kernel_size))
+        if len(self.widths) != len(self.strides):
+            raise ValueError(
+                f"widths and strides need one entry for each convolution, got {len(self.widths)} widths "
+                f"and {len(self.strides)} strides"
+            )
+        check_choice("activation", self.activation, ACTIVATIONS)
+        flag("zero_last_layer", self.zero_last_layer)
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Draw parameters for images of shape (h, w, c)."""
+        key, input_shape = check_init(key, input_shape)
+        n_outputs = required_outputs(self)
+        channels = (image_channels(self, input_shape), *self.widths)
+        keys = jax.random.split(key, len(channels))
+        params = {}
+        for i, (c_in, c_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+            kernel = init_conv(keys[i], self.kernel_size, c_in, c_out)
+            params[f"conv_{i}"] = {"kernel": kernel, "bias": jnp.zeros(c_out, kernel.dtype)}
+        gain = float(not self.zero_last_layer)
+        params["dense"] = init_dense(keys[-1], channels[-1], n_outputs, gain)
+        return Variables(params)
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the (empty) state."""
+        h = as_numbers(x, params)
+        for i, stride in enumerate(self.strides):
+            layer = params[f"conv_{i}"]
+            h = ACTIVATIONS[self.activation](conv(layer["kernel"], h, stride) + layer["bias"])
+        return dense(params["dense"], h.mean((1, 2))), state

@@ -1,0 +1,98 @@
+"""Inputs in the form and dtype in which they reach a network."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._validation import array, brief, brief_with_dtype, fitting, is_finite
+from ..execution.devices import on_host
+
+PyTree = Any
+
+
+def params_dtype(params: PyTree) -> jnp.dtype:
+    """The floating dtype of a network's parameters, the one that holds all of them where they have several.
+
+    >>> params_dtype({"body": jnp.zeros(2, jnp.float16), "head": jnp.zeros(2, jnp.float32)})
+    dtype('float32')
+    """
+    found = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+    floating = [dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.result_type(*floating) if floating else jax.dtypes.canonicalize_dtype(float)
+
+
+def as_inputs(x, params: PyTree, name: str = "x") -> jax.Array:
+    """Inputs as a network with these parameters gets them: integers as they are, others in the parameters' dtype.
+
+    >>> params = {"w": jnp.ones(2, jnp.bfloat16)}
+    >>> as_inputs([[1, 2]], params).dtype, as_inputs([[1.0, 2.0]], params).dtype
+    (dtype('int32'), dtype(bfloat16))
+    """
+    is_series = isinstance(x, list | tuple) and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
+    if not isinstance(x, jax.Array) and not is_series:
+        x = host_inputs(name, x, params)
+    _require_numbers(name, x)
+    return jnp.asarray(x, inputs_dtype(jnp.result_type(x), params))
+
+
+def finite_inputs(name: str, x, params: PyTree) -> jax.Array:
+    """The same as :func:`as_inputs`, or ValueError for NaN and infinity where inputs are known without waiting."""
+    x = as_inputs(x, params, name)
+    return require_finite(name, x)
+
+
+def require_finite(name: str, x):
+    """Inputs, or ValueError for NaN and infinity; those that are traced or on an accelerator are not looked at."""
+    known = isinstance(x, np.ndarray) or (not isinstance(x, jax.core.Tracer) and on_host())
+    if known and x.dtype.kind not in "biu" and not is_finite(np.asarray(x)):
+        raise ValueError(f"{name} must be finite, but {brief(x)} has NaN or infinity")
+    return x
+
+
+def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
+    """The same as :func:`as_inputs`, in NumPy.
+
+    Raises
+    ------
+    TypeError
+        For what is no dense array of numbers.
+    ValueError
+        For rows of different lengths, and for numbers that JAX would cut off: integers, and what overflows.
+    """
+    _require_numbers(name, X)
+    X = (
+        np.asarray(X)
+        if isinstance(X, jax.Array) or (not isinstance(X, list | tuple) and np.ndim(X) == 0)
+        else array(name, X, kinds="biufc")
+    )
+    if X.dtype.kind not in "biufc" and not jnp.issubdtype(X.dtype, jnp.floating):
+        raise TypeError(f"{name} must be an array of numbers, got {brief_with_dtype(X, X.dtype)}")
+    dtype = inputs_dtype(X.dtype, params)
+    return fitting(name, X, dtype)
+
+
+def _require_numbers(name, x):
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        raise TypeError(f"{name} must be an array of numbers, got {brief(x)}")
+
+
+def inputs_dtype(dtype, params: PyTree) -> np.dtype:
+    """The dtype in which inputs of some dtype reach a network with these parameters."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    own = params_dtype(params)
+    return np.dtype(jnp.result_type(own, jnp.complex64) if jnp.issubdtype(dtype, jnp.complexfloating) else own)
+
+
+def n_params(params: PyTree) -> int:
+    """Number P of scalar parameters.
+
+    >>> n_params({"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)})
+    8
+    """
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))

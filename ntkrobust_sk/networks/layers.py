@@ -1,0 +1,93 @@
+"""Layers as functions of arrays: their products, their first weights, and what they may be given."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._validation import LARGEST_COUNT, brief, integer, positive_tuple
+from ..execution.keys import one_key
+from .inputs import PyTree, params_dtype
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+}
+
+
+def dense(layer: dict, h: jax.Array) -> jax.Array:
+    """Affine map of (n, fan_in)."""
+    return h @ layer["kernel"] + layer["bias"]
+
+
+def conv(kernel: jax.Array, h: jax.Array, stride: int) -> jax.Array:
+    """Convolution of images NHWC with filters HWIO, padded to ceil(size / stride)."""
+    return jax.lax.conv_general_dilated(
+        h, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def init_dense(key: jax.Array, fan_in: int, fan_out: int, gain: float) -> dict:
+    """Kernel from N(0, gain / fan_in), bias zero."""
+    kernel = jax.random.normal(key, (fan_in, fan_out)) * math.sqrt(gain / fan_in)
+    return {"kernel": kernel, "bias": jnp.zeros(fan_out, kernel.dtype)}
+
+
+def init_conv(key: jax.Array, size: int, c_in: int, c_out: int, gain: float = 2.0) -> jax.Array:
+    """Filters (size, size, c_in, c_out) from N(0, gain / fan_in)."""
+    return jax.random.normal(key, (size, size, c_in, c_out)) * math.sqrt(gain / (size * size * c_in))
+
+
+def as_numbers(x, params: PyTree) -> jax.Array:
+    """Inputs as floating numbers: integers, such as pixels from 0 to 255, in the parameters' dtype."""
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(params_dtype(params))
+
+
+def check_outputs(network) -> None:
+    """Check ``network.n_outputs``, None or a number of logits."""
+    if network.n_outputs is not None:
+        object.__setattr__(network, "n_outputs", integer("n_outputs", network.n_outputs))
+
+
+def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:
+    """A random key and the shape of one input, as ``init`` takes them.
+
+    Raises
+    ------
+    TypeError
+        If ``key`` is no key of JAX.
+    ValueError
+        If ``input_shape`` is no tuple of positive integers; an int stands for one axis.
+    """
+    key = one_key(key)
+    if isinstance(input_shape, int | np.integer) and not isinstance(input_shape, bool):
+        input_shape = (input_shape,)
+    input_shape = positive_tuple("input_shape", input_shape)
+    if math.prod(input_shape) > LARGEST_COUNT:
+        raise ValueError(f"input_shape must hold at most {LARGEST_COUNT} numbers in all, got {brief(input_shape)}")
+    return key, input_shape
+
+
+def required_outputs(network) -> int:
+    """``network.n_outputs``, or an error that says that it is missing."""
+    if network.n_outputs is None:
+        raise ValueError(
+            f"{network!r} does not know its number of logits; write {type(network).__name__}(n_outputs=...)"
+        )
+    return network.n_outputs
+
+
+def image_channels(network, input_shape: tuple[int, ...]) -> int:
+    """The c of an image shape (h, w, c), or an error that says what came instead."""
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"{type(network).__name__} needs images: input_shape must be (height, width, channels), got "
+            f"{tuple(input_shape)}; pass X as (n, h, w, c), or flat rows with input_shape=(h, w, c)"
+        )
+    return input_shape[-1]

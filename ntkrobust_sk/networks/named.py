@@ -1,0 +1,51 @@
+"""Networks by name, and the first model for given data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+
+from .._validation import brief, check_choice
+from .feedforward import CNN, MLP
+from .inputs import inputs_dtype
+from .model import Model, Network, advice, check_model, require_model, require_network
+from .resnet import ResNet18
+
+NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
+
+
+def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Model:
+    """A model for data of a dtype: a Model itself, a network (or its name) initialised with the right outputs."""
+    if network is None:
+        network = "cnn" if len(input_shape) == 3 else "mlp"
+    if isinstance(network, str):
+        check_choice("network", network, NETWORKS)
+        network = NETWORKS[network]
+    if not isinstance(network, Model):
+        if isinstance(network, type) or not isinstance(network, Network):
+            raise TypeError(
+                f"estimator or network: a network is {', '.join(map(repr, NETWORKS))}, an object with init and "
+                f"apply such as MLP(), or a Model, got {brief(network)}{advice(network)}"
+            )
+        require_network(network)
+        if getattr(network, "n_outputs", n_outputs) is None:
+            network = replace(network, n_outputs=n_outputs)
+        network = Model(network, _init(network, key, tuple(input_shape)))
+    try:
+        n_logits(network, input_shape, dtype)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"The inputs are of shape {input_shape}; rows that hold images need input_shape=(h, w, c).")
+        raise
+    return network
+
+
+def n_logits(model: Model, input_shape, dtype) -> int:
+    """The number C of a model's logits of inputs that came in some dtype."""
+    return check_model(model, input_shape, inputs_dtype(dtype, require_model(model).variables.params))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _init(network, key, input_shape):
+    return network.init(key, input_shape)

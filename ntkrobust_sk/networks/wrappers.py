@@ -1,0 +1,109 @@
+"""A bare function as a network, and a network that normalises its inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._validation import array, brief, function
+from .layers import as_numbers
+from .model import Network, Variables, advice, require_network
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """A bare function ``apply_fn(params, x) -> logits`` as a network.
+
+    Parameters
+    ----------
+    apply_fn : callable
+        ``apply_fn(params, x)`` with x (n, ...) returns logits (n, C). Networks are compared by value: pass
+        the same function object again, not a new lambda, to reuse compiled code.
+    init_fn : callable, default=None
+        ``init_fn(key, input_shape) -> params``. Without it the parameters have to be given:
+        ``Model(Stateless(apply_fn), Variables(params))``.
+
+    Examples
+    --------
+    >>> network = Stateless(lambda params, x: x @ params)
+    >>> Model(network, Variables(jnp.ones((4, 2))))(jnp.ones((1, 4)))
+    Array([[4., 4.]], dtype=float32)
+    """
+
+    apply_fn: Callable
+    init_fn: Callable | None = None
+
+    def __post_init__(self):
+        if not callable(self.apply_fn):
+            raise TypeError(f"apply_fn must be a function, got {brief(self.apply_fn)}{advice(self.apply_fn)}")
+        function("apply_fn", self.apply_fn, "apply_fn(params, x)", 2)
+        if self.init_fn is not None:
+            function("init_fn", self.init_fn, "init_fn(key, input_shape)", 2)
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """Parameters from ``init_fn``."""
+        if self.init_fn is None:
+            raise ValueError(
+                "this Stateless network has no init_fn, so it cannot draw parameters; give them instead: "
+                "Model(Stateless(apply_fn), Variables(params))"
+            )
+        return Variables(self.init_fn(key, input_shape))
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the unchanged state."""
+        return self.apply_fn(params, x), state
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A network on (x − mean) / std, so that attacks keep to the units of x.
+
+    Parameters
+    ----------
+    network : Network
+    mean, std : tuple of float
+        One number for each channel (the last axis of the inputs), or one for all.
+
+    Raises
+    ------
+    ValueError
+        For a standard deviation that is not positive.
+
+    Examples
+    --------
+    >>> import jax
+    >>> network = Normalized(MLP(n_outputs=2), mean=(0.5,), std=(0.25,))
+    >>> inner = Model(network.network, network.init(jax.random.key(0), (4,)))
+    >>> x = jax.numpy.full((1, 4), 0.75)
+    >>> bool((Model(network, inner.variables)(x) == inner((x - 0.5) / 0.25)).all())
+    True
+    """
+
+    network: Network
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        require_network(self.network)
+        for name in ("mean", "std"):
+            values = np.ravel(array(name, getattr(self, name))).tolist()
+            object.__setattr__(self, name, tuple(float(value) for value in values))
+        if not self.std or not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std must be positive and finite, got {self.std}; a constant channel needs none")
+        if not all(math.isfinite(value) for value in self.mean) or len(self.mean) not in (1, len(self.std)):
+            raise ValueError(f"mean must be finite, one number or as many as std, got {self.mean} and {self.std}")
+
+    def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
+        """The network's own variables."""
+        return self.network.init(key, input_shape)
+
+    def apply(self, params, state, x, *, train=False):
+        """Logits (n, C) and the network's new state."""
+        x = as_numbers(x, params)
+        mean, std = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype)
+        return self.network.apply(params, state, (x - mean) / std, train=train)
