@@ -40,7 +40,7 @@ from .norms import NORMS
 from .predictors import DualPredictor, PrimalPredictor
 from .projections import ProjectedNTK
 from .sklearn_guard import frame_of
-from .solvers import Cholesky, Eigh
+from .solvers.direct import Cholesky, Eigh
 from .square import Square
 from .store import hash_arrays
 from .tangent import Linearized

@@ -30,7 +30,8 @@ from .machines import KernelSourceMixin
 from .networks.inputs import host_inputs, params_dtype
 from .networks.model import Model, Variables, check_model, require_model
 from .predictors import make_predictor
-from .solvers import require_symmetric, solve
+from .solvers.matrices import require_symmetric
+from .solvers.ridge import solve
 
 # Eigenvalues below this share of the largest are rounding.
 NEGLIGIBLE = 1e-7

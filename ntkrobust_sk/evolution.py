@@ -42,7 +42,7 @@ from .networks.named import NETWORKS, initial_model
 from .networks.wrappers import Normalized
 from .predictors import make_predictor
 from .rundir import RunDirectory
-from .solvers import solve
+from .solvers.ridge import solve
 from .stages import Stage, kept_states, state_file
 from .store import hash_arrays
 from .tangent import linearize

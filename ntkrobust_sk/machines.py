@@ -30,7 +30,8 @@ from .networks.inputs import host_inputs, params_dtype
 from .networks.model import Model
 from .networks.named import initial_model, n_logits
 from .predictors import make_predictor, require_room
-from .solvers import SOLVERS, resolve_solver, solve
+from .solvers.direct import SOLVERS, resolve_solver
+from .solvers.ridge import solve
 from .tangent import linearize
 from .trainer import fit_by_sgd
 

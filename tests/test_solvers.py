@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
-from ntkrobust_sk import _backend, solvers
-from ntkrobust_sk.solvers import (
+from ntkrobust_sk import _backend
+from ntkrobust_sk.solvers import direct as solvers
+from ntkrobust_sk.solvers.direct import (
     SOLVERS,
     Cholesky,
     Eigh,
     InaccurateSolveError,
     SingularGramError,
     resolve_solver,
-    solve,
 )
+from ntkrobust_sk.solvers.ridge import solve
 
 ALL_SOLVERS = [Cholesky(), Eigh(), Eigh(rcond=1e-12)]
 

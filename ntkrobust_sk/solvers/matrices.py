@@ -1,0 +1,98 @@
+"""What a matrix must be for a solver: square, real, finite, symmetric."""
+
+import math
+
+import numpy as np
+from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
+
+from .._backend import to_solver_array
+from .._validation import array, brief
+
+# A Gram matrix made of float32 tiles is symmetric to about 1e-6; a wrong block or permutation misses by O(1).
+SYMMETRY_TOLERANCE = 1e-4
+_ROWS_AT_ONCE = 1024
+
+
+def rounding(n, A):
+    """The largest relative error, of an eigenvalue or a residual, that is put down to rounding."""
+    return 10 * math.sqrt(n) * float(array_namespace(A).finfo(A.dtype).eps)
+
+
+def solver_array(name, values):
+    """An array of numbers where it is solved; what is no array of some library goes through NumPy's checks."""
+    if isinstance(values, np.ma.MaskedArray) or hasattr(values, "tocsr"):
+        return array(name, values)
+    if str(getattr(values, "dtype", "")).startswith("key"):
+        raise TypeError(f"{name} must be an array of numbers, got {brief(values)}")
+    found = to_solver_array(values) if hasattr(values, "shape") else values
+    # complex numbers have a word of their own
+    elsewhere = hasattr(found, "__array_namespace__") and not is_numpy_array(found)
+    return found if elsewhere or is_cupy_array(found) else array(name, found, kinds="biufc")
+
+
+def require_symmetric(A, name):
+    """Check that a real matrix is square, finite and symmetric, in one pass without an n×n temporary.
+
+    Parameters
+    ----------
+    A : array of shape (n, n)
+    name : str
+        What to call it in an error.
+
+    Returns
+    -------
+    norm : float
+        ‖A‖_F, accumulated in float64.
+    asymmetry : float
+        ‖A - Aᵀ‖_F / ‖A‖_F, at most 1e-4.
+
+    Raises
+    ------
+    ValueError
+        If `A` is not square, has NaN or infinity, or is further from symmetric than 1e-4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> require_symmetric(np.array([[3.0, 0.0], [0.0, 4.0]]), "K")
+    (5.0, 0.0)
+    """
+    require_real(A, name)
+    require_square(A, name)
+    xp = array_namespace(A)
+    total = skew = 0.0
+    for start in range(0, A.shape[0], _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, A.shape[0])
+        rows = xp.astype(A[start:stop, :], xp.float64, copy=False)
+        total += float(xp.sum(rows * rows))
+        if not math.isfinite(total):
+            raise ValueError(f"{name} must be finite, but has NaN, infinity or entries whose squares overflow.")
+        skew += float(xp.sum((rows - xp.astype(A[:, start:stop], xp.float64, copy=False).T) ** 2))
+    asymmetry = math.sqrt(skew / total) if total > 0 else 0.0
+    if not asymmetry <= SYMMETRY_TOLERANCE:
+        raise ValueError(
+            f"{name} must be symmetric, but ‖A - Aᵀ‖/‖A‖ = {asymmetry:.1e} exceeds {SYMMETRY_TOLERANCE:.0e}: "
+            "was it computed between two different sets of samples? If it is rounding, pass (A + A.T) / 2."
+        )
+    return math.sqrt(total), asymmetry
+
+
+def frobenius(a):
+    """Frobenius norm in double precision, by squares that neither overflow nor vanish; NaN if it is not finite."""
+    xp = array_namespace(a)
+    a = xp.astype(a, xp.float64, copy=False)
+    largest = float(xp.max(xp.abs(a)))
+    if not 0 < largest < math.inf:
+        return 0.0 if largest == 0 else math.nan
+    a = a / largest
+    return largest * math.sqrt(float(xp.sum(a * a)))
+
+
+def require_square(A, name):
+    if A.ndim != 2 or A.shape[0] != A.shape[1] or A.shape[0] == 0:
+        raise ValueError(f"{name} must be square, of shape (n, n) with n >= 1; got shape {tuple(A.shape)}.")
+
+
+def require_real(a, name):
+    if "complex" in str(a.dtype):  # isdtype would do, but NumPy's refuses bfloat16
+        raise ValueError(f"{name} must be real, got {a.dtype}: take the real part if the imaginary one is zero.")

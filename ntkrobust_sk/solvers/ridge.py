@@ -1,0 +1,171 @@
+"""Kernel ridge regression: dual coefficients of a symmetric system, with weights and several targets."""
+
+import math
+
+from array_api_compat import array_namespace, device
+
+from .._backend import as_array_like
+from .._validation import brief, number
+from .direct import InaccurateSolveError, SingularGramError, resolve_solver
+from .matrices import require_real, solver_array
+
+
+def solve(gram, targets, *, alpha, solver="cholesky", sample_weight=None):
+    """Dual coefficients of kernel ridge regression, for a trace, class or full kernel.
+
+    Minimises Σ_i w_i ‖y_i - f(x_i)‖² + λ ‖f‖² over f(x) = K(x, X) a, with w_i = 1 without weights
+    (Saunders, Gammerman & Vovk 1998). The ridge is relative to the Gram matrix,
+
+        λ = alpha · Σ_i w_i K_ii / Σ_i w_i,
+
+    so one `alpha` serves every kernel and network width. ``sklearn.kernel_ridge.KernelRidge`` takes λ itself:
+    its ``alpha`` equals ours times the mean diagonal. The solve is in float64 whatever the dtype of `gram`.
+
+    Parameters
+    ----------
+    gram : array of shape (n, n), (n, n, C) or (n, n, C, C)
+        Rank 2: one kernel for every column of `targets`. Rank 3: ``gram[:, :, c]`` for ``targets[:, c]``.
+        Rank 4, the full kernel: one system of size nC, K[(i, c), (j, d)] = ``gram[i, j, c, d]``. The mean
+        diagonal of ranks 3 and 4 is over all i and c. Not modified; "cholesky" needs two float64 arrays of
+        the size of one system besides it.
+    targets : array of shape (n,) or (n, C)
+        (n,) for a rank 2 `gram` only.
+    alpha : float
+        Ridge in units of the mean diagonal, >= 0. A Gram matrix computed in float32 needs up to about 1e-6 n.
+    solver : str or callable, default="cholesky"
+        "cholesky", "eigh", or any ``solver(A, B) -> X``.
+    sample_weight : array of shape (n,) or None, default=None
+        Weights >= 0. A weight of k is the same as k copies of the sample, the ridge included: the dual
+        coefficient is then the sum of the copies'. A sample of weight 0 has dual coefficient 0.
+
+    Returns
+    -------
+    dual : array of shape (n,) or (n, C)
+        float64, of the shape of `targets`: NumPy, or CuPy where `gram` is on a GPU and CuPy is usable.
+
+    Raises
+    ------
+    ValueError
+        If `alpha`, the shapes, the weights or the name of the solver are wrong, or values are not finite.
+    SingularGramError
+        If the regularised Gram matrix is not positive definite, or the mean diagonal is not positive.
+    InaccurateSolveError
+        If the solver's backward error is too large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gram = np.array([[2.0, 0.0], [0.0, 2.0]])
+    >>> solve(gram, np.array([1.0, -1.0]), alpha=1.0)  # λ = 1.0 * 2.0
+    array([ 0.25, -0.25])
+    >>> solve(1e6 * gram, np.array([1.0, -1.0]), alpha=1.0) * 1e6
+    array([ 0.25, -0.25])
+    """
+    solver = resolve_solver(solver)
+    alpha = number("alpha", alpha, low=0, unit="in units of the mean diagonal")
+    gram = solver_array("gram", gram)
+    targets = as_array_like(solver_array("targets", targets), gram)
+    _require_kernel_system(gram, targets)
+    xp = array_namespace(gram)
+    targets = xp.astype(targets, xp.float64, copy=False)
+    weight = None if sample_weight is None else _checked_weight(sample_weight, gram)
+    ridge = alpha * _mean_diagonal(gram, weight)
+    root = None if weight is None else xp.sqrt(weight)
+
+    n, n_outputs = gram.shape[0], gram.shape[-1]
+    if gram.ndim == 3:
+        systems = [(gram[:, :, c], targets[:, c : c + 1]) for c in range(n_outputs)]
+        return xp.concat([_ridge_solve(K, y, ridge, root, solver) for K, y in systems], axis=1)
+    if gram.ndim == 4:
+        gram = xp.permute_dims(gram, (0, 2, 1, 3))
+        root = None if root is None else xp.repeat(root, n_outputs)
+        n = n * n_outputs
+    dual = _ridge_solve(gram, xp.reshape(targets, (n, -1)), ridge, root, solver)
+    return xp.reshape(dual, targets.shape)
+
+
+def _ridge_solve(gram, targets, ridge, root, solver):
+    """W^½ u with (W^½ K W^½ + ridge I) u = W^½ y, the form of weighted ridge that takes zero weights."""
+    xp = array_namespace(gram)
+    size = targets.shape[0]
+    # One assignment casts to float64 and carries out any permutation: the only copy of the Gram matrix here.
+    A = xp.empty(gram.shape, dtype=xp.float64, device=device(gram))
+    A[...] = gram
+    A = xp.reshape(A, (size, size))
+    if root is not None:
+        A *= root[:, None]
+        A *= root[None, :]
+        targets = root[:, None] * targets
+    diagonal = xp.reshape(A, (size * size,))[:: size + 1]
+    diagonal += ridge
+    u = _checked_answer(solver(A, targets), targets, solver)
+    return u if root is None else root[:, None] * u
+
+
+def _checked_answer(u, targets, solver):
+    """What a solver has returned, in the library of the targets, if it is a finite array of their shape."""
+    wanted = f"solver must return a finite array of shape {tuple(targets.shape)}, but {brief(solver)} returned"
+    if not hasattr(u, "shape") or tuple(u.shape) != tuple(targets.shape):
+        raise ValueError(f"{wanted} {brief(u)}")
+    u = as_array_like(solver_array("what the solver returned", u), targets)
+    require_real(u, "what the solver returned")
+    xp = array_namespace(u)
+    if not bool(xp.all(xp.isfinite(u))):
+        raise InaccurateSolveError(f"{wanted} NaN or infinity")
+    return u
+
+
+def _mean_diagonal(gram, weight):
+    xp = array_namespace(gram)
+    if gram.ndim == 4:
+        gram = xp.linalg.diagonal(gram)
+    if gram.ndim == 3:
+        gram = xp.permute_dims(gram, (2, 0, 1))
+    diagonal = xp.astype(xp.linalg.diagonal(gram), xp.float64)
+    diagonal = diagonal if diagonal.ndim == 1 else xp.mean(diagonal, axis=0)
+    scale = float(xp.mean(diagonal) if weight is None else xp.sum(weight * diagonal) / xp.sum(weight))
+    if not math.isfinite(scale):
+        raise ValueError("gram must be finite, but its diagonal has NaN or infinity.")
+    if scale <= 0:
+        raise SingularGramError(
+            f"the mean diagonal of gram must be positive, got {scale:.3g}: no alpha can regularise a kernel "
+            "that vanishes, or is negative, at its own samples."
+        )
+    return scale
+
+
+def _require_kernel_system(gram, targets):
+    require_real(gram, "gram")
+    require_real(targets, "targets")
+    shape = tuple(gram.shape)
+    square = len(shape) in (2, 3, 4) and shape[0] == shape[1] and (len(shape) < 4 or shape[2] == shape[3])
+    if not square or 0 in shape:
+        raise ValueError(
+            "gram must have shape (n, n), (n, n, C) or (n, n, C, C), the kernel of the training samples with "
+            f"themselves; got {shape}."
+        )
+    if len(shape) == 2:
+        wanted, fits = (
+            f"({shape[0]},) or ({shape[0]}, C)",
+            targets.ndim in (1, 2) and targets.shape[0] == shape[0],
+        )
+    else:
+        wanted, fits = f"({shape[0]}, {shape[2]})", tuple(targets.shape) == (shape[0], shape[2])
+    if not fits or 0 in targets.shape:
+        raise ValueError(
+            f"targets must have shape {wanted} for a gram of shape {shape}; got {tuple(targets.shape)}."
+        )
+
+
+def _checked_weight(sample_weight, gram):
+    weight = as_array_like(solver_array("sample_weight", sample_weight), gram)
+    xp = array_namespace(weight)
+    require_real(weight, "sample_weight")
+    if tuple(weight.shape) != (gram.shape[0],):
+        raise ValueError(
+            f"sample_weight must have shape ({gram.shape[0]},), one a sample; got {tuple(weight.shape)}."
+        )
+    weight = xp.astype(weight, xp.float64, copy=False)
+    if not bool(xp.all(xp.isfinite(weight) & (weight >= 0))) or float(xp.sum(weight)) == 0:
+        raise ValueError("sample_weight must be finite and >= 0, with at least one weight > 0.")
+    return weight
