@@ -40,10 +40,11 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk._backend import cupy_or_none, to_numpy, to_solver_array
 from ntkrobust_sk.attacks import attack_in_tiles
-from ntkrobust_sk.factors import DIGITS, Whole
 from ntkrobust_sk.kernels import KERNELS, resolve_kernel
 from ntkrobust_sk.plan import make_plan
 from ntkrobust_sk.predictors import make_predictor
+from ntkrobust_sk.tangent.gradient_lists import DIGITS
+from ntkrobust_sk.tangent.gradients import Whole
 
 try:
     from jax import enable_x64

@@ -43,7 +43,7 @@ from .sklearn_guard import frame_of
 from .solvers.direct import Cholesky, Eigh
 from .square import Square
 from .store import hash_arrays
-from .tangent import Linearized
+from .tangent.linearization import Linearized
 from .trainer import AdversarialKernelTrainer
 
 ATTACKS = {

@@ -24,7 +24,7 @@ from .evolution import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
 from .execution.interrupts import heard
 from .norms import NORMS
 from .report import write_report
-from .trainer import DYNAMICS
+from .tangent.linearization import DYNAMICS
 
 # What can go wrong without the library being wrong: told in one line.
 EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)

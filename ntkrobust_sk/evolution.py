@@ -45,8 +45,7 @@ from .rundir import RunDirectory
 from .solvers.ridge import solve
 from .stages import Stage, kept_states, state_file
 from .store import hash_arrays
-from .tangent import linearize
-from .trainer import DYNAMICS
+from .tangent.linearization import DYNAMICS, linearize
 from .training import averaged
 
 REGIMES = ("benign", "adversarial", "flip")

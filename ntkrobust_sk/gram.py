@@ -20,13 +20,13 @@ from ._validation import LARGEST_COUNT, brief, flag, floating
 from .execution.devices import blas, default_devices, everywhere, host_threads, on_host
 from .execution.interrupts import heard
 from .execution.memory import parse_memory
-from .factors import DIGITS, separated
 from .fingerprint import fingerprint
 from .kernels import TangentKernel, resolve_kernel
 from .networks.inputs import host_inputs, params_dtype
 from .networks.model import Model, check_model, require_model
 from .plan import Plan, features_of, fixed_plan, make_plan, n_seeds_of
 from .store import open_store, stored_sizes
+from .tangent.gradient_lists import DIGITS, separated
 
 try:
     from jax import enable_x64

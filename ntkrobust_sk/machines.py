@@ -32,7 +32,7 @@ from .networks.named import initial_model, n_logits
 from .predictors import make_predictor, require_room
 from .solvers.direct import SOLVERS, resolve_solver
 from .solvers.ridge import solve
-from .tangent import linearize
+from .tangent.linearization import linearize
 from .trainer import fit_by_sgd
 
 

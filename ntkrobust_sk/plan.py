@@ -33,11 +33,12 @@ from .execution.devices import (
 )
 from .execution.memory import parse_memory, readable
 from .execution.tiles import pad_rows
-from .factors import DIGITS, contraction_bytes, rounded, stacked
 from .kernels import TangentKernel
 from .networks.inputs import inputs_dtype, params_dtype
 from .networks.model import Model
 from .proof import prove
+from .tangent.costs import contraction_bytes
+from .tangent.gradient_lists import DIGITS, rounded, stacked
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
 TILE_ROWS = 64

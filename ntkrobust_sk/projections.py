@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from ._validation import LARGEST_SEED, check_choice, integer
-from .factors import Factors, Layout, Whole, separated
 from .kernels import KERNELS, Features, TangentKernel
 from .networks.model import Model
+from .tangent.gradient_lists import separated
+from .tangent.gradients import Factors, Layout, Whole
 
 OF = {name: KERNELS[name] for name in ("trace", "pseudo")}
 

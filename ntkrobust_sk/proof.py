@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .execution.devices import at_host
-from .factors import Whole, separated
 from .networks.model import Model, Variables
-from .structure import subjaxprs
+from .tangent.gradient_lists import separated
+from .tangent.gradients import Whole
+from .tangent.jaxpr import subjaxprs
 
 try:
     from jax import enable_x64

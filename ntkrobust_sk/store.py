@@ -41,9 +41,9 @@ from . import __version__
 from ._files import explained, is_part, locked, read_json, require_file, write_atomically
 from ._validation import brief, integer
 from ._validation import path as check_path
-from .factors import DIGITS
 from .fingerprint import UNSURE, without_addresses
 from .fingerprint import hash_arrays as hash_arrays
+from .tangent.gradient_lists import DIGITS
 
 # Of what a store holds and how; what was written in another one is refused.
 FORMAT = 3

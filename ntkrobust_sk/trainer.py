@@ -18,10 +18,9 @@ from .estimators import TangentClassifierMixin, TangentEstimator
 from .execution.tiles import NETWORK_ROWS, movable
 from .networks.inputs import host_inputs, params_dtype
 from .networks.named import initial_model, n_logits
-from .tangent import linearize
+from .tangent.linearization import DYNAMICS, linearize
 from .training import TrainingDivergedError, TrainState, initial_state, train
 
-DYNAMICS = ("standard", "linearized", "centered")
 # One optimiser for all estimators: learning rate and momentum are data, so other values do not recompile.
 SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
 

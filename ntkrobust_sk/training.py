@@ -27,7 +27,7 @@ from .execution.keys import one_key
 from .execution.loops import runs_fused
 from .networks.inputs import PyTree, host_inputs, params_dtype
 from .networks.model import Model, Variables, check_model, require_model
-from .tangent import Linearized
+from .tangent.linearization import Linearized
 
 # Batches between two looks at whether the loss is still finite, and the length of a compiled loop.
 CHUNK = 16

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk.factors import USES, Factors, Layout, Whole, forms_gradient, joined, stacked
+from ntkrobust_sk.tangent.costs import USES, forms_gradient
+from ntkrobust_sk.tangent.gradient_lists import joined, stacked
+from ntkrobust_sk.tangent.gradients import Factors, Layout, Whole
 
 try:
     from jax import enable_x64

@@ -10,20 +10,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ntkrobust_sk import (
-    CNN,
-    MLP,
-    ClassNTK,
-    FullNTK,
-    Model,
-    PseudoNTK,
-    ResNet18,
-    Stateless,
-    TraceNTK,
-    Variables,
-    structure,
-)
+from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, ResNet18, Stateless, TraceNTK, Variables
 from ntkrobust_sk.kernels import KERNELS, resolve_kernel
+from ntkrobust_sk.tangent import per_example as structure
 
 try:
     from jax import enable_x64

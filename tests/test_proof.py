@@ -20,9 +20,9 @@ from ntkrobust_sk import (
     gram,
     linearize,
     proof,
-    structure,
 )
-from ntkrobust_sk.factors import Layout
+from ntkrobust_sk.tangent import per_example as structure
+from ntkrobust_sk.tangent.gradients import Layout
 
 spec = importlib.util.spec_from_file_location(
     "fuzz_networks", Path(__file__).parents[1] / "examples" / "fuzz_networks.py"
@@ -117,7 +117,7 @@ def test_a_misreading_is_caught(name, monkeypatch):
 
 def test_rows_that_get_each_other_s_gradients_are_caught(monkeypatch):
     original = structure.layer_gradients
-    from ntkrobust_sk import tangent
+    from ntkrobust_sk.tangent import features as tangent
 
     def turned(apply, params, x, seeds, **options):
         return original(apply, params, jnp.roll(x, 1, axis=0), seeds, **options)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ntkrobust_sk import structure
-from ntkrobust_sk.factors import AffineFactors, Factors, Whole, separated
-from ntkrobust_sk.structure import contract_gradients, layer_gradients, per_example_gradients
+from ntkrobust_sk.tangent import per_example as structure
+from ntkrobust_sk.tangent.gradient_lists import separated
+from ntkrobust_sk.tangent.gradients import AffineFactors, Factors, Whole
+from ntkrobust_sk.tangent.per_example import contract_gradients, layer_gradients, per_example_gradients
 
 try:
     from jax import enable_x64

@@ -24,13 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The bytes of an array entry, written and read again, take the time of about so many multiply-adds.
-ENTRY_COST = 30
-# Binary digits that products keep of their factors, sums being in single precision, by the names that GPUs have.
-DIGITS = {"tf32": 10, "bf16": 7}
-# A row's gradient, once formed, is contracted with about so many others: the rows of a tile.
-USES = 64
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -283,110 +276,6 @@ class AffineFactors(Factors):
         ones = xp.ones_like(self.inputs[..., :1])
         weights = Factors(self.inputs, self.cotangents, self.layout)
         return weights, Factors(ones, self.cotangents, self.bias_layout)
-
-
-def separated(features: list[Whole | Factors]) -> list[Whole | Factors]:
-    """One entry for each parameter array, in their order, from features in which biases are with their weights."""
-    result, biases = [], {}
-    for leaf in features:
-        if isinstance(leaf, AffineFactors):
-            weights, biases[leaf.bias] = leaf.parts()
-            result.append(weights)
-        else:
-            result.append(leaf)
-    for at in sorted(biases):
-        result.insert(at, biases[at])
-    return result
-
-
-def contracted(leaf: Whole | Factors, tangents):
-    """⟨G_r(x), W_rt⟩ for tangents W (r, t, *shape) of one parameter array: (r, n, t)."""
-
-    def of_seed(part, some):
-        return jax.vmap(lambda tangent: part.push(tangent)[0], out_axes=1)(some)
-
-    if isinstance(leaf, Whole):
-        return jax.vmap(lambda values, some: of_seed(Whole(values[None], leaf.layout), some))(
-            leaf.values, tangents
-        )
-    return jax.vmap(lambda c, some: of_seed(replace(leaf, cotangents=c[None]), some))(leaf.cotangents, tangents)
-
-
-def rounded(features: list[Whole | Factors], name: str, packed: bool = False) -> list[Whole | Factors]:
-    """Features with the digits that "tf32" or "bf16" keep, in single precision, or bfloat16 where they are to be
-    ``packed`` and that holds them; tables' rows as they are."""
-
-    def one(array):
-        if array.dtype.kind in "iu":
-            return array
-        if packed and name == "bf16":
-            return array.astype(jnp.bfloat16)
-        return jax.lax.reduce_precision(array, 8, DIGITS[name])
-
-    return jax.tree.map(one, features)
-
-
-def forms_gradient(n_positions: int, n_in: int, n_out: int, n_seeds: int, all_pairs: bool) -> bool:
-    """Whether forming gradients is cheaper than keeping their factors, in operations for each pair of rows.
-
-    Formed: o·k for every pair of seeds, and s·o·k once a row and seed. As factors: the products of all
-    positions' inputs, s²·k, and for every pair of seeds those of the cotangents, s²·o, entries of two
-    arrays that are multiplied. Depends on nothing but the network's shapes.
-    """
-    pairs = n_seeds**2 if all_pairs else n_seeds
-    formed = pairs * n_out * n_in + n_seeds * n_positions * n_out * n_in / USES
-    factored = n_positions**2 * (n_in + pairs * (n_out + ENTRY_COST))
-    return formed < factored
-
-
-def contraction_bytes(leaf: Whole | Factors, itemsize: int, all_pairs: bool = False) -> int:
-    """What an inner product of two tiles like this takes at most, in a precision of so many bytes.
-
-    Parameters
-    ----------
-    leaf : Whole or Factors
-        Shapes are enough.
-    itemsize : int
-        If larger than the features' own, they are copied.
-    all_pairs : bool, default=False
-        Whether products of different seeds are taken.
-    """
-    arrays = jax.tree.leaves(leaf)
-    copied = 2 * sum(math.prod(a.shape) * itemsize for a in arrays if itemsize > a.dtype.itemsize)
-    if isinstance(leaf, Whole):
-        n_seeds, n, _ = leaf.values.shape
-        return copied + 2 * n_seeds ** (1 + all_pairs) * n**2 * itemsize
-    n_seeds, n, n_groups, n_positions, _ = leaf.cotangents.shape
-    once, blocks = n_groups * (n * n_positions) ** 2 * itemsize, 2 * n_seeds ** (1 + all_pairs)
-    return copied + (blocks * once if n_positions == 1 else 3 * once + blocks * n**2 * itemsize)
-
-
-def stacked(parts, n: int) -> list[Whole | Factors]:
-    """Features of n examples in all, in NumPy, from those of a few at a time.
-
-    Parameters
-    ----------
-    parts : iterable of lists of Whole or Factors
-    n : int
-    """
-    whole, at = None, 0
-    for part in parts:
-        part = jax.tree.map(np.asarray, part)
-        whole = [leaf.room_for(n) for leaf in part] if whole is None else whole
-        size = part[0].n
-        for leaf, rows in zip(whole, part, strict=True):
-            leaf.write(at, rows)
-        at += size
-    return whole
-
-
-def joined(parts: list[Factors]) -> Factors:
-    """The gradient of an array that is used more than once: all uses' positions, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    inputs = jnp.concatenate([part.inputs for part in parts], axis=-2)
-    cotangents = jnp.concatenate([part.cotangents for part in parts], axis=-2)
-    return Factors(inputs, cotangents, parts[0].layout)
 
 
 def _product(left, right):

@@ -1,0 +1,281 @@
+"""The walk through a network's jaxpr: where its parameters meet its data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from ..execution.convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
+from .gradients import Factors, Layout
+from .layer_rules import LINEAR, contract_convolution
+
+
+class _Origin(NamedTuple):
+    """A value that is one parameter array, as ``layout`` sees it, times ``scale``."""
+
+    leaf: int
+    layout: Layout
+    scale: Any = 1.0
+
+
+class _FromParams(NamedTuple):
+    """A value that depends on parameters alone: on which arrays, and its origin if it is only one's."""
+
+    leaves: frozenset
+    origin: _Origin | None = None
+
+
+DATA, CONST = "data", "const"
+
+
+@dataclass
+class _Meeting:
+    """One evaluation of an equation in which parameters meet data."""
+
+    eqn: Any
+    inputs: list
+    kinds: list
+    # the meeting whose output, needed nowhere else, is one of the inputs
+    after: _Meeting | None = None
+
+    def __post_init__(self):
+        self.from_params = [
+            isinstance(kind, _FromParams) and jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+            for value, kind in zip(self.inputs, self.kinds, strict=True)
+        ]
+
+    def sources(self) -> list[_FromParams]:
+        """Where the operands come from."""
+        return [kind for kind, own in zip(self.kinds, self.from_params, strict=True) if own]
+
+    def operands(self) -> list:
+        """The inputs that depend on parameters alone."""
+        return [value for value, own in zip(self.inputs, self.from_params, strict=True) if own]
+
+    def rebind(self, operands: list) -> list:
+        """The equation's outputs as a function of those inputs."""
+        replaced = iter(operands)
+        mixed = zip(self.inputs, self.from_params, strict=True)
+        return bind(self.eqn, [next(replaced) if own else value for value, own in mixed])
+
+    def factors(self, cotangents: list) -> Factors | None:
+        """The only operand's gradient as factors, where the equation is linear in it in such a way."""
+        form = LINEAR.get(self.eqn.primitive.name)
+        if form is None or sum(self.from_params) != 1 or cotangents[0] is None:
+            return None
+        return form(self.eqn, self.inputs, self.from_params, cotangents[0])
+
+    def operand_gradients(self, cotangents: list) -> list:
+        """Cotangents (R, ...) of the outputs, pulled back to the operands."""
+        factors = self.factors(cotangents)
+        if factors is not None and factors.inputs.dtype.kind not in "iu":
+            (operand,) = self.operands()
+            return [factors.layout.undo(factors.whole().values[:, 0]).astype(operand.dtype)]
+        outputs, pull = jax.vjp(self.rebind, self.operands())
+
+        def pull_one(cotangent):
+            filled = [jnp.zeros_like(o) if c is None else c for o, c in zip(outputs, cotangent, strict=True)]
+            return pull(filled)[0]
+
+        return jax.vmap(pull_one)(cotangents)
+
+    def contract(self, cotangents: list, tangents: list, dtype) -> jax.Array:
+        """Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,), summed in ``dtype``
+        or better."""
+        factors = self.factors(cotangents) if self.eqn.primitive.name == "conv_general_dilated" else None
+        if factors is not None and factors.inputs.shape[1] == 1:
+            # (s, k), (c, s, o) and (c, t, o, k)
+            matrices = factors.layout.view(tangents[0])[:, :, 0]
+            found = contract_convolution(factors.inputs[0, 0], factors.cotangents[:, 0, 0], matrices)
+            return found.real.astype(dtype)
+
+        def push(tangent):
+            return jax.jvp(self.rebind, (self.operands(),), (tangent,))[1]
+
+        changes = jax.vmap(jax.vmap(push))(tangents)
+        terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
+        return sum(_summed(_flat(c, 1), _flat(d, 2), dtype) for c, d in terms)
+
+
+@dataclass
+class _Walk:
+    """Evaluates a jaxpr, keeping apart what depends on parameters alone and what depends on the data."""
+
+    probes: list | None = None
+    # what depends on data is left out, where only the operands are wanted
+    operands_only: bool = False
+    meetings: list[_Meeting] = field(default_factory=list)
+
+    def run(self, jaxpr, consts, args, kinds) -> tuple[list, list]:
+        """Values and kinds (CONST, DATA or _FromParams) of the outputs."""
+        env = dict(zip(jaxpr.constvars, ((c, CONST) for c in consts), strict=True))
+        env |= dict(zip(jaxpr.invars, zip(args, kinds, strict=True), strict=True))
+
+        def read(atom):
+            return (atom.val, CONST) if isinstance(atom, Literal) else env[atom]
+
+        read_in = Counter(
+            v for v in (*jaxpr.outvars, *itertools.chain(*(e.invars for e in jaxpr.eqns))) if _is_var(v)
+        )
+        met = {}
+        for eqn in jaxpr.eqns:
+            pairs = [read(atom) for atom in eqn.invars]
+            inputs, kinds = [value for value, _ in pairs], [kind for _, kind in pairs]
+            env |= dict(zip(eqn.outvars, self._equation(eqn, inputs, kinds), strict=True))
+            if self.meetings and self.meetings[-1].eqn is eqn:
+                self.meetings[-1].after = next((met[v] for v in eqn.invars if _is_var(v) and v in met), None)
+                if read_in[eqn.outvars[0]] == 1:
+                    met[eqn.outvars[0]] = self.meetings[-1]
+        outputs = [read(atom) for atom in jaxpr.outvars]
+        return [value for value, _ in outputs], [kind for _, kind in outputs]
+
+    def _equation(self, eqn, inputs, kinds) -> list[tuple]:
+        from_params = [kind for kind in kinds if isinstance(kind, _FromParams)]
+        if from_params and eqn.primitive.name in INLINED:
+            return list(zip(*self.run(*subjaxpr(eqn), inputs, kinds), strict=True))
+        if self.operands_only and DATA in kinds:
+            outputs = [None] * len(eqn.outvars)
+        elif self.probes is not None and DATA in kinds and is_strided(eqn):
+            # only where cotangents are wanted: what has a rule of its own cannot be pushed forward
+            outputs = [plain_convolution(eqn, *inputs)]
+        else:
+            outputs = bind(eqn, inputs)
+        if not from_params:
+            return [(out, DATA if DATA in kinds else CONST) for out in outputs]
+        if DATA not in kinds:
+            leaves = frozenset().union(*(kind.leaves for kind in from_params))
+            return [(out, _FromParams(leaves, _origin(eqn, inputs, kinds))) for out in outputs]
+        meeting = _Meeting(eqn, inputs, kinds)
+        if any(meeting.from_params) and any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars):
+            self.meetings.append(meeting)
+            if self.probes is not None:
+                probes = self.probes[len(self.meetings) - 1]
+                outputs = [out if p is None else out + p for out, p in zip(outputs, probes, strict=True)]
+        return [(out, DATA) for out in outputs]
+
+
+def _is_var(atom) -> bool:
+    return not isinstance(atom, Literal)
+
+
+def _origin(eqn, inputs, kinds) -> _Origin | None:
+    """The origin of an equation's output where it only reorders, casts or scales one parameter array."""
+    name, shapes = eqn.primitive.name, [jnp.shape(value) for value in inputs]
+    out = eqn.outvars[0].aval
+    at = next(i for i, kind in enumerate(kinds) if isinstance(kind, _FromParams))
+    origin, others = kinds[at].origin, [value for i, value in enumerate(inputs) if i != at]
+    if origin is None or any(kind is not CONST for i, kind in enumerate(kinds) if i != at):
+        return None
+    if name == "transpose":
+        return origin._replace(layout=origin.layout.then("transpose", eqn.params["permutation"]))
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim") and math.prod(shapes[at]) == out.size:
+        # axes of length one may change places, the others keep their order
+        return origin._replace(layout=origin.layout.then("reshape", out.shape))
+    if name == "convert_element_type" and jnp.issubdtype(out.dtype, jnp.inexact):
+        drops_part = jnp.iscomplexobj(inputs[at]) and not jnp.issubdtype(out.dtype, jnp.complexfloating)
+        return None if drops_part else origin
+    if name in ("copy", "copy_p", "reduce_precision", "optimization_barrier") and len(eqn.outvars) == 1:
+        return origin
+    if name == "neg":
+        return origin._replace(scale=-origin.scale)
+    scalar = len(others) == 1 and math.prod(jnp.shape(others[0])) == 1 and shapes[at] == out.shape
+    if scalar and (name == "mul" or (name == "div" and at == 0)):
+        factor = jnp.reshape(others[0], ())
+        return origin._replace(scale=origin.scale * (factor if name == "mul" else 1 / factor))
+    return None
+
+
+@dataclass
+class _Met:
+    """Where parameters meet one example, and how to pull cotangents back to there.
+
+    Attributes
+    ----------
+    meetings : list of _Meeting
+    cotangents : callable
+        From seeds (R, C) to a list for each meeting, of arrays (R, *output.shape) or None for outputs that
+        cannot be differentiated.
+    operands_of : callable
+        From parameters to all meetings' operands.
+    logits : shape and dtype
+    """
+
+    meetings: list[_Meeting]
+    cotangents: Callable
+    operands_of: Callable
+    logits: Any
+
+
+def meet(apply, params, z) -> _Met:
+    """Follow the one example z (1, ...) through the network."""
+
+    def apply_to_data(params, z):
+        logits = apply(params, z)
+        # logits of parameters alone would meet the data nowhere and look as if they had no gradient
+        return jnp.where((z == 0).all(), logits, logits)
+
+    closed, logits = jax.make_jaxpr(apply_to_data, return_shape=True)(params, z)
+
+    def walk(at, probes, operands_only=False):
+        walker = _Walk(probes, operands_only)
+        leaves = jax.tree.leaves(at)
+        kinds = [_FromParams(frozenset([i]), _Origin(i, Layout(jnp.shape(v)))) for i, v in enumerate(leaves)]
+        outputs, _ = walker.run(closed.jaxpr, closed.consts, [*leaves, z], [*kinds, DATA])
+        return None if operands_only else outputs[0][0], walker.meetings
+
+    def probe(var):
+        return jnp.zeros(var.aval.shape, var.aval.dtype) if jnp.issubdtype(var.aval.dtype, jnp.inexact) else None
+
+    meetings = walk(params, None)[1]
+    probes = [[probe(var) for var in meeting.eqn.outvars] for meeting in meetings]
+
+    def cotangents(seeds):
+        _, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
+        return jax.vmap(lambda seed: pull(seed)[0])(seeds)
+
+    def operands_of(at):
+        return [meeting.operands() for meeting in walk(at, None, operands_only=True)[1]]
+
+    return _Met(meetings, cotangents, operands_of, logits)
+
+
+def _summed(cotangents, changes, dtype):
+    """Σ_ce ⟨cotangents (c, e), changes (c, t, e)⟩, (t,)."""
+    wide = jnp.promote_types(cotangents.dtype, dtype)
+    return jnp.einsum("ce,cte->t", cotangents, changes, preferred_element_type=wide).real.astype(dtype)
+
+
+def _flat(array, n_axes: int):
+    """All but the first axes made one."""
+    return array.reshape(*array.shape[:n_axes], -1)
+
+
+def pushes_forward(apply: Callable, params, x) -> bool:
+    """Whether tangents can be pushed through a network: not where it has a backward pass of its own alone
+    (``custom_vjp``), nor, without loss of digits, where its parameters have several dtypes."""
+    if len({jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) > 1:
+        return False
+    return not holds_custom_vjp(jax.make_jaxpr(apply)(params, x).jaxpr)
+
+
+def holds_custom_vjp(jaxpr) -> bool:
+    """Whether a jaxpr holds a function that has a backward pass of its own alone."""
+    return any(
+        eqn.primitive.name.startswith("custom_vjp") or any(map(holds_custom_vjp, subjaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def subjaxprs(eqn) -> list:
+    """All jaxprs inside of an equation."""
+    values = [v for value in eqn.params.values() for v in (value if isinstance(value, tuple | list) else [value])]
+    inner = [getattr(value, "jaxpr", value) for value in values]
+    return [value for value in inner if hasattr(value, "eqns")]
