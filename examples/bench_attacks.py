@@ -34,7 +34,7 @@ import optax
 from sklearn.svm import SVC
 
 from ntkrobust_sk import CNN, MLP, PGD, AdversarialKernelTrainer, AutoAttack, Model, load_digits_images, perturb
-from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.kernels import KERNELS
 from ntkrobust_sk.predictors import make_predictor
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from ntkrobust_sk import CNN, PGD, Model, gram, solve
 from ntkrobust_sk._backend import cupy_or_none, to_numpy
-from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.kernels import KERNELS
 from ntkrobust_sk.predictors import make_predictor
 

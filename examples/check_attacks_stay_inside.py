@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntkrobust_sk import APGD, DDN, FAB, FGSM, FMN, MLP, NFGSM, PGD, AutoAttack, Box, Model, Square, Variables
-from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 try:
     from jax import enable_x64

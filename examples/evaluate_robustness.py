@@ -27,7 +27,7 @@ from ntkrobust_sk import (
     load_digits_images,
     robustness_report,
 )
-from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 N_TEST, RADII, SIGMA = 200, [0.02, 0.05, 0.1], 0.25
 CERTIFIED = [0, 0.25, 0.5, 0.75]

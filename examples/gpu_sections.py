@@ -39,7 +39,7 @@ from ntkrobust_sk import (
     train,
 )
 from ntkrobust_sk._backend import cupy_or_none, to_numpy, to_solver_array
-from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.kernels import KERNELS, resolve_kernel
 from ntkrobust_sk.plan import make_plan
 from ntkrobust_sk.predictors import make_predictor

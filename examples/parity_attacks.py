@@ -29,7 +29,7 @@ from pyautoattack import AutoAttack as ReferenceAutoAttack
 from torch.nn import functional
 
 from ntkrobust_sk import APGD, CNN, FAB, PGD, AdversarialKernelTrainer, AutoAttack, Square, load_digits_images
-from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 N, EPOCHS = 1000, 8
 EPSILONS = {"linf": 0.1, "l2": 0.5, "l1": 1.0}

@@ -3,10 +3,7 @@
 # before the imports, since modules read it; a checkout that is not installed has it too
 __version__ = "0.1.0.dev0"
 
-from .apgd import APGD
-from .attacks import FGSM, NFGSM, PGD, Clean
-from .autoattack import AutoAttack
-from .balls import Box
+from .attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box, Clean, Square
 from .checks import check_evaluation
 from .datasets import (
     class_balanced_indices,
@@ -35,9 +32,7 @@ from .evaluation import (
 )
 from .evolution import KernelEvolution, load_evolution
 from .evolution_result import EvolutionResult
-from .fab import FAB
 from .features import TangentFeatures
-from .fmn import DDN, FMN
 from .gram import gram
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
@@ -72,7 +67,6 @@ from .scoring import make_robust_scorer, perturb, robust_accuracy
 from .sklearn_models import as_model
 from .smoothing import certified_accuracy, certify
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
-from .square import Square
 from .tangent import Linearized, linearize
 from .trainer import AdversarialKernelTrainer
 from .training import TrainingDivergedError, TrainState, train

@@ -19,29 +19,29 @@ from ._files import read_npz, require_file, write_atomically
 from ._portable import SavedArray
 from ._validation import brief, check_choice, require_numbers
 from ._validation import path as check_path
-from .apgd import APGD
-from .attacks import FGSM, NFGSM, PGD, Clean
-from .autoattack import AutoAttack
-from .balls import Box
+from .attacks.apgd import APGD
+from .attacks.autoattack import AutoAttack
+from .attacks.fab import FAB
+from .attacks.fmn import DDN, FMN
+from .attacks.norms import NORMS
+from .attacks.pgd import FGSM, NFGSM, PGD, Clean
+from .attacks.square import Square
+from .attacks.threat_model import Box
 from .datasets.splits import load_splits
 from .eigenfeatures import RobustFeatureSelector
 from .evaluation import classifier_under_attack, clopper_pearson
 from .execution.keys import key_of, keys_of
-from .fab import FAB
 from .features import TangentFeatures
-from .fmn import DDN, FMN
 from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .networks.feedforward import CNN, MLP
 from .networks.model import Model, Variables
 from .networks.resnet import ResNet18
 from .networks.wrappers import Normalized, Stateless
-from .norms import NORMS
 from .predictors import DualPredictor, PrimalPredictor
 from .projections import ProjectedNTK
 from .sklearn_guard import frame_of
 from .solvers.direct import Cholesky, Eigh
-from .square import Square
 from .store import hash_arrays
 from .tangent.linearization import Linearized
 from .trainer import AdversarialKernelTrainer

@@ -17,12 +17,14 @@ import numpy as np
 import scipy.stats
 
 from ._validation import brief, integer, number
-from .attacks import PGD, example_losses, require_attack
-from .balls import settle
+from .attacks.entry import require_attack
+from .attacks.losses import example_losses, margin
+from .attacks.norms import NORMS
+from .attacks.pgd import PGD
+from .attacks.square import Square
+from .attacks.valid_points import settle
 from .evaluation import classifier_under_attack, clopper_pearson
 from .execution.keys import key_of, keys_of, one_key_each
-from .norms import NORMS
-from .square import Square, margin
 
 # How much stronger an attack is made; how many times more it is started anew.
 STRONGER, RESTARTS = 4, 2

@@ -23,7 +23,7 @@ from ._files import explained, require_file, write_atomically, written_atomicall
 from ._locks import locked
 from ._validation import LARGEST_SEED, integer, number
 from ._validation import path as check_path
-from .attacks import PGD
+from .attacks.pgd import PGD
 from .datasets.splits import load_splits
 from .datasets.subsets import chosen_indices, no_more
 from .machines import EmpiricalNTKClassifier

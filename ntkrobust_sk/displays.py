@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 
 from ._validation import array, brief, check_choice, flag, integer, number
-from .attacks import require_attack
+from .attacks.entry import require_attack
 from .estimators import TangentEstimator, positions
 from .evaluation import radii, transfer_matrix
 from .evolution_result import require_result

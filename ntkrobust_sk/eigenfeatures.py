@@ -21,7 +21,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._backend import to_numpy
 from ._validation import array, brief, check_lengths, integer, number
-from .attacks import attack_in_tiles, require_attack
+from .attacks.entry import require_attack
+from .attacks.tiled import attack_in_tiles
 from .estimators import TangentEstimator, as_answer
 from .execution.tiles import MACHINE_ROWS, evaluate, movable
 from .gram import gram

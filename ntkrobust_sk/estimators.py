@@ -30,8 +30,9 @@ from ._validation import (
     require_regular,
 )
 from ._validation import seed as checked_seed
-from .attacks import attack_in_tiles, require_attack
-from .balls import admitted
+from .attacks.entry import require_attack
+from .attacks.threat_model import admitted
+from .attacks.tiled import attack_in_tiles
 from .execution.keys import key_of
 from .execution.memory import parse_memory
 from .execution.tiles import evaluate, evaluate_attacked, movable

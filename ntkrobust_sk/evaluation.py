@@ -15,12 +15,15 @@ import scipy.stats
 from sklearn.base import is_regressor
 
 from ._validation import array, brief, check_choice, number, require_numbers
-from .attacks import PGD, require_attack, warn_of_gradients
-from .autoattack import AutoAttack
-from .balls import plain_bounds, settle
+from .attacks.autoattack import AutoAttack
+from .attacks.entry import require_attack
+from .attacks.fab import FAB
+from .attacks.norms import NORMS
+from .attacks.pgd import PGD
+from .attacks.threat_model import plain_bounds
+from .attacks.tiled import warn_of_gradients
+from .attacks.valid_points import settle
 from .execution.keys import key_of, keys_of
-from .fab import FAB
-from .norms import NORMS
 from .subjects import Subject, attackable, is_function, under_attack
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

@@ -25,7 +25,8 @@ from . import __version__
 from ._validation import LARGEST_SEED, check_choice, flag, integer, number
 from ._validation import brief as shown
 from ._validation import path as check_path
-from .attacks import FGSM, NFGSM, PGD, Clean, attack_in_tiles
+from .attacks.pgd import FGSM, NFGSM, PGD, Clean
+from .attacks.tiled import attack_in_tiles
 from .checkpoints import DamagedCheckpointError
 from .datasets.splits import Splits, load_splits
 from .datasets.subsets import chosen_indices, no_more, require_enough

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ._validation import brief, require_regular
-from .balls import Box
+from .attacks.threat_model import Box
 
 # Above it, neighbouring integers are one number in double precision.
 LARGEST_INTEGER = 2**53

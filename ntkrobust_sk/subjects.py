@@ -18,11 +18,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from ._validation import brief, fitting, require_numbers
-from .attacks import attack_in_tiles
-from .balls import admitted
+from .attacks.entry import how_to_make, with_two_columns
+from .attacks.square import Square
+from .attacks.threat_model import admitted
+from .attacks.tiled import attack_in_tiles
 from .blackbox import BlackBox, forget_error
 from .columns import encoded_columns, table_model
-from .entry import how_to_make, with_two_columns
 from .estimators import kept_dtypes, positions
 from .execution.interrupts import heard
 from .execution.keys import keys_of
@@ -33,7 +34,6 @@ from .networks.inputs import params_dtype
 from .networks.model import Model, failure
 from .sklearn_guard import compare
 from .sklearn_models import model_on
-from .square import Square
 
 try:
     from jax import enable_x64

@@ -12,8 +12,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from tqdm.auto import tqdm
 
 from ._validation import fitting, require_resolution
-from .attacks import Clean
-from .balls import check_bounds
+from .attacks.pgd import Clean
+from .attacks.threat_model import check_bounds
 from .estimators import TangentClassifierMixin, TangentEstimator
 from .execution.tiles import NETWORK_ROWS, movable
 from .networks.inputs import host_inputs, params_dtype

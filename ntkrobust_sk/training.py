@@ -19,8 +19,10 @@ import numpy as np
 import optax
 
 from ._validation import array, brief, check_lengths, fitting, flag, integer, number, require_resolution
-from .attacks import Clean, example_losses, require_attack
-from .balls import check_bounds
+from .attacks.entry import require_attack
+from .attacks.losses import example_losses
+from .attacks.pgd import Clean
+from .attacks.threat_model import check_bounds
 from .execution.convolutions import with_fast_gradients
 from .execution.devices import on_host
 from .execution.keys import one_key

@@ -26,7 +26,7 @@ from ntkrobust_sk import (
     solve,
     train,
 )
-from ntkrobust_sk.attacks import attack_in_tiles
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution import devices, loops
 from ntkrobust_sk.kernels import KERNELS, resolve_kernel
 from ntkrobust_sk.plan import features_of, fixed_plan, make_plan

@@ -26,8 +26,9 @@ from ntkrobust_sk import (
     Variables,
     robustness_report,
 )
-from ntkrobust_sk.attacks import NFGSM, Clean, attack_in_tiles
-from ntkrobust_sk.norms import NORMS
+from ntkrobust_sk.attacks.norms import NORMS
+from ntkrobust_sk.attacks.pgd import NFGSM, Clean
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 OURS = [Clean(), *(kind(0.1) for kind in (PGD, FGSM, NFGSM, APGD, FAB, FMN, DDN, Square, AutoAttack))]
 

@@ -11,10 +11,13 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import kstest
 
-from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, TraceNTK, Variables, attacks, linearize
-from ntkrobust_sk.attacks import FGSM, PGD, Clean, attack_in_tiles, example_losses
-from ntkrobust_sk.balls import project_into
-from ntkrobust_sk.norms import L2, NORMS
+from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, TraceNTK, Variables, linearize
+from ntkrobust_sk.attacks import pgd as attacks
+from ntkrobust_sk.attacks.losses import example_losses
+from ntkrobust_sk.attacks.norms import L2, NORMS
+from ntkrobust_sk.attacks.pgd import FGSM, PGD, Clean
+from ntkrobust_sk.attacks.threat_model import project_into
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.predictors import make_predictor
 
 try:

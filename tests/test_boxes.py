@@ -13,9 +13,10 @@ from scipy.stats import kstest
 from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box, Square, perturb, robust_accuracy
-from ntkrobust_sk.attacks import attack_in_tiles
-from ntkrobust_sk.balls import ball_of, check_bounds, project_into, samples, settle
-from ntkrobust_sk.norms import NORMS
+from ntkrobust_sk.attacks.norms import NORMS
+from ntkrobust_sk.attacks.threat_model import ball_of, check_bounds, project_into, samples
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
+from ntkrobust_sk.attacks.valid_points import settle
 from ntkrobust_sk.subjects import enable_x64
 
 KEY = jax.random.key(0)

@@ -23,7 +23,7 @@ from ntkrobust_sk import (
     robust_accuracy,
     robustness_report,
 )
-from ntkrobust_sk.autoattack import _differ
+from ntkrobust_sk.attacks.autoattack import _differ
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(12, 4)).astype(np.float32)
@@ -166,7 +166,7 @@ def test_evaluations_tell_once_of_gradients_that_are_not_finite(call):
 
 
 def test_the_look_at_gradients_does_not_compile_by_the_number_of_rows():
-    from ntkrobust_sk.attacks import _lost
+    from ntkrobust_sk.attacks.tiled import _lost
 
     robust_accuracy(with_gradients, X, Y, PGD(0.2, 1))
     compiled = _lost._cache_size()

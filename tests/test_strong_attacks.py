@@ -9,13 +9,14 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import APGD, CNN, FAB, FMN, MLP, PGD, AutoAttack, Model, Square, as_model
-from ntkrobust_sk.apgd import _looks, _radii, _target, dlr, targeted_dlr
-from ntkrobust_sk.attacks import attack_in_tiles, example_losses
-from ntkrobust_sk.autoattack import flags
-from ntkrobust_sk.balls import Ball
-from ntkrobust_sk.fab import to_plane
-from ntkrobust_sk.norms import NORMS
-from ntkrobust_sk.square import _bump, _sizes, margin
+from ntkrobust_sk.attacks.apgd import _looks, _radii, _target
+from ntkrobust_sk.attacks.autoattack import flags
+from ntkrobust_sk.attacks.losses import dlr, example_losses, margin, targeted_dlr
+from ntkrobust_sk.attacks.norms import NORMS
+from ntkrobust_sk.attacks.planes import to_plane
+from ntkrobust_sk.attacks.square import _bump, _sizes
+from ntkrobust_sk.attacks.threat_model import Ball
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 try:
     from jax import enable_x64

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import kstest
 
 from ntkrobust_sk import CNN, FGSM, MLP, NFGSM, Model, Normalized, train
-from ntkrobust_sk.attacks import attack_in_tiles
-from ntkrobust_sk.balls import project_into
+from ntkrobust_sk.attacks.threat_model import project_into
+from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 KEY = jax.random.key(0)
 N, N_FEATURES, N_CLASSES, EPSILON = 8, 4, 3, 0.1

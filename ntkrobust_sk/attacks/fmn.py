@@ -14,14 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._validation import number
-from .attacks import answers_wrongly, log_odds, set_common, set_plain
-from .balls import Box, free, project, usable
-from .execution.convolutions import with_fast_gradients
-from .execution.loops import runs_fused
-from .fab import Found, MinimumNorm
+from .._validation import number
+from ..execution.convolutions import with_fast_gradients
+from ..execution.loops import runs_fused
+from .losses import answers_wrongly, log_odds, margin
+from .minimum_norm import Found, MinimumNorm
 from .norms import NORMS
-from .square import margin
+from .pgd import set_common, set_plain
+from .threat_model import Box, free, project, usable
 
 DUALS = {"linf": "l1", "l2": "l2", "l1": "linf"}
 # Where steps end, as a share of the first one, and where the relative change of the radius ends.

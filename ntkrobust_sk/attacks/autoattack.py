@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import integer
+from .._validation import integer
+from ..execution.devices import on_host
+from ..execution.tiles import NO_ANSWER, answers, as_pytree, evaluate, pad_rows
 from .apgd import APGD
-from .attacks import attack_in_tiles, checked_data, example_losses, set_common, set_plain
-from .balls import Box
 from .entry import check_targets, checked_model, scores_of, with_two_columns
-from .execution.devices import on_host
-from .execution.tiles import NO_ANSWER, answers, as_pytree, evaluate, pad_rows
 from .fab import FAB
+from .losses import example_losses
+from .pgd import set_common, set_plain
 from .square import Square
+from .threat_model import Box
+from .tiled import attack_in_tiles, checked_data
 
 # Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many; tiles of few
 # keep an accelerator waiting.

@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import check_choice, integer
-from .attacks import Climbing, answers_wrongly, ascent_losses, known, set_common, set_plain, worse_of
-from .balls import Box, free, project, samples, steepest, unusable, usable
+from .._validation import check_choice, integer
+from ..execution.convolutions import with_fast_gradients
+from ..execution.keys import fold_keys
+from ..execution.loops import runs_fused
+from .climbing import Climbing
 from .entry import given
-from .execution.convolutions import with_fast_gradients
-from .execution.keys import fold_keys
-from .execution.loops import runs_fused
+from .losses import LOSSES, answers_wrongly, check_classes
 from .norms import NORMS
+from .pgd import known, set_common, set_plain, worse_of
+from .threat_model import Box, free, project, samples, steepest, unusable, usable
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.
 MOMENTUM = 0.75
@@ -102,7 +104,7 @@ class APGD(Climbing):
     def examples(self, model, x, y, key):
         """Adversarial examples (n, ...), and whether a gradient on the way was not finite (n,)."""
         model, x, y, keys, ball, shape, n_classes = given(self, model, x, y, key)
-        _check_classes(self.loss, n_classes, y)
+        check_classes(self.loss, n_classes, y)
         # ranks among the scores of the input; the first is the answer that has to be changed
         ranks = range(2, min(self.n_targets + 1, n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
         best, lost = None, np.zeros(len(x), bool)
@@ -111,24 +113,6 @@ class APGD(Climbing):
             other, lost = _one_run(self, model, x, y, target, fold_keys(keys, run), ball, lost)
             best = other if best is None else worse_of(model, best, other, y)
         return best.reshape(shape), lost
-
-
-def dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
-    """Difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
-    ordered = jnp.sort(scores, axis=1)
-    others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
-    return (others.max(1) - _at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + TINY)
-
-
-def targeted_dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
-    """The same towards the class ``target`` (n,) of each example."""
-    ordered = jnp.sort(scores, axis=1)
-    return (_at(scores, target) - _at(scores, y)) / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + TINY)
-
-
-TINY = 1e-12
-LOSSES = {"ce": lambda scores, y, target: ascent_losses(scores, y), "dlr": dlr, "targeted-dlr": targeted_dlr}
-CLASSES_NEEDED = {"ce": 1, "dlr": 3, "targeted-dlr": 4}
 
 
 class _State(NamedTuple):
@@ -333,17 +317,3 @@ def _looks(n_steps: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
         if since == window:
             looks[step], since, window = True, 0, max(window - decrement, least)
     return looks, windows
-
-
-def _check_classes(loss, n_classes, y):
-    if n_classes < CLASSES_NEEDED[loss]:
-        raise ValueError(
-            f"loss={loss!r} needs {CLASSES_NEEDED[loss]} classes or more, but the model gives {n_classes} scores; "
-            "use loss='ce'"
-        )
-    if loss != "ce" and not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"loss={loss!r} needs integer labels, got {y.dtype}; use loss='ce'")
-
-
-def _at(scores, y):
-    return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ._validation import array, brief, check_choice, fitting, function, number
-from .balls import Ball, admitted, ball_of, check_floating, plain_bounds
-from .execution.devices import on_host
-from .execution.keys import Keys, one_key_each
-from .execution.loops import form_of, without_numbers
-from .execution.tiles import as_pytree, on_rows
-from .networks.model import failure
+from .._validation import array, brief, check_choice, fitting, function, number
+from ..execution.devices import on_host
+from ..execution.keys import Keys, one_key_each
+from ..execution.loops import form_of, without_numbers
+from ..execution.tiles import as_pytree, on_rows
+from ..networks.model import failure
 from .norms import NORMS
+from .threat_model import Ball, admitted, ball_of, check_floating, plain_bounds
 
 # How an attack is called.
 CALL = "attack(model, x, y, key=key)"

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import integer, number
-from .attacks import set_common, set_plain
-from .balls import Box, project
+from .._validation import integer, number
+from ..execution.keys import fold_keys
+from ..execution.loops import runs_fused
 from .entry import given
-from .execution.keys import fold_keys
-from .execution.loops import runs_fused
+from .losses import margin
 from .norms import NORMS
+from .pgd import set_common, set_plain
+from .threat_model import Box, project
 
 # After which query the share of features that a proposal changes is halved once more.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -99,19 +100,6 @@ class Square:
 class _State(NamedTuple):
     x: jax.Array
     margin: jax.Array
-
-
-def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
-    """z_y − max_{c≠y} z_c (n,) of scores (n, C) and labels (n,): negative where the answer is wrong.
-
-    It is infinite where scores are NaN, since that is no answer.
-
-    >>> margin(jnp.array([[2.0, 0.5, 1.0]]), jnp.array([0])).tolist()
-    [1.0]
-    """
-    right = jax.nn.one_hot(y, scores.shape[1], dtype=bool)
-    found = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - jnp.where(right, -jnp.inf, scores).max(1)
-    return jnp.where(jnp.isnan(found), jnp.inf, found)
 
 
 @partial(jax.jit, static_argnames=("norm", "shape"))

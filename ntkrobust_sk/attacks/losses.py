@@ -1,0 +1,101 @@
+"""What attacks climb: cross-entropy, squared error, margins, and the difference of logits ratio."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from .entry import is_binary, two_columns
+
+
+def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """Cross-entropy (n,) of integer labels, squared error (n,) of real targets.
+
+    One column of scores is that of label 1 against label 0, whose score is zero.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each row of scores, or real targets are not shaped like the scores.
+    """
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        if y.shape != scores.shape[:1]:
+            raise ValueError(
+                f"integer labels must be of shape {scores.shape[:1]}, one for each row of scores, got {y.shape}; "
+                "one-hot or other real targets must be floating"
+            )
+        return _cross_entropy(two_columns(scores) if is_binary(scores.shape, y) else scores, y)
+    if y.shape != scores.shape:
+        raise ValueError(f"real targets must be shaped like the scores, {scores.shape}, got {y.shape}")
+    return jnp.sum((scores - y.astype(scores.dtype)) ** 2, axis=1)
+
+
+def _cross_entropy(scores, y):
+    """log(1 + Σ_{c ≠ y} exp(s_c − s_y)), which 1 − softmax does not round to zero where the model is sure."""
+    return jax.nn.softplus(log_odds(scores, y))
+
+
+def log_odds(scores, y):
+    """log Σ_{c ≠ y} exp(s_c − s_y) (n,), which rises with the cross-entropy.
+
+    Its gradient has the direction of the cross-entropy's, without the factor that rounds to zero where the model
+    is very sure: the probability of a wrong answer.
+    """
+    right = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
+    others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
+    return jax.nn.logsumexp(others, axis=1) - right
+
+
+def ascent_losses(scores, y):
+    """What rises with :func:`example_losses`, for attacks that ask for its order and direction alone."""
+    return log_odds(scores, y) if jnp.issubdtype(y.dtype, jnp.integer) else example_losses(scores, y)
+
+
+def answers_wrongly(scores, y):
+    """Whether the highest score is another's (n,). Scores of which one is NaN are no answer, so no wrong one."""
+    return (scores.argmax(1) != y) & ~jnp.isnan(scores).any(1)
+
+
+def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """z_y − max_{c≠y} z_c (n,) of scores (n, C) and labels (n,): negative where the answer is wrong.
+
+    It is infinite where scores are NaN, since that is no answer.
+
+    >>> margin(jnp.array([[2.0, 0.5, 1.0]]), jnp.array([0])).tolist()
+    [1.0]
+    """
+    right = jax.nn.one_hot(y, scores.shape[1], dtype=bool)
+    found = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - jnp.where(right, -jnp.inf, scores).max(1)
+    return jnp.where(jnp.isnan(found), jnp.inf, found)
+
+
+def dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    """Difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
+    ordered = jnp.sort(scores, axis=1)
+    others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
+    return (others.max(1) - _at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + TINY)
+
+
+def targeted_dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    """The same towards the class ``target`` (n,) of each example."""
+    ordered = jnp.sort(scores, axis=1)
+    return (_at(scores, target) - _at(scores, y)) / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + TINY)
+
+
+TINY = 1e-12
+LOSSES = {"ce": lambda scores, y, target: ascent_losses(scores, y), "dlr": dlr, "targeted-dlr": targeted_dlr}
+CLASSES_NEEDED = {"ce": 1, "dlr": 3, "targeted-dlr": 4}
+
+
+def check_classes(loss, n_classes, y):
+    if n_classes < CLASSES_NEEDED[loss]:
+        raise ValueError(
+            f"loss={loss!r} needs {CLASSES_NEEDED[loss]} classes or more, but the model gives {n_classes} scores; "
+            "use loss='ce'"
+        )
+    if loss != "ce" and not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"loss={loss!r} needs integer labels, got {y.dtype}; use loss='ce'")
+
+
+def _at(scores, y):
+    return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
