@@ -40,7 +40,7 @@ from .networks.resnet import ResNet18
 from .networks.wrappers import Normalized, Stateless
 from .predictors import DualPredictor, PrimalPredictor
 from .projections import ProjectedNTK
-from .sklearn_guard import frame_of
+from .sklearn_models.guard import frame_of
 from .solvers.direct import Cholesky, Eigh
 from .store import hash_arrays
 from .tangent.linearization import Linearized

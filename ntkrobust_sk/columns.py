@@ -17,8 +17,8 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from .frames import Table
-from .sklearn_arrays import namespace
-from .sklearn_models import model_on
+from .sklearn_models.arrays import namespace
+from .sklearn_models.conversion import model_on
 
 # Bytes that a table of known answers may take.
 LARGEST_BLOCK = 2**28

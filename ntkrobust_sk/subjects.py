@@ -32,8 +32,8 @@ from .execution.tiles import NETWORK_ROWS, answers, as_pytree, movable
 from .frames import Table, as_table, check_rows, require_free, warn_of_fixed
 from .networks.inputs import params_dtype
 from .networks.model import Model, failure
-from .sklearn_guard import compare
-from .sklearn_models import model_on
+from .sklearn_models.conversion import model_on
+from .sklearn_models.guard import compare
 
 try:
     from jax import enable_x64

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from ntkrobust_sk import sklearn_models
+from ntkrobust_sk.sklearn_models import conversion as sklearn_models
 
 SPEC = importlib.util.spec_from_file_location(
     "table_of_adapters", Path(__file__).parents[1] / "examples" / "table_of_adapters.py"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ntkrobust_sk import sklearn_models
+from ntkrobust_sk.sklearn_models import conversion as sklearn_models
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,9 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, SVR, LinearSVC, NuSVC
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, Model, as_model, perturb, robust_accuracy
-from ntkrobust_sk.sklearn_guard import check_agreement, rows_near
-from ntkrobust_sk.sklearn_models import model_on
+from ntkrobust_sk.sklearn_models.conversion import model_on
+from ntkrobust_sk.sklearn_models.guard import check_agreement
+from ntkrobust_sk.sklearn_models.remembered_rows import rows_near
 
 try:
     from jax import enable_x64

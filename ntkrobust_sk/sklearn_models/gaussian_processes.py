@@ -8,8 +8,8 @@ import numpy as np
 from jax.tree_util import Partial
 from sklearn.gaussian_process import kernels
 
-from .sklearn_arrays import error_function, fitted, namespace, root, solve_lower
-from .sklearn_kernel_machines import expanded_distances, expansion, squared_distances
+from .arrays import error_function, fitted, namespace, root, solve_lower
+from .kernel_machines import expanded_distances, expansion, squared_distances
 
 
 def covariance(kernel):

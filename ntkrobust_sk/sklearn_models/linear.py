@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.tree_util import Partial
 
-from .sklearn_arrays import dense, fitted, namespace, sigmoid
+from .arrays import dense, fitted, namespace, sigmoid
 
 
 def of_two_classes(decision):

@@ -7,10 +7,10 @@ from itertools import combinations
 import numpy as np
 from jax.tree_util import Partial
 
-from ._validation import array
-from .execution.tiles import as_pytree
-from .sklearn_arrays import dense, fitted, namespace
-from .sklearn_linear import of_two_classes
+from .._validation import array
+from ..execution.tiles import as_pytree
+from .arrays import dense, fitted, namespace
+from .linear import of_two_classes
 
 
 def _linear_kernel(gamma, coef0, degree, x, z):

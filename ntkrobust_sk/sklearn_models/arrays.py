@@ -9,10 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 import scipy.special
 
-from ._validation import array
+from .._validation import array
 
 
 def namespace(x):

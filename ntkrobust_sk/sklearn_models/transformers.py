@@ -8,8 +8,8 @@ from numbers import Real
 import numpy as np
 from jax.tree_util import Partial
 
-from .sklearn_arrays import fitted, namespace, root
-from .sklearn_linear import projected
+from .arrays import fitted, namespace, root
+from .linear import projected
 
 
 def standard(estimator):

@@ -22,16 +22,16 @@ from sklearn.exceptions import NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.utils.validation import check_is_fitted
 
-from . import sklearn_gaussian_processes as processes
-from . import sklearn_kernel_machines as machines
-from . import sklearn_linear as linear
-from . import sklearn_transformers as transformers
-from ._validation import array, brief, fitting
-from .execution.tiles import Shaped
-from .networks.inputs import require_finite
-from .networks.model import Model, advice, is_foreign
-from .sklearn_arrays import namespace
-from .sklearn_guard import check_agreement, core, width_of
+from .._validation import array, brief, fitting
+from ..execution.tiles import Shaped
+from ..networks.inputs import require_finite
+from ..networks.model import Model, advice, is_foreign
+from . import gaussian_processes as processes
+from . import kernel_machines as machines
+from . import linear, transformers
+from .arrays import namespace
+from .guard import check_agreement
+from .remembered_rows import core, width_of
 
 
 def as_model(estimator, *, kernel=None, X_fit=None):
