@@ -35,8 +35,8 @@ from sklearn.svm import SVC
 
 from ntkrobust_sk import CNN, MLP, PGD, AdversarialKernelTrainer, AutoAttack, Model, load_digits_images, perturb
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.predictors import make_predictor
+from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.predictors import make_predictor
 
 N, N_FEATURES, FEW_FEATURES, WIDTH, N_CLASSES = 256, 784, 64, 256, 10
 ATTACK = PGD(epsilon=0.1, n_steps=40)

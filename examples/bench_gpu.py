@@ -24,8 +24,8 @@ import numpy as np
 from ntkrobust_sk import CNN, PGD, Model, gram, solve
 from ntkrobust_sk._backend import cupy_or_none, to_numpy
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.predictors import make_predictor
+from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.predictors import make_predictor
 
 try:
     from jax import enable_x64

@@ -30,12 +30,12 @@ import numpy as np
 
 from ntkrobust_sk import CNN, MLP, PGD, Model, ResNet18, gram
 from ntkrobust_sk.execution.devices import host_threads
-from ntkrobust_sk.gram import contract_on_host
-from ntkrobust_sk.kernels import KERNELS
+from ntkrobust_sk.kernels.neural_tangents_bridge import import_neural_tangents
+from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.plan import make_plan
+from ntkrobust_sk.kernels.predictors import make_predictor
+from ntkrobust_sk.kernels.tiles import contract_on_host, features_of
 from ntkrobust_sk.networks.model import Variables
-from ntkrobust_sk.neural_tangents_bridge import import_neural_tangents
-from ntkrobust_sk.plan import features_of, make_plan
-from ntkrobust_sk.predictors import make_predictor
 
 SEED = 0
 AGREEMENT = 1e-4

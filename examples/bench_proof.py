@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from ntkrobust_sk import CNN, MLP, Model, ResNet18, gram
-from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.proof import prove
+from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.proof import prove
 
 CASES = {
     "MLP": (MLP(n_outputs=10), (64,), ("trace", "class", "pseudo"), 256),

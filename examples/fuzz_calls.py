@@ -57,7 +57,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from ntkrobust_sk import *
 from ntkrobust_sk import eigenfeatures, kernels, plan, store, testing, training
 from ntkrobust_sk.adversarial import attack_examples, load_estimator, make_attack
-from ntkrobust_sk.predictors import make_predictor
+from ntkrobust_sk.kernels.predictors import make_predictor
 from ntkrobust_sk.datasets.splits import load_splits
 r = np.random.default_rng(0)
 X, y = r.uniform(size=(12, 4)).astype(np.float32), np.arange(12) % 3

@@ -361,7 +361,7 @@ def _gram_arguments():
     import jax
 
     from ntkrobust_sk import MLP, Model, TraceNTK
-    from ntkrobust_sk.plan import fixed_plan
+    from ntkrobust_sk.kernels.plan import fixed_plan
 
     network = MLP(n_outputs=2, widths=(3,))
     model = Model(network, network.init(jax.random.key(0), (4,)))
@@ -386,7 +386,7 @@ def make_unfinished_store(folder: Path) -> None:
 
 def read_store(folder: Path):
     """The matrix as it is on disk."""
-    from ntkrobust_sk.store import read_gram
+    from ntkrobust_sk.kernels.store import read_gram
 
     return read_gram(folder / "K.zarr")
 

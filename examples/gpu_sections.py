@@ -40,9 +40,9 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk._backend import cupy_or_none, to_numpy, to_solver_array
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-from ntkrobust_sk.kernels import KERNELS, resolve_kernel
-from ntkrobust_sk.plan import make_plan
-from ntkrobust_sk.predictors import make_predictor
+from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
+from ntkrobust_sk.kernels.plan import make_plan
+from ntkrobust_sk.kernels.predictors import make_predictor
 from ntkrobust_sk.tangent.gradient_lists import DIGITS
 from ntkrobust_sk.tangent.gradients import Whole
 

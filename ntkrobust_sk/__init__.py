@@ -33,8 +33,7 @@ from .evaluation import (
 from .evolution import KernelEvolution, load_evolution
 from .evolution_result import EvolutionResult
 from .features import TangentFeatures
-from .gram import gram
-from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
+from .kernels import ClassNTK, FullNTK, ProjectedNTK, PseudoNTK, TraceNTK, gram
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .metrics import (
     effective_rank,
@@ -61,7 +60,6 @@ from .networks import (
     from_nnx,
     from_stax,
 )
-from .projections import ProjectedNTK
 from .report import write_report
 from .scoring import make_robust_scorer, perturb, robust_accuracy
 from .sklearn_models import as_model

@@ -32,17 +32,17 @@ from .eigenfeatures import RobustFeatureSelector
 from .evaluation import classifier_under_attack, clopper_pearson
 from .execution.keys import key_of, keys_of
 from .features import TangentFeatures
-from .kernels import ClassNTK, FullNTK, PseudoNTK, TraceNTK
+from .kernels.fingerprint import hash_arrays
+from .kernels.ntk import ClassNTK, FullNTK, PseudoNTK, TraceNTK
+from .kernels.predictors import DualPredictor, PrimalPredictor
+from .kernels.projected import ProjectedNTK
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .networks.feedforward import CNN, MLP
 from .networks.model import Model, Variables
 from .networks.resnet import ResNet18
 from .networks.wrappers import Normalized, Stateless
-from .predictors import DualPredictor, PrimalPredictor
-from .projections import ProjectedNTK
 from .sklearn_models.guard import frame_of
 from .solvers.direct import Cholesky, Eigh
-from .store import hash_arrays
 from .tangent.linearization import Linearized
 from .trainer import AdversarialKernelTrainer
 

@@ -25,12 +25,12 @@ from .attacks.entry import require_attack
 from .attacks.tiled import attack_in_tiles
 from .estimators import TangentEstimator, as_answer
 from .execution.tiles import MACHINE_ROWS, evaluate, movable
-from .gram import gram
-from .kernels import resolve_kernel
+from .kernels.gram_matrix import gram
+from .kernels.ntk import resolve_kernel
+from .kernels.predictors import make_predictor
 from .machines import KernelSourceMixin
 from .networks.inputs import host_inputs, params_dtype
 from .networks.model import Model, Variables, check_model, require_model
-from .predictors import make_predictor
 from .solvers.matrices import require_symmetric
 from .solvers.ridge import solve
 

@@ -37,7 +37,7 @@ from .execution.keys import key_of
 from .execution.memory import parse_memory
 from .execution.tiles import evaluate, evaluate_attacked, movable
 from .frames import as_table, require_free, require_own_names, warn_of_fixed
-from .gram import gram
+from .kernels.gram_matrix import gram
 from .networks.inputs import params_dtype
 
 # What reaches networks as it is, besides floating numbers.

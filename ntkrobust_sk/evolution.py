@@ -35,17 +35,17 @@ from .evolution_result import IMAGES, EvolutionResult, brief, kernel_name, read_
 from .execution.interrupts import heard
 from .execution.memory import parse_memory
 from .execution.tiles import MACHINE_ROWS, NETWORK_ROWS, evaluate
-from .gram import gram
-from .kernels import resolve_kernel
+from .kernels.fingerprint import hash_arrays
+from .kernels.gram_matrix import gram
+from .kernels.ntk import resolve_kernel
+from .kernels.predictors import make_predictor
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
 from .networks.model import Model
 from .networks.named import NETWORKS, initial_model
 from .networks.wrappers import Normalized
-from .predictors import make_predictor
 from .rundir import RunDirectory
 from .solvers.ridge import solve
 from .stages import Stage, kept_states, state_file
-from .store import hash_arrays
 from .tangent.linearization import DYNAMICS, linearize
 from .training import averaged
 

@@ -12,8 +12,9 @@ import numpy as np
 from . import metrics
 from ._validation import brief as shown
 from ._validation import check_choice
+from .kernels.fingerprint import hash_arrays
+from .kernels.store import read_gram
 from .rundir import DamagedRunError, RunDirectory
-from .store import hash_arrays, read_gram
 
 # What kernels are measured on.
 IMAGES = ("clean", "adversarial")

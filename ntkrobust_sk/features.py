@@ -12,12 +12,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from .estimators import TangentEstimator, as_answer
 from .execution.memory import parse_memory
-from .kernels import resolve_kernel
+from .kernels.ntk import resolve_kernel
+from .kernels.plan import make_plan
+from .kernels.projected import ProjectedNTK
+from .kernels.tiles import features_of
 from .machines import KernelSourceMixin
 from .networks.inputs import host_inputs, n_params, params_dtype
 from .networks.named import n_logits
-from .plan import features_of, make_plan
-from .projections import ProjectedNTK
 from .tangent.gradient_lists import separated
 
 # Rows of a tile.

@@ -24,12 +24,12 @@ from .estimators import (
 )
 from .execution.memory import parse_memory
 from .execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
-from .gram import gram
-from .kernels import resolve_kernel
+from .kernels.gram_matrix import gram
+from .kernels.ntk import resolve_kernel
+from .kernels.predictors import make_predictor, require_room
 from .networks.inputs import host_inputs, params_dtype
 from .networks.model import Model
 from .networks.named import initial_model, n_logits
-from .predictors import make_predictor, require_room
 from .solvers.direct import SOLVERS, resolve_solver
 from .solvers.ridge import solve
 from .tangent.linearization import linearize

@@ -47,14 +47,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._validation import flag, number, positive_tuple
-from .gram import gram
-from .kernels import resolve_kernel
+from .kernels.gram_matrix import gram
+from .kernels.ntk import resolve_kernel
+from .kernels.plan import fixed_plan
+from .kernels.predictors import DualPredictor, enable_x64, make_predictor
 from .networks.feedforward import CNN, MLP
 from .networks.inputs import host_inputs, require_finite
 from .networks.layers import ACTIVATIONS
 from .networks.model import Model, Network, require_model
-from .plan import fixed_plan
-from .predictors import DualPredictor, enable_x64, make_predictor
 
 ROUNDING = 64
 DRIFT = 256

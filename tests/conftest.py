@@ -40,7 +40,7 @@ gc.set_threshold(100_000, 50, 50)
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from ntkrobust_sk import plan  # noqa: E402
+from ntkrobust_sk.kernels import plan
 
 
 @pytest.fixture(autouse=True, scope="module")

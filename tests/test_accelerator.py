@@ -22,15 +22,16 @@ from ntkrobust_sk import (
     ProjectedNTK,
     gram,
     linearize,
-    plan,
     solve,
     train,
 )
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution import devices, loops
-from ntkrobust_sk.kernels import KERNELS, resolve_kernel
-from ntkrobust_sk.plan import features_of, fixed_plan, make_plan
-from ntkrobust_sk.predictors import DualPredictor, PrimalPredictor, make_predictor
+from ntkrobust_sk.kernels import plan
+from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
+from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
+from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor
+from ntkrobust_sk.kernels.tiles import features_of
 
 try:
     from jax import enable_x64

@@ -18,7 +18,7 @@ from ntkrobust_sk.attacks.norms import L2, NORMS
 from ntkrobust_sk.attacks.pgd import FGSM, PGD, Clean
 from ntkrobust_sk.attacks.threat_model import project_into
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-from ntkrobust_sk.predictors import make_predictor
+from ntkrobust_sk.kernels.predictors import make_predictor
 
 try:
     from jax import enable_x64

@@ -45,8 +45,8 @@ from ntkrobust_sk import (
     train,
 )
 from ntkrobust_sk.execution.keys import key_of
+from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor
 from ntkrobust_sk.networks.named import NETWORKS
-from ntkrobust_sk.predictors import DualPredictor, PrimalPredictor
 
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::2] / 8, Y[::2]  # 75 flowers in [0, 1]: more than one tile of rows

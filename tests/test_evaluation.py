@@ -264,7 +264,7 @@ def test_transfer_serves_networks_their_tangent_models_and_kernel_machines_alike
 def test_transfer_from_and_to_an_infinitely_wide_network(linear):
     if find_spec("neural_tangents") is None or find_spec("frozendict") is None:
         pytest.skip("needs: pip install --no-deps neural-tangents==0.6.5 frozendict")
-    from ntkrobust_sk.neural_tangents_bridge import import_neural_tangents
+    from ntkrobust_sk.kernels.neural_tangents_bridge import import_neural_tangents
 
     stax = import_neural_tangents().stax
     _, _, kernel_fn = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))

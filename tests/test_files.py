@@ -19,8 +19,8 @@ from ntkrobust_sk._locks import locked
 from ntkrobust_sk.adversarial import load_estimator, read_examples
 from ntkrobust_sk.checkpoints import load_checkpoint
 from ntkrobust_sk.datasets.splits import load_splits
+from ntkrobust_sk.kernels.store import read_gram
 from ntkrobust_sk.rundir import RunDirectory
-from ntkrobust_sk.store import read_gram
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from cupy_like import CupyLike
 import ntkrobust_sk
 from ntkrobust_sk import MLP, EmpiricalNTKClassifier, Model, ResNet18, _backend, gram, ntk_features
 from ntkrobust_sk.execution import devices
-from ntkrobust_sk.kernels import KERNELS, TraceNTK
+from ntkrobust_sk.kernels.ntk import KERNELS, TraceNTK
+from ntkrobust_sk.kernels.predictors import DualPredictor, make_predictor, require_room
 from ntkrobust_sk.networks.model import Variables
-from ntkrobust_sk.predictors import DualPredictor, make_predictor, require_room
 
 ROOT = Path(__file__).parent.parent
 SHAPE, C = (5,), 3

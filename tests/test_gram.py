@@ -14,8 +14,9 @@ import pytest
 from ntkrobust_sk import CNN, MLP, Model, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.execution import devices
 from ntkrobust_sk.execution.memory import parse_memory
-from ntkrobust_sk.kernels import KERNELS, resolve_kernel
-from ntkrobust_sk.plan import features_of, fixed_plan, make_plan
+from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
+from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
+from ntkrobust_sk.kernels.tiles import features_of
 from ntkrobust_sk.tangent.gradient_lists import DIGITS, rounded
 from ntkrobust_sk.tangent.gradients import Layout, Whole
 

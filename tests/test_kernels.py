@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, ResNet18, Stateless, TraceNTK, Variables
-from ntkrobust_sk.kernels import KERNELS, resolve_kernel
+from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.tangent import per_example as structure
 
 try:

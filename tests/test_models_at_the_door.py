@@ -31,8 +31,8 @@ from ntkrobust_sk import (
     make_robust_scorer,
     robust_accuracy,
 )
+from ntkrobust_sk.kernels.predictors import make_predictor
 from ntkrobust_sk.networks.model import check_model, require_model
-from ntkrobust_sk.predictors import make_predictor
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, TraceNTK, Variables
-from ntkrobust_sk.neural_tangents_bridge import import_neural_tangents
+from ntkrobust_sk.kernels.neural_tangents_bridge import import_neural_tangents
 
 try:
     from jax import enable_x64
@@ -237,7 +237,7 @@ def changes(before):
 
 import builtins, jax, jax.core, jax.extend.core, jax.interpreters.ad, jax.numpy
 {prelude}
-from ntkrobust_sk.neural_tangents_bridge import import_neural_tangents
+from ntkrobust_sk.kernels.neural_tangents_bridge import import_neural_tangents
 before, modules, hooks, statement = public(), set(sys.modules), list(sys.meta_path), builtins.__import__
 bridged = import_neural_tangents()
 new = set(sys.modules) - modules
@@ -302,7 +302,7 @@ def test_a_fresh_process_gets_the_whole_package_and_jax_stays_as_it_was_after(in
 def test_where_it_is_not_installed_the_error_says_how_to_install_it(missing, how):
     code = f"""
 import sys
-from ntkrobust_sk.neural_tangents_bridge import import_neural_tangents
+from ntkrobust_sk.kernels.neural_tangents_bridge import import_neural_tangents
 {how}
 try:
     import_neural_tangents()

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import ntkrobust_sk.plan as planning
-from ntkrobust_sk import CNN, MLP, Model, ResNet18, Stateless, TraceNTK, Variables, gram, proof
+from ntkrobust_sk import CNN, MLP, Model, ResNet18, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.execution.memory import parse_memory
 from ntkrobust_sk.execution.tiles import pad_rows
-from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.plan import Plan, features_of, fixed_plan, make_plan
+from ntkrobust_sk.kernels import plan as planning
+from ntkrobust_sk.kernels import proof
+from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.plan import Plan, fixed_plan, make_plan
+from ntkrobust_sk.kernels.tiles import features_of
 
 try:
     from jax import enable_x64

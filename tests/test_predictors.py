@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, TraceNTK, Variables, linearize
-from ntkrobust_sk.kernels import KERNELS
+from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor
 from ntkrobust_sk.networks.inputs import n_params
-from ntkrobust_sk.predictors import DualPredictor, PrimalPredictor, make_predictor
 
 try:
     from jax import enable_x64

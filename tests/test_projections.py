@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, Model, ProjectedNTK, Stateless, TangentFeatures, TraceNTK, Variables, gram
-from ntkrobust_sk.plan import make_plan
-from ntkrobust_sk.predictors import PrimalPredictor, make_predictor
+from ntkrobust_sk.kernels.plan import make_plan
+from ntkrobust_sk.kernels.predictors import PrimalPredictor, make_predictor
 
 N_SEEDS = 64
 

@@ -19,8 +19,8 @@ from ntkrobust_sk import (
     from_flax,
     gram,
     linearize,
-    proof,
 )
+from ntkrobust_sk.kernels import proof
 from ntkrobust_sk.tangent import per_example as structure
 from ntkrobust_sk.tangent.gradients import Layout
 

@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, Stateless, TraceNTK, Variables, gram
-from ntkrobust_sk.fingerprint import fingerprint
-from ntkrobust_sk.gram import _has_same_numbers, _scale
-from ntkrobust_sk.kernels import resolve_kernel
-from ntkrobust_sk.plan import fixed_plan, make_plan
-from ntkrobust_sk.store import DamagedTileError, GramStore, StoreMismatchError, _header, _opened, read_gram
+from ntkrobust_sk.kernels.fingerprint import fingerprint
+from ntkrobust_sk.kernels.gram_matrix import _has_same_numbers, _scale
+from ntkrobust_sk.kernels.ntk import resolve_kernel
+from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
+from ntkrobust_sk.kernels.store import DamagedTileError, GramStore, _opened, read_gram
+from ntkrobust_sk.kernels.store_header import StoreMismatchError
+from ntkrobust_sk.kernels.store_header import read_header as _header
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 
@@ -170,7 +172,7 @@ KILLED = """
 import sys, time
 import jax, numpy as np
 from ntkrobust_sk import CNN, Model, TraceNTK, gram, plan
-from ntkrobust_sk.store import GramStore
+from ntkrobust_sk.kernels.store import GramStore
 network = CNN(n_outputs=2, widths=(3,), strides=(1,))
 model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
 X = np.random.default_rng(0).normal(size=(40, 4, 4, 1)).astype(np.float32)
@@ -504,7 +506,7 @@ def test_every_kernel_finds_its_own_numbers_again_and_no_others(kernel, seeds, p
 FINGERPRINTS = """
 import jax, numpy as np
 from ntkrobust_sk import CNN, Model, TraceNTK
-from ntkrobust_sk.fingerprint import fingerprint
+from ntkrobust_sk.kernels.fingerprint import fingerprint
 network = CNN(n_outputs=2, widths=(3,), strides=(1,), activation="gelu")
 model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
 x = jax.ShapeDtypeStruct((1, 4, 4, 1), np.float32)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, TraceNTK, Variables, gram, testing
-from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.plan import Plan
+from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.plan import Plan
 from ntkrobust_sk.testing import (
     check_diagonal,
     check_dtype_drift,

@@ -14,7 +14,7 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, Model, TraceNTK, gram
-from ntkrobust_sk.plan import fixed_plan
+from ntkrobust_sk.kernels.plan import fixed_plan
 
 SHAPE = (4, 4, 1)
 NETWORK = CNN(n_outputs=3, widths=(3,), strides=(1,))
@@ -116,7 +116,7 @@ DEVICES = """
 import jax, numpy as np, sys
 from ntkrobust_sk import CNN, Model, gram
 from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.plan import make_plan
+from ntkrobust_sk.kernels.plan import make_plan
 assert len(jax.devices()) == 4
 network = CNN(n_outputs=3, widths=(3,), strides=(1,))
 model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))

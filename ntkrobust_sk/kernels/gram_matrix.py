@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import replace
 from functools import partial
 
@@ -16,25 +15,19 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
-from ._validation import LARGEST_COUNT, brief, flag, floating
-from .execution.devices import blas, default_devices, everywhere, host_threads, on_host
-from .execution.interrupts import heard
-from .execution.memory import parse_memory
+from .._validation import LARGEST_COUNT, brief, flag, floating
+from ..execution.devices import default_devices, on_host
+from ..execution.interrupts import heard
+from ..execution.memory import parse_memory
+from ..networks.inputs import host_inputs, params_dtype
+from ..networks.model import Model, check_model, require_model
+from ..tangent.gradient_lists import DIGITS
 from .fingerprint import fingerprint
-from .kernels import TangentKernel, resolve_kernel
-from .networks.inputs import host_inputs, params_dtype
-from .networks.model import Model, check_model, require_model
-from .plan import Plan, features_of, fixed_plan, make_plan, n_seeds_of
+from .ntk import TangentKernel, resolve_kernel
+from .plan import Plan, fixed_plan, make_plan, n_seeds_of
 from .store import open_store, stored_sizes
-from .tangent.gradient_lists import DIGITS, separated
+from .tiles import all_tiles, by_panel, compute_tiles, own_precision, transpose
 
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
-
-# The units of a GPU that take products of rounded numbers.
-UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
 # How often tiles of workers that died are computed again.
 LOST_WORKERS = 3
 
@@ -168,12 +161,12 @@ def gram(
     result = None
     finished = _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs)
     for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
-        with _own_precision(blocks[0]):
+        with own_precision(blocks[0]):
             result = result or [_empty(size, block) for block in blocks]
             for k, block in enumerate(blocks):
                 result[k] = _write(result[k], block, i * plan.rows, j * plan.rows)
                 if Y is None and i < j:
-                    result[k] = _write(result[k], _transpose(block), j * plan.rows, i * plan.rows)
+                    result[k] = _write(result[k], transpose(block), j * plan.rows, i * plan.rows)
     for K in result:
         _require_finite(kernel, K)
     if not by_layer:
@@ -205,24 +198,6 @@ def _checked_dtype(dtype, kernel, own) -> str | None:
     return dtype
 
 
-def all_tiles(rows: int, n: int, m: int | None) -> list[tuple[int, int]]:
-    """Indices (i, j) of the tiles of an (n, m) matrix, or of the upper half when it is symmetric (m None)."""
-    height, width = -(-n // rows), -(-(n if m is None else m) // rows)
-    return [(i, j) for i in range(height) for j in range(0 if m is not None else i, width)]
-
-
-def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None) -> list[list[tuple[int, int]]]:
-    """The tiles of each panel of rows, and of each ``width`` columns if that is given.
-
-    >>> by_panel([(0, 0), (0, 1), (0, 2), (1, 1)], panel=2, width=2)
-    [[(0, 0), (0, 1), (1, 1)], [(0, 2)]]
-    """
-    panels = {}
-    for i, j in tiles:
-        panels.setdefault((i // panel, None if width is None else j // width), []).append((i, j))
-    return list(panels.values())
-
-
 def _entry_of(kernel):
     """The kernel as a function to be traced; features are the same of both inputs, and slow to trace."""
     if not isinstance(kernel, TangentKernel):
@@ -252,7 +227,7 @@ def _fill_store(path, kernel, model, X, Y, plan, dtype, n_jobs, progress):
         for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
             _require_finite(kernel, block)
             block = np.asarray(block)
-            store.write(i, j, block, _transpose(block) if Y is None and i < j else None)
+            store.write(i, j, block, transpose(block) if Y is None and i < j else None)
         return store.read()
 
 
@@ -294,7 +269,7 @@ def _require_finite(kernel, K):
     if isinstance(K, np.ndarray):
         finite = all(np.isfinite(row).all() for row in K)
     else:
-        with _own_precision(K):
+        with own_precision(K):
             finite = bool(_all_finite(K))
     if not finite:
         raise FloatingPointError(
@@ -356,160 +331,6 @@ def _work(kernel, model, X, Y, tiles, sizes, dtype, by_layer):
     plan = fixed_plan(kernel, model, X.shape[1:], rows // n_devices, panel, seeds, X.dtype)
     found = compute_tiles(kernel, model, X, Y, list(tiles), plan, dtype, by_layer)
     return [(tiles[at], [np.asarray(block) for block in blocks]) for at, blocks in found]
-
-
-def compute_tiles(
-    kernel, model: Model, X, Y, tiles: list[tuple[int, int]], plan: Plan, dtype=None, by_layer=False
-) -> Iterator[tuple[tuple[int, int], list]]:
-    """Tiles (i, j), each with its blocks: one for each parameter array, or one in all.
-
-    The rows' features are kept, the columns' are computed one tile after the other. Where the seeds take
-    several passes, all tiles are finished in the last one.
-
-    Parameters
-    ----------
-    kernel, model, dtype, by_layer
-        As for :func:`gram`.
-    X : array (n, ...)
-    Y : array (m, ...) or None
-    tiles : list of (i, j)
-    plan : Plan
-    """
-    in_numpy = isinstance(kernel, TangentKernel) and len(plan.devices) == 1 and on_host(plan.devices)
-    contract = contract_on_host if in_numpy else _contract_compiled
-    digits = dtype if dtype in DIGITS else None
-
-    def features(inputs, tile, start):
-        found = features_of(kernel, model, plan, inputs, tile, start, in_numpy=in_numpy, digits=digits)
-        return separated(found) if by_layer else found
-
-    rows = sorted({i for i, _ in tiles})
-    columns = {}
-    for i, j in tiles:
-        columns.setdefault(j, []).append(i)
-    unfinished = {}
-    for start in range(0, plan.n_seeds, plan.seeds):
-        left = {i: features(X, i, start) for i in rows}
-        for j, partners in columns.items():
-            right = left[j] if Y is None and j in left else features(X if Y is None else Y, j, start)
-            if len(plan.devices) > 1:
-                # rows stay where they are, columns go to all devices
-                right = jax.device_put(right, everywhere(plan.devices))
-            column = contract(kernel, model, [left[i] for i in partners], right, dtype, by_layer)
-            for i, blocks in zip(partners, column, strict=True):
-                if Y is None and i == j:
-                    blocks = [_symmetrized(block) for block in blocks]
-                if kernel_rank(kernel) == 3:
-                    # the last pass may have seeds to spare
-                    blocks = [block[:, :, : plan.n_seeds - start] for block in blocks]
-                if (i, j) in unfinished:
-                    blocks = _together(kernel, unfinished.pop((i, j)), blocks)
-                if start + plan.seeds < plan.n_seeds:
-                    unfinished[i, j] = blocks
-                else:
-                    yield (i, j), blocks
-            # not to hold two columns' features at once
-            right = column = None
-        left = None
-
-
-def kernel_rank(kernel) -> int | None:
-    """The rank that a tangent kernel states."""
-    return kernel.rank if isinstance(kernel, TangentKernel) else None
-
-
-def _together(kernel, before, blocks):
-    """Blocks of two passes: summed over seeds, or put side by side where the kernel keeps them apart."""
-    if kernel_rank(kernel) == 2:
-        with _own_precision(blocks[0]):
-            return [a + b for a, b in zip(before, blocks, strict=True)]
-    xp = np if isinstance(blocks[0], np.ndarray) else jnp
-    return [xp.concatenate([a, b], axis=2) for a, b in zip(before, blocks, strict=True)]
-
-
-def contract_on_host(kernel, model, lefts, right, dtype, by_layer):
-    """Blocks of some tiles with one tile, by NumPy, in threads of our own.
-
-    BLAS's own threads would meet after each of these small products, and wait for each other whenever
-    something else runs on the machine. One pair's full kernel is the exception: a few large square products.
-    """
-
-    n_threads = host_threads()
-    if len(lefts) == 1 and kernel.rank == 4 and not by_layer:
-        with np.errstate(over="ignore", invalid="ignore"):
-            layers = kernel.contract_layers(lefts[0], right, None if dtype in DIGITS else dtype)
-            return [[_added_up(layers)]]
-    # whole pairs where there are enough of them, else layer by layer
-    size = len(right) if len(lefts) >= n_threads else 1
-    pieces = [(left[at : at + size], right[at : at + size]) for left in lefts for at in range(0, len(right), size)]
-
-    def contract(piece):
-        # what overflows is found in the result
-        with np.errstate(over="ignore", invalid="ignore"):
-            layers = kernel.contract_layers(*piece, None if dtype in DIGITS else dtype)
-            return layers if by_layer or size == 1 else [_added_up(layers)]
-
-    with blas().limit(limits=1), ThreadPoolExecutor(n_threads) as threads:
-        blocks = [block for found in threads.map(contract, pieces) for block in found]
-    per_pair = len(blocks) // len(lefts)
-    columns = [blocks[at : at + per_pair] for at in range(0, len(blocks), per_pair)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        return columns if by_layer else [[_added_up(layers)] for layers in columns]
-
-
-def _added_up(layers):
-    """The sum of blocks that nobody else needs, in the first one's place."""
-    total, *others = layers
-    for block in others:
-        total += block
-    return total
-
-
-def _contract_compiled(kernel, model, lefts, right, dtype, by_layer):
-    """Blocks of some tiles with one tile, by XLA."""
-    with enable_x64(True) if dtype == "float64" else nullcontext():
-        return [_contract(kernel, model, left, right, dtype, by_layer) for left in lefts]
-
-
-@partial(jax.jit, static_argnums=(0, 4, 5))
-def _contract(kernel, model, left, right, dtype, by_layer):
-    precision = "highest"
-    if dtype in DIGITS:
-        # a CPU has no such units; its products of rounded features are the same
-        precision = precision if on_host() else UNITS[dtype]
-        dtype = None
-    with jax.default_matmul_precision(precision):
-        if isinstance(kernel, TangentKernel):
-            blocks = kernel.contract_layers(left, right, dtype)
-            return blocks if by_layer else [sum(blocks)]
-        block = kernel(model, left, right)
-    _check_block(kernel, jnp.shape(block), len(left), len(right))
-    return [block if dtype is None else block.astype(dtype)]
-
-
-def _check_block(kernel, shape, n, m):
-    if shape[:2] != (n, m) or len(shape) > 4 or len(set(shape[2:])) > 1:
-        raise ValueError(
-            f"a kernel must return a block (n, m), (n, m, C) or (n, m, C, C), got {shape} for n = {n} and m = {m} "
-            f"from {kernel!r}"
-        )
-
-
-def _own_precision(block):
-    """JAX computes with what is there in double precision in single precision unless told otherwise."""
-    return enable_x64(True) if block.dtype == np.float64 else nullcontext()
-
-
-def _symmetrized(block):
-    with _own_precision(block):
-        both = block + _transpose(block)
-        both *= 0.5
-        return both
-
-
-def _transpose(block):
-    """The block of (x', x): examples swapped, and classes swapped where both are there."""
-    return block.transpose((1, 0, *reversed(range(2, block.ndim)))) if block.ndim == 4 else block.swapaxes(0, 1)
 
 
 def _empty(size, block):

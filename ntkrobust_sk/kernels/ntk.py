@@ -22,12 +22,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ._validation import brief, check_choice, function
-from .networks.inputs import PyTree, finite_inputs
-from .networks.model import Model, all_finite, check_model, require_model
-from .tangent.features import can_push, contract_features, identity_seeds, push, tangent_features
-from .tangent.gradient_lists import contracted, separated
-from .tangent.gradients import Factors, Whole
+from .._validation import brief, check_choice, function
+from ..networks.inputs import PyTree, finite_inputs
+from ..networks.model import Model, all_finite, check_model, require_model
+from ..tangent.features import can_push, contract_features, identity_seeds, push, tangent_features
+from ..tangent.gradient_lists import contracted, separated
+from ..tangent.gradients import Factors, Whole
 
 Features = list[Whole | Factors]
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ._validation import LARGEST_SEED, check_choice, integer
-from .kernels import KERNELS, Features, TangentKernel
-from .networks.model import Model
-from .tangent.gradient_lists import separated
-from .tangent.gradients import Factors, Layout, Whole
+from .._validation import LARGEST_SEED, check_choice, integer
+from ..networks.model import Model
+from ..tangent.gradient_lists import separated
+from ..tangent.gradients import Factors, Layout, Whole
+from .ntk import KERNELS, Features, TangentKernel
 
 OF = {name: KERNELS[name] for name in ("trace", "pseudo")}
 

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .execution.devices import at_host
-from .networks.model import Model, Variables
-from .tangent.gradient_lists import separated
-from .tangent.gradients import Whole
-from .tangent.jaxpr import subjaxprs
+from ..execution.devices import at_host
+from ..networks.model import Model, Variables
+from ..tangent.gradient_lists import separated
+from ..tangent.gradients import Whole
+from ..tangent.jaxpr import subjaxprs
 
 try:
     from jax import enable_x64

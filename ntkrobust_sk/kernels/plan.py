@@ -21,24 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import LARGEST_COUNT, integer
-from .execution.devices import (
-    by_rows,
-    default_devices,
-    everywhere,
-    give_back_memory,
-    host_threads,
-    on_host,
-    on_one_cpu,
-)
-from .execution.memory import parse_memory, readable
-from .execution.tiles import pad_rows
-from .kernels import TangentKernel
-from .networks.inputs import inputs_dtype, params_dtype
-from .networks.model import Model
-from .proof import prove
-from .tangent.costs import contraction_bytes
-from .tangent.gradient_lists import DIGITS, rounded, stacked
+from .._validation import LARGEST_COUNT, integer
+from ..execution.devices import by_rows, default_devices, everywhere, host_threads, on_host, on_one_cpu
+from ..execution.memory import parse_memory, readable
+from ..networks.inputs import inputs_dtype, params_dtype
+from ..networks.model import Model
+from ..tangent.costs import contraction_bytes
+from ..tangent.gradient_lists import DIGITS, rounded
+from .ntk import TangentKernel
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
 TILE_ROWS = 64
@@ -167,7 +157,7 @@ def make_plan(
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
     itemsize = 0 if dtype is None or dtype in DIGITS else np.dtype(dtype).itemsize
     digits = dtype if dtype in DIGITS else None
-    abstract = _abstract(model, inputs)
+    abstract = abstract_of(model, inputs)
     return _plan(kernel, abstract, tuple(input_shape), memory, n_rows, devices, sizes, itemsize, digits)
 
 
@@ -240,63 +230,12 @@ def fixed_plan(
     seeds : int, default=None
         Of one pass; None is all of them.
     """
-    abstract, devices = _abstract(model, inputs), default_devices()
+    abstract, devices = abstract_of(model, inputs), default_devices()
     n_seeds = _n_seeds(kernel, abstract, tuple(input_shape))
     seeds = n_seeds if seeds is None or not splits_seeds(kernel) else min(seeds, n_seeds)
     row_bytes = _row_bytes(kernel, abstract, tuple(input_shape), seeds)
     rows = integer("rows", rows) * len(devices)
     return Plan(rows, rows, panel, seeds, n_seeds, row_bytes, 0, (panel + 1) * rows * row_bytes, devices)
-
-
-def features_of(
-    kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, start: int = 0, *, in_numpy=False, digits=None
-):
-    """What one side of the kernel needs of a tile: its features, or the inputs when it has none.
-
-    Parameters
-    ----------
-    kernel, model, plan
-    X : array (n, ...)
-    tile : int
-        Index of a tile of ``plan.rows`` rows; missing ones repeat the tile's first.
-    start : int, default=0
-        First seed of the pass; seeds beyond the last are zero.
-    in_numpy : bool, default=False
-        As NumPy arrays, which share memory with JAX's on a CPU.
-    digits : {"tf32", "bf16"}, default=None
-        Rounded so, on an accelerator "bf16" in as many bits.
-
-    Raises
-    ------
-    ArithmeticError
-        If the network's structure was read wrongly: see :mod:`.proof`.
-    """
-    x = pad_rows(X[tile * plan.rows : (tile + 1) * plan.rows], plan.rows)
-    abstract = _abstract(model, X.dtype)
-    x, model = jax.device_put(x, by_rows(plan.devices)), jax.device_put(model, everywhere(plan.devices))
-    if not isinstance(kernel, TangentKernel):
-        return x
-    if prove(kernel if kernel.has_gradients else kernel.base, model, X[tile * plan.rows :][:2]):
-        give_back_memory()
-    program = _program(kernel, abstract, X.shape[1:], plan.chunk, plan.seeds, plan.devices, digits)
-    seeds = _all_seeds(kernel, abstract, X.shape[1:])[start : start + plan.seeds]
-    seeds = np.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0)))
-    seeds = jax.device_put(seeds, everywhere(plan.devices))
-    if plan.chunk == plan.rows:
-        features = program(model, x, seeds)
-    else:
-        parts = (program(model, x[at : at + plan.chunk], seeds) for at in range(0, plan.rows, plan.chunk))
-        features = stacked(_started_ahead(parts), plan.rows)
-    return jax.tree.map(np.asarray, features) if in_numpy else features
-
-
-def _started_ahead(results):
-    """Results of calls that only enqueue work, each when the next one is on its way."""
-    ahead = next(results)
-    for result in results:
-        yield ahead
-        ahead = result
-    yield ahead
 
 
 def splits_seeds(kernel) -> bool:
@@ -318,7 +257,7 @@ class _Abstract:
         return jax.tree.unflatten(self.tree, [jax.ShapeDtypeStruct(*leaf) for leaf in self.leaves])
 
 
-def _abstract(model: Model, inputs=None) -> _Abstract:
+def abstract_of(model: Model, inputs=None) -> _Abstract:
     leaves, tree = jax.tree.flatten(model)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
@@ -328,7 +267,7 @@ def _abstract(model: Model, inputs=None) -> _Abstract:
 def _working_bytes(kernel, abstract, input_shape, rows, seeds, devices, digits) -> int:
     if not isinstance(kernel, TangentKernel):
         return 0
-    stats = _program(kernel, abstract, input_shape, rows, seeds, devices, digits).memory_analysis()
+    stats = compiled_features(kernel, abstract, input_shape, rows, seeds, devices, digits).memory_analysis()
     return 0 if stats is None else stats.temp_size_in_bytes * len(devices)
 
 
@@ -355,7 +294,7 @@ def _block_bytes(kernel, rows, n_seeds, itemsize) -> int:
 
 
 @lru_cache(maxsize=256)
-def _program(kernel, abstract, input_shape, rows, n_seeds, devices, digits):
+def compiled_features(kernel, abstract, input_shape, rows, n_seeds, devices, digits):
     """Compiled: from a model, a tile of inputs (rows, ...) and seeds (n_seeds, C) to features."""
     whole, spread = everywhere(devices), by_rows(devices)
     x = _tile(abstract, input_shape, rows)
@@ -386,20 +325,20 @@ def _tile(abstract, input_shape, rows):
 
 
 def _seeds(kernel, abstract, input_shape, n_seeds):
-    seeds = _all_seeds(kernel, abstract, input_shape)
+    seeds = all_seeds(kernel, abstract, input_shape)
     return jax.ShapeDtypeStruct((n_seeds, seeds.shape[1]), seeds.dtype)
 
 
 @lru_cache(maxsize=256)
-def _all_seeds(kernel, abstract, input_shape) -> np.ndarray:
+def all_seeds(kernel, abstract, input_shape) -> np.ndarray:
     """The kernel's seeds (R, C); they depend on shapes alone."""
     return np.asarray(kernel.seeds(abstract.model, _tile(abstract, input_shape, 1)))
 
 
 def n_seeds_of(kernel, model: Model, input_shape: tuple[int, ...], inputs=None) -> int:
     """How many directions of output space a kernel takes gradients of."""
-    return _n_seeds(kernel, _abstract(model, inputs), tuple(input_shape))
+    return _n_seeds(kernel, abstract_of(model, inputs), tuple(input_shape))
 
 
 def _n_seeds(kernel, abstract, input_shape) -> int:
-    return len(_all_seeds(kernel, abstract, input_shape)) if isinstance(kernel, TangentKernel) else 1
+    return len(all_seeds(kernel, abstract, input_shape)) if isinstance(kernel, TangentKernel) else 1

@@ -24,8 +24,6 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_loader
 from types import ModuleType, SimpleNamespace
 
-import jax
-import jax.core
 import jax.interpreters.ad
 import jax.numpy as jnp
 import scipy.linalg

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._portable import Portable
-from ._validation import array, fitting
-from .execution.memory import parse_memory, readable
-from .kernels import TangentKernel, resolve_kernel
-from .networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
-from .networks.model import Model, check_model, require_model
-from .plan import features_of, fixed_plan, make_plan
+from .._portable import Portable
+from .._validation import array, fitting
+from ..execution.memory import parse_memory, readable
+from ..networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
+from ..networks.model import Model, check_model, require_model
+from .ntk import TangentKernel, resolve_kernel
+from .plan import fixed_plan, make_plan
+from .tiles import features_of
 
 try:
     from jax import enable_x64

@@ -1,0 +1,183 @@
+"""What a store of a Gram matrix says of itself: what it was computed from, and how it is laid out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+
+import jax
+import numpy as np
+
+from .. import __version__
+from .._files import read_json
+from .._validation import brief, integer
+from ..tangent.gradient_lists import DIGITS
+from .fingerprint import UNSURE, hash_arrays, without_addresses
+
+# Of what a store holds and how; what was written in another one is refused.
+FORMAT = 3
+# What zarr and NumPy both know.
+DTYPES = ("float16", "float32", "float64")
+CODECS = [("bytes", "little"), ("crc32c", None)]
+# Compared only where the same versions of these have written it down.
+WRITERS = ("jax", "python")
+
+
+class StoreMismatchError(ValueError):
+    """The store was computed from something else, or is none."""
+
+
+def import_zarr():
+    try:
+        import zarr
+        import zarr.codecs
+        import zarr.storage
+    except ImportError as error:
+        raise ImportError("a Gram store needs zarr: pip install 'ntkrobust_sk[store]'") from error
+    return zarr
+
+
+def matrix_shape(there) -> tuple[int, ...]:
+    return (there["n_X"], there.get("n_Y", there["n_X"]), *there["tail"])
+
+
+def numpy_dtype(there) -> str:
+    return "float32" if there["dtype"] in DIGITS else there["dtype"]
+
+
+def zarr_metadata(there) -> bytes:
+    """The file ``zarr.json`` of a store with these attributes, and with their checksum."""
+    zarr, files = import_zarr(), {}
+    there = there | {"sha256": _digest(there)}
+    zarr.create_array(
+        store=zarr.storage.MemoryStore(files),
+        shape=matrix_shape(there),
+        chunks=(there["tile_rows"],) * 2 + tuple(there["tail"]),
+        dtype=numpy_dtype(there),
+        fill_value=np.nan,
+        compressors=zarr.codecs.Crc32cCodec(),
+        attributes={"ntkrobust_sk": there},
+    )
+    return files["zarr.json"].to_bytes()
+
+
+def _digest(there) -> str:
+    own = {name: value for name, value in there.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def read_header(path) -> dict:
+    """What a store says of itself, found to fit together; nothing is allocated for it before."""
+    file = path / "zarr.json"
+    try:
+        metadata = read_json(file)
+        attributes = metadata["attributes"]
+    except (OSError, KeyError, TypeError) as error:
+        raise StoreMismatchError(f"{path} is there, but is no zarr array: {error}; use another path") from error
+    there = attributes.get("ntkrobust_sk") if isinstance(attributes, dict) else None
+    if not isinstance(there, dict):
+        raise StoreMismatchError(f"{path} is a zarr array, but none that gram has written; use another path")
+    if there.get("format") != FORMAT:
+        raise StoreMismatchError(
+            f"the Gram store {path} was written by another version of this library, in format "
+            f"{brief(there.get('format', 1))}; here it is {FORMAT}. Use another path, or delete this one "
+            f"(zarr.open_array({str(path)!r})[:] reads its numbers, unchecked)"
+        )
+    try:
+        if there.get("sha256") != _digest(there):
+            raise ValueError("what it says of itself was changed, and does not match its checksum")
+        for name in ("n_X", "tile_rows", "seeds", *(["n_Y"] if "n_Y" in there else [])):
+            integer(name, there.get(name))
+        for name in ("identity", "dtype", *there.keys() & {"sha256_X", "sha256_Y"}):
+            if not isinstance(there.get(name), str):
+                raise ValueError(f"{name} must be text, got {brief(there.get(name))}")
+        tail = there.get("tail")
+        if not isinstance(tail, list) or len(tail) > 2 or len({integer("tail", size) for size in tail}) > 1:
+            raise ValueError(f"tail must be [], [C] or [C, C], got {brief(tail)}")
+        if there["dtype"] not in (*DTYPES, *DIGITS):
+            raise ValueError(f"dtype must be one of {', '.join((*DTYPES, *DIGITS))}, got {brief(there['dtype'])}")
+        _require_fitting(metadata, there)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreMismatchError(
+            f"{file} is damaged, and says nothing sure of the Gram store: {error}. Delete {path}, or use another "
+            "path"
+        ) from error
+    return there
+
+
+def _require_fitting(metadata, there):
+    """What zarr goes by must be what our attributes ask for."""
+    chunk = [there["tile_rows"], there["tile_rows"], *there["tail"]]
+    codecs = [(codec["name"], codec.get("configuration", {}).get("endian")) for codec in metadata["codecs"]]
+    keys = metadata["chunk_key_encoding"]
+    pairs = {
+        "zarr_format": (metadata["zarr_format"], 3),
+        "node_type": (metadata["node_type"], "array"),
+        "shape": (metadata["shape"], list(matrix_shape(there))),
+        "data_type": (metadata["data_type"], numpy_dtype(there)),
+        "chunk_grid": (metadata["chunk_grid"], {"name": "regular", "configuration": {"chunk_shape": chunk}}),
+        "chunk_key_encoding": ((keys["name"], keys["configuration"]), ("default", {"separator": "/"})),
+        "codecs": (codecs, CODECS),
+    }
+    for name, (found, expected) in pairs.items():
+        # as text, in which 1, 1.0 and true are three things
+        if json.dumps(found) != json.dumps(expected):
+            raise ValueError(f"{name} is {brief(found)}, where its attributes ask for {brief(expected)}")
+
+
+def require_same(path, there, made_from, X, Y):
+    functions = [str(function) for function in (made_from["sha256_function"], there.get("sha256_function"))]
+    for why in (function.removeprefix(UNSURE) for function in functions if function.startswith(UNSURE)):
+        raise StoreMismatchError(
+            f"nobody can know whether the Gram store {path} belongs to this network and kernel, and nothing of it "
+            f"was changed: they call Python code outside of JAX that reads {brief(why)}. Give such code all that "
+            "it needs as arrays, numbers, closures or attributes of objects, write it in JAX, or use another path"
+        )
+    same_writers = all(there.get(name) == made_from[name] for name in WRITERS)
+    differences = []
+    for name, here in made_from.items():
+        if there.get(name) != here and name == "sha256_function" and same_writers:
+            differences.append("function: network or kernel compute something else, however they print")
+        elif there.get(name) != here and name not in (*WRITERS, "sha256_function"):
+            differences.append(f"{name}: {brief(there.get(name))} there, {brief(here)} here")
+    for name, inputs in (("X", X), ("Y", Y)):
+        n_there, hash_there = there.get(f"n_{name}"), there.get(f"sha256_{name}")
+        if (n_there is None) != (inputs is None):
+            differences.append(f"{name}: {n_there} rows there, {None if inputs is None else len(inputs)} here")
+        elif inputs is not None and n_there > len(inputs):
+            differences.append(f"{name}: {n_there} rows there, only {len(inputs)} here")
+        elif inputs is not None and hash_there != hash_arrays([inputs[:n_there]]):
+            differences.append(f"{name}: the first {n_there} rows hold other numbers")
+    if differences:
+        raise mismatch(path, "; ".join(differences))
+
+
+def mismatch(path, difference):
+    return StoreMismatchError(
+        f"the Gram store {path} was computed from something else, and nothing of it was changed. {difference}. "
+        "Use another path, or delete this one"
+    )
+
+
+def provenance(kernel, model, dtype, function) -> dict:
+    """Whatever an entry's value depends on, to the last bit."""
+    name = dtype if dtype in DIGITS else str(np.dtype(dtype))
+    if name not in (*DTYPES, *DIGITS):
+        raise ValueError(f"a store holds {', '.join(DTYPES)}, not {name}; give dtype='float32'")
+    return {
+        "kernel": without_addresses(kernel),
+        "network": without_addresses(model.network),
+        "sha256_function": function,
+        "sha256_variables": hash_arrays(jax.tree.leaves(model.variables)),
+        "dtype": name,
+        "platform": jax.default_backend(),
+        "version": __version__,
+        "jax": jax.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def described_inputs(X, Y) -> dict:
+    known = {"n_X": len(X), "sha256_X": hash_arrays([X])}
+    return known if Y is None else known | {"n_Y": len(Y), "sha256_Y": hash_arrays([Y])}
