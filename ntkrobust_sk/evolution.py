@@ -27,7 +27,6 @@ from ._validation import brief as shown
 from ._validation import path as check_path
 from .attacks.pgd import FGSM, NFGSM, PGD, Clean
 from .attacks.tiled import attack_in_tiles
-from .checkpoints import DamagedCheckpointError
 from .datasets.splits import Splits, load_splits
 from .datasets.subsets import chosen_indices, no_more, require_enough
 from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
@@ -45,9 +44,10 @@ from .networks.named import NETWORKS, initial_model
 from .networks.wrappers import Normalized
 from .rundir import RunDirectory
 from .solvers.ridge import solve
-from .stages import Stage, kept_states, state_file
 from .tangent.linearization import DYNAMICS, linearize
-from .training import averaged
+from .training.checkpoints import DamagedCheckpointError
+from .training.resumable import Stage, kept_states, state_file
+from .training.state import averaged
 
 REGIMES = ("benign", "adversarial", "flip")
 STAGE2 = ("benign", "adversarial")

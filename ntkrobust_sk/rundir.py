@@ -24,7 +24,7 @@ import numpy as np
 from ._files import explained, is_part, read_json, require_file, write_atomically
 from ._locks import NAME as LOCK
 from ._locks import locked
-from .checkpoints import load_checkpoint, read_arrays, save_checkpoint
+from .training.checkpoints import load_checkpoint, read_arrays, save_checkpoint
 
 # A line of results: what was found, then the checksum.
 CHECKSUM = b', "sha256": "'
@@ -262,11 +262,11 @@ class RunDirectory:
         save_checkpoint(self.joined(*parts), tree, self.place(*parts))
 
     def load(self, like: Any, *parts: str) -> Any:
-        """The pytree at a place; see :func:`~ntkrobust_sk.checkpoints.load_checkpoint`."""
+        """The pytree at a place; see :func:`~ntkrobust_sk.training.load_checkpoint`."""
         return load_checkpoint(self.path.joinpath(*parts), like, self.place(*parts))
 
     def arrays(self, *parts: str) -> dict[str, np.ndarray]:
-        """The arrays at a place; see :func:`~ntkrobust_sk.checkpoints.read_arrays`."""
+        """The arrays at a place; see :func:`~ntkrobust_sk.training.checkpoints.read_arrays`."""
         return read_arrays(self.path.joinpath(*parts), self.place(*parts))
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from numbers import Integral, Real
 
 import jax
-import jax.numpy as jnp
-import optax
 from sklearn.utils._param_validation import Interval, StrOptions
 from tqdm.auto import tqdm
 
@@ -19,10 +16,9 @@ from .execution.tiles import NETWORK_ROWS, movable
 from .networks.inputs import host_inputs, params_dtype
 from .networks.named import initial_model, n_logits
 from .tangent.linearization import DYNAMICS, linearize
-from .training import TrainingDivergedError, TrainState, initial_state, train
-
-# One optimiser for all estimators: learning rate and momentum are data, so other values do not recompile.
-SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
+from .training.loop import train
+from .training.optimizers import SGD
+from .training.state import TrainingDivergedError, initial_state, with_hyperparameters
 
 
 class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
@@ -224,11 +220,3 @@ def fit_by_sgd(self, name, model, X, y, sample_weight, key):
         setattr(self, name, error.state.model)
         raise
     setattr(self, name, state.model)
-
-
-def with_hyperparameters(state: TrainState, **values) -> TrainState:
-    """The state with other values of the optimiser's injected hyperparameters."""
-    dtype = params_dtype(state.model.variables.params)
-    values = {name: jnp.asarray(value, dtype) for name, value in values.items()}
-    opt_state = state.opt_state._replace(hyperparams={**state.opt_state.hyperparams, **values})
-    return replace(state, opt_state=opt_state)

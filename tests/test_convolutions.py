@@ -10,8 +10,9 @@ import pytest
 
 from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, ResNet18, linearize
 from ntkrobust_sk.execution.convolutions import with_fast_gradients
-from ntkrobust_sk.trainer import SGD
-from ntkrobust_sk.training import _update, initial_state
+from ntkrobust_sk.training.loop import _update
+from ntkrobust_sk.training.optimizers import SGD
+from ntkrobust_sk.training.state import initial_state
 
 KEY = jax.random.key(0)
 

@@ -11,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from ntkrobust_sk import MLP, PGD, Clean, Model, Variables, stages, train
-from ntkrobust_sk.checkpoints import save_checkpoint
-from ntkrobust_sk.stages import Stage, kept_states, state_file
-from ntkrobust_sk.training import averaged, averaging
+from ntkrobust_sk import MLP, PGD, Clean, Model, Variables, train
+from ntkrobust_sk.training import resumable as stages
+from ntkrobust_sk.training.checkpoints import save_checkpoint
+from ntkrobust_sk.training.optimizers import averaging
+from ntkrobust_sk.training.resumable import Stage, kept_states, state_file
+from ntkrobust_sk.training.state import averaged
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 

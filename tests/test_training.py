@@ -23,9 +23,9 @@ from ntkrobust_sk import (
     linearize,
     train,
 )
-from ntkrobust_sk import training as training_module
 from ntkrobust_sk.attacks import pgd as attacks_module
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
+from ntkrobust_sk.training import loop as training_module
 
 try:
     from jax import enable_x64

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._files import require_file, write_atomically
+from .._files import require_file, write_atomically
 
 # Where a file states what it is of, and its checksum.
 STATED = "ntkrobust_sk"

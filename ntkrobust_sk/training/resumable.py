@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ..networks.model import Model
 from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
-from .networks.model import Model
-from .trainer import SGD, with_hyperparameters
-from .training import Averaged, TrainState, averaging, initial_state, train
+from .loop import train
+from .optimizers import SGD, Averaged, averaging
+from .state import TrainState, initial_state, with_hyperparameters
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""Batches of an epoch, in an order that depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax
+import numpy as np
+
+from .._validation import array, brief, check_lengths, fitting, require_resolution
+from ..execution.devices import on_host
+from ..execution.loops import runs_fused
+from ..networks.inputs import host_inputs, params_dtype
+from ..networks.model import check_model
+from ..tangent.linearization import Linearized
+
+# Batches between two looks at whether the loss is still finite, and the length of a compiled loop.
+CHUNK = 16
+
+
+def _checked_weights(sample_weight, n) -> np.ndarray:
+    """Weights of mean 1."""
+    weight = np.ones(n) if sample_weight is None else array("sample_weight", sample_weight).astype(float)
+    if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.mean() < np.inf:
+        raise ValueError(
+            f"sample_weight must hold a finite weight >= 0 for each of {n} examples, not all of them zero, got "
+            f"{brief(weight)}"
+        )
+    return weight / weight.mean()
+
+
+def _checked_inputs(X, params) -> np.ndarray:
+    """Inputs (n, ...) in the form in which the network gets them, finite there too."""
+    X = array("X", X, finite=True)
+    checked = host_inputs("X", X, params)
+    require_resolution("X", X, params_dtype(params))
+    return checked
+
+
+def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:
+    """Labels (n,) as int32, booleans too, or real targets (n, C) in the dtype of the inputs."""
+    y = array("y", y, finite=True)
+    if y.dtype.kind not in "biu":
+        if y.shape[1:] != (n_outputs,):
+            raise ValueError(
+                f"real targets must be shaped like the scores, {(len(y), n_outputs)}, got {y.shape}; labels must "
+                "be integers"
+            )
+        checked = fitting("y", y, dtype)
+        require_resolution("y", y, dtype, targets=True)
+        return checked
+    if y.ndim != 1:
+        raise ValueError(
+            f"integer labels must be of shape (n,), got {y.shape}; one-hot or other real targets must be floating"
+        )
+    # one logit is that of label 1 against label 0
+    largest = max(n_outputs, 2) - 1
+    if y.min() < 0 or y.max() > largest:
+        raise ValueError(
+            f"labels must lie in 0..{largest}, one for each logit of the network, got {y.min()} to {y.max()}"
+        )
+    return y.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The data, its order, and batches of one shape with weights that are zero on padding."""
+
+    X: np.ndarray | jax.Array
+    y: np.ndarray | jax.Array
+    weight: np.ndarray
+    seed: tuple
+    size: int
+    padded: bool
+    fused: bool
+
+    @classmethod
+    def of(cls, X, y, sample_weight, state, batch_size, freeze_state):
+        """Data checked and put where batches are taken from: the device, or host memory on a CPU."""
+        network, variables = state.model.network, state.model.variables
+        dtype = params_dtype(variables.params)
+        X, y = _checked_inputs(X, variables.params), array("y", y)
+        check_lengths(X=X, y=y)
+        y = _checked_targets(y, check_model(state.model, X.shape[1:], X.dtype), dtype)
+        weight = _checked_weights(sample_weight, len(X)).astype(dtype)
+        # Batch statistics must not see padding, so networks that have any get the ragged batch as it is.
+        averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
+        padded = freeze_state or not averages
+        size = min(batch_size, 2 ** math.ceil(math.log2(len(X))) if padded else len(X))
+        fused = runs_fused(state.model, X[:1], training=True)
+        if not on_host():
+            X, y = jax.device_put((X, y))
+        seed = tuple(np.asarray(jax.random.key_data(state.key)).ravel().tolist())
+        return cls(X, y, weight, seed, size, padded, fused)
+
+    @property
+    def per_epoch(self) -> int:
+        return math.ceil(len(self.X) / self.size)
+
+    def chunk(self, step: int, target: int) -> int:
+        """Number of batches to take at once; a ragged one that cannot be padded goes alone."""
+        count = min(CHUNK, target - step)
+        if self.padded or len(self.X) % self.size == 0:
+            return count
+        until_ragged = self.per_epoch - 1 - step % self.per_epoch
+        return min(count, until_ragged) if until_ragged > 0 else 1
+
+    def take(self, step: int, count: int):
+        """Batches ``step`` to ``step + count``: inputs (CHUNK, size, ...), targets, weights (CHUNK, size)."""
+        order = np.stack([self._indices(s) for s in range(step, step + count)])
+        if self.fused:
+            order = np.concatenate([order, np.repeat(order[:1], CHUNK - count, axis=0)])
+        real = np.maximum((order >= 0).sum(1, keepdims=True), 1)
+        weight = np.where(order >= 0, self.weight[order], 0) / real.astype(self.weight.dtype)
+        return self.X[order], self.y[order], weight
+
+    def _indices(self, step):
+        epoch, batch = divmod(step, self.per_epoch)
+        order = _epoch_order(self.seed, epoch, len(self.X))[batch * self.size : (batch + 1) * self.size]
+        missing = self.size - len(order) if self.padded else 0
+        return np.concatenate([order, np.full(missing, -1)])
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed, epoch, n):
+    return np.random.default_rng([*seed, epoch]).permutation(n)

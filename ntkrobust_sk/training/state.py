@@ -1,0 +1,100 @@
+"""The state of a training, and what is raised where it diverges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ..execution.keys import one_key
+from ..networks.inputs import PyTree, params_dtype
+from ..networks.model import Model, Variables, require_model
+from .optimizers import Averaged, check_optimizer
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["model", "opt_state", "key", "step", "loss", "failed_step"],
+    meta_fields=[],
+)
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """Everything that training needs to go on from here.
+
+    Attributes
+    ----------
+    model : Model
+        The network as trained so far.
+    opt_state : pytree
+        State of the optimiser.
+    key : JAX PRNG key
+        Seed of data order and attack noise; it stays the same, epoch and step are folded into it.
+    step : int array
+        Batches seen so far.
+    loss : float array
+        Loss of the last update.
+    failed_step : int array
+        First batch whose update was not finite and therefore not made, or -1.
+    """
+
+    model: Model
+    opt_state: PyTree
+    key: jax.Array
+    step: jax.Array
+    loss: jax.Array
+    failed_step: jax.Array
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The loss or an update became NaN or infinite.
+
+    Attributes
+    ----------
+    state : TrainState
+        The last finite state.
+    epoch, step : int
+        Where it happened; epochs count from 0, steps are batches since the start.
+    """
+
+    def __init__(self, state: TrainState, epoch: int, step: int):
+        self.state, self.epoch, self.step = state, epoch, step
+        super().__init__(
+            f"training diverged in epoch {epoch}, at batch {step} counted from the start: the loss or its update "
+            "is not finite. Lower the learning rate or scale the inputs; the last finite state is kept "
+            "(`state` of this error)"
+        )
+
+    def __reduce__(self):
+        # by default an exception is rebuilt from its message alone, and could not come back from a worker
+        return type(self), (self.state, self.epoch, self.step)
+
+
+def averaged(state: TrainState) -> Model:
+    """The model of the averaged parameters where :func:`averaging` keeps them, otherwise the model as it is."""
+    if not isinstance(state.opt_state, Averaged):
+        return state.model
+    return Model(state.model.network, Variables(state.opt_state.mean, state.model.variables.state))
+
+
+def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
+    """The state before the first step."""
+    if not isinstance(model, Model):
+        require_model(model, "start, a Model or a TrainState,")
+    if key is None:
+        raise ValueError("train needs a key to start from a model: key=jax.random.key(seed)")
+    key = one_key(key)
+    check_optimizer(optimizer)
+    opt_state = optimizer.init(model.variables.params)
+    zero = jnp.zeros((), jnp.int32)
+    loss = jnp.full((), jnp.inf, params_dtype(model.variables.params))
+    return TrainState(model, opt_state, key, zero, loss, zero - 1)
+
+
+def with_hyperparameters(state: TrainState, **values) -> TrainState:
+    """The state with other values of the optimiser's injected hyperparameters."""
+    dtype = params_dtype(state.model.variables.params)
+    values = {name: jnp.asarray(value, dtype) for name, value in values.items()}
+    opt_state = state.opt_state._replace(hyperparams={**state.opt_state.hyperparams, **values})
+    return replace(state, opt_state=opt_state)
