@@ -3,6 +3,18 @@
 # before the imports, since modules read it; a checkout that is not installed has it too
 __version__ = "0.1.0.dev0"
 
+from .analysis import (
+    effective_rank,
+    eigenfeature_images,
+    kernel_alignment,
+    kernel_distance,
+    kernel_specialization,
+    kernel_velocity,
+    ntk_features,
+    polar_dynamics,
+    target_alignment,
+    top_mass,
+)
 from .attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box, Clean, Square
 from .checks import check_evaluation
 from .datasets import (
@@ -22,7 +34,7 @@ from .displays import (
     SpectrumDisplay,
     TransferDisplay,
 )
-from .eigenfeatures import RobustFeatureSelector, eigenfeature_images, ntk_features
+from .estimators_robust_features import RobustFeatureSelector
 from .evaluation import (
     RobustnessReport,
     TransferMatrix,
@@ -35,16 +47,6 @@ from .evolution_result import EvolutionResult
 from .features import TangentFeatures
 from .kernels import ClassNTK, FullNTK, ProjectedNTK, PseudoNTK, TraceNTK, gram
 from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
-from .metrics import (
-    effective_rank,
-    kernel_alignment,
-    kernel_distance,
-    kernel_specialization,
-    kernel_velocity,
-    polar_dynamics,
-    target_alignment,
-    top_mass,
-)
 from .networks import (
     CNN,
     MLP,

@@ -28,7 +28,7 @@ from .attacks.pgd import FGSM, NFGSM, PGD, Clean
 from .attacks.square import Square
 from .attacks.threat_model import Box
 from .datasets.splits import load_splits
-from .eigenfeatures import RobustFeatureSelector
+from .estimators_robust_features import RobustFeatureSelector
 from .evaluation import classifier_under_attack, clopper_pearson
 from .execution.keys import key_of, keys_of
 from .features import TangentFeatures

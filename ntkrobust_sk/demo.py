@@ -23,11 +23,11 @@ from ._files import explained, require_file, write_atomically, written_atomicall
 from ._locks import locked
 from ._validation import LARGEST_SEED, integer, number
 from ._validation import path as check_path
+from .analysis.metrics import effective_rank, kernel_distance
 from .attacks.pgd import PGD
 from .datasets.splits import load_splits
 from .datasets.subsets import chosen_indices, no_more
 from .machines import EmpiricalNTKClassifier
-from .metrics import effective_rank, kernel_distance
 from .trainer import AdversarialKernelTrainer
 
 

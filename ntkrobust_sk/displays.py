@@ -12,11 +12,11 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 
 from ._validation import array, brief, check_choice, flag, integer, number
+from .analysis.metrics import kernel_distance, kernel_specialization
 from .attacks.entry import require_attack
 from .estimators import TangentEstimator, positions
 from .evaluation import radii, transfer_matrix
 from .evolution_result import require_result
-from .metrics import kernel_distance, kernel_specialization
 from .scoring import robust_accuracy
 
 COLORS = {

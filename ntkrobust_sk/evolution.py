@@ -25,11 +25,12 @@ from . import __version__
 from ._validation import LARGEST_SEED, check_choice, flag, integer, number
 from ._validation import brief as shown
 from ._validation import path as check_path
+from .analysis.eigenfeature_images import class_eigenvectors, eigenfeature_images, regression_coefficients
+from .analysis.eigenfeatures import ntk_features
 from .attacks.pgd import FGSM, NFGSM, PGD, Clean
 from .attacks.tiled import attack_in_tiles
 from .datasets.splits import Splits, load_splits
 from .datasets.subsets import chosen_indices, no_more, require_enough
-from .eigenfeatures import class_eigenvectors, eigenfeature_images, ntk_features, regression_coefficients
 from .evolution_result import IMAGES, EvolutionResult, brief, kernel_name, read_kernel
 from .execution.interrupts import heard
 from .execution.memory import parse_memory
@@ -114,7 +115,7 @@ class KernelEvolution:
     alpha : float, default=1e-2
         Ridge of closed-form regression on the kernel set.
     n_features : int, default=10
-        Eigenfeatures that are scored one by one; see :func:`~ntkrobust_sk.eigenfeatures.ntk_features`.
+        Eigenfeatures that are scored one by one; see :func:`~ntkrobust_sk.analysis.ntk_features`.
     memory : str or int, default="2GiB"
         Budget for kernels and closed-form regression, as for :func:`~ntkrobust_sk.gram`. Regression with the trace
         kernel of a ResNet-18 needs "8GiB". A run may go on with another one; last digits may then differ.

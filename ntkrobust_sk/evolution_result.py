@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import metrics
 from ._validation import brief as shown
 from ._validation import check_choice
+from .analysis import metrics
 from .kernels.fingerprint import hash_arrays
 from .kernels.store import read_gram
 from .rundir import DamagedRunError, RunDirectory

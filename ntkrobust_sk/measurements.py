@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import metrics
+from .analysis import metrics
 from .execution.tiles import NETWORK_ROWS, evaluate
 
 TOP = 10

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntkrobust_sk._backend import cupy_or_none
-from ntkrobust_sk.measurements import class_metrics
-from ntkrobust_sk.metrics import (
+from ntkrobust_sk.analysis.metrics import (
     effective_rank,
     kernel_alignment,
     kernel_distance,
@@ -19,6 +18,7 @@ from ntkrobust_sk.metrics import (
     target_alignment,
     top_mass,
 )
+from ntkrobust_sk.measurements import class_metrics
 
 
 def random_gram(n, seed=0, n_features=None):

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from ._validation import array, check_choice, flag, integer, number
-from .solvers.matrices import require_symmetric
+from .._validation import array, check_choice, flag, integer, number
+from ..solvers.matrices import require_symmetric
 
 # The rounding of a float32 Gram matrix leaves eigenvalues down to about -1e-7 of the largest.
 INDEFINITE_TOLERANCE = 1e-4
