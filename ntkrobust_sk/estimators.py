@@ -36,9 +36,9 @@ from .attacks.tiled import attack_in_tiles
 from .execution.keys import key_of
 from .execution.memory import parse_memory
 from .execution.tiles import evaluate, evaluate_attacked, movable
-from .frames import as_table, require_free, require_own_names, warn_of_fixed
 from .kernels.gram_matrix import gram
 from .networks.inputs import params_dtype
+from .tables.frames import as_table, require_free, require_own_names, warn_of_fixed
 
 # What reaches networks as it is, besides floating numbers.
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]

@@ -10,8 +10,8 @@ from sklearn.utils.metadata_routing import MetadataRequest
 
 from .estimators import positions, warn_of_gain, weights_to_score
 from .execution.keys import key_of
-from .frames import check_rows
 from .subjects import attackable, is_function, under_attack
+from .tables.frames import check_rows
 
 
 def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state=0) -> float:

@@ -23,17 +23,17 @@ from .attacks.square import Square
 from .attacks.threat_model import admitted
 from .attacks.tiled import attack_in_tiles
 from .blackbox import BlackBox, forget_error
-from .columns import encoded_columns, table_model
 from .estimators import kept_dtypes, positions
 from .execution.interrupts import heard
 from .execution.keys import keys_of
 from .execution.loops import form_of, without_numbers
 from .execution.tiles import NETWORK_ROWS, answers, as_pytree, movable
-from .frames import Table, as_table, check_rows, require_free, warn_of_fixed
 from .networks.inputs import params_dtype
 from .networks.model import Model, failure
 from .sklearn_models.conversion import model_on
 from .sklearn_models.guard import compare
+from .tables.columns import encoded_columns, table_model
+from .tables.frames import Table, as_table, check_rows, require_free, warn_of_fixed
 
 try:
     from jax import enable_x64

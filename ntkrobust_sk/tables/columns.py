@@ -16,9 +16,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
+from ..sklearn_models.arrays import namespace
+from ..sklearn_models.conversion import model_on
 from .frames import Table
-from .sklearn_models.arrays import namespace
-from .sklearn_models.conversion import model_on
 
 # Bytes that a table of known answers may take.
 LARGEST_BLOCK = 2**28
@@ -54,7 +54,7 @@ def _encoded(step, table, columns):
 
 
 def table_model(estimator, table: Table) -> Callable:
-    """The estimator's scores as a function of :meth:`~ntkrobust_sk.frames.Table.coded` rows (m, d), a pytree.
+    """The estimator's scores as a function of :meth:`~ntkrobust_sk.tables.Table.coded` rows (m, d), a pytree.
 
     Raises
     ------

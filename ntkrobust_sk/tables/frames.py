@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ._validation import brief, require_regular
-from .attacks.threat_model import Box
+from .._validation import brief, require_regular
+from ..attacks.threat_model import Box
 
 # Above it, neighbouring integers are one number in double precision.
 LARGEST_INTEGER = 2**53
