@@ -34,7 +34,13 @@ from .displays import (
     SpectrumDisplay,
     TransferDisplay,
 )
-from .estimators_robust_features import RobustFeatureSelector
+from .estimators import (
+    AdversarialKernelTrainer,
+    EmpiricalNTKClassifier,
+    EmpiricalNTKRegressor,
+    RobustFeatureSelector,
+    TangentFeatures,
+)
 from .evaluation import (
     RobustnessReport,
     TransferMatrix,
@@ -44,9 +50,7 @@ from .evaluation import (
 )
 from .evolution import KernelEvolution, load_evolution
 from .evolution_result import EvolutionResult
-from .features import TangentFeatures
 from .kernels import ClassNTK, FullNTK, ProjectedNTK, PseudoNTK, TraceNTK, gram
-from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .networks import (
     CNN,
     MLP,
@@ -68,7 +72,6 @@ from .sklearn_models import as_model
 from .smoothing import certified_accuracy, certify
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
 from .tangent import Linearized, linearize
-from .trainer import AdversarialKernelTrainer
 from .training import TrainingDivergedError, TrainState, train
 
 __all__ = [

@@ -28,15 +28,16 @@ from .attacks.pgd import FGSM, NFGSM, PGD, Clean
 from .attacks.square import Square
 from .attacks.threat_model import Box
 from .datasets.splits import load_splits
-from .estimators_robust_features import RobustFeatureSelector
+from .estimators.kernel_machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
+from .estimators.robust_features import RobustFeatureSelector
+from .estimators.tangent_features import TangentFeatures
+from .estimators.trainer import AdversarialKernelTrainer
 from .evaluation import classifier_under_attack, clopper_pearson
 from .execution.keys import key_of, keys_of
-from .features import TangentFeatures
 from .kernels.fingerprint import hash_arrays
 from .kernels.ntk import ClassNTK, FullNTK, PseudoNTK, TraceNTK
 from .kernels.predictors import DualPredictor, PrimalPredictor
 from .kernels.projected import ProjectedNTK
-from .machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
 from .networks.feedforward import CNN, MLP
 from .networks.model import Model, Variables
 from .networks.resnet import ResNet18
@@ -44,7 +45,6 @@ from .networks.wrappers import Normalized, Stateless
 from .sklearn_models.guard import frame_of
 from .solvers.direct import Cholesky, Eigh
 from .tangent.linearization import Linearized
-from .trainer import AdversarialKernelTrainer
 
 ATTACKS = {
     "apgd": APGD,

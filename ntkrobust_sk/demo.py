@@ -27,8 +27,8 @@ from .analysis.metrics import effective_rank, kernel_distance
 from .attacks.pgd import PGD
 from .datasets.splits import load_splits
 from .datasets.subsets import chosen_indices, no_more
-from .machines import EmpiricalNTKClassifier
-from .trainer import AdversarialKernelTrainer
+from .estimators.kernel_machines import EmpiricalNTKClassifier
+from .estimators.trainer import AdversarialKernelTrainer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from sklearn.frozen import FrozenEstimator
 from ._validation import array, brief, check_choice, flag, integer, number
 from .analysis.metrics import kernel_distance, kernel_specialization
 from .attacks.entry import require_attack
-from .estimators import TangentEstimator, positions
+from .estimators.inputs import positions
+from .estimators.shared import TangentEstimator
 from .evaluation import radii, transfer_matrix
 from .evolution_result import require_result
 from .scoring import robust_accuracy

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from .estimators import positions, warn_of_gain, weights_to_score
+from .estimators.answers import warn_of_gain
+from .estimators.inputs import positions, weights_to_score
 from .execution.keys import key_of
 from .subjects import attackable, is_function, under_attack
 from .tables.frames import check_rows

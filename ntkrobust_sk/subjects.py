@@ -23,7 +23,8 @@ from .attacks.square import Square
 from .attacks.threat_model import admitted
 from .attacks.tiled import attack_in_tiles
 from .blackbox import BlackBox, forget_error
-from .estimators import kept_dtypes, positions
+from .estimators.answers import kept_dtypes
+from .estimators.inputs import positions
 from .execution.interrupts import heard
 from .execution.keys import keys_of
 from .execution.loops import form_of, without_numbers

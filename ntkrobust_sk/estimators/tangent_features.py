@@ -10,16 +10,17 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from .estimators import TangentEstimator, as_answer
-from .execution.memory import parse_memory
-from .kernels.ntk import resolve_kernel
-from .kernels.plan import make_plan
-from .kernels.projected import ProjectedNTK
-from .kernels.tiles import features_of
-from .machines import KernelSourceMixin
-from .networks.inputs import host_inputs, n_params, params_dtype
-from .networks.named import n_logits
-from .tangent.gradient_lists import separated
+from ..execution.memory import parse_memory
+from ..kernels.ntk import resolve_kernel
+from ..kernels.plan import make_plan
+from ..kernels.projected import ProjectedNTK
+from ..kernels.tiles import features_of
+from ..networks.inputs import host_inputs, n_params, params_dtype
+from ..networks.named import n_logits
+from ..tangent.gradient_lists import separated
+from .answers import as_answer
+from .kernel_source import KernelSourceMixin
+from .shared import TangentEstimator
 
 # Rows of a tile.
 ROWS = 64

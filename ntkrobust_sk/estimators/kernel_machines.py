@@ -6,76 +6,26 @@ from numbers import Integral, Real
 
 import jax
 import numpy as np
-from sklearn.base import MultiOutputMixin, RegressorMixin, clone
-from sklearn.frozen import FrozenEstimator
+from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import has_fit_parameter
 
-from ._backend import to_numpy
-from ._validation import brief, fitting, positive_tuple, require_numbers, require_resolution
-from .estimators import (
-    AttackedMixin,
-    TangentClassifierMixin,
-    TangentEstimator,
-    checked_weights,
-    require_finite_targets,
-    weights_to_score,
-)
-from .execution.memory import parse_memory
-from .execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
-from .kernels.gram_matrix import gram
-from .kernels.ntk import resolve_kernel
-from .kernels.predictors import make_predictor, require_room
-from .networks.inputs import host_inputs, params_dtype
-from .networks.model import Model
-from .networks.named import initial_model, n_logits
-from .solvers.direct import SOLVERS, resolve_solver
-from .solvers.ridge import solve
-from .tangent.linearization import linearize
+from .._backend import to_numpy
+from .._validation import fitting, require_numbers, require_resolution
+from ..execution.memory import parse_memory
+from ..execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
+from ..kernels.gram_matrix import gram
+from ..kernels.ntk import resolve_kernel
+from ..kernels.predictors import make_predictor, require_room
+from ..networks.inputs import host_inputs, params_dtype
+from ..networks.named import n_logits
+from ..solvers.direct import SOLVERS, resolve_solver
+from ..solvers.ridge import solve
+from ..tangent.linearization import linearize
+from .inputs import checked_weights, require_finite_targets, weights_to_score
+from .kernel_source import KernelSourceMixin
+from .shared import AttackedMixin, TangentClassifierMixin, TangentEstimator
 from .trainer import fit_by_sgd
-
-
-class KernelSourceMixin:
-    """``estimator``: where the kernel comes from."""
-
-    def _source_shape(self):
-        """Input shape of the estimator that the kernel comes from, where it has one.
-
-        What is cloned forgets what it was fitted on, so only a frozen estimator's fitted shape counts.
-        """
-        fitted = ("input_shape_",) if isinstance(self.estimator, FrozenEstimator) else ()
-        for name in (*fitted, "input_shape"):
-            shape = getattr(self.estimator, name, None)
-            if shape is not None:
-                return positive_tuple(f"estimator.{name}", shape)
-        return None
-
-    def _source_model(self, X, y, n_outputs, sample_weight, key) -> Model:
-        """The model whose tangent kernel the estimator takes, by what ``estimator`` is."""
-        source = self.estimator
-        if not hasattr(source, "fit"):
-            model = initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
-            require_resolution("X", X, params_dtype(model.variables.params))
-            return model
-        if isinstance(source, type) or not hasattr(source, "get_params"):
-            way = f"; write {source.__name__}(...)" if isinstance(source, type) else ""
-            raise TypeError(f"estimator must be an instance of a scikit-learn estimator, got {brief(source)}{way}")
-        if y is None and not isinstance(source, FrozenEstimator):
-            raise ValueError(f"fit needs y, because {source!r} has to be trained on labels")
-        fit_params = {}
-        if sample_weight is not None and has_fit_parameter(source, "sample_weight"):
-            fit_params["sample_weight"] = sample_weight
-        self.estimator_ = clone(source).fit(X, y, **fit_params)
-        model = getattr(self.estimator_, "model_", None)
-        if not isinstance(model, Model):
-            raise ValueError(
-                f"estimator must leave a Model in `model_` when fitted, as AdversarialKernelTrainer does; "
-                f"{source!r} does not"
-            )
-        if not isinstance(self.estimator_, TangentEstimator):  # which has looked in its own fit
-            require_resolution("X", X, params_dtype(model.variables.params))
-        return model
 
 
 class _KernelMachine(KernelSourceMixin, TangentEstimator):

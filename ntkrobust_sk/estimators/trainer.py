@@ -8,17 +8,17 @@ import jax
 from sklearn.utils._param_validation import Interval, StrOptions
 from tqdm.auto import tqdm
 
-from ._validation import fitting, require_resolution
-from .attacks.pgd import Clean
-from .attacks.threat_model import check_bounds
-from .estimators import TangentClassifierMixin, TangentEstimator
-from .execution.tiles import NETWORK_ROWS, movable
-from .networks.inputs import host_inputs, params_dtype
-from .networks.named import initial_model, n_logits
-from .tangent.linearization import DYNAMICS, linearize
-from .training.loop import train
-from .training.optimizers import SGD
-from .training.state import TrainingDivergedError, initial_state, with_hyperparameters
+from .._validation import fitting, require_resolution
+from ..attacks.pgd import Clean
+from ..attacks.threat_model import check_bounds
+from ..execution.tiles import NETWORK_ROWS, movable
+from ..networks.inputs import host_inputs, params_dtype
+from ..networks.named import initial_model, n_logits
+from ..tangent.linearization import DYNAMICS, linearize
+from ..training.loop import train
+from ..training.optimizers import SGD
+from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
+from .shared import TangentClassifierMixin, TangentEstimator
 
 
 class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):

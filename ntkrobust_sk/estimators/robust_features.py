@@ -11,15 +11,16 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from .analysis.eigenfeatures import leading_eigenpairs, no_attack, ntk_features
-from .attacks.entry import require_attack
-from .estimators import TangentEstimator, as_answer
-from .execution.tiles import MACHINE_ROWS, evaluate, movable
-from .kernels.gram_matrix import gram
-from .kernels.ntk import resolve_kernel
-from .kernels.predictors import make_predictor
-from .machines import KernelSourceMixin
-from .networks.inputs import host_inputs, params_dtype
+from ..analysis.eigenfeatures import leading_eigenpairs, no_attack, ntk_features
+from ..attacks.entry import require_attack
+from ..execution.tiles import MACHINE_ROWS, evaluate, movable
+from ..kernels.gram_matrix import gram
+from ..kernels.ntk import resolve_kernel
+from ..kernels.predictors import make_predictor
+from ..networks.inputs import host_inputs, params_dtype
+from .answers import as_answer
+from .kernel_source import KernelSourceMixin
+from .shared import TangentEstimator
 
 
 class RobustFeatureSelector(

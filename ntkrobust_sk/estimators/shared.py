@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from fractions import Fraction
 from numbers import Integral
 
@@ -15,33 +13,30 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._portable import without_jax_arrays
-from ._validation import (
-    array,
-    brief,
-    fitting,
-    integer,
-    is_finite,
-    number,
-    positive_tuple,
-    require_numbers,
-    require_regular,
+from .._portable import without_jax_arrays
+from .._validation import brief, fitting, integer, number, require_numbers, require_regular
+from .._validation import seed as checked_seed
+from ..attacks.entry import require_attack
+from ..attacks.threat_model import admitted
+from ..attacks.tiled import attack_in_tiles
+from ..execution.keys import key_of
+from ..execution.memory import parse_memory
+from ..execution.tiles import evaluate, evaluate_attacked, movable
+from ..kernels.gram_matrix import gram
+from ..networks.inputs import params_dtype
+from ..tables.frames import as_table, require_free, require_own_names, warn_of_fixed
+from .answers import as_answer, kept_dtypes, require_finite_answers, warn_of_gain
+from .inputs import (
+    as_rows,
+    checked_weights,
+    input_shape,
+    positions,
+    require_finite_targets,
+    require_one_kind,
+    weights_to_score,
 )
-from ._validation import seed as checked_seed
-from .attacks.entry import require_attack
-from .attacks.threat_model import admitted
-from .attacks.tiled import attack_in_tiles
-from .execution.keys import key_of
-from .execution.memory import parse_memory
-from .execution.tiles import evaluate, evaluate_attacked, movable
-from .kernels.gram_matrix import gram
-from .networks.inputs import params_dtype
-from .tables.frames import as_table, require_free, require_own_names, warn_of_fixed
-
-# What reaches networks as it is, besides floating numbers.
-INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
 class TangentEstimator(BaseEstimator):
@@ -69,14 +64,14 @@ class TangentEstimator(BaseEstimator):
             raise ValueError(
                 f"X must hold inputs of shape (n, ...), got one of shape {np.shape(X)}; write X[None]"
             )
-        X, image_shape = _as_rows(X)
+        X, image_shape = as_rows(X)
         checked = validate_data(self, X, y, reset=reset, dtype=kept_dtypes(X), **options)
         X, y = checked if isinstance(checked, tuple) else (checked, None)
         if options.get("y_numeric"):
             require_finite_targets(y)
         fitting("X", X, jax.dtypes.canonicalize_dtype(X.dtype))
         if reset:
-            self.input_shape_ = _input_shape(self.input_shape, image_shape, known_shape, X.shape[1])
+            self.input_shape_ = input_shape(self.input_shape, image_shape, known_shape, X.shape[1])
         elif image_shape is not None and image_shape != self.input_shape_:
             raise ValueError(
                 f"{type(self).__name__} was fitted on inputs of shape {self.input_shape_}, but X holds images of "
@@ -270,158 +265,3 @@ class TangentClassifierMixin(AttackedMixin, ClassifierMixin):
             return float(accuracy_score(y, answers, sample_weight=sample_weight))
         except (TypeError, ValueError) as error:
             raise ValueError(f"y must hold labels, such as {brief(self.classes_.tolist())}: {error}") from error
-
-
-# A gain by an attack that is told of: of the score, and in examples, since random starts move a few answers.
-GAIN, GAINED = 0.01, 2.5
-
-
-def warn_of_gain(robust: float, clean: float, n: int) -> None:
-    """Warn if an attack has made the score of n examples better than that of the inputs themselves."""
-    if robust - clean > max(GAIN, GAINED / n):
-        warnings.warn(
-            f"the attack makes the answers better: the score is {robust:.3f} on adversarial examples and "
-            f"{clean:.3f} on the inputs themselves. Its gradients are no guide for this model, so its robust "
-            "score is far too high; attack with Square or AutoAttack too, and see check_evaluation",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:
-    """Weights (n,) of a score, or an error that names what does not fit n answers, ``y`` or the weights."""
-    require_regular("y", y)
-    n_labels = np.shape(y)[:1] if isinstance(y, list | tuple) else getattr(y, "shape", ())[:1]
-    if n_labels not in ((), (n,)):
-        raise ValueError(f"y must hold one label or target for each of {n} samples, got {n_labels[0]}")
-    if sample_weight is None:
-        return None
-    sample_weight = array("sample_weight", sample_weight, ndim=1)
-    if len(sample_weight) != n:
-        raise ValueError(f"sample_weight must hold one weight for each of {n} samples, got {len(sample_weight)}")
-    if not (np.isfinite(sample_weight) & (sample_weight >= 0)).all() or not sample_weight.any():
-        raise ValueError(
-            "sample_weight must hold finite weights >= 0, at least one of them above 0, got weights from "
-            f"{sample_weight.min()} to {sample_weight.max()}"
-        )
-    return sample_weight
-
-
-def require_one_kind(y: np.ndarray) -> None:
-    """Raise ValueError for labels that have no order: missing ones, and text among numbers.
-
-    >>> require_one_kind(np.array(["Rome", None], dtype=object))
-    Traceback (most recent call last):
-    ValueError: Unknown label type: y must hold labels of one kind, text or numbers, got None among them (the...
-    """
-    if y.dtype.kind != "O":
-        return
-    labels = y.tolist()
-    is_text = [isinstance(label, str) for label in labels]
-    odd = [label is None or text != is_text[0] for label, text in zip(labels, is_text, strict=True)]
-    if any(odd):
-        at = odd.index(True)
-        raise ValueError(
-            "Unknown label type: y must hold labels of one kind, text or numbers, got "
-            f"{brief(labels[at])} among them (the first: row {at}); write a label for what is missing, or "
-            "leave these rows out"
-        )
-
-
-def require_finite_targets(y) -> None:
-    """Raise ValueError for targets that hold NaN or infinity."""
-    if not np.isfinite(np.asarray(y, dtype=float)).all():
-        raise ValueError("y must hold finite targets, but has NaN or infinity")
-
-
-def checked_weights(sample_weight, X) -> np.ndarray:
-    """Weights (n,) of the samples X (n, ...), each finite and >= 0; None is one for each."""
-    if sample_weight is not None:
-        sample_weight = array("sample_weight", sample_weight, ndim=1)
-    weights = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
-    if not weights.any():
-        raise ValueError("sample_weight must hold at least one non-zero weight, all are zero")
-    return weights
-
-
-def positions(y, classes, n_samples: int) -> np.ndarray:
-    """Where labels y (n,) stand in ``classes`` (C,), int32 (n,).
-
-    Raises
-    ------
-    ValueError
-        For another number of labels than samples, and for labels that are not in ``classes``.
-    """
-    if isinstance(y, np.ma.MaskedArray):
-        raise TypeError("y must hold one label for each sample, got a masked array; leave masked samples out")
-    try:
-        y = np.asarray(y)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"y must hold one label for each sample, got {brief(y)}: {error}") from None
-    # one column of a data frame
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if y.shape != (n_samples,):
-        raise ValueError(f"y must hold one label for each of the {n_samples} samples of X, got shape {y.shape}")
-    # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
-    position = {label: i for i, label in enumerate(classes.tolist())}
-    labels = y.tolist()
-    if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
-        raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
-    return np.array([position[label] for label in labels], dtype=np.int32)
-
-
-def as_answer(values: np.ndarray, X: np.ndarray, what: str = "scores") -> np.ndarray:
-    """Finite scores or features in the inputs' dtype, or in double precision where these are integers."""
-    with np.errstate(over="ignore"):
-        values = values.astype(X.dtype if X.dtype.kind == "f" else np.float64, copy=False)
-    return require_finite_answers(values, what)
-
-
-def require_finite_answers(values: np.ndarray, what: str = "scores") -> np.ndarray:
-    """Scores or features (n, ...), or ValueError: what is not finite is no answer."""
-    if not is_finite(values):
-        lost = ~np.isfinite(values.reshape(len(values), -1)).all(1)
-        said = "NaN" if np.isnan(values).any() else "infinite"
-        raise ValueError(
-            f"the {what} of {lost.sum()} of {len(values)} inputs are {said} in {values.dtype} (the "
-            f"first: row {lost.argmax()}), so there is no answer to them: inputs or targets of training are too "
-            "large for it, or weights are not finite. Scale the data"
-        )
-    return values
-
-
-def kept_dtypes(X) -> list:
-    """The dtypes that inputs may have; the first is that of what has another one."""
-    floating = [np.float64, np.float32]
-    if isinstance(X, list | tuple):
-        kinds = {np.asarray(X).dtype.kind}
-    else:
-        # a frame's columns: pandas' dtypes have a kind, those of polars say it by a method
-        dtypes = [X.dtype] if hasattr(X, "dtype") else getattr(X, "dtypes", [None])
-        kinds = {getattr(d, "kind", "i" if getattr(d, "is_integer", bool)() else None) for d in dtypes}
-    return [np.int64, *INTEGERS, *floating] if kinds and kinds <= {"i", "u"} else floating
-
-
-def _as_rows(X):
-    """Flat rows, and the shape of the images that they were, or None."""
-    if isinstance(X, np.ndarray | jax.Array) and X.ndim > 2:
-        X = np.asarray(X)
-        return X.reshape(len(X), math.prod(X.shape[1:])), X.shape[1:]
-    return X, None
-
-
-def _input_shape(given, image_shape, known_shape, n_features) -> tuple[int, ...]:
-    """The shape of one input, from the parameter, the images, the source of the kernel or the row length."""
-    shape = image_shape or known_shape if given is None else positive_tuple("input_shape", given)
-    if shape is None:
-        return (n_features,)
-    if math.prod(shape) != n_features:
-        raise ValueError(
-            f"input_shape={shape} stands for {math.prod(shape)} features, but X has {n_features} for each sample"
-        )
-    if given is not None and image_shape is not None and shape != image_shape:
-        raise ValueError(f"input_shape={shape}, but X holds images of shape {image_shape}")
-    # a network that was fitted on rows may take them as images, but images of one shape are not those of another
-    if known_shape is not None and len(known_shape) > 1 and shape != known_shape:
-        raise ValueError(f"inputs are of shape {shape}, but the estimator takes images of shape {known_shape}")
-    return shape

@@ -1,0 +1,121 @@
+"""Inputs as rows or images, labels as positions, and weights, as the estimators take them."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+from sklearn.utils.validation import _check_sample_weight
+
+from .._validation import array, brief, positive_tuple, require_regular
+
+# What reaches networks as it is, besides floating numbers.
+INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:
+    """Weights (n,) of a score, or an error that names what does not fit n answers, ``y`` or the weights."""
+    require_regular("y", y)
+    n_labels = np.shape(y)[:1] if isinstance(y, list | tuple) else getattr(y, "shape", ())[:1]
+    if n_labels not in ((), (n,)):
+        raise ValueError(f"y must hold one label or target for each of {n} samples, got {n_labels[0]}")
+    if sample_weight is None:
+        return None
+    sample_weight = array("sample_weight", sample_weight, ndim=1)
+    if len(sample_weight) != n:
+        raise ValueError(f"sample_weight must hold one weight for each of {n} samples, got {len(sample_weight)}")
+    if not (np.isfinite(sample_weight) & (sample_weight >= 0)).all() or not sample_weight.any():
+        raise ValueError(
+            "sample_weight must hold finite weights >= 0, at least one of them above 0, got weights from "
+            f"{sample_weight.min()} to {sample_weight.max()}"
+        )
+    return sample_weight
+
+
+def require_one_kind(y: np.ndarray) -> None:
+    """Raise ValueError for labels that have no order: missing ones, and text among numbers.
+
+    >>> require_one_kind(np.array(["Rome", None], dtype=object))
+    Traceback (most recent call last):
+    ValueError: Unknown label type: y must hold labels of one kind, text or numbers, got None among them (the...
+    """
+    if y.dtype.kind != "O":
+        return
+    labels = y.tolist()
+    is_text = [isinstance(label, str) for label in labels]
+    odd = [label is None or text != is_text[0] for label, text in zip(labels, is_text, strict=True)]
+    if any(odd):
+        at = odd.index(True)
+        raise ValueError(
+            "Unknown label type: y must hold labels of one kind, text or numbers, got "
+            f"{brief(labels[at])} among them (the first: row {at}); write a label for what is missing, or "
+            "leave these rows out"
+        )
+
+
+def require_finite_targets(y) -> None:
+    """Raise ValueError for targets that hold NaN or infinity."""
+    if not np.isfinite(np.asarray(y, dtype=float)).all():
+        raise ValueError("y must hold finite targets, but has NaN or infinity")
+
+
+def checked_weights(sample_weight, X) -> np.ndarray:
+    """Weights (n,) of the samples X (n, ...), each finite and >= 0; None is one for each."""
+    if sample_weight is not None:
+        sample_weight = array("sample_weight", sample_weight, ndim=1)
+    weights = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
+    if not weights.any():
+        raise ValueError("sample_weight must hold at least one non-zero weight, all are zero")
+    return weights
+
+
+def positions(y, classes, n_samples: int) -> np.ndarray:
+    """Where labels y (n,) stand in ``classes`` (C,), int32 (n,).
+
+    Raises
+    ------
+    ValueError
+        For another number of labels than samples, and for labels that are not in ``classes``.
+    """
+    if isinstance(y, np.ma.MaskedArray):
+        raise TypeError("y must hold one label for each sample, got a masked array; leave masked samples out")
+    try:
+        y = np.asarray(y)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"y must hold one label for each sample, got {brief(y)}: {error}") from None
+    # one column of a data frame
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if y.shape != (n_samples,):
+        raise ValueError(f"y must hold one label for each of the {n_samples} samples of X, got shape {y.shape}")
+    # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
+    position = {label: i for i, label in enumerate(classes.tolist())}
+    labels = y.tolist()
+    if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
+        raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
+    return np.array([position[label] for label in labels], dtype=np.int32)
+
+
+def as_rows(X):
+    """Flat rows, and the shape of the images that they were, or None."""
+    if isinstance(X, np.ndarray | jax.Array) and X.ndim > 2:
+        X = np.asarray(X)
+        return X.reshape(len(X), math.prod(X.shape[1:])), X.shape[1:]
+    return X, None
+
+
+def input_shape(given, image_shape, known_shape, n_features) -> tuple[int, ...]:
+    """The shape of one input, from the parameter, the images, the source of the kernel or the row length."""
+    shape = image_shape or known_shape if given is None else positive_tuple("input_shape", given)
+    if shape is None:
+        return (n_features,)
+    if math.prod(shape) != n_features:
+        raise ValueError(
+            f"input_shape={shape} stands for {math.prod(shape)} features, but X has {n_features} for each sample"
+        )
+    if given is not None and image_shape is not None and shape != image_shape:
+        raise ValueError(f"input_shape={shape}, but X holds images of shape {image_shape}")
+    # a network that was fitted on rows may take them as images, but images of one shape are not those of another
+    if known_shape is not None and len(known_shape) > 1 and shape != known_shape:
+        raise ValueError(f"inputs are of shape {shape}, but the estimator takes images of shape {known_shape}")
+    return shape
