@@ -16,7 +16,6 @@ from .analysis import (
     top_mass,
 )
 from .attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box, Clean, Square
-from .checks import check_evaluation
 from .datasets import (
     class_balanced_indices,
     load_cifar10,
@@ -41,13 +40,6 @@ from .estimators import (
     RobustFeatureSelector,
     TangentFeatures,
 )
-from .evaluation import (
-    RobustnessReport,
-    TransferMatrix,
-    minimal_perturbations,
-    robustness_report,
-    transfer_matrix,
-)
 from .evolution import KernelEvolution, load_evolution
 from .evolution_result import EvolutionResult
 from .kernels import ClassNTK, FullNTK, ProjectedNTK, PseudoNTK, TraceNTK, gram
@@ -67,9 +59,20 @@ from .networks import (
     from_stax,
 )
 from .report import write_report
-from .scoring import make_robust_scorer, perturb, robust_accuracy
+from .robustness import (
+    RobustnessReport,
+    TransferMatrix,
+    certified_accuracy,
+    certify,
+    check_evaluation,
+    make_robust_scorer,
+    minimal_perturbations,
+    perturb,
+    robust_accuracy,
+    robustness_report,
+    transfer_matrix,
+)
 from .sklearn_models import as_model
-from .smoothing import certified_accuracy, certify
 from .solvers import Cholesky, Eigh, InaccurateSolveError, SingularGramError, solve
 from .tangent import Linearized, linearize
 from .training import TrainingDivergedError, TrainState, train

@@ -32,7 +32,6 @@ from .estimators.kernel_machines import EmpiricalNTKClassifier, EmpiricalNTKRegr
 from .estimators.robust_features import RobustFeatureSelector
 from .estimators.tangent_features import TangentFeatures
 from .estimators.trainer import AdversarialKernelTrainer
-from .evaluation import classifier_under_attack, clopper_pearson
 from .execution.keys import key_of, keys_of
 from .kernels.fingerprint import hash_arrays
 from .kernels.ntk import ClassNTK, FullNTK, PseudoNTK, TraceNTK
@@ -42,6 +41,8 @@ from .networks.feedforward import CNN, MLP
 from .networks.model import Model, Variables
 from .networks.resnet import ResNet18
 from .networks.wrappers import Normalized, Stateless
+from .robustness.intervals import clopper_pearson
+from .robustness.target import classifier_under_attack
 from .sklearn_models.guard import frame_of
 from .solvers.direct import Cholesky, Eigh
 from .tangent.linearization import Linearized

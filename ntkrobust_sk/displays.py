@@ -16,9 +16,10 @@ from .analysis.metrics import kernel_distance, kernel_specialization
 from .attacks.entry import require_attack
 from .estimators.inputs import positions
 from .estimators.shared import TangentEstimator
-from .evaluation import radii, transfer_matrix
 from .evolution_result import require_result
-from .scoring import robust_accuracy
+from .robustness.report import radii
+from .robustness.scoring import robust_accuracy
+from .robustness.transfer import transfer_matrix
 
 COLORS = {
     "benign": "#2f6db3",

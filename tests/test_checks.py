@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPClassifier
 
 from ntkrobust_sk import FGSM, PGD, Box, Clean, Square, as_model, check_evaluation, robustness_report
-from ntkrobust_sk.checks import Check, Checks
+from ntkrobust_sk.robustness.sanity_checks import Check, Checks
 
 X, Y = load_digits(return_X_y=True)
 X = (X / 16).astype(np.float32)

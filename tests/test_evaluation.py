@@ -32,10 +32,10 @@ from ntkrobust_sk import (
     minimal_perturbations,
     robust_accuracy,
     robustness_report,
-    subjects,
     transfer_matrix,
 )
-from ntkrobust_sk.evaluation import clopper_pearson
+from ntkrobust_sk.robustness import target as subjects
+from ntkrobust_sk.robustness.intervals import clopper_pearson
 
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::2] / 8, np.array(["a", "b", "c"])[Y[::2]]

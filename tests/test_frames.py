@@ -32,7 +32,7 @@ from ntkrobust_sk import (
     robustness_report,
     transfer_matrix,
 )
-from ntkrobust_sk.subjects import attackable, enable_x64
+from ntkrobust_sk.robustness.target import attackable, enable_x64
 from ntkrobust_sk.tables.frames import as_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:attacks leave these columns")

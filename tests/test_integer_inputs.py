@@ -20,7 +20,7 @@ from ntkrobust_sk import (
     ntk_features,
     robust_accuracy,
 )
-from ntkrobust_sk.subjects import attackable
+from ntkrobust_sk.robustness.target import attackable
 
 random = np.random.default_rng(0)
 PARAMS = {

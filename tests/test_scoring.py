@@ -46,9 +46,9 @@ from ntkrobust_sk import (
     perturb,
     robust_accuracy,
     robustness_report,
-    subjects,
     transfer_matrix,
 )
+from ntkrobust_sk.robustness import target as subjects
 
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::2] / 8, Y[::2]

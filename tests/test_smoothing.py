@@ -11,7 +11,8 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.tree import DecisionTreeClassifier
 
-from ntkrobust_sk import PGD, as_model, certified_accuracy, certify, robust_accuracy, smoothing
+from ntkrobust_sk import PGD, as_model, certified_accuracy, certify, robust_accuracy
+from ntkrobust_sk.robustness import smoothing
 
 X, Y = load_iris(return_X_y=True)
 LABELS = np.array(["a", "b", "c"])[Y]

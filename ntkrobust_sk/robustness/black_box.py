@@ -18,8 +18,8 @@ import numpy as np
 from jax.tree_util import Partial
 from sklearn.pipeline import Pipeline
 
-from .estimators.inputs import positions
-from .execution.interrupts import pressed
+from ..estimators.inputs import positions
+from ..execution.interrupts import pressed
 
 # Share of rows on which scores must agree with the answers to be worth more than the answers alone.
 WORTH = 0.5

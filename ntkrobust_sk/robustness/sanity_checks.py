@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from ._validation import brief, integer, number
-from .attacks.entry import require_attack
-from .attacks.losses import example_losses, margin
-from .attacks.norms import NORMS
-from .attacks.pgd import PGD
-from .attacks.square import Square
-from .attacks.valid_points import settle
-from .evaluation import classifier_under_attack, clopper_pearson
-from .execution.keys import key_of, keys_of, one_key_each
+from .._validation import brief, integer, number
+from ..attacks.entry import require_attack
+from ..attacks.losses import example_losses, margin
+from ..attacks.norms import NORMS
+from ..attacks.pgd import PGD
+from ..attacks.square import Square
+from ..attacks.valid_points import settle
+from ..execution.keys import key_of, keys_of, one_key_each
+from .intervals import clopper_pearson
+from .target import classifier_under_attack
 
 # How much stronger an attack is made; how many times more it is started anew.
 STRONGER, RESTARTS = 4, 2

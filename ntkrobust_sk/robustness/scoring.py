@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from .estimators.answers import warn_of_gain
-from .estimators.inputs import positions, weights_to_score
-from .execution.keys import key_of
-from .subjects import attackable, is_function, under_attack
-from .tables.frames import check_rows
+from ..estimators.answers import warn_of_gain
+from ..estimators.inputs import positions, weights_to_score
+from ..execution.keys import key_of
+from ..tables.frames import check_rows
+from .target import attackable, is_function, under_attack
 
 
 def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state=0) -> float:

@@ -1,36 +1,28 @@
-"""Robust accuracy as evidence: several attacks and radii at once, with intervals; distances; transfer."""
+"""Robust accuracy as evidence: several attacks and radii at once, with intervals."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 
-import jax.numpy as jnp
 import numpy as np
-import scipy.stats
-from sklearn.base import is_regressor
 
-from ._validation import array, brief, check_choice, number, require_numbers
-from .attacks.autoattack import AutoAttack
-from .attacks.entry import require_attack
-from .attacks.fab import FAB
-from .attacks.norms import NORMS
-from .attacks.pgd import PGD
-from .attacks.threat_model import plain_bounds
-from .attacks.tiled import warn_of_gradients
-from .attacks.valid_points import settle
-from .execution.keys import key_of, keys_of
-from .subjects import Subject, attackable, is_function, under_attack
+from .._validation import array, brief, check_choice, number
+from ..attacks.autoattack import AutoAttack
+from ..attacks.entry import require_attack
+from ..attacks.fab import FAB
+from ..attacks.norms import NORMS
+from ..attacks.pgd import PGD
+from ..attacks.threat_model import plain_bounds
+from ..attacks.tiled import warn_of_gradients
+from ..execution.keys import key_of, keys_of
+from .distances import distances_by, lengths_of, require_nearest
+from .intervals import clopper_pearson
+from .target import classifier_under_attack
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-# How far out, in units of the distance found, a wrong answer is looked for where rounding has taken it away: that
-# of scores, and that of values to those that features may have.
-A_LITTLE_FURTHER = (1 + 1e-5, 1 + 1e-4, 1 + 1e-3, 1.01)
-FURTHER = (1.0, *A_LITTLE_FURTHER, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 def robustness_report(
@@ -107,7 +99,7 @@ def robustness_report(
     check_choice("norm", norm, NORMS)
     bounds = plain_bounds(bounds)
     if nearest is not None:
-        _require_nearest(nearest, "nearest")
+        require_nearest(nearest, "nearest")
     subject = classifier_under_attack("robustness_report", estimator, X, y)
     largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
     attacks = _attacks_in(attacks, subject, largest)
@@ -122,7 +114,7 @@ def robustness_report(
         flags |= {f"{name}, {flag}": at for flag, at in said.items()}
     if subject.opaque is None:
         nearest = subject.within(FAB(**largest) if nearest is None else _in_ball(nearest, **largest))
-        distances = np.minimum(distances, _nearest(subject, nearest, keys))
+        distances = np.minimum(distances, distances_by(subject, nearest, keys))
         with subject.precision():
             looked = PGD(**largest)
             X = subject.inputs(subject.within(looked))
@@ -268,187 +260,6 @@ class RobustnessReport:
         return self.fell_at[:, None, :] > np.array(self.epsilons)[:, None]
 
 
-def minimal_perturbations(
-    estimator, X, y, attack=None, *, norm="linf", bounds=(0.0, 1.0), random_state=0
-) -> np.ndarray:
-    """Distances to the nearest wrongly answered points that a minimum-norm attack finds.
-
-    Each is an upper bound of the true distance.
-
-    Parameters
-    ----------
-    estimator, X, y, random_state
-        As for :func:`robustness_report`.
-    attack : attack with ``nearest``, default=None
-        :class:`~ntkrobust_sk.FMN`, :class:`~ntkrobust_sk.DDN`, or (None) :class:`~ntkrobust_sk.FAB` in this norm
-        and these bounds.
-    norm : {"linf", "l2", "l1"}, default="linf"
-    bounds : (low, high) or None, default=(0.0, 1.0)
-        Of the default attack.
-
-    Returns
-    -------
-    array (n,)
-        In units of X; 0 for what is answered wrongly as it is, infinity where nothing was found.
-
-    Raises
-    ------
-    TypeError
-        If the attack finds no nearest points, or the estimator has no differentiable form.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.svm import LinearSVC
-    >>> from ntkrobust_sk import minimal_perturbations
-    >>> X, y = load_iris(return_X_y=True)
-    >>> X, y = X[:100], y[:100]
-    >>> svc = LinearSVC().fit(X, y)
-    >>> exact = abs(svc.decision_function(X)) / abs(svc.coef_).sum()
-    >>> bool(abs(minimal_perturbations(svc, X, y, bounds=None) / exact - 1).max() < 0.01)
-    True
-    """
-    default = FAB(1.0, norm=norm, bounds=bounds)
-    attack = default if attack is None else _require_nearest(attack, "attack")
-    subject = classifier_under_attack("minimal_perturbations", estimator, X, y)
-    if subject.opaque is not None:
-        raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
-    keys = keys_of(key_of(random_state), len(subject.X))
-    found = _nearest(subject, subject.within(attack), keys)
-    with subject.precision():
-        warn_of_gradients(attack, subject.model, subject.X, subject.y, keys, subject.rows)
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class TransferMatrix:
-    """What :func:`transfer_matrix` has found.
-
-    Attributes
-    ----------
-    names : tuple of str
-    clean : array (m,)
-        Accuracies on the examples as they are.
-    matrix : array (m, m)
-        Accuracy of each model (column) on the adversarial examples of each (row).
-    attacks : tuple of str
-        What made the examples of each: Square instead of an attack with gradients where there are none.
-    """
-
-    names: tuple[str, ...]
-    clean: np.ndarray
-    matrix: np.ndarray
-    attacks: tuple[str, ...] = ()
-
-
-def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> TransferMatrix:
-    """Accuracy of every model on the adversarial examples against every model.
-
-    Parameters
-    ----------
-    estimators : dict from str to fitted classifier or callable
-        What :func:`robustness_report` takes: networks, their linearisations, kernel machines. Those with an
-        infinitely wide network's kernel come as ``as_model(machine, kernel=k)``.
-    X, y, random_state
-        As for :func:`robustness_report`. A function's scores stand for the classes of the estimators.
-    attack : attack
-        The same on all of them.
-
-    Returns
-    -------
-    TransferMatrix
-        Drawn by :meth:`~ntkrobust_sk.TransferDisplay.from_estimators`.
-
-    Raises
-    ------
-    ValueError
-        If the classifiers know different classes.
-
-    References
-    ----------
-    Papernot et al. 2016, arXiv:1605.07277.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> from sklearn.svm import SVC
-    >>> from ntkrobust_sk import PGD, transfer_matrix
-    >>> X, y = load_iris(return_X_y=True)
-    >>> fitted = {"linear": LogisticRegression(max_iter=1000).fit(X, y), "rbf": SVC().fit(X, y)}
-    >>> found = transfer_matrix(fitted, X, y, PGD(0.5, bounds=None))
-    >>> found.names, bool((np.diag(found.matrix) <= found.clean).all())
-    (('linear', 'rbf'), True)
-    """
-    if not isinstance(estimators, dict) or not estimators:
-        raise TypeError(
-            f"estimators must be a dict from names to classifiers, for transfer_matrix, got {brief(estimators)}"
-        )
-    require_attack(attack)
-    known = {name: getattr(e, "classes_", None) for name, e in estimators.items()}
-    known = {name: np.asarray(classes) for name, classes in known.items() if classes is not None}
-    first = next(iter(known.values()), None)
-    for name, classes in known.items():
-        if classes.tolist() != first.tolist():
-            raise ValueError(
-                f"{next(iter(known))} and {name} know different classes, {first.tolist()} and {classes.tolist()}"
-            )
-    subjects = [
-        classifier_under_attack("transfer_matrix", e, X, y, classes=None if hasattr(e, "fit") else first)
-        for e in estimators.values()
-    ]
-    key = key_of(random_state)
-    used = [subject.usable(attack) for subject in subjects]
-    attacked = [s.like(s.perturb(attack, key)) for s, attack in zip(subjects, used, strict=True)]
-    return TransferMatrix(
-        names=tuple(estimators),
-        clean=np.array([np.mean(subject.answers(subject.X) == subject.y) for subject in subjects]),
-        matrix=np.array([[np.mean(s.answers(s.read(X_adv)) == s.y) for s in subjects] for X_adv in attacked]),
-        attacks=tuple(type(attack).__name__ for attack in used),
-    )
-
-
-def clopper_pearson(successes, n, confidence=0.95):
-    """Lower and upper ends of the exact interval of a proportion.
-
-    They are quantiles of beta distributions, B(tail; k, n − k + 1) and B(1 − tail; k + 1, n − k) with tail =
-    (1 − confidence) / 2; each end alone holds with probability 1 − tail (Clopper & Pearson 1934).
-
-    Parameters
-    ----------
-    successes, n : int or array of int
-    confidence : float in (0, 1), default=0.95
-
-    Returns
-    -------
-    low, high : arrays shaped like ``successes``
-
-    Examples
-    --------
-    >>> [round(float(end), 4) for end in clopper_pearson(8, 10)]
-    [0.4439, 0.9748]
-    """
-    k, tail = np.asarray(successes), (1 - number("confidence", confidence, above=0, below=1)) / 2
-    if not np.all((k >= 0) & (k <= n)):
-        raise ValueError(f"successes must be 0 to n, got {brief(successes)} of {brief(n)}")
-    low = np.where(k == 0, 0.0, scipy.stats.beta.ppf(tail, np.maximum(k, 1), n - k + 1))
-    high = np.where(k == n, 1.0, scipy.stats.beta.isf(tail, k + 1, np.maximum(n - k, 1)))
-    return low, high
-
-
-def classifier_under_attack(function: str, estimator, X, y, **options) -> Subject:
-    """:func:`~ntkrobust_sk.subjects.attackable` of what has classes, on behalf of a function."""
-    estimator = under_attack(estimator)
-    if not hasattr(X, "columns"):
-        require_numbers("X", X)
-    if not is_function(estimator) and is_regressor(estimator):
-        raise TypeError(
-            f"{function} counts right answers, but {type(estimator).__name__} is a regressor; "
-            "robust_accuracy gives its R² on attacked inputs"
-        )
-    return attackable(estimator, X, y, **options)
-
-
 def radii(name: str, values) -> tuple[float, ...]:
     """Radii in ascending order, without repetition, of a number or a sequence of numbers."""
     shape = getattr(values, "shape", None)
@@ -526,7 +337,7 @@ def _falls(subject, attack, epsilons, keys, right):
         found, said = _attacked(subject, dataclasses.replace(attack, epsilon=epsilon), keys, at)
         broken = subject.answers(found) != subject.y[at]
         fell[at[broken]] = epsilon
-        lengths[at[broken]] = _lengths(attack.norm, found[broken], subject.X[at[broken]])
+        lengths[at[broken]] = lengths_of(attack.norm, found[broken], subject.X[at[broken]])
         for flag in said:
             flags.setdefault(flag, []).append(f"{epsilon:g}")
     return fell, lengths, flags
@@ -541,48 +352,3 @@ def _attacked(subject, attack, keys, at):
             subject.model, subject.inputs(attack, at), subject.y[at], key=keys[at], rows=subject.rows
         )
     return found.x_adv, found.flags
-
-
-def _require_nearest(attack, name):
-    require_attack(attack, name)
-    if not hasattr(attack, "nearest"):
-        raise TypeError(
-            f"{name}: minimal perturbations need an attack with nearest, such as FAB, got {brief(attack)}"
-        )
-    return attack
-
-
-def _nearest(subject, attack, keys) -> np.ndarray:
-    """Distances (n,) to the nearest points found that the estimator answers wrongly."""
-    _require_nearest(attack, "attack")
-    X, n = subject.inputs(attack), len(subject.X)
-    points = X.copy()
-    with subject.precision():
-        for start in range(0, n, subject.rows):
-            index = np.minimum(np.arange(start, start + subject.rows), n - 1)
-            x, y = jnp.asarray(X[index]), jnp.asarray(subject.y[index])
-            nearest, _ = attack.nearest(subject.model, x, y, key=keys[index].on_device())
-            points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
-    return _valid_distances(subject, attack, points)
-
-
-def _valid_distances(subject, attack, points):
-    """Distances to points with values that their features may have, as far as these are answered wrongly.
-
-    Rounding, of scores or of values, may bring a point back over the boundary: then one further out in the same
-    direction is taken.
-    """
-    reach = SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds)
-    distances, X = np.full(len(points), np.inf), subject.X
-    for factor in FURTHER if getattr(attack.bounds, "discrete", ()) else (1.0, *A_LITTLE_FURTHER):
-        if factor > 1 and not ((distances == np.inf) & (points != X).any(tuple(range(1, X.ndim)))).any():
-            break
-        moved = settle(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
-        wrong = (subject.answers(moved) != subject.y) & (distances == np.inf)
-        distances[wrong] = _lengths(attack.norm, moved[wrong], X[wrong])
-    return distances
-
-
-def _lengths(norm, points, X) -> np.ndarray:
-    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
-    return np.linalg.norm((points.astype(float) - X).reshape(len(X), math.prod(X.shape[1:])), order, axis=1)

@@ -6,48 +6,37 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from textwrap import shorten
 
 import jax
 import numpy as np
 from sklearn.base import is_classifier, is_regressor
-from sklearn.exceptions import NotFittedError
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from ._validation import brief, fitting, require_numbers
-from .attacks.entry import how_to_make, with_two_columns
-from .attacks.square import Square
-from .attacks.threat_model import admitted
-from .attacks.tiled import attack_in_tiles
-from .blackbox import BlackBox, forget_error
-from .estimators.answers import kept_dtypes
-from .estimators.inputs import positions
-from .execution.interrupts import heard
-from .execution.keys import keys_of
-from .execution.loops import form_of, without_numbers
-from .execution.tiles import NETWORK_ROWS, answers, as_pytree, movable
-from .networks.inputs import params_dtype
-from .networks.model import Model, failure
-from .sklearn_models.conversion import model_on
-from .sklearn_models.guard import compare
-from .tables.columns import encoded_columns, table_model
-from .tables.frames import Table, as_table, check_rows, require_free, warn_of_fixed
+from .._validation import brief, fitting, require_numbers
+from ..attacks.entry import how_to_make, with_two_columns
+from ..attacks.square import Square
+from ..attacks.threat_model import admitted
+from ..attacks.tiled import attack_in_tiles
+from ..estimators.answers import kept_dtypes
+from ..estimators.inputs import positions
+from ..execution.interrupts import heard
+from ..execution.keys import keys_of
+from ..execution.loops import form_of
+from ..execution.tiles import NETWORK_ROWS, answers, as_pytree, movable
+from ..networks.inputs import params_dtype
+from ..networks.model import Model, failure
+from ..tables.frames import Table, as_table, check_rows, require_free, warn_of_fixed
+from .black_box import BlackBox, forget_error
+from .readings import QUERIES, as_given, held, last_step, own_arrays, scores_of, through_scikit_learn
 
 try:
     from jax import enable_x64
 except ImportError:  # JAX before 0.8
     from jax.experimental import enable_x64
 
-# Queries of the black-box attack that takes the place of one with gradients.
-QUERIES = 1000
 # Rows attacked at once of scikit-learn's estimators, most of which do so little for a row that a step's own cost
 # counts; divides the numbers of examples that people choose.
 ROWS = 200
-# On which an estimator's scores are looked at before it is attacked.
-LOOKED_AT = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +169,7 @@ class Subject:
         if X.shape == self.X.shape:
             # what has not moved is what it was, to the last digit
             X = np.where((X == self.X) & self.free, self.table.numbers, X)
-        return _as_given(self.table, X, coded=not self.own)
+        return as_given(self.table, X, coded=not self.own)
 
     def read(self, given) -> np.ndarray:
         """Inputs in the form in which they came, of the same rows as ``X``, as this subject's numbers."""
@@ -233,8 +222,8 @@ def attackable(estimator, X, y, *, classes=None, labelled=True) -> Subject:
         checked, _ = estimator._validated(X, reset=False)
         model, opaque, last = estimator._predictor(), None, estimator
     else:
-        last = _last(estimator)
-        checked, table, model, opaque, box = _through_scikit_learn(estimator, X, table)
+        last = last_step(estimator)
+        checked, table, model, opaque, box = through_scikit_learn(estimator, X, table)
     if table is not None:
         warn_of_fixed(table)
     own, x64 = hasattr(last, "_predictor") and opaque is None, bool(jax.config.jax_enable_x64)
@@ -287,129 +276,6 @@ def under_attack(estimator):
     )
 
 
-def _through_scikit_learn(estimator, X, table):
-    """Numbers (n, ...), their table, a model, why it has no gradients, what it asks; None where there is none."""
-    if table is None:
-        require_numbers("X", X)
-        kinds = [np.float64, np.float32]
-        checked = check_array(
-            X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator, ensure_all_finite="allow-nan"
-        )
-        if checked.ndim == 2:
-            _check_width(estimator, checked.shape[1])
-        missing = np.isnan(checked)
-        if missing.any() or checked.ndim != 2:
-            # whether it takes missing values, or images, an estimator knows best
-            estimator.predict(X if missing.any() else X[:1])
-        flat, lost = (values.reshape(len(checked), -1) for values in (checked, missing))
-        flat = flat.astype(float, copy=False)
-        # as in frames, whose columns with missing values stay as they are
-        known = Table(flat, flat, tuple("missing values" if any_lost else None for any_lost in lost.any(0)))
-    elif not len(table.numbers):
-        raise ValueError(f"X has no rows (shape {np.shape(X)}) while a minimum of 1 is required")
-    else:
-        known, checked = table, table.numbers
-    try:
-        if checked.ndim == 2:
-            known = known.holding(encoded_columns(estimator, known))
-        table = known if known.has_names or known.fixed.any() else None
-        model, opaque = _own_arrays(_model_of(estimator, checked, table)), None
-    except Exception as error:
-        # whatever scikit-learn itself says of these columns, types and values, it says here
-        estimator.predict(X)
-        if not isinstance(error, TypeError):
-            raise
-        if not is_classifier(estimator):
-            error.add_note("Only classifiers are attacked as black boxes.")
-            raise
-        opaque = str(error)
-        table = known.holding(_unmovable(estimator, known))
-        model = None
-    if table is not None:
-        require_free(table)
-    box = None
-    if model is None:
-        box = _black_box(estimator, table, checked)
-        model = box.model
-        table = table if table.has_names or table.fixed.any() else None
-    return (checked if table is None else table.coded()), table, model, opaque, box
-
-
-def _check_width(estimator, width) -> None:
-    wanted = getattr(estimator, "n_features_in_", None)
-    if wanted not in (None, width):
-        raise ValueError(f"X has {width} features, but {type(estimator).__name__} was fitted on {wanted}")
-
-
-def _looked_at(n) -> np.ndarray:
-    return np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
-
-
-def _moved(X, columns) -> np.ndarray:
-    """Rows (m, d) with other values in some columns, well inside of a usual attack's reach."""
-    moved = X.copy()
-    moved[:, columns] += 0.0123 * np.where(np.ptp(X, 0) > 0, np.ptp(X, 0), 1)[columns]
-    return moved
-
-
-def _unmovable(estimator, table) -> dict[int, str]:
-    """Columns of which the estimator refuses values that it has not seen in training, with the reason."""
-    X, free = table.coded()[_looked_at(len(table.numbers))], np.flatnonzero(~table.fixed)
-
-    def refusal(columns):
-        try:
-            estimator.predict(_as_given(table, _moved(X, columns)))
-        except Exception as error:  # whatever an estimator may raise; the user hears of it
-            return error
-
-    whole = refusal(free)
-    if whole is None:
-        return {}
-    found = {int(at): error for at in free if (error := refusal([at])) is not None}
-    if not found:
-        raise whole
-    return {
-        at: f"other values are refused: {shorten(str(error), 90, placeholder=' ...')}"
-        for at, error in found.items()
-    }
-
-
-def _black_box(estimator, table, checked):
-    X = table.coded()[_looked_at(len(checked))]
-    X = np.concatenate([X, _moved(X, ~table.fixed)])
-    if table.has_names or checked.ndim == 2:
-        return BlackBox(estimator, lambda x: _as_given(table, x), X)
-    return BlackBox(estimator, lambda x: x.reshape(-1, *checked.shape[1:]), X)
-
-
-def _as_given(table, X, coded=True):
-    """Numbers (m, d) in the form in which the table came; coded ones tell the rows of what is fixed."""
-    rows = np.rint(X[:, table.fixed][:, 0]).astype(int) if coded and table.fixed.any() else None
-    return table.like(X, rows)
-
-
-def _model_of(estimator, X, table):
-    """The estimator's differentiable form, of arrays X or of a table's coded rows."""
-    if table is None:
-        return model_on(X if X.ndim == 2 else None, estimator)
-    if not table.fixed.any() and _in_order(estimator, table):
-        _check_width(estimator, len(table.names))
-        return model_on(None, estimator)
-    model = table_model(estimator, table)
-    if hasattr(_last(estimator), "_predictor"):
-        # as accurate as its own precision, and its answers are its highest scores
-        return model
-    X = table.coded()[_looked_at(len(table.numbers))]
-    X = np.concatenate([X, _moved(X, ~table.fixed)])
-    compare(estimator, model, X, lambda x: _as_given(table, x))
-    return model
-
-
-def _in_order(estimator, table) -> bool:
-    known = getattr(estimator, "feature_names_in_", None)
-    return known is None or list(known) == table.names
-
-
 def _model_subject(model, X, y, classes, labelled):
     x64 = bool(jax.config.jax_enable_x64)
     dtype = params_dtype(model.variables.params) if isinstance(model, Model) else float if x64 else np.float32
@@ -422,9 +288,9 @@ def _model_subject(model, X, y, classes, labelled):
         require_free(table)
         warn_of_fixed(table)
     checked = checked.astype(dtype)
-    model, shape = _own_arrays(as_pytree(model)), (1, *checked.shape[1:])
+    model, shape = own_arrays(as_pytree(model)), (1, *checked.shape[1:])
     try:
-        scores = _scores_of(form_of(model, checked[:1]))
+        scores = scores_of(form_of(model, checked[:1]))
     except Exception as error:  # a stranger's function may raise anything
         raise failure(model, shape, checked.dtype, error, "estimator: ") from error
     if getattr(scores, "ndim", None) != 2:
@@ -446,12 +312,6 @@ def _model_subject(model, X, y, classes, labelled):
     return Subject(model, model, checked, y, known, NETWORK_ROWS, x64, None, X, table)
 
 
-@lru_cache(maxsize=256)
-def _scores_of(form):
-    """What a model of this form gives, without computing it; found once for all calls with it."""
-    return jax.eval_shape(lambda m, x: m(x), *without_numbers(form))
-
-
 def _targets(y, classes, n, dtype):
     """Positions in the classes, or a regressor's targets as columns."""
     if classes is not None:
@@ -461,29 +321,20 @@ def _targets(y, classes, n, dtype):
     return np.asarray(y, dtype).reshape(n, -1)
 
 
-def held(estimator):
-    """What a FrozenEstimator or a search holds."""
-    while True:
-        if isinstance(estimator, FrozenEstimator):
-            estimator = estimator.estimator
-        elif hasattr(estimator, "best_estimator_"):
-            estimator = estimator.best_estimator_
-        elif hasattr(estimator, "cv_results_"):
-            raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
-        else:
-            return estimator
-
-
-def _last(estimator):
-    return held(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
-
-
-def _own_arrays(model):
-    """The model with copies of its NumPy arrays: JAX keeps in mind in which precision it has traced one."""
-    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, model)
-
-
 def _dtype_of(X):
     """The floating dtype in which an array came, or None."""
     dtype = getattr(X, "dtype", None)
     return dtype if isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize in (2, 4, 8) else None
+
+
+def classifier_under_attack(function: str, estimator, X, y, **options) -> Subject:
+    """:func:`~ntkrobust_sk.robustness.target.attackable` of what has classes, on behalf of a function."""
+    estimator = under_attack(estimator)
+    if not hasattr(X, "columns"):
+        require_numbers("X", X)
+    if not is_function(estimator) and is_regressor(estimator):
+        raise TypeError(
+            f"{function} counts right answers, but {type(estimator).__name__} is a regressor; "
+            "robust_accuracy gives its R² on attacked inputs"
+        )
+    return attackable(estimator, X, y, **options)

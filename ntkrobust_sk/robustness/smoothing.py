@@ -15,10 +15,11 @@ import numpy as np
 import scipy.stats
 from sklearn.utils import check_random_state
 
-from ._validation import array, integer, number
-from ._validation import seed as checked_seed
-from .evaluation import classifier_under_attack, clopper_pearson
-from .execution.loops import runs_fused
+from .._validation import array, integer, number
+from .._validation import seed as checked_seed
+from ..execution.loops import runs_fused
+from .intervals import clopper_pearson
+from .target import classifier_under_attack
 
 # Of one example, evaluated at once.
 DRAWS = 500

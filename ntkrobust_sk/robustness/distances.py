@@ -1,0 +1,119 @@
+"""How far the nearest wrongly answered point is."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._validation import brief
+from ..attacks.entry import require_attack
+from ..attacks.fab import FAB
+from ..attacks.tiled import warn_of_gradients
+from ..attacks.valid_points import settle
+from ..execution.keys import key_of, keys_of
+from .target import classifier_under_attack
+
+# How far out, in units of the distance found, a wrong answer is looked for where rounding has taken it away: that
+# of scores, and that of values to those that features may have.
+A_LITTLE_FURTHER = (1 + 1e-5, 1 + 1e-4, 1 + 1e-3, 1.01)
+FURTHER = (1.0, *A_LITTLE_FURTHER, 1.1, 1.25, 1.5, 2.0, 3.0)
+
+
+def minimal_perturbations(
+    estimator, X, y, attack=None, *, norm="linf", bounds=(0.0, 1.0), random_state=0
+) -> np.ndarray:
+    """Distances to the nearest wrongly answered points that a minimum-norm attack finds.
+
+    Each is an upper bound of the true distance.
+
+    Parameters
+    ----------
+    estimator, X, y, random_state
+        As for :func:`robustness_report`.
+    attack : attack with ``nearest``, default=None
+        :class:`~ntkrobust_sk.FMN`, :class:`~ntkrobust_sk.DDN`, or (None) :class:`~ntkrobust_sk.FAB` in this norm
+        and these bounds.
+    norm : {"linf", "l2", "l1"}, default="linf"
+    bounds : (low, high) or None, default=(0.0, 1.0)
+        Of the default attack.
+
+    Returns
+    -------
+    array (n,)
+        In units of X; 0 for what is answered wrongly as it is, infinity where nothing was found.
+
+    Raises
+    ------
+    TypeError
+        If the attack finds no nearest points, or the estimator has no differentiable form.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.svm import LinearSVC
+    >>> from ntkrobust_sk import minimal_perturbations
+    >>> X, y = load_iris(return_X_y=True)
+    >>> X, y = X[:100], y[:100]
+    >>> svc = LinearSVC().fit(X, y)
+    >>> exact = abs(svc.decision_function(X)) / abs(svc.coef_).sum()
+    >>> bool(abs(minimal_perturbations(svc, X, y, bounds=None) / exact - 1).max() < 0.01)
+    True
+    """
+    default = FAB(1.0, norm=norm, bounds=bounds)
+    attack = default if attack is None else require_nearest(attack, "attack")
+    subject = classifier_under_attack("minimal_perturbations", estimator, X, y)
+    if subject.opaque is not None:
+        raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
+    keys = keys_of(key_of(random_state), len(subject.X))
+    found = distances_by(subject, subject.within(attack), keys)
+    with subject.precision():
+        warn_of_gradients(attack, subject.model, subject.X, subject.y, keys, subject.rows)
+    return found
+
+
+def require_nearest(attack, name):
+    require_attack(attack, name)
+    if not hasattr(attack, "nearest"):
+        raise TypeError(
+            f"{name}: minimal perturbations need an attack with nearest, such as FAB, got {brief(attack)}"
+        )
+    return attack
+
+
+def distances_by(subject, attack, keys) -> np.ndarray:
+    """Distances (n,) to the nearest points found that the estimator answers wrongly."""
+    require_nearest(attack, "attack")
+    X, n = subject.inputs(attack), len(subject.X)
+    points = X.copy()
+    with subject.precision():
+        for start in range(0, n, subject.rows):
+            index = np.minimum(np.arange(start, start + subject.rows), n - 1)
+            x, y = jnp.asarray(X[index]), jnp.asarray(subject.y[index])
+            nearest, _ = attack.nearest(subject.model, x, y, key=keys[index].on_device())
+            points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
+    return _valid_distances(subject, attack, points)
+
+
+def _valid_distances(subject, attack, points):
+    """Distances to points with values that their features may have, as far as these are answered wrongly.
+
+    Rounding, of scores or of values, may bring a point back over the boundary: then one further out in the same
+    direction is taken.
+    """
+    reach = SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds)
+    distances, X = np.full(len(points), np.inf), subject.X
+    for factor in FURTHER if getattr(attack.bounds, "discrete", ()) else (1.0, *A_LITTLE_FURTHER):
+        if factor > 1 and not ((distances == np.inf) & (points != X).any(tuple(range(1, X.ndim)))).any():
+            break
+        moved = settle(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
+        wrong = (subject.answers(moved) != subject.y) & (distances == np.inf)
+        distances[wrong] = lengths_of(attack.norm, moved[wrong], X[wrong])
+    return distances
+
+
+def lengths_of(norm, points, X) -> np.ndarray:
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    return np.linalg.norm((points.astype(float) - X).reshape(len(X), math.prod(X.shape[1:])), order, axis=1)

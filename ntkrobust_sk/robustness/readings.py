@@ -1,0 +1,178 @@
+"""How a fitted estimator is read: as a differentiable function, or as a black box."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from textwrap import shorten
+
+import jax
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_array
+
+from .._validation import require_numbers
+from ..execution.loops import without_numbers
+from ..sklearn_models.conversion import model_on
+from ..sklearn_models.guard import compare
+from ..tables.columns import encoded_columns, table_model
+from ..tables.frames import Table, require_free
+from .black_box import BlackBox
+
+# Queries of the black-box attack that takes the place of one with gradients.
+QUERIES = 1000
+# On which an estimator's scores are looked at before it is attacked.
+LOOKED_AT = 32
+
+
+def through_scikit_learn(estimator, X, table):
+    """Numbers (n, ...), their table, a model, why it has no gradients, what it asks; None where there is none."""
+    if table is None:
+        require_numbers("X", X)
+        kinds = [np.float64, np.float32]
+        checked = check_array(
+            X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator, ensure_all_finite="allow-nan"
+        )
+        if checked.ndim == 2:
+            _check_width(estimator, checked.shape[1])
+        missing = np.isnan(checked)
+        if missing.any() or checked.ndim != 2:
+            # whether it takes missing values, or images, an estimator knows best
+            estimator.predict(X if missing.any() else X[:1])
+        flat, lost = (values.reshape(len(checked), -1) for values in (checked, missing))
+        flat = flat.astype(float, copy=False)
+        # as in frames, whose columns with missing values stay as they are
+        known = Table(flat, flat, tuple("missing values" if any_lost else None for any_lost in lost.any(0)))
+    elif not len(table.numbers):
+        raise ValueError(f"X has no rows (shape {np.shape(X)}) while a minimum of 1 is required")
+    else:
+        known, checked = table, table.numbers
+    try:
+        if checked.ndim == 2:
+            known = known.holding(encoded_columns(estimator, known))
+        table = known if known.has_names or known.fixed.any() else None
+        model, opaque = own_arrays(_model_of(estimator, checked, table)), None
+    except Exception as error:
+        # whatever scikit-learn itself says of these columns, types and values, it says here
+        estimator.predict(X)
+        if not isinstance(error, TypeError):
+            raise
+        if not is_classifier(estimator):
+            error.add_note("Only classifiers are attacked as black boxes.")
+            raise
+        opaque = str(error)
+        table = known.holding(_unmovable(estimator, known))
+        model = None
+    if table is not None:
+        require_free(table)
+    box = None
+    if model is None:
+        box = _black_box(estimator, table, checked)
+        model = box.model
+        table = table if table.has_names or table.fixed.any() else None
+    return (checked if table is None else table.coded()), table, model, opaque, box
+
+
+def _check_width(estimator, width) -> None:
+    wanted = getattr(estimator, "n_features_in_", None)
+    if wanted not in (None, width):
+        raise ValueError(f"X has {width} features, but {type(estimator).__name__} was fitted on {wanted}")
+
+
+def _looked_at(n) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
+
+
+def _moved(X, columns) -> np.ndarray:
+    """Rows (m, d) with other values in some columns, well inside of a usual attack's reach."""
+    moved = X.copy()
+    moved[:, columns] += 0.0123 * np.where(np.ptp(X, 0) > 0, np.ptp(X, 0), 1)[columns]
+    return moved
+
+
+def _unmovable(estimator, table) -> dict[int, str]:
+    """Columns of which the estimator refuses values that it has not seen in training, with the reason."""
+    X, free = table.coded()[_looked_at(len(table.numbers))], np.flatnonzero(~table.fixed)
+
+    def refusal(columns):
+        try:
+            estimator.predict(as_given(table, _moved(X, columns)))
+        except Exception as error:  # whatever an estimator may raise; the user hears of it
+            return error
+
+    whole = refusal(free)
+    if whole is None:
+        return {}
+    found = {int(at): error for at in free if (error := refusal([at])) is not None}
+    if not found:
+        raise whole
+    return {
+        at: f"other values are refused: {shorten(str(error), 90, placeholder=' ...')}"
+        for at, error in found.items()
+    }
+
+
+def _black_box(estimator, table, checked):
+    X = table.coded()[_looked_at(len(checked))]
+    X = np.concatenate([X, _moved(X, ~table.fixed)])
+    if table.has_names or checked.ndim == 2:
+        return BlackBox(estimator, lambda x: as_given(table, x), X)
+    return BlackBox(estimator, lambda x: x.reshape(-1, *checked.shape[1:]), X)
+
+
+def as_given(table, X, coded=True):
+    """Numbers (m, d) in the form in which the table came; coded ones tell the rows of what is fixed."""
+    rows = np.rint(X[:, table.fixed][:, 0]).astype(int) if coded and table.fixed.any() else None
+    return table.like(X, rows)
+
+
+def _model_of(estimator, X, table):
+    """The estimator's differentiable form, of arrays X or of a table's coded rows."""
+    if table is None:
+        return model_on(X if X.ndim == 2 else None, estimator)
+    if not table.fixed.any() and _in_order(estimator, table):
+        _check_width(estimator, len(table.names))
+        return model_on(None, estimator)
+    model = table_model(estimator, table)
+    if hasattr(last_step(estimator), "_predictor"):
+        # as accurate as its own precision, and its answers are its highest scores
+        return model
+    X = table.coded()[_looked_at(len(table.numbers))]
+    X = np.concatenate([X, _moved(X, ~table.fixed)])
+    compare(estimator, model, X, lambda x: as_given(table, x))
+    return model
+
+
+def _in_order(estimator, table) -> bool:
+    known = getattr(estimator, "feature_names_in_", None)
+    return known is None or list(known) == table.names
+
+
+@lru_cache(maxsize=256)
+def scores_of(form):
+    """What a model of this form gives, without computing it; found once for all calls with it."""
+    return jax.eval_shape(lambda m, x: m(x), *without_numbers(form))
+
+
+def held(estimator):
+    """What a FrozenEstimator or a search holds."""
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        elif hasattr(estimator, "cv_results_"):
+            raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
+        else:
+            return estimator
+
+
+def last_step(estimator):
+    return held(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
+
+
+def own_arrays(model):
+    """The model with copies of its NumPy arrays: JAX keeps in mind in which precision it has traced one."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, model)

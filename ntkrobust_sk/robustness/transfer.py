@@ -1,0 +1,100 @@
+"""Adversarial examples of one estimator, answered by another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._validation import brief
+from ..attacks.entry import require_attack
+from ..execution.keys import key_of
+from .target import classifier_under_attack
+
+
+@dataclass(frozen=True, eq=False)
+class TransferMatrix:
+    """What :func:`transfer_matrix` has found.
+
+    Attributes
+    ----------
+    names : tuple of str
+    clean : array (m,)
+        Accuracies on the examples as they are.
+    matrix : array (m, m)
+        Accuracy of each model (column) on the adversarial examples of each (row).
+    attacks : tuple of str
+        What made the examples of each: Square instead of an attack with gradients where there are none.
+    """
+
+    names: tuple[str, ...]
+    clean: np.ndarray
+    matrix: np.ndarray
+    attacks: tuple[str, ...] = ()
+
+
+def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> TransferMatrix:
+    """Accuracy of every model on the adversarial examples against every model.
+
+    Parameters
+    ----------
+    estimators : dict from str to fitted classifier or callable
+        What :func:`robustness_report` takes: networks, their linearisations, kernel machines. Those with an
+        infinitely wide network's kernel come as ``as_model(machine, kernel=k)``.
+    X, y, random_state
+        As for :func:`robustness_report`. A function's scores stand for the classes of the estimators.
+    attack : attack
+        The same on all of them.
+
+    Returns
+    -------
+    TransferMatrix
+        Drawn by :meth:`~ntkrobust_sk.TransferDisplay.from_estimators`.
+
+    Raises
+    ------
+    ValueError
+        If the classifiers know different classes.
+
+    References
+    ----------
+    Papernot et al. 2016, arXiv:1605.07277.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.svm import SVC
+    >>> from ntkrobust_sk import PGD, transfer_matrix
+    >>> X, y = load_iris(return_X_y=True)
+    >>> fitted = {"linear": LogisticRegression(max_iter=1000).fit(X, y), "rbf": SVC().fit(X, y)}
+    >>> found = transfer_matrix(fitted, X, y, PGD(0.5, bounds=None))
+    >>> found.names, bool((np.diag(found.matrix) <= found.clean).all())
+    (('linear', 'rbf'), True)
+    """
+    if not isinstance(estimators, dict) or not estimators:
+        raise TypeError(
+            f"estimators must be a dict from names to classifiers, for transfer_matrix, got {brief(estimators)}"
+        )
+    require_attack(attack)
+    known = {name: getattr(e, "classes_", None) for name, e in estimators.items()}
+    known = {name: np.asarray(classes) for name, classes in known.items() if classes is not None}
+    first = next(iter(known.values()), None)
+    for name, classes in known.items():
+        if classes.tolist() != first.tolist():
+            raise ValueError(
+                f"{next(iter(known))} and {name} know different classes, {first.tolist()} and {classes.tolist()}"
+            )
+    subjects = [
+        classifier_under_attack("transfer_matrix", e, X, y, classes=None if hasattr(e, "fit") else first)
+        for e in estimators.values()
+    ]
+    key = key_of(random_state)
+    used = [subject.usable(attack) for subject in subjects]
+    attacked = [s.like(s.perturb(attack, key)) for s, attack in zip(subjects, used, strict=True)]
+    return TransferMatrix(
+        names=tuple(estimators),
+        clean=np.array([np.mean(subject.answers(subject.X) == subject.y) for subject in subjects]),
+        matrix=np.array([[np.mean(s.answers(s.read(X_adv)) == s.y) for s in subjects] for X_adv in attacked]),
+        attacks=tuple(type(attack).__name__ for attack in used),
+    )
