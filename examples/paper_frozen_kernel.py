@@ -15,8 +15,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ntkrobust_sk import EvolutionDisplay, TransferDisplay
-from ntkrobust_sk.claims import frozen_kernel_is_enough
-from ntkrobust_sk.evolution import preset
+from ntkrobust_sk.evolution.claims import frozen_kernel_is_enough
+from ntkrobust_sk.evolution.experiment import preset
 
 DATA, DATA_DIR = "digits", None
 SEEDS = 3

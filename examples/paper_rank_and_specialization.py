@@ -16,8 +16,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ntkrobust_sk import EvolutionDisplay
-from ntkrobust_sk.claims import images_look_like_classes, kernels_specialize, ranks_differ
-from ntkrobust_sk.evolution import preset
+from ntkrobust_sk.evolution.claims import images_look_like_classes, kernels_specialize, ranks_differ
+from ntkrobust_sk.evolution.experiment import preset
 
 DATA, DATA_DIR = "digits", None
 SEEDS = 3

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from ntkrobust_sk import load_evolution
-from ntkrobust_sk.claims import check_claims
+from ntkrobust_sk.evolution.claims import check_claims
 
 DOCS = Path(__file__).parents[1] / "docs" / "reproduction.md"
 

@@ -40,8 +40,7 @@ from .estimators import (
     RobustFeatureSelector,
     TangentFeatures,
 )
-from .evolution import KernelEvolution, load_evolution
-from .evolution_result import EvolutionResult
+from .evolution import EvolutionResult, KernelEvolution, load_evolution
 from .kernels import ClassNTK, FullNTK, ProjectedNTK, PseudoNTK, TraceNTK, gram
 from .networks import (
     CNN,

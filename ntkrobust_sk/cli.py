@@ -21,7 +21,7 @@ from .adversarial import ATTACKS as SAVED_ATTACKS
 from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
 from .attacks.norms import NORMS
 from .demo import PRESETS, run_demo, settings_for
-from .evolution import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
+from .evolution.experiment import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
 from .execution.interrupts import heard
 from .report import write_report
 from .tangent.linearization import DYNAMICS

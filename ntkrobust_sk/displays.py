@@ -16,7 +16,7 @@ from .analysis.metrics import kernel_distance, kernel_specialization
 from .attacks.entry import require_attack
 from .estimators.inputs import positions
 from .estimators.shared import TangentEstimator
-from .evolution_result import require_result
+from .evolution.results import require_result
 from .robustness.report import radii
 from .robustness.scoring import robust_accuracy
 from .robustness.transfer import transfer_matrix

@@ -23,7 +23,6 @@ import numpy as np
 from . import __version__
 from ._files import require_file, write_atomically
 from ._validation import path as check_path
-from .claims import FAILS, HOLDS, check_claims
 from .displays import (
     EvolutionDisplay,
     ImageGridDisplay,
@@ -33,9 +32,10 @@ from .displays import (
     legend,
     spectrum,
 )
-from .evolution import RESTARTS
-from .evolution_result import require_result
-from .rundir import RunDirectory
+from .evolution.claims import FAILS, HOLDS, check_claims
+from .evolution.results import require_result
+from .evolution.run_directory import RunDirectory
+from .evolution.tasks import RESTARTS
 
 # Drawn in this colour, which becomes that of the text around the figure, in the dark and in the light.
 INK = "#010203"

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ntkrobust_sk import claims
-from ntkrobust_sk.claims import FAILS, HOLDS, UNTESTED, check_claims
+from ntkrobust_sk.evolution import claims
+from ntkrobust_sk.evolution.claims import FAILS, HOLDS, UNTESTED, check_claims
 
 EPOCHS = 4
 BOTH = ("benign", "adversarial")

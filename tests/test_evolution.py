@@ -31,12 +31,12 @@ from ntkrobust_sk import (
     train,
     write_report,
 )
-from ntkrobust_sk.claims import check_claims
 from ntkrobust_sk.cli import main
 from ntkrobust_sk.datasets.splits import Splits, load_splits
-from ntkrobust_sk.evolution import preset, settings_of
-from ntkrobust_sk.measurements import class_correlations
-from ntkrobust_sk.rundir import RunDirectory, RunMismatchError
+from ntkrobust_sk.evolution.claims import check_claims
+from ntkrobust_sk.evolution.experiment import preset, settings_of
+from ntkrobust_sk.evolution.measurements import class_correlations
+from ntkrobust_sk.evolution.run_directory import RunDirectory, RunMismatchError
 
 # An MLP, because it compiles in no time.
 SMALL = KernelEvolution(
@@ -134,7 +134,7 @@ def test_a_stored_kernel_is_that_of_the_state_it_names(result):
 
 
 def work_of(result):
-    from ntkrobust_sk.evolution import _Work
+    from ntkrobust_sk.evolution.tasks import Work as _Work
 
     splits = load_splits("digits", n_train=SMALL.n_train, n_test=SMALL.n_test)
     return _Work(result.experiment, RunDirectory(result.path), splits)

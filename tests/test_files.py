@@ -18,8 +18,8 @@ from ntkrobust_sk._files import is_part, read_json, read_npz, write_atomically, 
 from ntkrobust_sk._locks import locked
 from ntkrobust_sk.adversarial import load_estimator, read_examples
 from ntkrobust_sk.datasets.splits import load_splits
+from ntkrobust_sk.evolution.run_directory import RunDirectory
 from ntkrobust_sk.kernels.store import read_gram
-from ntkrobust_sk.rundir import RunDirectory
 from ntkrobust_sk.training.checkpoints import load_checkpoint
 
 

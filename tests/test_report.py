@@ -12,8 +12,8 @@ import pytest
 
 from ntkrobust_sk import KernelEvolution, load_evolution, write_report
 from ntkrobust_sk.datasets.splits import load_splits
+from ntkrobust_sk.evolution.run_directory import RunDirectory
 from ntkrobust_sk.report import INK
-from ntkrobust_sk.rundir import RunDirectory
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -163,7 +163,7 @@ def test_an_unfinished_run_is_reported_as_far_as_it_came(result, tmp_path):
 
 def test_a_run_without_results_is_refused(tmp_path):
     from ntkrobust_sk.datasets.splits import load_splits
-    from ntkrobust_sk.evolution import settings_of
+    from ntkrobust_sk.evolution.experiment import settings_of
 
     RunDirectory.open(tmp_path / "run", settings_of(EXPERIMENT, load_splits("digits", n_train=50, n_test=20)))
     with pytest.raises(ValueError, match="holds no results yet"):

@@ -17,7 +17,7 @@ import pytest
 from ntkrobust_sk import _files
 from ntkrobust_sk._files import write_atomically
 from ntkrobust_sk._locks import FolderInUseError, locked
-from ntkrobust_sk.rundir import DamagedRunError, RunDirectory, RunMismatchError
+from ntkrobust_sk.evolution.run_directory import DamagedRunError, RunDirectory, RunMismatchError
 from ntkrobust_sk.training.checkpoints import DamagedCheckpointError, load_checkpoint, read_arrays, save_checkpoint
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from ._files import explained, is_part, read_json, require_file, write_atomically
-from ._locks import NAME as LOCK
-from ._locks import locked
-from .training.checkpoints import load_checkpoint, read_arrays, save_checkpoint
+from .._files import explained, is_part, read_json, require_file, write_atomically
+from .._locks import NAME as LOCK
+from .._locks import locked
+from ..training.checkpoints import load_checkpoint, read_arrays, save_checkpoint
 
 # A line of results: what was found, then the checksum.
 CHECKSUM = b', "sha256": "'
@@ -311,3 +311,11 @@ def _decoded(value):
     if isinstance(value, list):
         return [_decoded(inner) for inner in value]
     return WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def adversarial_names(result, starts) -> list[str]:
+    """Names under which a task keeps its adversarial examples."""
+    if result["kind"] in ("closed form", "stage 2"):
+        return [result["task"].partition("/")[2]]
+    # the examples of the networks that the others start from
+    return [f"{regime}/{epoch:g}/network" for regime, epoch in starts] if result["kind"] == "transfer" else []

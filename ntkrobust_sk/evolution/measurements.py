@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .analysis import metrics
-from .execution.tiles import NETWORK_ROWS, evaluate
+from ..analysis import metrics
+from ..execution.tiles import NETWORK_ROWS, evaluate
 
 TOP = 10
 

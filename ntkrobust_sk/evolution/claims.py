@@ -10,7 +10,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from .evolution_result import require_result
+from .results import require_result
 
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not tested"
 

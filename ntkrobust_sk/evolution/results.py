@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ._validation import brief as shown
-from ._validation import check_choice
-from .analysis import metrics
-from .kernels.fingerprint import hash_arrays
-from .kernels.store import read_gram
-from .rundir import DamagedRunError, RunDirectory
+from .._validation import brief as shown
+from .._validation import check_choice
+from ..analysis import metrics
+from ..kernels.fingerprint import hash_arrays
+from ..kernels.store import read_gram
+from .run_directory import DamagedRunError, RunDirectory
 
 # What kernels are measured on.
 IMAGES = ("clean", "adversarial")
