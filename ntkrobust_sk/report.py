@@ -23,15 +23,11 @@ import numpy as np
 from . import __version__
 from ._files import require_file, write_atomically
 from ._validation import path as check_path
-from .displays import (
-    EvolutionDisplay,
-    ImageGridDisplay,
-    KernelDistanceDisplay,
-    SpecializationDisplay,
-    TransferDisplay,
-    legend,
-    spectrum,
-)
+from .displays.base import legend
+from .displays.evolution import EvolutionDisplay
+from .displays.images import ImageGridDisplay
+from .displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum
+from .displays.robustness import TransferDisplay
 from .evolution.claims import FAILS, HOLDS, check_claims
 from .evolution.results import require_result
 from .evolution.run_directory import RunDirectory
@@ -290,7 +286,7 @@ def features_section(result) -> str:
 
 
 def _draw_features(ax, found):
-    from .displays import COLORS
+    from .displays.base import COLORS
 
     for record in found:
         index = np.arange(1, len(record["usefulness"]) + 1)

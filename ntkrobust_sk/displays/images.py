@@ -1,0 +1,73 @@
+"""Images side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._validation import array, check_choice, integer
+from .base import Display, mapping_of, names_of, regimes_of
+
+
+class ImageGridDisplay(Display):
+    """Images in rows, one row for each name.
+
+    Parameters
+    ----------
+    images : dict
+        From a name to images (m, h, w, c) with c = 1 or 3, in [0, 1].
+    titles : list of str, default=None
+        Of the columns.
+    """
+
+    def __init__(self, images, titles=None):
+        self.images = {
+            name: _pictures(f"images[{name!r}]", values)
+            for name, values in mapping_of("images", images, "images").items()
+        }
+        shapes = {values.shape[:3] for values in self.images.values()}
+        if len(shapes) > 1:
+            raise ValueError(f"images must be as many in each row and of one size, got {sorted(shapes)}")
+        ((n_columns, *_),) = shapes
+        self.titles = None if titles is None else names_of("titles", titles, n_columns)
+
+    @classmethod
+    def from_evolution(cls, result, kind="regression", *, seed=0, regimes=None, ax=None):
+        """What maximises each class's direction in each regime's kernel: "regression" or "eigenvector"."""
+        images = {}
+        for regime in regimes_of(result, regimes):
+            found = result.images(integer("seed", seed, low=0), regime)
+            check_choice("kind", kind, found)
+            images[regime] = found[kind]
+        n_classes = len(next(iter(images.values())))
+        return cls(images, [f"class {c}" for c in range(n_classes)]).plot(ax)
+
+    def plot(self, ax=None):
+        """Draw into an axes, or a new one; returns the display."""
+        ax = self._axes(ax)
+        rows = [np.clip(images.astype(float), 0, 1) for images in self.images.values()]
+        height, width = rows[0].shape[1:3]
+        # a gap of a twelfth, transparent
+        gap = max(1, height // 12)
+        canvas = np.ones((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 4))
+        canvas[..., 3] = 0
+        for i, images in enumerate(rows):
+            for j, image in enumerate(images):
+                at = np.s_[
+                    i * (height + gap) : i * (height + gap) + height, j * (width + gap) : j * (width + gap) + width
+                ]
+                canvas[at][..., :3] = np.broadcast_to(image, (height, width, 3)) if image.shape[-1] == 1 else image
+                canvas[at][..., 3] = 1
+        ax.imshow(canvas, interpolation="nearest")
+        ax.set_yticks([i * (height + gap) + height / 2 for i in range(len(rows))], list(self.images), fontsize=8)
+        titles = self.titles or [""] * len(rows[0])
+        ax.set_xticks([j * (width + gap) + width / 2 for j in range(len(titles))], titles, fontsize=8)
+        ax.tick_params(length=0, labeltop=True, labelbottom=False)
+        ax.spines[:].set_visible(False)
+        return self
+
+
+def _pictures(name, values) -> np.ndarray:
+    values = array(name, values, ndim=4, finite=True)
+    if values.shape[3] not in (1, 3) or not values.size:
+        raise ValueError(f"{name} must be images (m, h, w, c) with c = 1 or 3, got {values.shape}")
+    return values

@@ -1,0 +1,195 @@
+"""Kernels drawn: distances between them, their spectra, what they are specialised on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._validation import array, brief, integer
+from ..analysis.metrics import kernel_distance, kernel_specialization
+from ..estimators.inputs import positions
+from ..estimators.shared import TangentEstimator
+from .base import (
+    COLORS,
+    OTHER_COLORS,
+    Display,
+    epoch_of,
+    groups_of,
+    legend,
+    mapping_of,
+    names_of,
+    regimes_of,
+    square_matrix,
+    unfrozen,
+    write_numbers,
+)
+
+
+class KernelDistanceDisplay(Display):
+    """Kernel distances between all pairs of some kernels, as a matrix of colours.
+
+    Parameters
+    ----------
+    distances : array (s, s)
+    labels : list of str
+        One for each kernel.
+    groups : list of (str, int), default=None
+        Names and sizes of runs of kernels that belong together; they are marked in place of the labels.
+
+    Attributes
+    ----------
+    ax_, figure_
+        Set by :meth:`plot`.
+    """
+
+    def __init__(self, distances, labels, groups=None):
+        self.distances = square_matrix("distances", distances)
+        self.labels = names_of("labels", labels, len(self.distances))
+        self.groups = None if groups is None else groups_of(groups, len(self.distances))
+
+    @classmethod
+    def from_evolution(cls, result, *, seed=0, regimes=None, images="clean", ax=None):
+        """Of all states of some regimes of a run (an :class:`~ntkrobust_sk.EvolutionResult`)."""
+        seed, regimes = integer("seed", seed, low=0), regimes_of(result, regimes)
+        regimes = [r for r in regimes if result.epochs(seed, r)]
+        states = [(seed, regime, epoch) for regime in regimes for epoch in result.epochs(seed, regime)]
+        groups = [(regime, len(result.epochs(seed, regime))) for regime in regimes]
+        labels = [f"{epoch:g}" for _, _, epoch in states]
+        return cls(result.distances(states, images=images), labels, groups).plot(ax)
+
+    @classmethod
+    def from_estimator(cls, estimators, X, *, kernel="trace", ax=None):
+        """Of some fitted estimators' kernels on inputs X (n, ...); ``estimators`` maps names to them."""
+        mapping_of("estimators", estimators, "fitted estimators")
+        grams = [_gram(estimator, X, kernel) for estimator in estimators.values()]
+        distances = [[kernel_distance(a, b) for b in grams] for a in grams]
+        return cls(distances, list(estimators)).plot(ax)
+
+    def plot(self, ax=None, *, cmap="magma_r"):
+        """Draw into an axes, or a new one; returns the display."""
+        ax = self._axes(ax)
+        image = ax.imshow(self.distances, cmap=cmap, vmin=0)
+        ax.figure.colorbar(image, ax=ax, shrink=0.8, label="kernel distance")
+        if self.groups is None:
+            ax.set_xticks(range(len(self.labels)), self.labels, rotation=45, ha="right")
+            ax.set_yticks(range(len(self.labels)), self.labels)
+            write_numbers(ax, self.distances, ".3f")
+            return self
+        ends = np.cumsum([0] + [size for _, size in self.groups])
+        for end in ends[1:-1]:
+            ax.axhline(end - 0.5, color="white", lw=1.5)
+            ax.axvline(end - 0.5, color="white", lw=1.5)
+        names = [
+            f"{name}\n(epoch {self.labels[a]} to {self.labels[b - 1]})"
+            for (name, _), a, b in zip(self.groups, ends[:-1], ends[1:], strict=True)
+        ]
+        middles = (ends[:-1] + ends[1:] - 1) / 2
+        ax.set_xticks(middles, names, fontsize=8)
+        ax.set_yticks(middles, names, fontsize=8, rotation=90, va="center")
+        ax.tick_params(length=0)
+        return self
+
+
+class SpectrumDisplay(Display):
+    """Eigenvalues of some kernels, as shares of their sums.
+
+    Parameters
+    ----------
+    eigenvalues : dict
+        From a name to eigenvalues, largest first.
+    """
+
+    def __init__(self, eigenvalues):
+        self.eigenvalues = {
+            name: array(f"eigenvalues[{name!r}]", values, ndim=1, finite=True)
+            for name, values in mapping_of("eigenvalues", eigenvalues, "eigenvalues").items()
+        }
+        for name, values in self.eigenvalues.items():
+            if not np.sum(values) > 0:
+                raise ValueError(f"eigenvalues[{name!r}] must have a positive sum, got {brief(values)}")
+
+    @classmethod
+    def from_evolution(cls, result, *, seed=0, regimes=None, epoch=None, images="clean", ax=None):
+        """Of the regimes' kernels at an epoch (None is the last), and of the first kernel."""
+        found = {}
+        for regime in regimes_of(result, regimes):
+            first, at = epoch_of(result, seed, regime, first=True), epoch_of(result, seed, regime, epoch)
+            found.setdefault("initial", spectrum(result.kernel(seed, regime, first, images)))
+            found[regime] = spectrum(result.kernel(seed, regime, at, images))
+        return cls(found).plot(ax)
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, kernel="trace", name=None, ax=None):
+        """Of a fitted estimator's kernel on inputs X (n, ...)."""
+        return cls(
+            {type(estimator).__name__ if name is None else str(name): spectrum(_gram(estimator, X, kernel))}
+        ).plot(ax)
+
+    def plot(self, ax=None):
+        """Draw into an axes, or a new one; returns the display."""
+        ax = self._axes(ax)
+        for place, (name, values) in enumerate(self.eigenvalues.items()):
+            color = COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
+            values = values / np.sum(values)
+            ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name, lw=1.8)
+        ax.set(xlabel="index", ylabel="share of the trace", ylim=(1e-7, 1.2))
+        legend(ax, "lower left")
+        ax.spines[["top", "right"]].set_visible(False)
+        return self
+
+
+class SpecializationDisplay(Display):
+    """How well the kernel of each output meets each class; see ``kernel_specialization``.
+
+    Parameters
+    ----------
+    matrix : array (C, C)
+    title : str, default=""
+    """
+
+    def __init__(self, matrix, title=""):
+        self.matrix, self.title = square_matrix("matrix", matrix), str(title)
+
+    @classmethod
+    def from_evolution(cls, result, regime, *, seed=0, epoch=None, ax=None):
+        """Of a state of a run; None is the last epoch."""
+        (regime,) = regimes_of(result, [regime])
+        epoch = epoch_of(result, seed, regime, epoch)
+        matrix = result.at(seed, regime, epoch)["specialization_matrix"]
+        return cls(matrix, f"{regime}, epoch {epoch:g}").plot(ax)
+
+    @classmethod
+    def from_estimator(cls, estimator, X, y, *, ax=None):
+        """Of a fitted classifier's class kernel on X (n, ...) with labels y (n,)."""
+        K, held = _gram(estimator, X, "class"), unfrozen(estimator)
+        if not hasattr(held, "classes_"):
+            raise TypeError(f"estimator must be a classifier, with classes_, got {brief(held)}")
+        Y = np.eye(len(held.classes_))[positions(y, held.classes_, len(K))]
+        return cls(kernel_specialization(K, Y), type(held).__name__).plot(ax)
+
+    def plot(self, ax=None, *, cmap="PuOr"):
+        """Draw into an axes, or a new one; returns the display."""
+        ax = self._axes(ax)
+        reach = max(abs(self.matrix - 1).max(), 1e-12)
+        image = ax.imshow(self.matrix, cmap=cmap, vmin=1 - reach, vmax=1 + reach)
+        ax.figure.colorbar(image, ax=ax, shrink=0.8, label="alignment over that of the mean kernel")
+        ticks = range(len(self.matrix)) if len(self.matrix) <= 12 else []
+        ax.set_xticks(ticks)
+        ax.set_yticks(ticks)
+        ax.set(xlabel="class", ylabel="kernel of output", title=self.title)
+        return self
+
+
+def spectrum(K) -> np.ndarray:
+    """Eigenvalues of a Gram matrix (n, n), largest first, without the negatives that rounding leaves."""
+    return np.maximum(np.linalg.eigvalsh(square_matrix("K", K).astype(np.float64))[::-1], 0)
+
+
+def _gram(estimator, X, kernel):
+    """The tangent kernel of a fitted estimator's network."""
+    estimator = unfrozen(estimator)
+    if not isinstance(estimator, TangentEstimator):
+        raise TypeError(
+            "estimator must be one with a tangent kernel, such as a fitted AdversarialKernelTrainer, got "
+            f"{brief(estimator)}"
+        )
+    return estimator._gram(kernel, X, None, "2GiB")
