@@ -57,7 +57,7 @@ from .networks import (
     from_nnx,
     from_stax,
 )
-from .report import write_report
+from .reports import write_report
 from .robustness import (
     RobustnessReport,
     TransferMatrix,

@@ -20,10 +20,10 @@ from ._validation import path
 from .adversarial import ATTACKS as SAVED_ATTACKS
 from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
 from .attacks.norms import NORMS
-from .demo import PRESETS, run_demo, settings_for
 from .evolution.experiment import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
 from .execution.interrupts import heard
-from .report import write_report
+from .reports.demo import PRESETS, run_demo, settings_for
+from .reports.run_report import write_report
 from .tangent.linearization import DYNAMICS
 
 # What can go wrong without the library being wrong: told in one line.

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ntkrobust_sk import cli, demo
+from ntkrobust_sk import cli
 from ntkrobust_sk._locks import locked
 from ntkrobust_sk.evolution.experiment import preset
+from ntkrobust_sk.reports import demo
 
 FEW = "--n-train 200 --n-kernel 60 --n-test 40 --max-epochs 1 --train-steps 2 --test-steps 2 --network mlp"
 PREDICTORS = {

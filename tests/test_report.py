@@ -13,7 +13,7 @@ import pytest
 from ntkrobust_sk import KernelEvolution, load_evolution, write_report
 from ntkrobust_sk.datasets.splits import load_splits
 from ntkrobust_sk.evolution.run_directory import RunDirectory
-from ntkrobust_sk.report import INK
+from ntkrobust_sk.reports.run_report import INK
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")

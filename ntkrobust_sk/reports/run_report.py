@@ -20,18 +20,18 @@ from string import Template
 import jax
 import numpy as np
 
-from . import __version__
-from ._files import require_file, write_atomically
-from ._validation import path as check_path
-from .displays.base import legend
-from .displays.evolution import EvolutionDisplay
-from .displays.images import ImageGridDisplay
-from .displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum
-from .displays.robustness import TransferDisplay
-from .evolution.claims import FAILS, HOLDS, check_claims
-from .evolution.results import require_result
-from .evolution.run_directory import RunDirectory
-from .evolution.tasks import RESTARTS
+from .. import __version__
+from .._files import require_file, write_atomically
+from .._validation import path as check_path
+from ..displays.base import legend
+from ..displays.evolution import EvolutionDisplay
+from ..displays.images import ImageGridDisplay
+from ..displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum
+from ..displays.robustness import TransferDisplay
+from ..evolution.claims import FAILS, HOLDS, check_claims
+from ..evolution.results import require_result
+from ..evolution.run_directory import RunDirectory
+from ..evolution.tasks import RESTARTS
 
 # Drawn in this colour, which becomes that of the text around the figure, in the dark and in the light.
 INK = "#010203"
@@ -286,7 +286,7 @@ def features_section(result) -> str:
 
 
 def _draw_features(ax, found):
-    from .displays.base import COLORS
+    from ..displays.base import COLORS
 
     for record in found:
         index = np.arange(1, len(record["usefulness"]) + 1)

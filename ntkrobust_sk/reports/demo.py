@@ -19,16 +19,16 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
-from ._files import explained, require_file, write_atomically, written_atomically
-from ._locks import locked
-from ._validation import LARGEST_SEED, integer, number
-from ._validation import path as check_path
-from .analysis.metrics import effective_rank, kernel_distance
-from .attacks.pgd import PGD
-from .datasets.splits import load_splits
-from .datasets.subsets import chosen_indices, no_more
-from .estimators.kernel_machines import EmpiricalNTKClassifier
-from .estimators.trainer import AdversarialKernelTrainer
+from .._files import explained, require_file, write_atomically, written_atomically
+from .._locks import locked
+from .._validation import LARGEST_SEED, integer, number
+from .._validation import path as check_path
+from ..analysis.metrics import effective_rank, kernel_distance
+from ..attacks.pgd import PGD
+from ..datasets.splits import load_splits
+from ..datasets.subsets import chosen_indices, no_more
+from ..estimators.kernel_machines import EmpiricalNTKClassifier
+from ..estimators.trainer import AdversarialKernelTrainer
 
 
 @dataclass(frozen=True)
