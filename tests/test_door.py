@@ -51,7 +51,7 @@ from ntkrobust_sk import (
 from ntkrobust_sk.kernels.ntk import TraceNTK
 from ntkrobust_sk.kernels.predictors import make_predictor
 from ntkrobust_sk.kernels.store import read_gram
-from ntkrobust_sk.testing import check_tiling_invariance
+from ntkrobust_sk.testing.laws import check_tiling_invariance
 
 K = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]])
 Y = np.eye(3)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
-from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, TraceNTK, Variables, gram, testing
+from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, TraceNTK, Variables, gram
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.plan import Plan
-from ntkrobust_sk.testing import (
+from ntkrobust_sk.testing import laws as testing
+from ntkrobust_sk.testing.laws import (
     check_diagonal,
     check_dtype_drift,
     check_kernel,
@@ -25,11 +26,8 @@ from ntkrobust_sk.testing import (
     check_shape,
     check_symmetric,
     check_tiling_invariance,
-    inputs,
-    models,
-    networks,
-    tilings,
 )
+from ntkrobust_sk.testing.strategies import inputs, models, networks, tilings
 
 # Every network and every number of inputs is compiled anew: so few of both, and many weights and inputs.
 few = settings(

@@ -1,41 +1,4 @@
-"""Checks of kernels, for users to run on their own, and Hypothesis strategies to feed them.
-
-A check is a function of a kernel, a model and inputs that returns nothing, or raises ``AssertionError`` with
-what it found. The checks need nothing but this package; the strategies need Hypothesis, which is imported on
-first use, and this module is not imported with the package.
-
-Two ways of computing one entry differ by rounding. Where a check compares numbers, it allows a difference of
-``rtol`` times the largest entry, by default 64 times the resolution eps of the entries' dtype: over dense,
-convolutional and residual networks and all four kernels, tiles of other sizes moved entries by up to 5.3 eps
-of the largest. Tiles of one size gave identical entries on a CPU, wherever in the tiles an input stood.
-
-Examples
---------
-A kernel is any hashable ``kernel(model, x1, x2) -> block``. That of the logits passes:
-
->>> import jax
->>> from ntkrobust_sk import MLP, Model
->>> network = MLP(n_outputs=3, widths=(4,))
->>> model = Model(network, network.init(jax.random.key(0), (2,)))
->>> X = jax.random.normal(jax.random.key(1), (5, 2))
->>> def logit_kernel(model, x1, x2):
-...     return model(x1) @ model(x2).T
->>> check_kernel(logit_kernel, model, X)
-
-and one that looks at the other rows of its block does not:
-
->>> def centred_kernel(model, x1, x2):
-...     return (model(x1) - model(x1).mean(0)) @ (model(x2) - model(x2).mean(0)).T
->>> check_tiling_invariance(centred_kernel, model, X)
-Traceback (most recent call last):
-AssertionError: in tiles of 1 rows <function centred_kernel ...> has other entries: entry (...) is 0 instead of ...
-
-In a test suite, Hypothesis finds the model and the inputs::
-
-    @given(models((4,)), inputs((4,)))
-    def test_my_kernel_is_a_kernel(model, X):
-        check_kernel(my_kernel, model, X)
-"""
+"""Laws that every kernel keeps, as checks that raise where one is broken."""
 
 from __future__ import annotations
 
@@ -46,127 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._validation import flag, number, positive_tuple
-from .kernels.gram_matrix import gram
-from .kernels.ntk import resolve_kernel
-from .kernels.plan import fixed_plan
-from .kernels.predictors import DualPredictor, enable_x64, make_predictor
-from .networks.feedforward import CNN, MLP
-from .networks.inputs import host_inputs, require_finite
-from .networks.layers import ACTIVATIONS
-from .networks.model import Model, Network, require_model
+from .._validation import flag, number, positive_tuple
+from ..kernels.gram_matrix import gram
+from ..kernels.ntk import resolve_kernel
+from ..kernels.plan import fixed_plan
+from ..kernels.predictors import DualPredictor, enable_x64, make_predictor
+from ..networks.inputs import host_inputs, require_finite
+from ..networks.model import Model, Network, require_model
+from .strategies import TILE_ROWS
 
 ROUNDING = 64
 DRIFT = 256
 INDEFINITENESS = 10
-# few rows, so that few inputs fill more than one tile
-TILE_ROWS = (1, 4)
-
-
-def inputs(input_shape: tuple[int, ...], *, n_samples=(2, 5), bounds=(0.0, 1.0), dtype=np.float32):
-    """Strategy for inputs (n, *input_shape), finite and within bounds.
-
-    The values are ``bounds[0]`` plus multiples of 1/1024 of the range: the smallest floats, which ReLU
-    networks compute differently in every precision, are no inputs that anybody has.
-
-    Parameters
-    ----------
-    input_shape : tuple of int
-        Shape of one input.
-    n_samples : int or (int, int), default=(2, 5)
-        Number n of inputs, or its least and largest value. Every n is compiled anew.
-    bounds : (float, float), default=(0.0, 1.0)
-    dtype : floating dtype, default=float32
-
-    Returns
-    -------
-    hypothesis.strategies.SearchStrategy of arrays
-    """
-    st, extra = _hypothesis()
-    low, high = bounds
-    least, most = (n_samples, n_samples) if isinstance(n_samples, int) else n_samples
-
-    def drawn(n):
-        steps = extra.arrays(np.int64, (n, *input_shape), elements=st.integers(0, 1024))
-        return steps.map(lambda k: (low + (high - low) * (k / 1024)).astype(dtype))
-
-    return st.integers(least, most).flatmap(drawn)
-
-
-def networks(input_shape: tuple[int, ...], *, n_outputs=(1, 3)):
-    """Strategy for small networks: :class:`MLP`, and :class:`CNN` where inputs are images (h, w, c).
-
-    Parameters
-    ----------
-    input_shape : tuple of int
-    n_outputs : int or (int, int), default=(1, 3)
-        Number C of logits, or its least and largest value.
-
-    Returns
-    -------
-    hypothesis.strategies.SearchStrategy of Network
-    """
-    st, _ = _hypothesis()
-    least, most = (n_outputs, n_outputs) if isinstance(n_outputs, int) else n_outputs
-    common = {"n_outputs": st.integers(least, most), "activation": st.sampled_from(sorted(ACTIVATIONS))}
-    width = st.integers(1, 6)
-    dense = st.builds(MLP, widths=st.lists(width, max_size=2).map(tuple), **common)
-    if len(input_shape) != 3:
-        return dense
-    layers = st.lists(st.tuples(width, st.integers(1, 3)), min_size=1, max_size=2)
-    return dense | layers.flatmap(
-        lambda drawn: st.builds(
-            CNN,
-            widths=st.just(tuple(width for width, _ in drawn)),
-            strides=st.just(tuple(stride for _, stride in drawn)),
-            kernel_size=st.integers(1, 3),
-            **common,
-        )
-    )
-
-
-def models(input_shape: tuple[int, ...], *, networks=None):
-    """Strategy for models: a drawn network with variables drawn from its ``init``.
-
-    Parameters
-    ----------
-    input_shape : tuple of int
-    networks : SearchStrategy of Network, default=None
-        None means :func:`networks` of that shape. Every network is compiled anew, so a strategy over two or
-        three, ``st.sampled_from([MLP(3), CNN(3)])``, tries many more weights and inputs in the same time.
-
-    Returns
-    -------
-    hypothesis.strategies.SearchStrategy of Model
-    """
-    st, _ = _hypothesis()
-    networks = globals()["networks"](input_shape) if networks is None else networks
-    seeds = st.integers(0, 2**16 - 1)
-    return st.builds(
-        lambda network, seed: Model(network, network.init(jax.random.key(seed), input_shape)), networks, seeds
-    )
-
-
-def tilings(kernel, model: Model, input_shape: tuple[int, ...], *, max_rows: int = 8):
-    """Strategy for plans with which :func:`~ntkrobust_sk.gram` takes tiles of 1, 2, 4, ... rows.
-
-    Parameters
-    ----------
-    kernel : {"trace", "class", "full", "pseudo"} or callable
-    model : Model
-    input_shape : tuple of int
-    max_rows : int, default=8
-        Rows of the largest tile.
-
-    Returns
-    -------
-    hypothesis.strategies.SearchStrategy of Plan
-        For ``gram(..., plan=plan)``.
-    """
-    st, _ = _hypothesis()
-    kernel = resolve_kernel(kernel)
-    rows = [2**i for i in range(max_rows.bit_length())]
-    return st.sampled_from(rows).map(partial(fixed_plan, kernel, model, tuple(input_shape)))
 
 
 def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float | None = None) -> None:
@@ -377,18 +231,6 @@ class _Scaled:
     def apply(self, params, state, x, *, train=False):
         logits, state = self.network.apply(params, state, x, train=train)
         return self.factor * logits, state
-
-
-def _hypothesis():
-    try:
-        from hypothesis import strategies
-        from hypothesis.extra import numpy as extra
-    except ImportError as error:
-        raise ImportError(
-            f"the strategies of ntkrobust_sk.testing need Hypothesis, which could not be imported ({error}); "
-            "pip install hypothesis"
-        ) from error
-    return strategies, extra
 
 
 def _prepared(kernel, model, X):
