@@ -1,0 +1,201 @@
+"""Numbers, flags, choices and seeds."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+# What a seed may be at most: NumPy's legacy generators take 32 bits.
+LARGEST_SEED = 2**32 - 1
+# What is counted is counted in 32 bits, in compiled loops and in the shapes of arrays.
+LARGEST_COUNT = 2**31 - 1
+
+
+def brief(value) -> str:
+    """Show a value in an error message: its repr, cut where it is long, or an array's shape and dtype.
+
+    >>> brief("x"), brief(np.zeros((100, 3)))
+    ("'x'", 'an array of shape (100, 3) and dtype float64')
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape and hasattr(value, "dtype"):
+        return f"an array of shape {shape} and dtype {value.dtype}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # whatever a stranger's repr raises: an integer of 5,000 digits has none either
+        text = f"<{type(value).__name__}>"
+    if len(text) <= 100:
+        return text
+    name = getattr(value, "__name__", None)
+    return (
+        f"{type(value).__name__} {name}" if isinstance(name, str) else f"{text[:80]} ... ({type(value).__name__})"
+    )
+
+
+def brief_with_dtype(values, dtype) -> str:
+    """The same, with the dtype that NumPy makes of it.
+
+    >>> brief_with_dtype(["a"], np.dtype("<U1")), brief_with_dtype(np.array(["a"]), np.dtype("<U1"))
+    ("['a'], of dtype <U1", 'an array of shape (1,) and dtype <U1')
+    """
+    text = brief(values)
+    return text if "dtype" in text else f"{text}, of dtype {dtype}"
+
+
+def check_choice(name: str, value, known: Iterable) -> None:
+    """Raise ValueError that lists ``known`` unless ``value`` is one of them.
+
+    >>> check_choice("norm", "l3", ("linf", "l2"))
+    Traceback (most recent call last):
+    ValueError: unknown norm 'l3'; known are 'linf', 'l2'
+    """
+    known = list(known)
+    try:
+        found = value in set(known)
+    except TypeError:  # what has no hash is no choice
+        found = False
+    if not found:
+        raise ValueError(f"unknown {name} {brief(value)}; known are {', '.join(map(repr, known))}")
+
+
+def number(name: str, value, *, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, unit="") -> float:
+    """Return a finite real number as a float.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the error.
+    value : real number
+        Of Python, NumPy or JAX; no bool.
+    low, high, above, below : float
+        It must be >= low, <= high, > above and < below.
+    unit : str, default=""
+        Said after the range, such as "in units of the data".
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+
+    Examples
+    --------
+    >>> number("epsilon", np.float32(0.5), low=0)
+    0.5
+    >>> number("epsilon", "x", low=0)
+    Traceback (most recent call last):
+    ValueError: epsilon must be a finite number >= 0, got 'x'
+    """
+    found = _as_float(value)
+    inside = found is not None and low <= found <= high and above < found < below
+    if found is None or not math.isfinite(found) or not inside:
+        limits = [(">=", low), (">", above), ("<=", high), ("<", below)]
+        said = [f"{sign} {limit:g}" for sign, limit in limits if math.isfinite(limit)]
+        wanted = " ".join(["a finite number", " and ".join(said), unit]).replace("  ", " ").strip()
+        raise ValueError(f"{name} must be {wanted}, got {brief(value)}")
+    return found
+
+
+def _as_float(value):
+    """A real number as a float, or None."""
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        return None
+    if not isinstance(value, numbers.Real) and not _is_real_scalar(value):
+        return None
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def _is_real_scalar(value) -> bool:
+    """Whether an array of no axes holds a real number; bfloat16 is one to NumPy's names alone."""
+    if isinstance(value, type) or not hasattr(value, "dtype") or np.ndim(value) != 0:
+        return False
+    return getattr(value.dtype, "kind", "") in ("i", "u", "f") or str(value.dtype) == "bfloat16"
+
+
+def flag(name: str, value) -> bool:
+    """Return True or False, of Python or NumPy.
+
+    >>> flag("centered", np.True_)
+    True
+    >>> flag("centered", "no")
+    Traceback (most recent call last):
+    ValueError: centered must be True or False, got 'no'
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {brief(value)}")
+    return bool(value)
+
+
+def integer(name: str, value, *, low: int = 1, high: int = LARGEST_COUNT) -> int:
+    """Return a whole number from ``low`` to ``high`` as an int.
+
+    Raises
+    ------
+    ValueError
+        For what is no integer (a bool is none), and outside of the range.
+
+    Examples
+    --------
+    >>> integer("n_steps", np.int64(3))
+    3
+    >>> integer("n_steps", 0)
+    Traceback (most recent call last):
+    ValueError: n_steps must be a positive integer, got 0
+    """
+    found = _as_int(value)
+    if found is None or not low <= found <= high:
+        wanted = {0: "an integer >= 0", 1: "a positive integer"}.get(low, f"an integer >= {low}")
+        wanted += f", at most {high}" if high != LARGEST_COUNT or (found or 0) > high else ""
+        raise ValueError(f"{name} must be {wanted}, got {brief(value)}")
+    return found
+
+
+def _as_int(value) -> int | None:
+    """A whole number as an int, or None."""
+    try:
+        return None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def positive_tuple(name: str, values) -> tuple[int, ...]:
+    """Return ``values`` as a tuple of positive int.
+
+    >>> positive_tuple("widths", [16, 8])
+    (16, 8)
+    """
+    try:
+        result = tuple(map(_as_int, values))
+    except Exception:  # whatever a stranger raises when it is gone through
+        result = (None,)
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or None in result:
+        raise ValueError(f"{name} must be a sequence of positive integers, got {brief(values)}")
+    if not all(1 <= value <= LARGEST_COUNT for value in result):
+        raise ValueError(f"{name} must be positive, at most {LARGEST_COUNT}, got {brief(values)}")
+    return result
+
+
+def seed(name: str, value):
+    """Return a seed as scikit-learn takes it: None, an int from 0 to 2³² − 1, or a ``numpy.random.RandomState``.
+
+    >>> seed("random_state", np.int64(7))
+    7
+    >>> seed("random_state", -1)
+    Traceback (most recent call last):
+    ValueError: random_state must be None, an integer from 0 to 4294967295 or a numpy.random.RandomState, got -1
+    """
+    if value is None or isinstance(value, np.random.RandomState):
+        return value
+    try:
+        return integer(name, value, low=0, high=LARGEST_SEED)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be None, an integer from 0 to {LARGEST_SEED} or a numpy.random.RandomState, got "
+            f"{brief(value)}"
+        ) from None
