@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ntkrobust_sk import CNN, PGD, Model, gram, solve
-from ntkrobust_sk._backend import cupy_or_none, to_numpy
+from ntkrobust_sk._arrays import cupy_or_none, to_numpy
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.predictors import make_predictor

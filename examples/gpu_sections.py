@@ -38,7 +38,7 @@ from ntkrobust_sk import (
     solve,
     train,
 )
-from ntkrobust_sk._backend import cupy_or_none, to_numpy, to_solver_array
+from ntkrobust_sk._arrays import cupy_or_none, to_numpy, to_solver_array
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import make_plan

@@ -10,7 +10,8 @@ import pytest
 from cupy_like import CupyLike
 
 import ntkrobust_sk
-from ntkrobust_sk import MLP, EmpiricalNTKClassifier, Model, ResNet18, _backend, gram, ntk_features
+from ntkrobust_sk import MLP, EmpiricalNTKClassifier, Model, ResNet18, gram, ntk_features
+from ntkrobust_sk import _arrays as _backend
 from ntkrobust_sk.execution import devices
 from ntkrobust_sk.kernels.ntk import KERNELS, TraceNTK
 from ntkrobust_sk.kernels.predictors import DualPredictor, make_predictor, require_room

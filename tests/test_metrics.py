@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntkrobust_sk._backend import cupy_or_none
+from ntkrobust_sk._arrays import cupy_or_none
 from ntkrobust_sk.analysis.metrics import (
     effective_rank,
     kernel_alignment,

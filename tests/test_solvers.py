@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
-from ntkrobust_sk import _backend
+from ntkrobust_sk import _arrays as _backend
 from ntkrobust_sk.solvers import direct as solvers
 from ntkrobust_sk.solvers.direct import (
     SOLVERS,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._backend import to_numpy
+from .._arrays import to_numpy
 from .._validation import array, brief, check_lengths, integer
 from ..attacks.entry import require_attack
 from ..attacks.tiled import attack_in_tiles

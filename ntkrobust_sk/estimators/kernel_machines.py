@@ -10,7 +10,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from .._backend import to_numpy
+from .._arrays import to_numpy
 from .._validation import fitting, require_numbers, require_resolution
 from ..execution.memory import parse_memory
 from ..execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable

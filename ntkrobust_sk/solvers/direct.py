@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from .._backend import as_array_like, cholesky, eigh, solve_triangular
+from .._arrays import as_array_like, cholesky, eigh, solve_triangular
 from .._validation import brief, check_choice, function, number
 from .matrices import frobenius, require_real, require_square, require_symmetric, rounding, solver_array
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
-from .._backend import to_solver_array
+from .._arrays import to_solver_array
 from .._validation import array, brief
 
 # A Gram matrix made of float32 tiles is symmetric to about 1e-6; a wrong block or permutation misses by O(1).

@@ -4,7 +4,7 @@ import math
 
 from array_api_compat import array_namespace, device
 
-from .._backend import as_array_like
+from .._arrays import as_array_like
 from .._validation import brief, number
 from .direct import InaccurateSolveError, SingularGramError, resolve_solver
 from .matrices import require_real, solver_array
