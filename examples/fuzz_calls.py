@@ -56,7 +56,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
 from ntkrobust_sk import *
 from ntkrobust_sk import eigenfeatures, kernels, plan, store, testing, training
-from ntkrobust_sk.adversarial import attack_examples, load_estimator, make_attack
+from ntkrobust_sk.cli.attack import attack_examples, load_estimator, make_attack
 from ntkrobust_sk.kernels.predictors import make_predictor
 from ntkrobust_sk.datasets.splits import load_splits
 r = np.random.default_rng(0)

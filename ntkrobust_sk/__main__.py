@@ -1,6 +1,6 @@
 """``python -m ntkrobust_sk``, the command ``ntkrobust``."""
 
-from .cli import process
+from .cli.command import process
 
 if __name__ == "__main__":
     process()

@@ -19,8 +19,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
-from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, cli, robust_accuracy
-from ntkrobust_sk.adversarial import ATTACKS, load_estimator, make_attack, read_examples
+from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, robust_accuracy
+from ntkrobust_sk.cli import command as cli
+from ntkrobust_sk.cli.attack import ATTACKS, load_estimator, make_attack, read_examples
 from ntkrobust_sk.datasets.splits import load_splits
 
 RANDOM = np.random.default_rng(0)

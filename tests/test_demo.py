@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ntkrobust_sk import cli
 from ntkrobust_sk._locks import locked
+from ntkrobust_sk.cli import command as cli
 from ntkrobust_sk.evolution.experiment import preset
 from ntkrobust_sk.reports import demo
 

@@ -31,7 +31,7 @@ from ntkrobust_sk import (
     train,
     write_report,
 )
-from ntkrobust_sk.cli import main
+from ntkrobust_sk.cli.command import main
 from ntkrobust_sk.datasets.splits import Splits, load_splits
 from ntkrobust_sk.evolution.claims import check_claims
 from ntkrobust_sk.evolution.experiment import preset, settings_of

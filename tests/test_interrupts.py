@@ -13,7 +13,7 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from ntkrobust_sk import Square, robust_accuracy
-from ntkrobust_sk.cli import main, process
+from ntkrobust_sk.cli.command import main, process
 from ntkrobust_sk.execution.interrupts import heard, pressed
 
 X, Y = np.linspace(0, 1, 8).reshape(4, 2), np.array([0, 0, 1, 1])
@@ -68,7 +68,7 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_ends_the_block():
 
 
 def test_the_command_ends_with_130_though_a_callback_has_swallowed_the_interrupt(monkeypatch, capsys):
-    monkeypatch.setattr("ntkrobust_sk.cli.run_demo", lambda *_: lose_an_interrupt())
+    monkeypatch.setattr("ntkrobust_sk.reports.run_demo", lambda *_: lose_an_interrupt())
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "ntkrobust demo: stopped\n"
 

@@ -14,38 +14,38 @@ import numpy as np
 from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from . import __version__
-from ._files import read_npz, require_file, write_atomically
-from ._portable import SavedArray
-from ._validation import brief, check_choice, require_numbers
-from ._validation import path as check_path
-from .attacks.apgd import APGD
-from .attacks.autoattack import AutoAttack
-from .attacks.fab import FAB
-from .attacks.fmn import DDN, FMN
-from .attacks.norms import NORMS
-from .attacks.pgd import FGSM, NFGSM, PGD, Clean
-from .attacks.square import Square
-from .attacks.threat_model import Box
-from .datasets.splits import load_splits
-from .estimators.kernel_machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
-from .estimators.robust_features import RobustFeatureSelector
-from .estimators.tangent_features import TangentFeatures
-from .estimators.trainer import AdversarialKernelTrainer
-from .execution.keys import key_of, keys_of
-from .kernels.fingerprint import hash_arrays
-from .kernels.ntk import ClassNTK, FullNTK, PseudoNTK, TraceNTK
-from .kernels.predictors import DualPredictor, PrimalPredictor
-from .kernels.projected import ProjectedNTK
-from .networks.feedforward import CNN, MLP
-from .networks.model import Model, Variables
-from .networks.resnet import ResNet18
-from .networks.wrappers import Normalized, Stateless
-from .robustness.intervals import clopper_pearson
-from .robustness.target import classifier_under_attack
-from .sklearn_models.guard import frame_of
-from .solvers.direct import Cholesky, Eigh
-from .tangent.linearization import Linearized
+from .. import __version__
+from .._files import read_npz, require_file, write_atomically
+from .._portable import SavedArray
+from .._validation import brief, check_choice, require_numbers
+from .._validation import path as check_path
+from ..attacks.apgd import APGD
+from ..attacks.autoattack import AutoAttack
+from ..attacks.fab import FAB
+from ..attacks.fmn import DDN, FMN
+from ..attacks.norms import NORMS
+from ..attacks.pgd import FGSM, NFGSM, PGD, Clean
+from ..attacks.square import Square
+from ..attacks.threat_model import Box
+from ..datasets.splits import load_splits
+from ..estimators.kernel_machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
+from ..estimators.robust_features import RobustFeatureSelector
+from ..estimators.tangent_features import TangentFeatures
+from ..estimators.trainer import AdversarialKernelTrainer
+from ..execution.keys import key_of, keys_of
+from ..kernels.fingerprint import hash_arrays
+from ..kernels.ntk import ClassNTK, FullNTK, PseudoNTK, TraceNTK
+from ..kernels.predictors import DualPredictor, PrimalPredictor
+from ..kernels.projected import ProjectedNTK
+from ..networks.feedforward import CNN, MLP
+from ..networks.model import Model, Variables
+from ..networks.resnet import ResNet18
+from ..networks.wrappers import Normalized, Stateless
+from ..robustness.intervals import clopper_pearson
+from ..robustness.target import classifier_under_attack
+from ..sklearn_models.guard import frame_of
+from ..solvers.direct import Cholesky, Eigh
+from ..tangent.linearization import Linearized
 
 ATTACKS = {
     "apgd": APGD,

@@ -14,17 +14,17 @@ from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import __version__
-from ._files import explained, require_file
-from ._validation import path
-from .adversarial import ATTACKS as SAVED_ATTACKS
-from .adversarial import attack_examples, held_out, load_estimator, make_attack, write_examples
-from .attacks.norms import NORMS
-from .evolution.experiment import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
-from .execution.interrupts import heard
-from .reports.demo import PRESETS, run_demo, settings_for
-from .reports.run_report import write_report
-from .tangent.linearization import DYNAMICS
+from .. import __version__
+from .._files import explained, require_file
+from .._validation import path
+from ..attacks.norms import NORMS
+from ..evolution.experiment import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
+from ..execution.interrupts import heard
+from ..reports.demo import PRESETS, run_demo, settings_for
+from ..reports.run_report import write_report
+from ..tangent.linearization import DYNAMICS
+from .attack import ATTACKS as SAVED_ATTACKS
+from .attack import attack_examples, held_out, load_estimator, make_attack, write_examples
 
 # What can go wrong without the library being wrong: told in one line.
 EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)
