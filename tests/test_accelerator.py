@@ -1,7 +1,5 @@
 """The branches that an accelerator takes, run on a CPU device that is not taken for the host's."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +25,7 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution import devices, loops
-from ntkrobust_sk.kernels import plan
+from ntkrobust_sk.kernels import plan, proof, tiles
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
 from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor
@@ -58,7 +56,7 @@ ERRORS = {
 
 def forget():
     """What was traced for other devices."""
-    for cached in (plan._program, plan._plan, plan._row_bytes, loops._loops_well):
+    for cached in (plan.compiled_features, plan._plan, plan._row_bytes, loops._loops_well):
         cached.cache_clear()
     jax.clear_caches()
 
@@ -68,7 +66,7 @@ def accelerator():
     """No platform is the host's, and this device has no units for TF32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "HOST_PLATFORMS", ())
-        patch.setattr(sys.modules["ntkrobust_sk.gram"], "UNITS", {"tf32": "highest", "bf16": "highest"})
+        patch.setattr(tiles, "UNITS", {"tf32": "highest", "bf16": "highest"})
         forget()
         yield
     forget()
@@ -306,7 +304,6 @@ def test_estimators_fit_predict_and_are_scored():
 
 
 def test_readings_are_proved_at_the_host(monkeypatch):
-    proof = sys.modules["ntkrobust_sk.proof"]
     where, compared = [], proof.compared
 
     def recorded(kernel, n_seeds, model, x):

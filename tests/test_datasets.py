@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk.datasets import loaders as datasets
+from ntkrobust_sk.datasets import published
 from ntkrobust_sk.datasets.loaders import (
     load_cifar10,
     load_cifar100,
@@ -28,13 +29,13 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 # Every published number of images per class, divided down: the same code on files of kilobytes.
 SMALL = {
-    "_CIFAR10": {"train": (5,) * 10, "test": (2,) * 10},
-    "_CIFAR100": {"train": (2,) * 100, "test": (1,) * 100},
-    "_MNIST": {"train": (3, 4, 2, 3, 3, 2, 3, 4, 3, 3), "test": (1, 2) * 5},
-    "_FASHION_MNIST": {"train": (3,) * 10, "test": (1,) * 10},
+    "CIFAR10": {"train": (5,) * 10, "test": (2,) * 10},
+    "CIFAR100": {"train": (2,) * 100, "test": (1,) * 100},
+    "MNIST": {"train": (3, 4, 2, 3, 3, 2, 3, 4, 3, 3), "test": (1, 2) * 5},
+    "FASHION_MNIST": {"train": (3,) * 10, "test": (1,) * 10},
 }
-IDX = {"_MNIST": load_mnist, "_FASHION_MNIST": load_fashion_mnist}
-OPENML = {**IDX, "_CIFAR10": load_cifar10}
+IDX = {"MNIST": load_mnist, "FASHION_MNIST": load_fashion_mnist}
+OPENML = {**IDX, "CIFAR10": load_cifar10}
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ def labels_and_pixels(counts, shape, seed=0):
 
 
 def write_cifar10(folder, split, counts=None):
-    y, pixels = labels_and_pixels(counts or SMALL["_CIFAR10"][split], (3, 32, 32))
+    y, pixels = labels_and_pixels(counts or SMALL["CIFAR10"][split], (3, 32, 32))
     records = np.column_stack([y, pixels.reshape(len(y), -1)])
-    files = datasets._CIFAR10.files[split]
+    files = datasets.CIFAR10.files[split]
     folder.mkdir(parents=True, exist_ok=True)
     for file, part in zip(files, np.split(records, len(files)), strict=True):
         (folder / file).write_bytes(part.tobytes())
@@ -61,7 +62,7 @@ def write_cifar10(folder, split, counts=None):
 
 
 def write_cifar100(folder, split):
-    fine, pixels = labels_and_pixels(SMALL["_CIFAR100"][split], (3, 32, 32))
+    fine, pixels = labels_and_pixels(SMALL["CIFAR100"][split], (3, 32, 32))
     coarse = fine // 5
     records = np.column_stack([coarse, fine, pixels.reshape(len(fine), -1)])
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def idx_bytes(array):
 
 def write_idx(folder, split, counts, compressed=True):
     y, pixels = labels_and_pixels(counts, (28, 28))
-    for file, array in zip(datasets._IDX_FILES[split], (pixels, y), strict=True):
+    for file, array in zip(published._IDX_FILES[split], (pixels, y), strict=True):
         content = idx_bytes(array)
         path = folder / (f"{file}.gz" if compressed else file)
         path.write_bytes(gzip.compress(content) if compressed else content)
@@ -136,7 +137,7 @@ def test_idx_files_come_back_compressed_or_not(small, tmp_path, name, split, com
     assert_images_and_labels(*IDX[name](tmp_path, split=split), pixels[:, None], labels)
 
 
-@pytest.mark.parametrize("name", ["_CIFAR10", "_CIFAR100", "_MNIST", "_FASHION_MNIST"])
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "MNIST", "FASHION_MNIST"])
 def test_the_published_sizes_are_those_of_the_literature(name):
     source = getattr(datasets, name)
     n_train = 50_000 if "CIFAR" in name else 60_000
@@ -190,7 +191,7 @@ def test_a_batch_that_is_there_twice_is_found_by_its_class_counts(small, tmp_pat
 
 def test_fashion_mnist_in_the_place_of_mnist_is_refused(monkeypatch, tmp_path):
     counts = {"train": (2, 4) * 5, "test": (1,) * 10}
-    monkeypatch.setattr(datasets, "_MNIST", replace(datasets._MNIST, counts=counts, sha256={}))
+    monkeypatch.setattr(datasets, "MNIST", replace(datasets.MNIST, counts=counts, sha256={}))
     write_idx(tmp_path, "train", (3,) * 10)
     with pytest.raises(ValueError, match="train split of MNIST with 2 images of class 0, found 3"):
         load_mnist(tmp_path)
@@ -198,7 +199,7 @@ def test_fashion_mnist_in_the_place_of_mnist_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.999])
 def test_a_truncated_gzip_file_is_refused_by_name(small, tmp_path, keep):
-    write_idx(tmp_path, "train", SMALL["_MNIST"]["train"])
+    write_idx(tmp_path, "train", SMALL["MNIST"]["train"])
     path = tmp_path / "train-images-idx3-ubyte.gz"
     content = path.read_bytes()
     path.write_bytes(content[: math.floor(keep * len(content))])
@@ -208,7 +209,7 @@ def test_a_truncated_gzip_file_is_refused_by_name(small, tmp_path, keep):
 
 @pytest.mark.parametrize(("position", "reason"), [(10, "invalid block type"), (-8, "CRC")])
 def test_a_gzip_file_with_a_damaged_byte_is_refused(small, tmp_path, position, reason):
-    write_idx(tmp_path, "train", SMALL["_MNIST"]["train"])
+    write_idx(tmp_path, "train", SMALL["MNIST"]["train"])
     path = tmp_path / "train-images-idx3-ubyte.gz"
     content = bytearray(path.read_bytes())
     content[position] = 0xFF - content[position] if reason == "CRC" else 0xFF
@@ -218,7 +219,7 @@ def test_a_gzip_file_with_a_damaged_byte_is_refused(small, tmp_path, position, r
 
 
 def test_a_file_that_is_named_gz_but_is_none_is_refused(small, tmp_path):
-    write_idx(tmp_path, "train", SMALL["_MNIST"]["train"])
+    write_idx(tmp_path, "train", SMALL["MNIST"]["train"])
     (tmp_path / "train-labels-idx1-ubyte.gz").write_text("<html>404</html>")
     with pytest.raises(ValueError, match=r"labels-idx1-ubyte\.gz: expected a whole gzip file"):
         load_mnist(tmp_path)
@@ -240,7 +241,7 @@ def test_a_file_that_is_named_gz_but_is_none_is_refused(small, tmp_path):
 )
 @pytest.mark.parametrize("compressed", [True, False])
 def test_an_idx_file_that_is_not_the_published_one_is_refused(small, tmp_path, content, complaint, compressed):
-    write_idx(tmp_path, "train", SMALL["_FASHION_MNIST"]["train"], compressed)
+    write_idx(tmp_path, "train", SMALL["FASHION_MNIST"]["train"], compressed)
     path = tmp_path / ("train-images-idx3-ubyte" + ".gz" * compressed)
     path.write_bytes(gzip.compress(content) if compressed else content)
     with pytest.raises(ValueError, match=f"train-images-idx3-ubyte.*: expected .*{complaint}"):
@@ -248,7 +249,7 @@ def test_an_idx_file_that_is_not_the_published_one_is_refused(small, tmp_path, c
 
 
 def test_an_idx_label_beyond_nine_is_refused_with_its_record(small, tmp_path):
-    write_idx(tmp_path, "test", SMALL["_MNIST"]["test"], compressed=False)
+    write_idx(tmp_path, "test", SMALL["MNIST"]["test"], compressed=False)
     path = tmp_path / "t10k-labels-idx1-ubyte"
     content = bytearray(path.read_bytes())
     content[8 + 3] = 200
@@ -263,7 +264,7 @@ def test_an_idx_label_beyond_nine_is_refused_with_its_record(small, tmp_path):
 def hashed(tmp_path, monkeypatch, name, split, compressed):
     """Small files of a data set that are published."""
     write_idx(tmp_path, split, SMALL[name][split], compressed)
-    paths = [tmp_path / (file + ".gz" * compressed) for file in datasets._IDX_FILES[split]]
+    paths = [tmp_path / (file + ".gz" * compressed) for file in published._IDX_FILES[split]]
     contents = [gzip.decompress(p.read_bytes()) if compressed else p.read_bytes() for p in paths]
     known = {
         p.name.removesuffix(".gz"): hashlib.sha256(c).hexdigest() for p, c in zip(paths, contents, strict=True)
@@ -275,7 +276,7 @@ def hashed(tmp_path, monkeypatch, name, split, compressed):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("compressed", [True, False])
 def test_published_files_are_read_without_a_word_however_they_are_packed(tmp_path, monkeypatch, compressed):
-    paths = hashed(tmp_path, monkeypatch, "_MNIST", "train", compressed)
+    paths = hashed(tmp_path, monkeypatch, "MNIST", "train", compressed)
     load_mnist(tmp_path)
     if compressed:
         paths[0].write_bytes(gzip.compress(gzip.decompress(paths[0].read_bytes()), 1))
@@ -287,7 +288,7 @@ def test_published_files_are_read_without_a_word_however_they_are_packed(tmp_pat
 def test_a_file_of_the_published_form_with_other_content_is_read_with_a_warning_that_names_it(
     tmp_path, monkeypatch, which, compressed
 ):
-    path = hashed(tmp_path, monkeypatch, "_MNIST", "train", compressed)[which]
+    path = hashed(tmp_path, monkeypatch, "MNIST", "train", compressed)[which]
     content = bytearray(gzip.decompress(path.read_bytes()) if compressed else path.read_bytes())
     if which == 0:
         content[100] ^= 1
@@ -304,7 +305,7 @@ def test_a_file_of_the_published_form_with_other_content_is_read_with_a_warning_
     "content", [b"junk", b"\x1f\x8b", gzip.compress(b"more")], ids=["junk", "magic", "another"]
 )
 def test_a_gzip_file_with_something_after_its_end_is_refused(small, tmp_path, content):
-    write_idx(tmp_path, "train", SMALL["_MNIST"]["train"])
+    write_idx(tmp_path, "train", SMALL["MNIST"]["train"])
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes() + content)
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: expected"):
@@ -312,7 +313,7 @@ def test_a_gzip_file_with_something_after_its_end_is_refused(small, tmp_path, co
 
 
 def test_a_gzip_file_that_grows_without_end_is_read_no_further_than_its_size(small, tmp_path):
-    write_idx(tmp_path, "train", SMALL["_MNIST"]["train"])
+    write_idx(tmp_path, "train", SMALL["MNIST"]["train"])
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(10**8)))
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz: expected an IDX header"):
         load_mnist(tmp_path)
@@ -383,7 +384,7 @@ def test_an_unknown_split_is_refused_before_any_file_is_looked_for(load):
 
 
 def test_cifar100_without_a_folder_asks_for_one(monkeypatch):
-    monkeypatch.setattr(datasets, "fetch_openml", lambda **_: pytest.fail("must not be fetched"))
+    monkeypatch.setattr(published, "fetch_openml", lambda **_: pytest.fail("must not be fetched"))
     with pytest.raises(ValueError, match=r"CIFAR-100: expected data_dir.*cifar-100-binary"):
         load_cifar100()
 
@@ -402,11 +403,11 @@ def openml_table(name):
 
 def serve(monkeypatch, table):
     calls = []
-    monkeypatch.setattr(datasets, "fetch_openml", lambda **options: calls.append(options) or table)
+    monkeypatch.setattr(published, "fetch_openml", lambda **options: calls.append(options) or table)
     return calls
 
 
-@pytest.mark.parametrize(("name", "data_id"), [("_CIFAR10", 40927), ("_MNIST", 554), ("_FASHION_MNIST", 40996)])
+@pytest.mark.parametrize(("name", "data_id"), [("CIFAR10", 40927), ("MNIST", 554), ("FASHION_MNIST", 40996)])
 def test_openml_rows_are_training_split_then_test_split(small, monkeypatch, name, data_id):
     table, pixels, labels = openml_table(name)
     calls = serve(monkeypatch, table)
@@ -417,7 +418,7 @@ def test_openml_rows_are_training_split_then_test_split(small, monkeypatch, name
 
 
 def test_openml_rows_in_another_order_are_refused(small, monkeypatch):
-    table, _, _ = openml_table("_CIFAR10")
+    table, _, _ = openml_table("CIFAR10")
     serve(monkeypatch, SimpleNamespace(data=table.data, target=np.sort(table.target)))
     with pytest.raises(ValueError, match=r"OpenML data set 40927.*another data set or order"):
         load_cifar10()
@@ -425,7 +426,7 @@ def test_openml_rows_in_another_order_are_refused(small, monkeypatch):
 
 @pytest.mark.parametrize("crop", [np.s_[:-1], np.s_[:, :-1]], ids=["a row less", "a column less"])
 def test_an_openml_table_of_another_shape_is_refused(small, monkeypatch, crop):
-    table, _, _ = openml_table("_MNIST")
+    table, _, _ = openml_table("MNIST")
     serve(monkeypatch, SimpleNamespace(data=table.data[crop], target=table.target))
     with pytest.raises(ValueError, match=r"OpenML data set 554: expected MNIST of shape \(45, 784\), found"):
         load_mnist()
@@ -433,7 +434,7 @@ def test_an_openml_table_of_another_shape_is_refused(small, monkeypatch, crop):
 
 @pytest.mark.parametrize("bad", [256.0, -1.0, 0.5, np.nan])
 def test_openml_pixels_that_are_no_bytes_are_refused(small, monkeypatch, bad):
-    table, _, _ = openml_table("_MNIST")
+    table, _, _ = openml_table("MNIST")
     table.data[3, 5] = bad
     serve(monkeypatch, table)
     with pytest.raises(ValueError, match="expected integer pixels from 0 to 255"):
@@ -442,7 +443,7 @@ def test_openml_pixels_that_are_no_bytes_are_refused(small, monkeypatch, bad):
 
 @pytest.mark.parametrize("bad", ["frog", "10", "1.5"])
 def test_openml_labels_that_are_no_classes_are_refused(small, monkeypatch, bad):
-    table, _, _ = openml_table("_CIFAR10")
+    table, _, _ = openml_table("CIFAR10")
     table.target[0] = bad
     serve(monkeypatch, table)
     with pytest.raises(ValueError, match="OpenML data set 40927: expected integer labels"):
@@ -460,7 +461,7 @@ def test_a_failed_fetch_points_to_the_files(monkeypatch, error, expected):
     def fail(**_):
         raise error
 
-    monkeypatch.setattr(datasets, "fetch_openml", fail)
+    monkeypatch.setattr(published, "fetch_openml", fail)
     with pytest.raises(type(error), match=expected):
         load_fashion_mnist()
 

@@ -34,7 +34,7 @@ from ntkrobust_sk import (
     robustness_report,
     transfer_matrix,
 )
-from ntkrobust_sk.robustness import target as subjects
+from ntkrobust_sk.robustness import readings as subjects
 from ntkrobust_sk.robustness.intervals import clopper_pearson
 
 X, Y = load_iris(return_X_y=True)

@@ -227,7 +227,7 @@ def test_a_run_that_is_killed_and_started_again_finds_the_same_to_the_bit(
     result, tmp_path, seconds_after_first_result
 ):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "ntkrobust_sk.cli", "evolve", "--out", str(out), *OPTIONS]
+    command = [sys.executable, "-m", "ntkrobust_sk", "evolve", "--out", str(out), *OPTIONS]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (out / "results.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
@@ -662,7 +662,7 @@ def test_no_warning_is_raised_by_an_ordinary_run(tmp_path):
 def test_everything_that_takes_memory_is_given_the_experiments():
     calls = [
         node
-        for node in ast.walk(ast.parse(inspect.getsource(sys.modules["ntkrobust_sk.evolution"])))
+        for node in ast.walk(ast.parse(inspect.getsource(sys.modules["ntkrobust_sk.evolution.tasks"])))
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", "") in ("gram", "make_predictor", "ntk_features")
     ]

@@ -1,7 +1,6 @@
 """Gram matrices: exact where they claim to be, the same from every tiling, layer by layer, and bad input."""
 
 import re
-import sys
 import tracemalloc
 import weakref
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import pytest
 from ntkrobust_sk import CNN, MLP, Model, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.execution import devices
 from ntkrobust_sk.execution.memory import parse_memory
+from ntkrobust_sk.kernels import tiles
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
 from ntkrobust_sk.kernels.tiles import features_of
@@ -356,9 +356,7 @@ def test_a_gpu_is_told_which_units_to_use():
         features = jax.eval_shape(lambda x, name=name: rounded(KERNELS["trace"].features(MODEL, x), name, True), X)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(devices, "HOST_PLATFORMS", ())
-            traced = sys.modules["ntkrobust_sk.gram"]._contract.trace(
-                KERNELS["trace"], MODEL, features, features, name, False
-            )
+            traced = tiles._contract.trace(KERNELS["trace"], MODEL, features, features, name, False)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         types = re.findall(r"lhs_precision_type = (\w+), .*?accumulation_type = (\w+)", text)
         assert types and set(types) == {(name, "f32")}
@@ -445,7 +443,7 @@ def test_nothing_is_traced_or_compiled_again_for_other_weights_or_ragged_ends(ke
 @pytest.fixture
 def calls(monkeypatch):
     """How often the module computed features and contracted them."""
-    module, counts = sys.modules["ntkrobust_sk.gram"], {}
+    module, counts = tiles, {}
 
     def counted(name):
         function = getattr(module, name)
@@ -521,7 +519,7 @@ def test_no_more_tiles_are_held_than_a_panel_and_one(monkeypatch, panel):
         most.append(len(held))
         return features
 
-    monkeypatch.setattr(sys.modules["ntkrobust_sk.gram"], "features_of", watched)
+    monkeypatch.setattr(tiles, "features_of", watched)
     in_tiles("trace", MODEL, draw_inputs(6 * TILE), panel=panel)
     assert max(most) == panel + 1
 

@@ -12,82 +12,32 @@ import ntkrobust_sk
 
 PACKAGE = Path(ntkrobust_sk.__file__).parent
 
-# Every module, below everything that it imports. A new module takes the highest place it can.
-ORDER = [
-    "_backend",
-    "_validation",
-    "_interrupts",
-    "_files",
-    "_locks",
-    "devices",
-    "_portable",
-    "keys",
-    "datasets",
-    "networks",
-    "adapters",
-    "resnet",
-    "neural_tangents_bridge",
-    "factors",
-    "convolutions",
-    "structure",
-    "tangent",
-    "kernels",
-    "projections",
-    "proof",
-    "plan",
-    "fingerprint",
-    "store",
-    "gram",
-    "predictors",
-    "testing",
-    "solvers",
-    "norms",
-    "balls",
-    "frames",
-    "loops",
-    "entry",
-    "attacks",
-    "apgd",
-    "square",
-    "fab",
-    "fmn",
-    "autoattack",
-    "training",
-    "metrics",
-    "estimators",
-    "trainer",
-    "machines",
-    "features",
-    "sklearn_arrays",
-    "sklearn_linear",
-    "sklearn_kernel_machines",
-    "sklearn_gaussian_processes",
-    "sklearn_transformers",
-    "sklearn_guard",
-    "sklearn_models",
-    "blackbox",
-    "columns",
-    "subjects",
-    "scoring",
-    "evaluation",
-    "checks",
-    "smoothing",
-    "splits",
-    "checkpoints",
-    "rundir",
-    "stages",
-    "eigenfeatures",
-    "adversarial",
-    "measurements",
-    "evolution_result",
-    "evolution",
-    "displays",
-    "claims",
-    "report",
-    "demo",
-    "cli",
-    "__main__",
-]
+# Packages and modules, by levels. Each imports from levels above its own, and within itself without a circle.
+LEVELS = """
+_validation
+_arrays _files _portable
+_locks
+execution datasets solvers
+networks
+sklearn_models tangent attacks
+tables kernels
+training analysis testing
+estimators
+robustness
+evolution
+displays
+reports
+cli
+__main__
+"""
+LEVEL = {name: at for at, names in enumerate(LEVELS.split("\n")) for name in names.split()}
+
+# What must stay usable, and be understood, without the other.
+NEVER = [("attacks", "kernels"), ("attacks", "tangent"), ("attacks", "estimators")]
+WITHOUT_JAX = ["solvers", "analysis.metrics", "evolution.claims", "evolution.results"]
+
+# A file that one reads at a sitting.
+LINES = 400
 
 # Imported by those who use them, at the moment of use.
 OPTIONAL = [
@@ -105,61 +55,128 @@ OPTIONAL = [
 ]
 
 
-def imported_modules(source: str) -> set[str]:
-    """Modules of the package that a module's source imports, at its top or inside of a function."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
+def modules() -> dict[str, Path]:
+    """Names within the package, such as "attacks.pgd", and files; a package's face has the package's name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: path for name, path in found.items() if name}
+
+
+MODULES = modules()
+
+
+def imported_modules(source: str, package: str = "") -> set[str]:
+    """Modules that a module's source imports from ``ntkrobust_sk``, at its top or inside of a function.
+
+    Imports for annotations alone, under ``TYPE_CHECKING``, are none.
+    """
+    tree, found = ast.parse(source), set()
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
+            names = [alias.name.split(".", 1) for alias in node.names]
             found |= {(parts + [""])[1] for parts in names if parts[0] == "ntkrobust_sk"}
         elif isinstance(node, ast.ImportFrom):
-            parts = (node.module or "").split(".")
-            if node.level == 0 and parts[0] != "ntkrobust_sk":
-                continue
-            inner = parts[1:] if node.level == 0 else parts
-            found |= {inner[0]} if inner and inner[0] else {alias.name for alias in node.names}
+            parts = (node.module or "").split(".") if node.module else []
+            if node.level == 0:
+                if parts[0] != "ntkrobust_sk":
+                    continue
+                inner = parts[1:]
+            else:
+                around = package.split(".") if package else []
+                inner = around[: len(around) - node.level + 1] + parts
+            base = ".".join(inner)
+            for alias in node.names:
+                name = f"{base}.{alias.name}" if base else alias.name
+                found.add(name if name in MODULES or not base else base)
     return {name for name in found if not name.startswith("__")}
 
 
-def modules() -> list[str]:
-    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+def imports_of(name: str) -> set[str]:
+    path = MODULES[name]
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    return imported_modules(path.read_text(), package)
 
 
 @pytest.mark.parametrize(
-    "source, expected",
+    "source, package, expected",
     [
-        ("import numpy, jax.numpy\nfrom numpy import array", set()),
-        ("from .gram import gram", {"gram"}),
-        ("from . import gram, kernels", {"gram", "kernels"}),
-        ("def late():\n    from ntkrobust_sk.metrics import top_mass", {"metrics"}),
-        ("import ntkrobust_sk.solvers as s", {"solvers"}),
-        ("from ntkrobust_sk import MLP", {"MLP"}),
-        ("import ntkrobust_sk", {""}),
-        ("from . import __version__", set()),
+        ("import numpy, jax.numpy\nfrom numpy import array", "", set()),
+        ("from .pgd import PGD", "attacks", {"attacks.pgd"}),
+        ("from . import pgd, apgd", "attacks", {"attacks.pgd", "attacks.apgd"}),
+        ("from ..execution.keys import keys_of", "attacks", {"execution.keys"}),
+        ("from .._files import read_json", "kernels", {"_files"}),
+        ("def late():\n    from ntkrobust_sk.analysis.metrics import top_mass", "", {"analysis.metrics"}),
+        ("import ntkrobust_sk.solvers as s", "", {"solvers"}),
+        ("from ntkrobust_sk import MLP", "", {"MLP"}),
+        ("import ntkrobust_sk", "", {""}),
+        ("from .. import __version__", "kernels", set()),
+        ("if TYPE_CHECKING:\n    from .tasks import Work", "evolution", set()),
     ],
 )
-def test_every_form_of_import_is_seen(source, expected):
-    assert imported_modules(source) == expected
+def test_every_form_of_import_is_seen(source, package, expected):
+    assert imported_modules(source, package) == expected
 
 
-def test_every_module_has_its_place_in_the_order_of_imports():
-    assert len(ORDER) == len(set(ORDER))
-    missing = set(modules()) - set(ORDER)
-    assert not missing, f"put {sorted(missing)} into ORDER in {__file__}, below everything that they import"
-    gone = set(ORDER) - set(modules())
-    assert not gone, f"take {sorted(gone)} out of ORDER in {__file__}: there are no such modules"
+def test_everything_has_its_level():
+    rooms = {name.split(".")[0] for name in MODULES}
+    assert rooms - set(LEVEL) == set(), f"put them into LEVELS in {__file__}, below everything that they import"
+    assert set(LEVEL) - rooms == set(), f"take them out of LEVELS in {__file__}: there are no such packages"
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_point_up_the_list_only(module):
-    place = ORDER.index(module) if module in ORDER else len(ORDER)
-    imported = imported_modules((PACKAGE / f"{module}.py").read_text())
-    below = sorted(name for name in imported if name not in ORDER[:place])
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_up_the_levels_only(name):
+    room = name.split(".")[0]
+    others = {other for other in imports_of(name) if other.split(".")[0] != room}
+    below = sorted(other for other in others if LEVEL.get(other.split(".")[0], len(LEVEL)) >= LEVEL[room])
     assert not below, (
-        f"{module} imports {below}, which ORDER in {__file__} does not list above it. If they are modules that do "
-        f"not import {module}, directly or not, move {module} below them there. If they are names of the package, "
-        "import them from their modules. Otherwise move what is needed to a module above both."
+        f"{name} imports {below}, which LEVELS in {__file__} does not list above it. Import names of the package "
+        "from their modules; move what is needed to a level above both."
     )
+
+
+def test_no_imports_go_round_in_a_circle():
+    done, circles = set(), []
+
+    def follow(name, way):
+        if name in way:
+            circles.append([*way[way.index(name) :], name])
+        elif name not in done:
+            for other in sorted(imports_of(name) & set(MODULES)):
+                follow(other, [*way, name])
+            done.add(name)
+
+    for name in MODULES:
+        follow(name, [])
+    assert circles == []
+
+
+@pytest.mark.parametrize("room, other", NEVER)
+def test_attacks_know_only_scores(room, other):
+    within = [name for name in MODULES if name.split(".")[0] == room]
+    assert [name for name in within if other in {found.split(".")[0] for found in imports_of(name)}] == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(tuple(WITHOUT_JAX))])
+def test_what_computes_on_the_host_does_not_import_jax(name):
+    tree = ast.parse(MODULES[name].read_text())
+    found = {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    found |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 0}
+    assert "jax" not in found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_file_is_longer_than_one_reads_at_a_sitting(name):
+    assert len(MODULES[name].read_text().splitlines()) <= LINES
 
 
 def test_importing_the_package_imports_neither_optional_libraries_nor_the_checks_for_users():

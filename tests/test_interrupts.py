@@ -68,7 +68,7 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_ends_the_block():
 
 
 def test_the_command_ends_with_130_though_a_callback_has_swallowed_the_interrupt(monkeypatch, capsys):
-    monkeypatch.setattr("ntkrobust_sk.reports.run_demo", lambda *_: lose_an_interrupt())
+    monkeypatch.setattr("ntkrobust_sk.cli.command.run_demo", lambda *_: lose_an_interrupt())
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "ntkrobust demo: stopped\n"
 
@@ -87,7 +87,7 @@ def test_the_process_of_the_command_ends_at_once_after_an_interrupt_and_in_order
         sys.stdout.write("said before")
         return status
 
-    monkeypatch.setattr("ntkrobust_sk.cli.main", command)
+    monkeypatch.setattr("ntkrobust_sk.cli.command.main", command)
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(EndedError if status == 130 else SystemExit) as ended:
         process()

@@ -136,7 +136,7 @@ def working_space(monkeypatch):
             return Program(None if row_bytes is None else rows * row_bytes)
 
         planning._plan.cache_clear()
-        monkeypatch.setattr(planning, "_program", program)
+        monkeypatch.setattr(planning, "compiled_features", program)
 
     yield state
     planning._plan.cache_clear()
@@ -336,12 +336,12 @@ def of_logits(model, x1, x2):
     ],
 )
 def test_a_fixed_plan_has_the_stated_sizes_and_compiles_nothing(kernel, seeds, expected):
-    compiled = planning._program.cache_info().misses
+    compiled = planning.compiled_features.cache_info().misses
     plan = fixed_plan(KERNELS.get(kernel, kernel), draw_model(), (5,), rows=6, panel=2, seeds=seeds)
     assert (plan.rows, plan.panel) == (6, 2)
     # the full kernel needs all pairs of seeds at once
     assert (plan.seeds, plan.passes) == expected
-    assert planning._program.cache_info().misses == compiled
+    assert planning.compiled_features.cache_info().misses == compiled
 
 
 # A tile's features

@@ -48,7 +48,7 @@ from ntkrobust_sk import (
     robustness_report,
     transfer_matrix,
 )
-from ntkrobust_sk.robustness import target as subjects
+from ntkrobust_sk.robustness import readings as subjects
 
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::2] / 8, Y[::2]

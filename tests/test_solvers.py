@@ -17,6 +17,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from ntkrobust_sk import _arrays as _backend
 from ntkrobust_sk.solvers import direct as solvers
+from ntkrobust_sk.solvers import matrices
 from ntkrobust_sk.solvers.direct import (
     SOLVERS,
     Cholesky,
@@ -130,7 +131,7 @@ def test_every_solver_refuses_what_is_not_a_symmetric_system(solver, A, B, messa
 
 
 def test_asymmetry_is_found_in_whichever_block_of_rows_it_hides(monkeypatch):
-    monkeypatch.setattr(solvers, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(matrices, "_ROWS_AT_ONCE", 4)
     for i, j in [(0, 9), (5, 6), (9, 8)]:
         A = np.eye(10)
         A[i, j] = 0.5
@@ -500,7 +501,7 @@ class Watch:
         if name.partition(".")[0] in ("cupy", "cupyx"):
             sys.exit(f"{name} was imported")
 sys.meta_path.insert(0, Watch())
-import ntkrobust_sk, ntkrobust_sk.solvers, ntkrobust_sk.metrics
+import ntkrobust_sk, ntkrobust_sk.solvers, ntkrobust_sk.analysis
 """
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr

@@ -119,7 +119,7 @@ def test_compiled_loops_and_python_loops_agree(norm, epsilon, monkeypatch):
     del attacks["autoattack"]
     compiled = {name: examples(attack, model, X, y) for name, attack in attacks.items()}
     for module in ("apgd", "fab", "square"):
-        monkeypatch.setattr(f"ntkrobust_sk.{module}.runs_fused", lambda *_: False)
+        monkeypatch.setattr(f"ntkrobust_sk.attacks.{module}.runs_fused", lambda *_: False)
     for name, attack in attacks.items():
         np.testing.assert_allclose(examples(attack, model, X, y), compiled[name], atol=1e-5, err_msg=name)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from ntkrobust_sk.tangent import layer_rules
 from ntkrobust_sk.tangent import per_example as structure
 from ntkrobust_sk.tangent.gradient_lists import separated
 from ntkrobust_sk.tangent.gradients import AffineFactors, Factors, Whole
@@ -464,7 +465,7 @@ quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0
 
 def contracted(apply, params, x, tangents, entry_cost):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(structure, "ENTRY_COST", entry_cost)
+        patch.setattr(layer_rules, "ENTRY_COST", entry_cost)
         return contract_gradients(apply, params, x, tangents)
 
 
@@ -743,9 +744,9 @@ def test_no_convolution_is_grouped_by_example():
 
 
 def test_a_filter_gradient_is_formed_for_many_positions_and_tangents_only():
-    assert not structure._forms_gradient(n_positions=1024, n_tangents=1)
-    assert not structure._forms_gradient(n_positions=1, n_tangents=100)
-    assert structure._forms_gradient(n_positions=1024, n_tangents=10)
+    assert not layer_rules._forms_gradient(n_positions=1024, n_tangents=1)
+    assert not layer_rules._forms_gradient(n_positions=1, n_tangents=100)
+    assert layer_rules._forms_gradient(n_positions=1024, n_tangents=10)
     apply, params, x = CONVOLUTIONS["stride 1, filters of 3"]
     tangents = np.ones((3, N_TANGENTS, *params.shape))
     formed, avoided = (

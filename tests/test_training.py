@@ -25,6 +25,7 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk.attacks import pgd as attacks_module
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
+from ntkrobust_sk.training import batches, initial_state
 from ntkrobust_sk.training import loop as training_module
 
 try:
@@ -79,7 +80,7 @@ def loop(request, monkeypatch):
 
 
 def force_loop(monkeypatch, fused):
-    for module in (training_module, attacks_module):
+    for module in (batches, attacks_module):
         monkeypatch.setattr(module, "runs_fused", lambda *_, **__: fused)
 
 
@@ -616,7 +617,7 @@ def test_statistics_need_one_more_compilation_for_the_ragged_batch_alone(loop):
 
 def test_a_batch_never_waits_for_the_host(loop):
     """Under tracing there are no values, so whatever looked at one would raise."""
-    state = training_module.initial_state(fresh_model(), KEY, SGD)
+    state = initial_state(fresh_model(), KEY, SGD)
     X, y = data(2 * BATCH)
     batches = (X.reshape(2, BATCH, -1), y.reshape(2, BATCH), np.ones((2, BATCH), np.float32))
     update = partial(training_module._update, SGD, False)

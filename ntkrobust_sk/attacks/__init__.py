@@ -14,9 +14,6 @@ from .tiled import attack_in_tiles
 
 __all__ = [
     "APGD",
-    "AutoAttack",
-    "Box",
-    "Clean",
     "DDN",
     "FAB",
     "FGSM",
@@ -24,6 +21,9 @@ __all__ = [
     "NFGSM",
     "NORMS",
     "PGD",
+    "AutoAttack",
+    "Box",
+    "Clean",
     "Square",
     "attack_in_tiles",
     "example_losses",

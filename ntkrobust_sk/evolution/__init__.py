@@ -6,11 +6,11 @@ from .results import EvolutionResult, read_kernel
 from .run_directory import DamagedRunError, RunDirectory, RunMismatchError
 
 __all__ = [
+    "PRESETS",
     "Claim",
     "DamagedRunError",
     "EvolutionResult",
     "KernelEvolution",
-    "PRESETS",
     "RunDirectory",
     "RunMismatchError",
     "check_claims",

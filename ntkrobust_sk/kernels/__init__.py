@@ -10,12 +10,12 @@ from .store import DamagedTileError, GramStore, read_gram
 from .store_header import StoreMismatchError
 
 __all__ = [
+    "KERNELS",
     "ClassNTK",
     "DamagedTileError",
     "DualPredictor",
     "FullNTK",
     "GramStore",
-    "KERNELS",
     "Plan",
     "PrimalPredictor",
     "ProjectedNTK",

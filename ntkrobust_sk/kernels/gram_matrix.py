@@ -79,7 +79,8 @@ def gram(
         Folder of a zarr array into which tiles are written as they finish. Called again with the same
         arguments, after whatever stop, it goes on from there; with more rows in X (or Y) it computes the new
         ones. A store that is there must belong to the same function, parameters and inputs: a few of its entries
-        are computed again. See :mod:`ntkrobust_sk.store`; ``store.read_gram`` reads a finished one as it is.
+        are computed again. See :mod:`ntkrobust_sk.kernels.store`;
+        ``kernels.read_gram`` reads a finished one as it is.
     n_jobs : int, default=None
         Worker processes, through joblib: None is this process, or what ``joblib.parallel_config`` says (with
         ``backend="dask"`` a Dask cluster). Each worker takes ``memory``.

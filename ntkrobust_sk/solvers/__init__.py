@@ -5,10 +5,10 @@ from .matrices import require_symmetric
 from .ridge import solve
 
 __all__ = [
+    "SOLVERS",
     "Cholesky",
     "Eigh",
     "InaccurateSolveError",
-    "SOLVERS",
     "SingularGramError",
     "require_symmetric",
     "resolve_solver",

@@ -7,8 +7,8 @@ from .resumable import Stage, kept_states
 from .state import TrainingDivergedError, TrainState, averaged, initial_state
 
 __all__ = [
-    "DamagedCheckpointError",
     "SGD",
+    "DamagedCheckpointError",
     "Stage",
     "TrainState",
     "TrainingDivergedError",
