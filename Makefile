@@ -5,7 +5,8 @@ OUT ?= demo-output
 BIN = $(VENV)/bin
 
 # What tells soonest whether versions fit together: the example in every docstring, and these.
-SMOKE = ntkrobust_sk $(addprefix tests/test_,imports.py kernels.py solvers.py estimators.py sklearn_models.py adapters.py)
+SMOKE = ntkrobust_sk tests/test_imports.py $(addprefix tests/,kernels/test_ntk.py solvers estimators/test_estimators.py \
+	sklearn_models/test_sklearn_models.py networks/test_adapters.py)
 
 .PHONY: demo test smoke smoke-oldest lint clean
 

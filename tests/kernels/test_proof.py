@@ -25,7 +25,7 @@ from ntkrobust_sk.tangent import per_example as structure
 from ntkrobust_sk.tangent.gradients import Layout
 
 spec = importlib.util.spec_from_file_location(
-    "fuzz_networks", Path(__file__).parents[1] / "examples" / "fuzz_networks.py"
+    "fuzz_networks", Path(__file__).parents[2] / "examples" / "fuzz_networks.py"
 )
 fuzz = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fuzz)

@@ -121,7 +121,7 @@ def test_a_real_run_whose_claim_fails_exits_with_1(tmp_path, capsys):
 
 
 def test_the_readme_s_commands_are_understood(monkeypatch):
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (asked,) = re.findall(r"`ntkrobust (demo [^`]+)`", " ".join(text.split()))
     seen = []
     monkeypatch.setattr(cli, "run_demo", lambda settings, out: seen.append(settings) or True)

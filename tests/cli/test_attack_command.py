@@ -376,7 +376,7 @@ def test_the_help_says_that_models_run_code(capsys):
 
 @pytest.mark.parametrize("file", ["README.md", "docs/evaluation.md"])
 def test_the_commands_of_the_documentation_are_understood(file, monkeypatch):
-    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
     seen = []
     monkeypatch.setattr(cli, "attack", lambda options: seen.append(options) or 0)
     (command,) = re.findall(r"^ntkrobust (attack .+)$", text, re.MULTILINE)

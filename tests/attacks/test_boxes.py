@@ -112,7 +112,7 @@ def test_masks_fit_images_and_bounds_of_each_feature_and_hold_inside_of_jit():
 
 @pytest.fixture(scope="module")
 def inside():
-    path = Path(__file__).parents[1] / "examples" / "check_attacks_stay_inside.py"
+    path = Path(__file__).parents[2] / "examples" / "check_attacks_stay_inside.py"
     spec = importlib.util.spec_from_file_location("check_attacks_stay_inside", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -10,7 +10,7 @@ from ntkrobust_sk.sklearn_models import conversion as sklearn_models
 
 @pytest.fixture(scope="module")
 def fuzz():
-    path = Path(__file__).parents[1] / "examples" / "fuzz_adapters.py"
+    path = Path(__file__).parents[2] / "examples" / "fuzz_adapters.py"
     spec = importlib.util.spec_from_file_location("fuzz_adapters", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

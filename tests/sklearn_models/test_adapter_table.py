@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from ntkrobust_sk.sklearn_models import conversion as sklearn_models
 
 SPEC = importlib.util.spec_from_file_location(
-    "table_of_adapters", Path(__file__).parents[1] / "examples" / "table_of_adapters.py"
+    "table_of_adapters", Path(__file__).parents[2] / "examples" / "table_of_adapters.py"
 )
 table = importlib.util.module_from_spec(SPEC)
 sys.modules["table_of_adapters"] = table  # dataclasses look there

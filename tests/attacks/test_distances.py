@@ -11,7 +11,7 @@ from scipy.optimize import linprog, minimize
 
 from ntkrobust_sk import DDN, FAB, FMN, minimal_perturbations
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "check_distances.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "check_distances.py"
 if not SCRIPT.exists():
     pytest.skip("the examples are not installed", allow_module_level=True)
 spec = importlib.util.spec_from_file_location("check_distances", SCRIPT)

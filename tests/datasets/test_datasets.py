@@ -25,7 +25,7 @@ from ntkrobust_sk.datasets.loaders import (
 )
 from ntkrobust_sk.datasets.subsets import class_balanced_indices
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 # Every published number of images per class, divided down: the same code on files of kilobytes.
 SMALL = {
