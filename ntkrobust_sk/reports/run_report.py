@@ -92,7 +92,7 @@ def write_report(result, path: str | os.PathLike | None = None) -> Path:
     data = slider_data(result)
     sections = [claims_section(result), accuracy_section(result), slider_section(data), curves_section(result)]
     sections += [kernels_section(result), features_section(result), settings_section(result)]
-    template = Template(files("ntkrobust_sk").joinpath("report_template.html").read_text(encoding="utf-8"))
+    template = Template(files(__package__).joinpath("report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=escape(title),
         lead=escape(lead),
