@@ -120,7 +120,7 @@ def imports_of(name: str) -> set[str]:
         ("from ntkrobust_sk import MLP", "", {"MLP"}),
         ("import ntkrobust_sk", "", {""}),
         ("from .. import __version__", "kernels", set()),
-        ("if TYPE_CHECKING:\n    from .tasks import Work", "evolution", set()),
+        ("if TYPE_CHECKING:\n    from .tasks import Measurements", "evolution", set()),
     ],
 )
 def test_every_form_of_import_is_seen(source, package, expected):

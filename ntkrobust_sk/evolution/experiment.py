@@ -31,7 +31,8 @@ from ..networks.named import NETWORKS
 from ..tangent.linearization import DYNAMICS
 from .results import EvolutionResult, brief
 from .run_directory import RunDirectory
-from .tasks import Work
+from .states import States
+from .tasks import Measurements, tasks_of
 
 REGIMES = ("benign", "adversarial", "flip")
 STAGE2 = ("benign", "adversarial")
@@ -273,16 +274,14 @@ class KernelEvolution:
         experiment = self.fitting(len(splits.y), len(np.unique(splits.y)))
         require_enough(splits.y, experiment.n_kernel)
         with heard(), RunDirectory.session(out, settings_of(experiment, splits)) as run:
-            work = Work(experiment, run, splits)
-            work.forget_what_has_lost_its_files()
-            tasks = work.tasks()
-            label = f"evolution of {self.data}"
+            measurements = Measurements(States(experiment, run, splits), run.results())
+            measurements.forget_what_has_lost_its_files()
+            tasks, label = tasks_of(experiment), f"evolution of {self.data}"
             with tqdm(total=len(tasks), desc=label, unit="task", disable=not progress) as bar:
-                for name, compute in tasks:
-                    bar.set_postfix_str(name)
-                    if name not in work.results:
-                        work.results[name] = {"task": name, **compute()}
-                        run.append(work.results[name])
+                for task in tasks:
+                    bar.set_postfix_str(task.name)
+                    if task.name not in measurements.records:
+                        run.append(measurements.take(task))
                     bar.update()
         return load_evolution(out)
 
@@ -377,10 +376,7 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
 
 def _skipped(experiment, there) -> list[str]:
     """Tasks that have no result though a later one has: a run that was stopped has none such."""
-    # names of tasks need neither folder nor data
-    work = Work.__new__(Work)
-    work.experiment = experiment
-    names = [name for name, _ in work.tasks()]
+    names = [task.name for task in tasks_of(experiment)]
     last = max((at for at, name in enumerate(names) if name in there), default=0)
     return [name for name in names[:last] if name not in there]
 

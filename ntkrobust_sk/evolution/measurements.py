@@ -1,22 +1,26 @@
-"""What is measured of a network and its kernels at one moment, as plain numbers."""
+"""The numbers of a network and its kernels at one moment, as plain floats."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ..analysis import metrics
 from ..execution.tiles import NETWORK_ROWS, evaluate
+from .records import ClassMetrics, LayerMetrics
 
+# Eigenvalues that count for the top mass.
 TOP = 10
 
 
-def accuracy(model, X, y, rows: int = NETWORK_ROWS) -> float:
-    """Share of inputs (n, ...) whose highest score is that of their label."""
+def accuracy(model: Callable, X: np.ndarray, y: np.ndarray, rows: int = NETWORK_ROWS) -> float:
+    """Return the share of inputs (n, ...) whose highest score is that of their label."""
     return float(np.mean(evaluate(model, X, rows).argmax(1) == y))
 
 
-def kernel_metrics(K, y) -> dict:
-    """Scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
+def kernel_metrics(K: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Compute scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
     Y = np.eye(int(y.max()) + 1)[y]
     return {
         "effective_rank": metrics.effective_rank(K),
@@ -27,20 +31,23 @@ def kernel_metrics(K, y) -> dict:
     }
 
 
-def class_metrics(layers: dict, y) -> dict:
-    """Specialisation of the class kernels, and what each layer contributes, of blocks (n, n, C) by layer."""
+def class_metrics(layers: Mapping[str, np.ndarray], y: np.ndarray) -> ClassMetrics:
+    """Compute specialisation of the class kernels, and the part of each layer, of blocks (n, n, C) by layer."""
     Y = np.eye(int(y.max()) + 1)[y]
-    whole = sum(layers.values())
+    whole = np.asarray(sum(layers.values()))
     matrix = metrics.kernel_specialization(whole, Y)
-    total, by_layer = float(np.trace(whole.mean(2))), {}
+    total = float(np.trace(whole.mean(2)))
+    by_layer: dict[str, LayerMetrics] = {}
     for name, block in layers.items():
         K = np.asarray(block, np.float64).mean(2)
-        by_layer[name] = {"share": float(np.trace(K)) / total, "effective_rank": None, "target_alignment": None}
         # a layer whose output meets a scale that starts at zero has no gradient, and its kernel neither of both
-        if K.any():
-            by_layer[name]["effective_rank"] = metrics.effective_rank(K)
+        there = bool(K.any())
+        by_layer[name] = {
+            "share": float(np.trace(K)) / total,
+            "effective_rank": metrics.effective_rank(K) if there else None,
             # uncentred: the kernel of the last bias is constant
-            by_layer[name]["target_alignment"] = metrics.target_alignment(K, Y)
+            "target_alignment": metrics.target_alignment(K, Y) if there else None,
+        }
     return {
         "specialization": float(np.diag(matrix).mean()),
         "specialization_matrix": matrix.tolist(),
@@ -48,8 +55,8 @@ def class_metrics(layers: dict, y) -> dict:
     }
 
 
-def class_correlations(images, X, y) -> np.ndarray:
-    """Correlations (C, C) of an image for each class (rows) with the mean of each class's examples (columns).
+def class_correlations(images: np.ndarray, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Compute correlations (C, C) of each class's image (rows) with the mean of each class's examples (columns).
 
     Images and means are taken less their mean over classes, so that what all classes share does not count.
     """

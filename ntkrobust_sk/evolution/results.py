@@ -1,11 +1,12 @@
-"""What a run of the two-stage experiment has found: its results as a table, its kernels, and how they moved."""
+"""The results of a run: its records as tables, its kernels, and how they moved."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -14,15 +15,41 @@ from .._validation import check_choice
 from ..analysis import metrics
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.store import read_gram
+from .records import (
+    CheckpointRecord,
+    ClosedFormRecord,
+    FeaturesRecord,
+    ImagesRecord,
+    Record,
+    SecondStageRecord,
+    StoppedRecord,
+    TransferRecord,
+)
 from .run_directory import DamagedRunError, RunDirectory
 
-# What kernels are measured on.
+if TYPE_CHECKING:
+    import pandas
+
+    from .experiment import KernelEvolution
+
+# Kinds of images that kernels are measured on.
 IMAGES = ("clean", "adversarial")
+
+
+class AccuracyRow(NamedTuple):
+    """A row of the table of accuracies: a predictor, and its accuracies in each seed."""
+
+    start: str
+    dynamics: str
+    training: str
+    clean: list[float]
+    robust: list[float]
+    robust_restarts: list[float]
 
 
 @dataclass(frozen=True)
 class EvolutionResult:
-    """What a run has found so far.
+    """The results of a run so far.
 
     Attributes
     ----------
@@ -31,24 +58,37 @@ class EvolutionResult:
     experiment : KernelEvolution
         Its settings.
     results : list of dict
-        Each with its ``kind``: "checkpoint", "stage 2", "closed form", "transfer", "features" or "images".
+        Each with its ``kind``: "checkpoint", "stage 2", "closed form", "transfer", "features", "images" or
+        "stopped"; the keys of each kind are in ``evolution/records.py``.
     """
 
     path: Path
-    experiment: Any
-    results: list[dict]
+    experiment: KernelEvolution
+    results: list[Record]
 
-    def of_kind(self, kind: str, **where) -> list[dict]:
-        """The results of a kind with these values."""
+    @overload
+    def of_kind(self, kind: Literal["checkpoint"], **where: Any) -> list[CheckpointRecord]: ...
+    @overload
+    def of_kind(self, kind: Literal["stopped"], **where: Any) -> list[StoppedRecord]: ...
+    @overload
+    def of_kind(self, kind: Literal["closed form"], **where: Any) -> list[ClosedFormRecord]: ...
+    @overload
+    def of_kind(self, kind: Literal["stage 2"], **where: Any) -> list[SecondStageRecord]: ...
+    @overload
+    def of_kind(self, kind: Literal["transfer"], **where: Any) -> list[TransferRecord]: ...
+    @overload
+    def of_kind(self, kind: Literal["features"], **where: Any) -> list[FeaturesRecord]: ...
+    @overload
+    def of_kind(self, kind: Literal["images"], **where: Any) -> list[ImagesRecord]: ...
+    @overload
+    def of_kind(self, kind: str, **where: Any) -> list[Any]: ...
+    def of_kind(self, kind: str, **where: Any) -> list[Any]:
+        """Select the results of a kind with these values."""
         found = (result for result in self.results if result["kind"] == kind)
         return [result for result in found if all(result[name] == value for name, value in where.items())]
 
-    def to_frame(self, kind: str = "checkpoint"):
-        """Results of a kind as a tidy table: a row for each, a column for each number.
-
-        Returns
-        -------
-        pandas.DataFrame
+    def to_frame(self, kind: str = "checkpoint") -> pandas.DataFrame:
+        """Return the results of a kind as a tidy table: a row for each, a column for each number.
 
         Raises
         ------
@@ -65,16 +105,34 @@ class EvolutionResult:
         ]
         return pandas.DataFrame(rows).drop(columns=["task", "kind"], errors="ignore")
 
+    def accuracies(self) -> list[AccuracyRow]:
+        """Return the accuracies of the networks at their last epochs, and of what stage 2 made of them."""
+        rows = []
+        for regime in self.experiment.regimes:
+            ends = [(s, epochs[-1]) for s in range(self.experiment.seeds) if (epochs := self.epochs(s, regime))]
+            if ends:
+                name = f"{regime} network, epoch {ends[0][1]:g}"
+                records = [self.at(seed, regime, epoch) for seed, epoch in ends]
+                rows.append(_row(name, "stage 1", "", records))
+        second = {}
+        for record in [*self.of_kind("closed form"), *self.of_kind("stage 2")]:
+            how = (record["dynamics"], record["training"]) if record["kind"] == "stage 2" else ()
+            second.setdefault((f"{record['regime']} kernel, epoch {record['epoch']:g}", how), []).append(record)
+        for (start, how), records in sorted(second.items()):
+            dynamics, training = how or ("closed form", "benign")
+            rows.append(_row(start, dynamics, training, records))
+        return rows
+
     def epochs(self, seed: int, regime: str) -> list[float]:
-        """Epochs at which the kernel of a regime was measured; those of "flip" begin with the benign ones."""
+        """Return the epochs at which a kernel was measured; those of "flip" begin with the benign ones."""
         # lines come in another order where some were computed again
         own = sorted(result["epoch"] for result in self.of_kind("checkpoint", seed=seed, regime=regime))
         if regime != "flip" or not own:
             return own
         return [epoch for epoch in self.epochs(seed, "benign") if epoch < own[0]] + own
 
-    def at(self, seed: int, regime: str, epoch: float) -> dict:
-        """The measurements of one state."""
+    def at(self, seed: int, regime: str, epoch: float) -> CheckpointRecord:
+        """Return the measurements of one state."""
         found = self.of_kind("checkpoint", seed=seed, regime=self._kept_as(regime, epoch), epoch=epoch)
         if not found:
             raise LookupError(
@@ -84,7 +142,7 @@ class EvolutionResult:
         return found[0]
 
     def kernel(self, seed: int, regime: str, epoch: float, images: str = "clean") -> np.ndarray:
-        """The trace kernel (n_kernel, n_kernel) of a state, on clean images or on those attacked through it."""
+        """Read a state's trace kernel (n_kernel, n_kernel), on clean images or on those attacked through it."""
         check_choice("images", images, IMAGES)
         stated = self.at(seed, regime, epoch)["kernels"][images]
         store = self.path / "kernels" / kernel_name(seed, self._kept_as(regime, epoch), epoch, images)
@@ -94,19 +152,19 @@ class EvolutionResult:
         return "benign" if regime == "flip" and epoch <= self.experiment.flips_at else regime
 
     def curve(self, seed: int, regime: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs and a measurement over them, such as "clean_effective_rank" or "robust"."""
+        """Return epochs and a measurement over them, such as "clean_effective_rank" or "robust"."""
         epochs = self.epochs(seed, regime)
         return np.array(epochs), np.array([self.at(seed, regime, epoch)[name] for epoch in epochs])
 
     def velocity(self, seed: int, regime: str, images: str = "clean") -> tuple[np.ndarray, np.ndarray]:
-        """Kernel velocity per epoch, at the middle of each interval between measurements."""
+        """Compute the kernel velocity per epoch, at the middle of each interval between measurements."""
         epochs, kernels = self._kernels(seed, regime, images)
         steps = zip(kernels, kernels[1:], np.diff(epochs), strict=False)
         velocity = [metrics.kernel_velocity(a, b, float(dt)) for a, b, dt in steps]
         return (epochs[1:] + epochs[:-1]) / 2, np.array(velocity)
 
-    def polar(self, seed: int, regime: str, images: str = "clean"):
-        """Epochs, radius and angle of the kernel's way from the first to the last; see ``polar_dynamics``."""
+    def polar(self, seed: int, regime: str, images: str = "clean") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute epochs, radius and angle of the kernel's way from first to last; see ``polar_dynamics``."""
         epochs, kernels = self._kernels(seed, regime, images)
         radius, angle = zip(*(metrics.polar_dynamics(K, kernels[0], kernels[-1]) for K in kernels), strict=True)
         return epochs, np.array(radius), np.array(angle)
@@ -115,8 +173,8 @@ class EvolutionResult:
         epochs = self.epochs(seed, regime)
         return np.array(epochs), [self.kernel(seed, regime, epoch, images) for epoch in epochs]
 
-    def distances(self, states, images: str = "clean") -> np.ndarray:
-        """Kernel distances between all pairs of states (seed, regime, epoch), (s, s)."""
+    def distances(self, states: Iterable[tuple[int, str, float]], images: str = "clean") -> np.ndarray:
+        """Compute the kernel distances between all pairs of states (seed, regime, epoch), (s, s)."""
         kernels = [self.kernel(*state, images=images) for state in states]
         found = np.zeros((len(kernels), len(kernels)))
         for i, j in combinations(range(len(kernels)), 2):
@@ -124,17 +182,22 @@ class EvolutionResult:
         return found
 
     def images(self, seed: int, regime: str) -> dict[str, np.ndarray]:
-        """Images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
+        """Read the images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
         return RunDirectory(self.path).arrays("images", f"seed-{seed}", f"{regime}.safetensors")
 
 
+def _row(start, dynamics, training, records) -> AccuracyRow:
+    names = ("clean", "robust", "robust_restarts")
+    return AccuracyRow(start, dynamics, training, *([r[name] for r in records if name in r] for name in names))
+
+
 def read_kernel(store: Path, stated: str) -> np.ndarray:
-    """The matrix in a store, if its checksum is the one that its result states.
+    """Read the matrix in a store whose checksum is the one that its result states.
 
     Raises
     ------
     DamagedRunError, DamagedTileError, FileNotFoundError
-        That name the store.
+        If it is not, is damaged or is not there; each names the store.
     """
     K = read_gram(store)
     if hash_arrays([K]) != stated:
@@ -145,8 +208,8 @@ def read_kernel(store: Path, stated: str) -> np.ndarray:
     return K
 
 
-def require_result(result):
-    """Return what a run has found, or raise a TypeError that says what came and what to write instead.
+def require_result(result: EvolutionResult) -> EvolutionResult:
+    """Return the results of a run, or raise a TypeError that says what came and what to write instead.
 
     >>> require_result("runs/digits")
     Traceback (most recent call last):
@@ -169,11 +232,12 @@ def _has(value, *names) -> bool:
         return False
 
 
-def kernel_name(seed, regime, epoch, images) -> str:
-    """Name of a Gram store in a run's folder of kernels."""
+def kernel_name(seed: int, regime: str, epoch: float, images: str) -> str:
+    """Name the Gram store of a state in a run's folder of kernels."""
     return f"seed-{seed}-{regime}-{epoch:08.3f}-{images}.zarr"
 
 
-def brief(epochs) -> str:
+def brief(epochs: Iterable[float]) -> str:
+    """Show epochs in an error message: all, or the first and the last."""
     shown = [f"{epoch:g}" for epoch in epochs]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:5], "...", *shown[-3:]])

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from .._files import explained, is_part, read_json, require_file, write_atomical
 from .._locks import NAME as LOCK
 from .._locks import locked
 from ..training.checkpoints import load_checkpoint, read_arrays, save_checkpoint
+from .records import Record
 
 # A line of results: what was found, then the checksum.
 CHECKSUM = b', "sha256": "'
@@ -75,7 +76,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike, settings: dict[str, Any]) -> RunDirectory:
-        """The folder of the run with these settings, made if there is none.
+        """Return the folder of the run with these settings, made if there is none.
 
         Parameters
         ----------
@@ -114,7 +115,7 @@ class RunDirectory:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The run's settings."""
+        """Read the run's settings."""
         file = self.path / "settings.json"
         if not file.exists():
             raise FileNotFoundError(f"the path {self.path} holds no run: there is no settings.json")
@@ -133,13 +134,13 @@ class RunDirectory:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this run from others."""
+        """Compute what tells this run from others."""
         return _digest(_canonical(self.settings))
 
     # results
 
-    def results(self) -> list[dict[str, Any]]:
-        """The results so far, in the order in which they came. Nothing is written.
+    def results(self) -> list[Record]:
+        """Read the results so far, in the order in which they came. Nothing is written.
 
         A result that is there twice counts once.
 
@@ -171,9 +172,9 @@ class RunDirectory:
                     f"lines {first} and {number} of {file} both hold the task {result['task']!r}, and differ; "
                     "delete one of them"
                 )
-        return [result for _, result in kept.values()]
+        return cast("list[Record]", [result for _, result in kept.values()])
 
-    def append(self, result: dict[str, Any]) -> None:
+    def append(self, result: Record) -> None:
         """Add a result, on disk when this returns; a last line that was not finished is cut off first."""
         file, line = self.path / "results.jsonl", self._line(result)
         good = self._end()
@@ -198,7 +199,7 @@ class RunDirectory:
         return f'{text[:-1]}, "sha256": "{_digest(self.fingerprint + text)}"}}\n'.encode()
 
     def _end(self) -> int:
-        """Where the next line goes. Only the last line is checked: all are when they are read."""
+        """Find where the next line goes. Only the last line is checked: all are when they are read."""
         file = self.path / "results.jsonl"
         require_file(file)
         data = file.read_bytes() if file.exists() else b""
@@ -212,7 +213,7 @@ class RunDirectory:
         return end
 
     def _scanned(self) -> tuple[list[dict | None], int]:
-        """Each line's result, None for a last one that was not finished, and where the good lines end."""
+        """Read each line's result, None for a last one that was not finished, and where the good lines end."""
         file = self.path / "results.jsonl"
         require_file(file)
         if not file.exists():
@@ -248,13 +249,13 @@ class RunDirectory:
     # files
 
     def joined(self, *parts: str) -> Path:
-        """A path inside the folder, whose parent is there."""
+        """Return a path inside the folder, whose parent is there."""
         path = self.path.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def place(self, *parts: str) -> str:
-        """What a file at this place is of: the run, and where in it."""
+        """Say what a file at this place is of: the run, and where in it."""
         return f"{self.fingerprint[:16]}/{'/'.join(parts)}"
 
     def save(self, tree: Any, *parts: str) -> None:
@@ -262,11 +263,11 @@ class RunDirectory:
         save_checkpoint(self.joined(*parts), tree, self.place(*parts))
 
     def load(self, like: Any, *parts: str) -> Any:
-        """The pytree at a place; see :func:`~ntkrobust_sk.training.load_checkpoint`."""
+        """Read the pytree at a place; see :func:`~ntkrobust_sk.training.load_checkpoint`."""
         return load_checkpoint(self.path.joinpath(*parts), like, self.place(*parts))
 
     def arrays(self, *parts: str) -> dict[str, np.ndarray]:
-        """The arrays at a place; see :func:`~ntkrobust_sk.training.checkpoints.read_arrays`."""
+        """Read the arrays at a place; see :func:`~ntkrobust_sk.training.checkpoints.read_arrays`."""
         return read_arrays(self.path.joinpath(*parts), self.place(*parts))
 
 
@@ -294,8 +295,8 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _encoded(value):
-    """The same with words for numbers that are not finite."""
+def _encoded(value: Any) -> Any:
+    """Put words in place of numbers that are not finite, within dicts and lists too."""
     if isinstance(value, dict):
         return {name: _encoded(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -305,17 +306,9 @@ def _encoded(value):
     return value
 
 
-def _decoded(value):
+def _decoded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _decoded(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_decoded(inner) for inner in value]
     return WORDS.get(value, value) if isinstance(value, str) else value
-
-
-def adversarial_names(result, starts) -> list[str]:
-    """Names under which a task keeps its adversarial examples."""
-    if result["kind"] in ("closed form", "stage 2"):
-        return [result["task"].partition("/")[2]]
-    # the examples of the networks that the others start from
-    return [f"{regime}/{epoch:g}/network" for regime, epoch in starts] if result["kind"] == "transfer" else []

@@ -37,6 +37,8 @@ from ntkrobust_sk.evolution.claims import check_claims
 from ntkrobust_sk.evolution.experiment import preset, settings_of
 from ntkrobust_sk.evolution.measurements import class_correlations
 from ntkrobust_sk.evolution.run_directory import RunDirectory, RunMismatchError
+from ntkrobust_sk.evolution.states import States
+from ntkrobust_sk.evolution.tasks import Measurements
 
 # An MLP, because it compiles in no time.
 SMALL = KernelEvolution(
@@ -124,20 +126,18 @@ def test_all_regimes_of_a_seed_start_from_the_same_network_and_seeds_differ(resu
 
 
 def test_a_stored_kernel_is_that_of_the_state_it_names(result):
-    work = work_of(result)
-    model = work.model(0, "adversarial", 2.0)
-    K = gram("trace", model, work.X_kernel)
+    measurements = measurements_of(result)
+    model = measurements.model(0, "adversarial", 2.0)
+    K = gram("trace", model, measurements.states.examples.kernel[0])
     np.testing.assert_allclose(result.kernel(0, "adversarial", 2.0), K, rtol=1e-5, atol=1e-5 * K.max())
     measured = result.at(0, "adversarial", 2.0)
     assert measured["clean_effective_rank"] == pytest.approx(effective_rank(K), rel=1e-4)
     assert sum(layer["share"] for layer in measured["layers"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def work_of(result):
-    from ntkrobust_sk.evolution.tasks import Work as _Work
-
+def measurements_of(result):
     splits = load_splits("digits", n_train=SMALL.n_train, n_test=SMALL.n_test)
-    return _Work(result.experiment, RunDirectory(result.path), splits)
+    return Measurements(States(result.experiment, RunDirectory(result.path), splits), result.results)
 
 
 def test_flip_is_the_benign_network_before_and_the_adversarial_training_of_it_after(result):
@@ -146,10 +146,10 @@ def test_flip_is_the_benign_network_before_and_the_adversarial_training_of_it_af
 
 
 def test_flip_trains_on_from_the_benign_state_clean_step_then_adversarial(result):
-    work = work_of(result)
-    benign, flipped = work.state(0, "benign", 2.0), work.state(0, "flip", 3.0)
-    stage = work.stage("adversarial", SMALL.learning_rate)
-    X, y = work.splits.X, work.splits.y
+    states = measurements_of(result).states
+    benign, flipped = states.at(0, "benign", 2.0), states.at(0, "flip", 3.0)
+    stage = states.stage("adversarial", SMALL.learning_rate)
+    X, y = states.examples.training
     options = {"optimizer": stage.optimizer, "attacks": (Clean(), SMALL.train_attack), "batch_size": 32}
     (expected,) = train(benign, X, y, epochs=(3.0,), **options)
     params = (jax.tree.leaves(state.model.variables.params) for state in (expected, flipped))
@@ -158,15 +158,15 @@ def test_flip_trains_on_from_the_benign_state_clean_step_then_adversarial(result
 
 
 def test_a_damaged_state_of_stage_2_is_trained_again(result):
-    work = work_of(result)
-    model = work.model(0, "benign", 4.0)
+    measurements = measurements_of(result)
+    states, model = measurements.states, measurements.model(0, "benign", 4.0)
     arguments = (0, "benign/4/centered/benign", model, "centered", "benign")
-    before = work.second_model(*arguments)
-    (file,) = result.path.joinpath(*work.folder(0, "stage2/benign/4/centered/benign")).iterdir()
+    before = states.after_stage_two(*arguments)
+    (file,) = result.path.joinpath(*states.folder(0, "stage2/benign/4/centered/benign")).iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + b"x")
     with pytest.warns(RuntimeWarning, match="damaged"):
-        after = work.second_model(*arguments)
+        after = states.after_stage_two(*arguments)
     for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert file.read_bytes() == whole
@@ -294,9 +294,9 @@ def test_states_and_images_of_another_run_are_not_taken_for_this_one(copied, tmp
     image = Path("images", "seed-0", "benign.safetensors")
     for file in (state, image):
         shutil.copy(other.path / file, copied / file)
-    work = work_of(load_evolution(copied))
+    states = measurements_of(load_evolution(copied)).states
     with pytest.warns(RuntimeWarning, match=r"0001\.000\.safetensors is of something else"):
-        work.state(0, "benign", 1.0)
+        states.at(0, "benign", 1.0)
     with pytest.raises(OSError, match=r"benign\.safetensors is of something else"):
         load_evolution(copied).images(0, "benign")
     with pytest.warns(RuntimeWarning, match="the task 0/benign/images is done again"):
@@ -563,7 +563,7 @@ def test_averaged_normalised_networks_are_trained_and_measured(tmp_path):
     assert (
         result.at(0, "benign", 2.0)["clean_effective_rank"] != plain.at(0, "benign", 2.0)["clean_effective_rank"]
     )
-    model = work_of(result).model(0, "benign", 2.0)
+    model = measurements_of(result).model(0, "benign", 2.0)
     X = load_splits("digits", n_train=120, n_test=40).X
     assert model.network.mean == pytest.approx([X.mean()], rel=1e-5)
     assert model.network.std == pytest.approx([X.std()], rel=1e-5)

@@ -1,0 +1,173 @@
+"""The networks of an experiment: the examples that they learn from, and their states, found on disk or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+
+from ..attacks.pgd import Clean
+from ..datasets.splits import Splits
+from ..datasets.subsets import chosen_indices
+from ..networks.model import Model
+from ..networks.named import NETWORKS, initial_model
+from ..networks.wrappers import Normalized
+from ..tangent.linearization import linearize
+from ..training.resumable import Stage, kept_states, state_file
+from ..training.state import TrainState
+from .records import Record
+from .run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from .experiment import KernelEvolution
+
+
+class Examples(NamedTuple):
+    """The examples of an experiment by their purpose.
+
+    Attributes
+    ----------
+    training, test, kernel : tuple of array (n, ...) and int array (n,)
+        Inputs and labels; kernels are measured on ``kernel``, a part of the training examples in the order of
+        their classes.
+    validation : tuple or None
+        Training examples held out for early stopping.
+    """
+
+    training: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    kernel: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def n_outputs(self) -> int:
+        """The number of classes."""
+        return int(self.training[1].max()) + 1
+
+
+def choose_examples(experiment: KernelEvolution, splits: Splits) -> Examples:
+    """Hold validation examples out of the training examples, and choose the kernel set among the others."""
+    X, y, seed = splits.X, splits.y, experiment.random_state
+    validation = None
+    if experiment.n_validation:
+        held_out = chosen_indices(y, experiment.n_validation, seed)
+        validation = X[held_out], y[held_out]
+        left = np.setdiff1d(np.arange(len(y)), held_out)
+        X, y = X[left], y[left]
+    chosen = chosen_indices(y, min(experiment.n_kernel, len(y)), seed)
+    # by class, so that a kernel shows its blocks
+    chosen = chosen[np.argsort(y[chosen], kind="stable")]
+    return Examples((X, y), (splits.X_test, splits.y_test), (X[chosen], y[chosen]), validation)
+
+
+def own_epochs(experiment: KernelEvolution, regime: str) -> list[float]:
+    """Return the epochs at which a regime has states of its own: "flip" has those after the benign ones."""
+    return [epoch for epoch in experiment.checkpoints if regime != "flip" or epoch > experiment.flips_at]
+
+
+class States:
+    """The networks of a run: at each epoch of stage 1, and at the end of stage 2.
+
+    They follow from settings and examples alone: nothing that is measured has a say here.
+
+    Parameters
+    ----------
+    experiment : KernelEvolution
+    run : RunDirectory
+        Where states are kept, and found again.
+    splits : Splits
+    """
+
+    def __init__(self, experiment: KernelEvolution, run: RunDirectory, splits: Splits):
+        self.experiment, self.run = experiment, run
+        self.examples = choose_examples(experiment, splits)
+        self._walks: dict[tuple[int, str], Iterator[tuple[float, TrainState]]] = {}
+
+    def key(self, seed: int, *purpose: int) -> jax.Array:
+        """Return the PRNG key of a seed for one purpose."""
+        key = jax.random.fold_in(jax.random.key(self.experiment.random_state), seed)
+        for part in purpose:
+            key = jax.random.fold_in(key, part)
+        return key
+
+    def first_model(self, seed: int) -> Model:
+        """Make the network with the seed's initial weights, the same for all regimes."""
+        X, _ = self.examples.training
+        network = NETWORKS[self.experiment.network]
+        model = initial_model(network, X.shape[1:], self.examples.n_outputs, self.key(seed, 0))
+        if not self.experiment.normalize:
+            return model
+        axes = tuple(range(X.ndim - 1))
+        mean, std = X.mean(axes, dtype=np.float64), X.std(axes, dtype=np.float64)
+        return Model(Normalized(model.network, tuple(mean.tolist()), tuple(std.tolist())), model.variables)
+
+    def stage(self, training: str, learning_rate: float, **options) -> Stage:
+        """Say how "benign" training goes; any other is adversarial."""
+        experiment = self.experiment
+        attacks = (Clean(),)
+        if training != "benign":
+            attacks = (*attacks, experiment.train_attack) if experiment.clean_step else (experiment.train_attack,)
+        common = {"momentum": experiment.momentum, "batch_size": experiment.batch_size}
+        return Stage(attacks, learning_rate, **common, **options)
+
+    def at(self, seed: int, regime: str, epoch: float) -> TrainState:
+        """Find the state of a regime at an epoch, or train up to it."""
+        started = self._walks.pop((seed, regime), iter(()))
+        for walk in (started, self._walk(seed, regime)):
+            for at, state in walk:
+                if at == epoch:
+                    self._walks[seed, regime] = walk
+                    return state
+        raise LookupError(f"epoch {epoch:g} of {regime} is not kept")
+
+    def _walk(self, seed, regime):
+        """Yield the epochs and states of a regime in order, trained where they are not on disk."""
+        experiment = self.experiment
+        stage = self.stage(regime, experiment.learning_rate, average_decay=experiment.average_decay)
+        if regime == "flip":
+            start = self.at(seed, "benign", experiment.flips_at)
+        else:
+            start = stage.first_state(self.first_model(seed), self.key(seed, 1))
+        return self._kept(seed, regime, stage, start, own_epochs(experiment, regime))
+
+    def after_stage_two(self, seed: int, name: str, model: Model, dynamics: str, training: str) -> Model:
+        """Return what stage 2 makes of a model, trained where its state is not on disk.
+
+        Parameters
+        ----------
+        name : str
+            The task's name without its seed.
+        model : Model
+            Where stage 2 starts.
+        dynamics, training : str
+        """
+        experiment = self.experiment
+        if dynamics != "standard":
+            model = linearize(model, centered=dynamics == "centered")
+        stage = self.stage(training, experiment.stage2_learning_rate, freeze_state=experiment.freeze_state)
+        start = stage.first_state(model, self.key(seed, 3))
+        epochs = [float(epoch) for epoch in range(experiment.stage2_epochs + 1)]
+        *_, (_, state) = self._kept(seed, f"stage2/{name}", stage, start, epochs, keep_all=False)
+        return state.model
+
+    def _kept(self, seed, name, stage, start, epochs, keep_all=True):
+        folder = self.folder(seed, name)
+        path, place = self.run.path.joinpath(*folder), self.run.place(*folder)
+        return kept_states(path, stage, start, *self.examples.training, epochs, keep_all=keep_all, of=place)
+
+    def folder(self, seed: int, name: str) -> tuple[str, ...]:
+        """Return the place of a regime's states in the run, or of those of ``stage2/...``."""
+        return "checkpoints", f"seed-{seed}", *name.split("/")
+
+    def file_of(self, record: Record) -> Path | None:
+        """Return the file of the state that a task has measured, if that is its own."""
+        if record["kind"] == "checkpoint":
+            name, epoch = record["regime"], record["epoch"]
+        elif record["kind"] == "stage 2":
+            name, epoch = f"stage2/{record['task'].partition('/')[2]}", self.experiment.stage2_epochs
+        else:
+            return None
+        return state_file(self.run.path.joinpath(*self.folder(record["seed"], name)), epoch)
