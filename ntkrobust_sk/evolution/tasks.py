@@ -145,7 +145,7 @@ class Measurements:
         return best if max(scores) - best >= self.experiment.patience else None
 
     def measured_epoch(self, seed: int, regime: str, epoch: float) -> float:
-        """Return the epoch of the network that is measured: the given one, or the best, if training was stopped."""
+        """Return the epoch of the network that is measured: the given one, or the best if training stopped."""
         best = self.best_epoch(seed, regime)
         return epoch if best is None else min(epoch, best)
 
