@@ -1,4 +1,4 @@
-# Everything runs in an environment of its own: `make demo`, `make test`.
+# Everything runs in an environment of its own, made at first use. `make help` lists what there is.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-output
@@ -8,30 +8,37 @@ BIN = $(VENV)/bin
 SMOKE = ntkrobust_sk tests/test_imports.py $(addprefix tests/,kernels/test_ntk.py solvers estimators/test_estimators.py \
 	sklearn_models/test_sklearn_models.py networks/test_adapters.py)
 
-.PHONY: demo test smoke smoke-oldest lint clean
+.PHONY: help demo test test-fast smoke smoke-oldest lint clean
 
-demo: $(VENV)/.demo
+help: ## list what there is to make
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1@/' | column -t -s @
+
+demo: $(VENV)/.demo ## digits and a small CNN in a few minutes: table, results.json, figure.png
 	$(BIN)/ntkrobust demo --out $(OUT)
 
-test: $(VENV)/.test lint
+test-fast: $(VENV)/.test ## what tells within 90 seconds whether something broke: all but the tests marked slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q tests
+
+test: $(VENV)/.test lint ## every test and every docstring's example, after lint
 	# large pages: a tenth less time for what allocates large arrays again and again
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # A part of the tests. With the newest versions: make smoke PYTHON=python3.13 VENV=.venv-newest
-smoke: $(VENV)/.test
+smoke: $(VENV)/.test ## what tells soonest whether versions fit together
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(SMOKE)
 
 # The same part with the oldest versions that pyproject.toml allows.
 smoke-oldest: VENV = .venv-oldest
-smoke-oldest:
+smoke-oldest: ## the same with the oldest versions that pyproject.toml allows
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[dev,nets,plot,store,evolution]"
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(SMOKE)
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test ## style, docstrings and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -47,5 +54,5 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps neural-tangents==0.6.5 frozendict
 	@touch $@
 
-clean:
+clean: ## remove the environments and the demo's output
 	rm -rf $(VENV) .venv-newest .venv-oldest $(OUT)

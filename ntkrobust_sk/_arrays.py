@@ -13,7 +13,7 @@ from array_api_compat import array_namespace, device, is_cupy_array, is_jax_arra
 
 @cache
 def cupy_or_none():
-    """The CuPy module if it is installed and sees a GPU, else None. Probed once a process.
+    """Return the CuPy module if it is installed and sees a GPU, else None. Probed once a process.
 
     CuPy may be installed on a machine without a GPU, where it imports but computes nothing.
 
@@ -23,7 +23,7 @@ def cupy_or_none():
     True
     """
     try:
-        import cupy
+        import cupy  # pyright: ignore[reportMissingImports]  # there is none without a GPU
     except ImportError:
         return None
     return cupy if cupy.cuda.is_available() else None
@@ -53,7 +53,7 @@ def to_solver_array(a):
     Returns
     -------
     array
-        Shares memory with `a` wherever the table says so: treat it as read-only.
+        Shares memory with ``a`` wherever the table says so: treat it as read-only.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def _warn_of_host_copy():
 
 
 def to_numpy(a):
-    """Copy to host memory if `a` is on a GPU, view it as NumPy otherwise.
+    """Copy to host memory if ``a`` is on a GPU, view it as NumPy otherwise.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def to_numpy(a):
 
 
 def as_array_like(a, reference):
-    """`a` in the namespace and on the device of `reference`; the same object where it is there already.
+    """Bring ``a`` to the namespace and device of ``reference``; where it is there already, return it.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def as_array_like(a, reference):
 
 
 def cholesky(A):
-    """Lower triangular L with L Lᵀ = A, or ``numpy.linalg.LinAlgError`` if A is not positive definite.
+    """Compute the lower triangular L with L Lᵀ = A; raise ``numpy.linalg.LinAlgError`` if there is none.
 
     SciPy rather than NumPy on the host: half the memory, and its error names the failing minor. CuPy returns
     garbage for an indefinite matrix unless told to raise.
@@ -137,7 +137,7 @@ def cholesky(A):
 
 
 def eigh(A):
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix.
+    """Compute eigenvalues, ascending, and eigenvectors of a symmetric matrix.
 
     Examples
     --------
@@ -150,14 +150,14 @@ def eigh(A):
 def _raising(A, function):
     if not is_cupy_array(A):
         return function(A)
-    import cupyx
+    import cupyx  # pyright: ignore[reportMissingImports]
 
     with cupyx.errstate(linalg="raise"):
         return function(A)
 
 
 def solve_triangular(L, B, *, transposed=False):
-    """X with L X = B, or Lᵀ X = B, for a lower triangular (n, n) L and an (n, k) B.
+    """Solve L X = B, or Lᵀ X = B, for a lower triangular (n, n) L and an (n, k) B.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def solve_triangular(L, B, *, transposed=False):
     if is_numpy_array(L):
         solve = scipy.linalg.solve_triangular
     elif is_cupy_array(L):
-        from cupyx.scipy.linalg import solve_triangular as solve
+        from cupyx.scipy.linalg import solve_triangular as solve  # pyright: ignore[reportMissingImports]
     else:
         return array_namespace(L).linalg.solve(L.T if transposed else L, B)
     # cuBLAS wants Fortran order, which the transpose of CuPy's C-ordered factor already has: no n x n copy.

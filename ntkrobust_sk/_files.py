@@ -178,12 +178,12 @@ def locked(folder: str | os.PathLike, what: str) -> Iterator[None]:
 
 
 def is_part(path: str | os.PathLike) -> bool:
-    """Whether a file is one that a killed process has not finished."""
+    """Tell whether a file is one that a killed process has not finished."""
     return PART.fullmatch(Path(path).name) is not None
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """What a JSON file holds, or OSError that names it."""
+    """Read what a JSON file holds, or raise an OSError that names it."""
     require_file(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -192,7 +192,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_npz(path: str | os.PathLike, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Arrays of an ``.npz`` file, each read whole, so that its checksum speaks for every byte.
+    """Read the arrays of an ``.npz`` file, each whole, so that its checksum speaks for every byte.
 
     ``numpy.load`` stops at the last number that the array's header asks for, and so never comes to the checksum
     where a damaged header asks for less. Nothing is unpickled, and nothing is allocated because a header says so.
@@ -253,7 +253,7 @@ def read_npz(path: str | os.PathLike, names: Iterable[str] | None = None) -> dic
 
 
 def _require_all_members(stream, archive):
-    """A list of members that a damaged end cuts short would hide arrays."""
+    """Raise where a damaged end cuts the list of members short, which would hide arrays."""
     names = archive.namelist()
     if len(names) != len(set(names)):
         raise ValueError("two of its arrays have one name")
@@ -268,7 +268,7 @@ def _require_all_members(stream, archive):
 
 
 def _parsed(content: bytes) -> np.ndarray:
-    """The array of a ``.npy`` file's bytes, without a copy."""
+    """Read the array in a ``.npy`` file's bytes, without a copy."""
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     if version not in HEADERS:

@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ._files import explained, require_file
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # on Windows, where nothing is locked
@@ -65,7 +67,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _acquired(file: Path) -> int:
-    """A descriptor that has the lock on the file that is at this place."""
+    """Return a descriptor that has the lock on the file that is at this place."""
     while True:
         with explained(file):
             require_file(file)
@@ -94,7 +96,7 @@ def _acquired(file: Path) -> int:
 
 
 def _is_at(file, descriptor) -> bool:
-    """Whether the open file has not been taken away since."""
+    """Tell whether the open file has not been taken away since."""
     try:
         return os.path.samestat(os.stat(file, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:

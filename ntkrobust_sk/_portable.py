@@ -52,7 +52,7 @@ class Portable:
 
 
 def without_jax_arrays(state: dict) -> dict:
-    """The attributes of an estimator with NumPy's arrays in place of JAX's own."""
+    """Return the attributes of an estimator with NumPy's arrays in place of JAX's own."""
     return {name: np.asarray(value) if _is_plain_jax(value) else value for name, value in state.items()}
 
 
@@ -65,7 +65,7 @@ def _is_whole(value) -> bool:
 
 
 def _saved(leaf):
-    """A leaf as it is saved; what is no array is left as it is."""
+    """Convert a leaf to the form in which it is saved; what is no array stays."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = np.asarray(jax.random.key_data(leaf))
         return SavedArray(data, data.dtype.name, str(jax.random.key_impl(leaf)))
@@ -80,7 +80,7 @@ def _saved(leaf):
 
 
 def _loaded(leaf):
-    """What :func:`_saved` was given."""
+    """Undo :func:`_saved`."""
     if not isinstance(leaf, SavedArray):
         return leaf
     values, name, kind = leaf

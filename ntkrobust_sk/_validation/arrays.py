@@ -162,7 +162,7 @@ def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", fi
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether an array holds neither NaN nor infinity.
+    """Tell whether an array holds neither NaN nor infinity.
 
     >>> is_finite(np.array([1.0, 2.0])), is_finite(np.array([1.0, np.nan]))
     (True, False)
@@ -278,7 +278,7 @@ def require_resolution(name: str, values: np.ndarray, dtype, *, targets: bool = 
 
 
 def _taken_by_rounding(columns: np.ndarray, size: np.ndarray, dtype, floor: float) -> np.ndarray:
-    """Deviation of what rounding does to columns (n, k) of sizes (k,), as a share of their own deviation, (k,)."""
+    """Measure what rounding does to columns (n, k) of sizes (k,), as a share (k,) of their own deviation."""
     with np.errstate(all="ignore"):
         rounded = columns.astype(dtype).astype(np.float64)
         rounded[abs(rounded) < floor] = 0

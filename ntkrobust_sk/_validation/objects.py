@@ -37,6 +37,7 @@ def function(name: str, value, call: str, n_arguments: int, *keywords: str) -> C
 
     Examples
     --------
+    >>> import numpy as np
     >>> function("solver", np.linalg.solve, "solver(A, B)", 2) is np.linalg.solve
     True
     >>> function("solver", lambda A: A, "solver(A, B)", 2)

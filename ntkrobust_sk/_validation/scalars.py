@@ -37,7 +37,7 @@ def brief(value) -> str:
 
 
 def brief_with_dtype(values, dtype) -> str:
-    """The same, with the dtype that NumPy makes of it.
+    """Describe a value like :func:`brief`, with the dtype that NumPy makes of it.
 
     >>> brief_with_dtype(["a"], np.dtype("<U1")), brief_with_dtype(np.array(["a"]), np.dtype("<U1"))
     ("['a'], of dtype <U1", 'an array of shape (1,) and dtype <U1')
@@ -100,7 +100,7 @@ def number(name: str, value, *, low=-math.inf, high=math.inf, above=-math.inf, b
 
 
 def _as_float(value):
-    """A real number as a float, or None."""
+    """Convert a real number to a float; None for anything else."""
     if isinstance(value, bool | np.bool_ | str | bytes):
         return None
     if not isinstance(value, numbers.Real) and not _is_real_scalar(value):
@@ -112,7 +112,7 @@ def _as_float(value):
 
 
 def _is_real_scalar(value) -> bool:
-    """Whether an array of no axes holds a real number; bfloat16 is one to NumPy's names alone."""
+    """Tell whether an array of no axes holds a real number; bfloat16 is one to NumPy's names alone."""
     if isinstance(value, type) or not hasattr(value, "dtype") or np.ndim(value) != 0:
         return False
     return getattr(value.dtype, "kind", "") in ("i", "u", "f") or str(value.dtype) == "bfloat16"
@@ -157,7 +157,7 @@ def integer(name: str, value, *, low: int = 1, high: int = LARGEST_COUNT) -> int
 
 
 def _as_int(value) -> int | None:
-    """A whole number as an int, or None."""
+    """Convert a whole number to an int; None for anything else."""
     try:
         return None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
@@ -171,10 +171,11 @@ def positive_tuple(name: str, values) -> tuple[int, ...]:
     (16, 8)
     """
     try:
-        result = tuple(map(_as_int, values))
+        found = [_as_int(value) for value in values]
     except Exception:  # whatever a stranger raises when it is gone through
-        result = (None,)
-    if isinstance(values, str | bytes | Mapping | set | frozenset) or None in result:
+        found = [None]
+    result = tuple(value for value in found if value is not None)
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or len(result) < len(found):
         raise ValueError(f"{name} must be a sequence of positive integers, got {brief(values)}")
     if not all(1 <= value <= LARGEST_COUNT for value in result):
         raise ValueError(f"{name} must be positive, at most {LARGEST_COUNT}, got {brief(values)}")

@@ -25,7 +25,7 @@ from .model import Model, Variables, require_model
 
 
 def from_equinox(module, state=None, *, batched: bool = False) -> Model:
-    """An Equinox module as a model.
+    """Make a model of an Equinox module.
 
     Parameters
     ----------
@@ -82,11 +82,11 @@ class EquinoxNetwork:
         return hash((*jax.tree.leaves(self.static), self.batched))
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
-        """Always an error: the module's weights are in its model."""
+        """Raise an error: the module's weights are in its model."""
         raise already_built(self, "from_equinox")
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the state, updated when ``train`` is true."""
+        """Compute logits (n, C) and the state, updated when ``train`` is true."""
         eqx = require("equinox", "Equinox")
         fixed, moving = state
         module = eqx.nn.inference_mode(eqx.combine(params, fixed, self.static), value=not train)
@@ -169,7 +169,7 @@ class HaikuNetwork:
         return Variables(*variables) if self.stateful else Variables(variables)
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the state, updated when ``train`` is true."""
+        """Compute logits (n, C) and the state, updated when ``train`` is true."""
         apply = self.transformed.apply
         leading = (params, state) if self.stateful else (params,)
         if tuple(inspect.signature(apply).parameters)[len(leading)] == "rng":
@@ -231,10 +231,10 @@ class StaxNetwork:
     apply_fn: Callable
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
-        """Parameters from ``init_fn``."""
+        """Draw parameters by ``init_fn``."""
         _, params = self.init_fn(key, (-1, *input_shape))
         return Variables(params)
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the (empty) state."""
+        """Compute logits (n, C) and the (empty) state."""
         return self.apply_fn(params, x), state

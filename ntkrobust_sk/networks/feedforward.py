@@ -73,7 +73,7 @@ class MLP:
         return Variables(params)
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the (empty) state."""
+        """Compute logits (n, C) and the (empty) state."""
         h = as_numbers(x, params).reshape(x.shape[0], math.prod(x.shape[1:]))
         for i in range(len(self.widths)):
             h = ACTIVATIONS[self.activation](dense(params[f"dense_{i}"], h))
@@ -101,6 +101,7 @@ class CNN:
     Examples
     --------
     >>> import jax
+    >>> from ntkrobust_sk import Model
     >>> network = CNN(n_outputs=10)
     >>> model = Model(network, network.init(jax.random.key(0), (8, 8, 1)))
     >>> model(jax.numpy.ones((2, 8, 8, 1))).shape
@@ -142,7 +143,7 @@ class CNN:
         return Variables(params)
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the (empty) state."""
+        """Compute logits (n, C) and the (empty) state."""
         h = as_numbers(x, params)
         for i, stride in enumerate(self.strides):
             layer = params[f"conv_{i}"]

@@ -85,7 +85,7 @@ class FlaxNetwork:
         return Variables(variables.pop("params", {}), variables)
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the state, updated when ``train`` is true."""
+        """Compute logits (n, C) and the state, updated when ``train`` is true."""
         errors = require("flax.errors", "Flax")
         variables = {**dict(state), "params": params}
         mutable = list(state) if train else []
@@ -101,13 +101,13 @@ class FlaxNetwork:
         return logits, ({**state, **updated} if updated else state)
 
     def _mode(self, train):
-        """Arguments that set the mode, where the module's own fields leave it open."""
+        """Return the arguments that set the mode, where the module's own fields leave it open."""
         arguments = mode(self.module.__call__, train)
         return {name: value for name, value in arguments.items() if getattr(self.module, name, None) is None}
 
 
 def from_nnx(module) -> Model:
-    """A Flax NNX module as a model.
+    """Make a model of a Flax NNX module.
 
     Parameters
     ----------
@@ -160,11 +160,11 @@ class NNXNetwork:
     training: Any = field(repr=False)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
-        """Always an error: the module's weights are in its model."""
+        """Raise an error: the module's weights are in its model."""
         raise already_built(self, "from_nnx")
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the state, updated when ``train`` is true."""
+        """Compute logits (n, C) and the state, updated when ``train`` is true."""
         nnx = require("flax.nnx", "Flax")
         module = nnx.merge(self.training if train else self.evaluation, params, state)
         logits = module(x)

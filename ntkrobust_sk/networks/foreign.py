@@ -20,7 +20,7 @@ MODE_ARGUMENTS = {
 
 
 def require(name: str, library: str):
-    """The module ``name``, or an error that says how to install it."""
+    """Import the module ``name``, or raise an error that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -31,7 +31,7 @@ def require(name: str, library: str):
 
 
 def without_lists(linen, value, made: dict):
-    """A Linen module with the lists in its fields made tuples, as Linen does when it runs a module."""
+    """Return a Linen module with the lists in its fields made tuples, as Linen does when it runs a module."""
     if type(value) in (list, tuple):
         return tuple(without_lists(linen, item, made) for item in value)
     if not isinstance(value, linen.Module):
@@ -44,7 +44,7 @@ def without_lists(linen, value, made: dict):
 
 
 def mode(function: Callable, train: bool) -> dict[str, bool]:
-    """Arguments that set the mode of ``function``, by the names that it knows."""
+    """Return the arguments that set the mode of ``function``, by the names that it knows."""
     known = inspect.signature(function).parameters
     return {name: bool(train) is meaning for name, meaning in MODE_ARGUMENTS.items() if name in known}
 
@@ -61,6 +61,7 @@ def check_hashable(configuration) -> None:
 
 
 def already_built(network: Network, adapter: str) -> ValueError:
+    """Make the error for ``init`` of a network whose module was built with its weights."""
     return ValueError(
         f"a {type(network).__name__} cannot draw weights, because its module was built with them; use the "
         f"Model that {adapter} returned, not only its network"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._validation import array, brief, brief_with_dtype, fitting, is_finite
 from ..execution.devices import on_host
@@ -16,7 +17,7 @@ PyTree = Any
 
 
 def params_dtype(params: PyTree) -> jnp.dtype:
-    """The floating dtype of a network's parameters, the one that holds all of them where they have several.
+    """Return the floating dtype of a network's parameters; of several, the one that holds all of them.
 
     >>> params_dtype({"body": jnp.zeros(2, jnp.float16), "head": jnp.zeros(2, jnp.float32)})
     dtype('float32')
@@ -27,7 +28,7 @@ def params_dtype(params: PyTree) -> jnp.dtype:
 
 
 def as_inputs(x, params: PyTree, name: str = "x") -> jax.Array:
-    """Inputs as a network with these parameters gets them: integers as they are, others in the parameters' dtype.
+    """Convert inputs to what a network with these parameters gets: integers stay, others take its dtype.
 
     >>> params = {"w": jnp.ones(2, jnp.bfloat16)}
     >>> as_inputs([[1, 2]], params).dtype, as_inputs([[1.0, 2.0]], params).dtype
@@ -41,21 +42,21 @@ def as_inputs(x, params: PyTree, name: str = "x") -> jax.Array:
 
 
 def finite_inputs(name: str, x, params: PyTree) -> jax.Array:
-    """The same as :func:`as_inputs`, or ValueError for NaN and infinity where inputs are known without waiting."""
+    """Convert like :func:`as_inputs`; NaN and infinity raise where inputs are known without waiting."""
     x = as_inputs(x, params, name)
     return require_finite(name, x)
 
 
 def require_finite(name: str, x):
-    """Inputs, or ValueError for NaN and infinity; those that are traced or on an accelerator are not looked at."""
-    known = isinstance(x, np.ndarray) or (not isinstance(x, jax.core.Tracer) and on_host())
+    """Return inputs, or raise for NaN and infinity; those traced, or on an accelerator, are not looked at."""
+    known = isinstance(x, np.ndarray) or (not isinstance(x, Tracer) and on_host())
     if known and x.dtype.kind not in "biu" and not is_finite(np.asarray(x)):
         raise ValueError(f"{name} must be finite, but {brief(x)} has NaN or infinity")
     return x
 
 
 def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
-    """The same as :func:`as_inputs`, in NumPy.
+    """Convert like :func:`as_inputs`, in NumPy.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def _require_numbers(name, x):
 
 
 def inputs_dtype(dtype, params: PyTree) -> np.dtype:
-    """The dtype in which inputs of some dtype reach a network with these parameters."""
+    """Return the dtype in which inputs of a given dtype reach a network with these parameters."""
     if jnp.issubdtype(dtype, jnp.integer):
         return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
     own = params_dtype(params)
@@ -90,7 +91,7 @@ def inputs_dtype(dtype, params: PyTree) -> np.dtype:
 
 
 def n_params(params: PyTree) -> int:
-    """Number P of scalar parameters.
+    """Count the scalar parameters P.
 
     >>> n_params({"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)})
     8

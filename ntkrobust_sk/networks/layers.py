@@ -22,30 +22,30 @@ ACTIVATIONS = {
 
 
 def dense(layer: dict, h: jax.Array) -> jax.Array:
-    """Affine map of (n, fan_in)."""
+    """Apply an affine map to (n, fan_in)."""
     return h @ layer["kernel"] + layer["bias"]
 
 
 def conv(kernel: jax.Array, h: jax.Array, stride: int) -> jax.Array:
-    """Convolution of images NHWC with filters HWIO, padded to ceil(size / stride)."""
+    """Convolve images NHWC with filters HWIO, padded to ceil(size / stride)."""
     return jax.lax.conv_general_dilated(
         h, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 def init_dense(key: jax.Array, fan_in: int, fan_out: int, gain: float) -> dict:
-    """Kernel from N(0, gain / fan_in), bias zero."""
+    """Draw a kernel from N(0, gain / fan_in), with a bias of zero."""
     kernel = jax.random.normal(key, (fan_in, fan_out)) * math.sqrt(gain / fan_in)
     return {"kernel": kernel, "bias": jnp.zeros(fan_out, kernel.dtype)}
 
 
 def init_conv(key: jax.Array, size: int, c_in: int, c_out: int, gain: float = 2.0) -> jax.Array:
-    """Filters (size, size, c_in, c_out) from N(0, gain / fan_in)."""
+    """Draw filters (size, size, c_in, c_out) from N(0, gain / fan_in)."""
     return jax.random.normal(key, (size, size, c_in, c_out)) * math.sqrt(gain / (size * size * c_in))
 
 
 def as_numbers(x, params: PyTree) -> jax.Array:
-    """Inputs as floating numbers: integers, such as pixels from 0 to 255, in the parameters' dtype."""
+    """Convert inputs to floating numbers: integers, such as pixels from 0 to 255, take the parameters' dtype."""
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(params_dtype(params))
 
 
@@ -56,7 +56,7 @@ def check_outputs(network) -> None:
 
 
 def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:
-    """A random key and the shape of one input, as ``init`` takes them.
+    """Check a random key and the shape of one input, and return them as ``init`` takes them.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:
 
 
 def required_outputs(network) -> int:
-    """``network.n_outputs``, or an error that says that it is missing."""
+    """Return ``network.n_outputs``, or raise an error that says that it is missing."""
     if network.n_outputs is None:
         raise ValueError(
             f"{network!r} does not know its number of logits; write {type(network).__name__}(n_outputs=...)"
@@ -84,7 +84,7 @@ def required_outputs(network) -> int:
 
 
 def image_channels(network, input_shape: tuple[int, ...]) -> int:
-    """The c of an image shape (h, w, c), or an error that says what came instead."""
+    """Return the c of an image shape (h, w, c), or raise an error that says what came instead."""
     if len(input_shape) != 3:
         raise ValueError(
             f"{type(network).__name__} needs images: input_shape must be (height, width, channels), got "

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from .._portable import Portable
@@ -23,7 +23,7 @@ from .inputs import PyTree, finite_inputs, n_params
 
 
 class Variables(NamedTuple):
-    """What a network needs besides its configuration.
+    """The arrays that a network needs besides its configuration.
 
     Attributes
     ----------
@@ -43,12 +43,16 @@ class Network(Protocol):
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw variables for inputs of shape ``input_shape``, the batch axis left out."""
+        ...
 
-    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Return logits (n, C) and the new state."""
+        ...
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Model(Portable):
     """A network with its variables: an immutable function from inputs to logits.
@@ -63,17 +67,18 @@ class Model(Portable):
     Examples
     --------
     >>> import jax
+    >>> from ntkrobust_sk import MLP
     >>> network = MLP(n_outputs=3, widths=(16,))
     >>> model = Model(network, network.init(jax.random.key(0), (4,)))
     >>> model(jax.numpy.ones((2, 4))).shape
     (2, 3)
     """
 
-    network: Network
+    network: Network = field(metadata={"static": True})
     variables: Variables
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits (n, C) of inputs (n, ...), in evaluation mode.
+        """Compute logits (n, C) of inputs (n, ...), in evaluation mode.
 
         Integers reach the network as integers, as token numbers have to; it is the network that makes numbers of
         them, or not (ours take them as numbers, so images of dtype uint8 are what they are as floats). All other
@@ -137,6 +142,7 @@ def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None, name:
     Examples
     --------
     >>> import jax
+    >>> from ntkrobust_sk import MLP
     >>> network = MLP(n_outputs=3)
     >>> check_model(Model(network, network.init(jax.random.key(0), (4,))), (4,))
     3
@@ -193,6 +199,7 @@ def require_model(model, name: str = "model") -> Model:
 
     Examples
     --------
+    >>> from ntkrobust_sk import MLP
     >>> require_model(MLP(n_outputs=3))
     Traceback (most recent call last):
     TypeError: model must be a ntkrobust_sk.Model, got MLP(...); it is a network without variables: write
@@ -233,12 +240,12 @@ def require_network(network, name: str = "network") -> Network:
 
 
 def is_foreign(value) -> bool:
-    """Whether this is a module of Flax, Haiku or Equinox."""
+    """Tell whether this is a module of Flax, Haiku or Equinox."""
     return any(cls.__module__.startswith(("flax.", "haiku.", "equinox.")) for cls in type(value).__mro__)
 
 
 def failure(model, shape, dtype, error, argument: str = "") -> ValueError:
-    """What to raise where a function from inputs (n, ...) to scores fails on this shape, with a way out."""
+    """Make the error to raise where a function from inputs (n, ...) to scores fails on this shape."""
     value = model.func if isinstance(model, Partial) else model
     way = advice(value) if is_foreign(value) else ""
     said = ", ".join(map(str, ("n", *shape[1:]))) + ("," if len(shape) == 1 else "")
@@ -248,10 +255,10 @@ def failure(model, shape, dtype, error, argument: str = "") -> ValueError:
 
 
 def all_finite(leaves) -> bool:
-    """Whether arrays hold neither NaN nor infinity; those that are being traced are taken for finite."""
+    """Tell whether arrays hold neither NaN nor infinity; those that are being traced are taken for finite."""
     on_device, on_host = [], []
     for leaf in leaves:
-        if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+        if not isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
             far = isinstance(leaf, jax.Array) and next(iter(leaf.devices())).platform != "cpu"
             (on_device if far else on_host).append(leaf)
     finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in on_host)
@@ -290,7 +297,7 @@ def _no_parameter(name, params, at) -> TypeError:
 
 
 def advice(value) -> str:
-    """What to write instead of a value that is no model, or nothing."""
+    """Say what to write instead of a value that is no model, or nothing."""
     of = {cls.__module__.split(".")[0] + ":" + cls.__name__ for cls in type(value).__mro__}
     modules = {cls.__module__ for cls in type(value).__mro__}
     if isinstance(value, type):
@@ -385,7 +392,7 @@ def _not_for_these(model, x, error) -> ValueError:
 
 
 def _takes(model, x) -> bool:
-    """Whether a model takes such inputs, found without computing anything."""
+    """Tell whether a model takes such inputs, without computing anything."""
     try:
         jax.eval_shape(lambda x: model.network.apply(*model.variables, x, train=False), x)
     except Exception:  # a stranger's function may raise anything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import jax
 
@@ -17,7 +18,7 @@ NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
 
 
 def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Model:
-    """A model for data of a dtype: a Model itself, a network (or its name) initialised with the right outputs."""
+    """Return a model for data of a dtype: a Model as it is, a network or its name with weights drawn for it."""
     if network is None:
         network = "cnn" if len(input_shape) == 3 else "mlp"
     if isinstance(network, str):
@@ -31,7 +32,7 @@ def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Mod
             )
         require_network(network)
         if getattr(network, "n_outputs", n_outputs) is None:
-            network = replace(network, n_outputs=n_outputs)
+            network = replace(cast(Any, network), n_outputs=n_outputs)
         network = Model(network, _init(network, key, tuple(input_shape)))
     try:
         n_logits(network, input_shape, dtype)
@@ -42,7 +43,7 @@ def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Mod
 
 
 def n_logits(model: Model, input_shape, dtype) -> int:
-    """The number C of a model's logits of inputs that came in some dtype."""
+    """Count a model's logits C for inputs that came in a given dtype."""
     return check_model(model, input_shape, inputs_dtype(dtype, require_model(model).variables.params))
 
 

@@ -72,7 +72,7 @@ class ResNet18:
         flag("zero_last_layer", self.zero_last_layer)
 
     def _blocks(self):
-        """(name, channels in, channels out, stride) of the eight blocks."""
+        """Return (name, channels in, channels out, stride) of the eight blocks."""
         c_in = self.width
         for group, stride in enumerate((1, 2, 2, 2)):
             c_out = self.width * 2**group
@@ -81,7 +81,7 @@ class ResNet18:
                 c_in = c_out
 
     def _convolutions(self, c_in: int):
-        """(name, filter size, channels in, channels out) of all convolutions."""
+        """Return (name, filter size, channels in, channels out) of all convolutions."""
         yield "stem", 3, c_in, self.width
         for name, c_in, c_out, stride in self._blocks():
             yield f"{name}/conv_0", 3, c_in, c_out
@@ -109,7 +109,7 @@ class ResNet18:
         return Variables(params, {"n_steps": jnp.zeros((), jnp.int32), "statistics": statistics})
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the state, updated when ``train`` is true."""
+        """Compute logits (n, C) and the state, updated when ``train`` is true."""
         n_steps = state["n_steps"] + 1
         statistics = dict(state["statistics"])
 
@@ -132,7 +132,7 @@ class ResNet18:
 
 
 def _average(average: dict, seen: dict, n_steps: jax.Array) -> dict:
-    """Exponential average without the bias of its start: after one step it is what was seen."""
+    """Average exponentially, without the bias of the start: after one step the average is what was seen."""
     step = n_steps.astype(average["mean"].dtype)
     rate = (1.0 - DECAY) / (1.0 - DECAY**step)
     return jax.tree.map(lambda old, new: old + rate * (new - old), average, jax.lax.stop_gradient(seen))

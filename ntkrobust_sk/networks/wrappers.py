@@ -30,6 +30,8 @@ class Stateless:
 
     Examples
     --------
+    >>> import jax.numpy as jnp
+    >>> from ntkrobust_sk import Model, Variables
     >>> network = Stateless(lambda params, x: x @ params)
     >>> Model(network, Variables(jnp.ones((4, 2))))(jnp.ones((1, 4)))
     Array([[4., 4.]], dtype=float32)
@@ -46,7 +48,7 @@ class Stateless:
             function("init_fn", self.init_fn, "init_fn(key, input_shape)", 2)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
-        """Parameters from ``init_fn``."""
+        """Draw parameters by ``init_fn``."""
         if self.init_fn is None:
             raise ValueError(
                 "this Stateless network has no init_fn, so it cannot draw parameters; give them instead: "
@@ -55,7 +57,7 @@ class Stateless:
         return Variables(self.init_fn(key, input_shape))
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the unchanged state."""
+        """Compute logits (n, C) and the unchanged state."""
         return self.apply_fn(params, x), state
 
 
@@ -77,6 +79,7 @@ class Normalized:
     Examples
     --------
     >>> import jax
+    >>> from ntkrobust_sk import MLP, Model
     >>> network = Normalized(MLP(n_outputs=2), mean=(0.5,), std=(0.25,))
     >>> inner = Model(network.network, network.init(jax.random.key(0), (4,)))
     >>> x = jax.numpy.full((1, 4), 0.75)
@@ -99,11 +102,11 @@ class Normalized:
             raise ValueError(f"mean must be finite, one number or as many as std, got {self.mean} and {self.std}")
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
-        """The network's own variables."""
+        """Take the network's own variables out of those of the wrapper."""
         return self.network.init(key, input_shape)
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the network's new state."""
+        """Compute logits (n, C) and the network's new state."""
         x = as_numbers(x, params)
         mean, std = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype)
         return self.network.apply(params, state, (x - mean) / std, train=train)

@@ -71,7 +71,7 @@ def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float |
 
 
 def check_shape(kernel, model: Model, X) -> None:
-    """The block of n and m inputs is (n, m), (n, m, C) or (n, m, C, C), with C the number of logits.
+    """Check that the block of n and m inputs is (n, m), (n, m, C) or (n, m, C, C), with C the number of logits.
 
     A kernel that states its ``rank`` must return blocks of that rank.
     """
@@ -87,7 +87,7 @@ def check_shape(kernel, model: Model, X) -> None:
 
 
 def check_symmetric(kernel, model: Model, X, *, rtol: float | None = None) -> None:
-    """K(x', x) = K(x, x')ᵀ, the transpose being over the classes of a kernel of rank 4.
+    """Check that K(x', x) = K(x, x')ᵀ, the transpose being over the classes of a kernel of rank 4.
 
     Looks at what the kernel itself returns; :func:`~ntkrobust_sk.gram` computes one half and mirrors it.
     """
@@ -98,7 +98,7 @@ def check_symmetric(kernel, model: Model, X, *, rtol: float | None = None) -> No
 
 
 def check_positive_semidefinite(kernel, model: Model, X, *, tol: float | None = None) -> None:
-    """No eigenvalue is below −tol times the largest absolute one.
+    """Check that no eigenvalue is below −tol times the largest absolute one.
 
     Every class of a kernel of rank 3 is a matrix of its own; one of rank 4 is one matrix of n·C rows.
 
@@ -123,7 +123,7 @@ def check_positive_semidefinite(kernel, model: Model, X, *, tol: float | None = 
 
 
 def check_permutation_equivariance(kernel, model: Model, X, *, rtol: float | None = None) -> None:
-    """Reordered inputs give the same entries in the new order: an entry depends on its two inputs alone."""
+    """Check that reordered inputs give the same entries in the new order: each depends on its two inputs alone."""
     kernel, X = _prepared(kernel, model, X)
     K = _block_of(kernel, model, X, X)
     rolled, reverse = np.roll(np.arange(len(X)), 1), np.arange(len(X))[::-1]
@@ -132,7 +132,7 @@ def check_permutation_equivariance(kernel, model: Model, X, *, rtol: float | Non
 
 
 def check_diagonal(kernel, model: Model, X, *, rtol: float | None = None) -> None:
-    """k(x, x) computed alone, for every x, is the diagonal of the Gram matrix of all."""
+    """Check that k(x, x) computed alone, for every x, is the diagonal of the Gram matrix of all."""
     kernel, X = _prepared(kernel, model, X)
     alone = np.stack([_block_of(kernel, model, x[None], x[None])[0, 0] for x in X])
     K = np.asarray(
@@ -145,7 +145,7 @@ def check_diagonal(kernel, model: Model, X, *, rtol: float | None = None) -> Non
 def check_tiling_invariance(
     kernel, model: Model, X, *, tile_rows: tuple[int, ...] = TILE_ROWS, rtol: float | None = None
 ) -> None:
-    """Tiles of any size, and slices of rows and columns, give the entries of one block of all inputs.
+    """Check that tiles of any size, and slices of rows and columns, give the entries of one block of all inputs.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def check_tiling_invariance(
 
 
 def check_scaling(kernel, model: Model, X, *, factor: float = 3.0, rtol: float | None = None) -> None:
-    """The kernel of c times the logits is c² times the kernel, as for every tangent kernel."""
+    """Check that the kernel of c times the logits is c² times the kernel, as for every tangent kernel."""
     factor = number("factor", factor)
     kernel, X = _prepared(kernel, model, X)
     expected = factor**2 * _block_of(kernel, model, X, X)
@@ -177,7 +177,7 @@ def check_scaling(kernel, model: Model, X, *, factor: float = 3.0, rtol: float |
 
 
 def check_dtype_drift(kernel, model: Model, X, *, rtol: float | None = None) -> None:
-    """In float32 the kernel is within ``rtol`` of its largest entry from what it is in float64.
+    """Check that in float32 the kernel is within ``rtol`` of its largest entry from what it is in float64.
 
     Parameters
     ----------
@@ -192,12 +192,12 @@ def check_dtype_drift(kernel, model: Model, X, *, rtol: float | None = None) -> 
     with enable_x64(True):
         double = jax.tree.map(partial(_cast, np.float64), single)
         exact = _block_of(kernel, double, x.astype(float), x.astype(float))
-    rtol = DRIFT * np.finfo(np.float32).eps if rtol is None else rtol
+    rtol = float(DRIFT * np.finfo(np.float32).eps) if rtol is None else rtol
     _require_close(f"{kernel!r} in float32 is not what it is in float64", found, exact, rtol)
 
 
 def check_predictor(kernel, model: Model, X, *, rtol: float | None = None) -> None:
-    """Training points folded into tangents give the scores that the kernel itself gives.
+    """Check that training points folded into tangents give the scores that the kernel itself gives.
 
     For kernels with ``fold`` and ``predict``. A difference is measured against the largest sum of absolute
     terms |K(x, x_i) α_i| rather than the largest score, which may be small by cancellation.
@@ -263,7 +263,7 @@ def _cast(dtype, leaf):
 
 
 def _matrices(K):
-    """(name, matrix in float64) of every matrix in a Gram matrix."""
+    """Return (name, matrix in float64) of every matrix in a Gram matrix."""
     n, K = len(K), K.astype(float)
     if K.ndim == 2:
         return [("", K)]
