@@ -34,7 +34,7 @@ from ntkrobust_sk.kernels.neural_tangents_bridge import import_neural_tangents
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.plan import make_plan
 from ntkrobust_sk.kernels.predictors import make_predictor
-from ntkrobust_sk.kernels.tiles import contract_on_host, features_of
+from ntkrobust_sk.kernels.tiles import TileJob, contract_on_host
 from ntkrobust_sk.networks.model import Variables
 
 SEED = 0
@@ -141,10 +141,11 @@ def contraction() -> dict:
     model, X = draw("CNN 32-32-64-64", 1024)
     kernel = KERNELS["trace"]
     plan = make_plan(kernel, model, X.shape[1:], 2**31)
-    left, right = (features_of(kernel, model, plan, X, tile, in_numpy=True) for tile in (0, 1))
+    job = TileJob(kernel, model, X, None, plan)
+    left, right = job.row_features(0), job.row_features(1)
     lefts = [left] * host_threads()
     flops = sum(2 * plan.rows**2 * leaf.values.size / plan.rows for leaf in left if hasattr(leaf, "values"))
-    seconds = median_seconds(contract_on_host, kernel, model, lefts, right, None, False, repeats=15)
+    seconds = median_seconds(contract_on_host, job, lefts, right, repeats=15)
     rate = flops * len(lefts) / seconds
     A = np.asarray(jax.random.normal(jax.random.key(0), (2048, 2048)))
     sgemm = 2 * 2048**3 / median_seconds(np.matmul, A, A.T.copy(), repeats=15)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ntkrobust_sk import CNN, MLP, Model, ResNet18, gram
 from ntkrobust_sk.kernels.ntk import KERNELS
-from ntkrobust_sk.kernels.proof import prove
+from ntkrobust_sk.kernels.verification import verify
 
 CASES = {
     "MLP": (MLP(n_outputs=10), (64,), ("trace", "class", "pseudo"), 256),
@@ -38,7 +38,7 @@ def main():
         model = Model(network, network.init(jax.random.key(0), shape))
         X = np.random.default_rng(0).uniform(size=(n, *shape)).astype(np.float32)
         for kernel in kernels:
-            proof = seconds(lambda: prove(KERNELS[kernel], model, X))  # noqa: B023
+            proof = seconds(lambda: verify(KERNELS[kernel], model, X))  # noqa: B023
             first, later = (seconds(lambda: gram(kernel, model, X)) for _ in range(2))  # noqa: B023
             share = proof / (proof + first)
             print(f"{name:10} {kernel:7} {n:5} {proof:7.2f} s {share:13.0%} {later:9.3f} s", flush=True)

@@ -44,7 +44,7 @@ from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import make_plan
 from ntkrobust_sk.kernels.predictors import make_predictor
 from ntkrobust_sk.tangent.gradient_lists import DIGITS
-from ntkrobust_sk.tangent.gradients import Whole
+from ntkrobust_sk.tangent.gradients import DenseGradients
 
 try:
     from jax import enable_x64
@@ -430,7 +430,7 @@ def pair_operations(kernel, model, shape) -> float:
     x = jax.ShapeDtypeStruct((2, *shape), np.float32)
     count = 0
     for leaf in jax.eval_shape(resolve_kernel(kernel).features, model, x):
-        if isinstance(leaf, Whole):
+        if isinstance(leaf, DenseGradients):
             count += 2 * leaf.values.shape[0] * leaf.values.shape[2]
         else:
             r, _, groups, positions, n_out = leaf.cotangents.shape

@@ -40,14 +40,14 @@ gc.set_threshold(100_000, 50, 50)
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from ntkrobust_sk.kernels import plan  # noqa: E402
+from ntkrobust_sk.kernels import abstract_features, plan  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """What a module has compiled goes with it: a process may map only so many pieces of memory."""
     yield
-    for cached in (plan.compiled_features, plan._plan):
+    for cached in (abstract_features.compiled_features, plan._plan):
         cached.cache_clear()
     jax.clear_caches()
     gc.collect()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ from ..solvers.matrices import require_symmetric
 NEGLIGIBLE = 1e-7
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["feature", "weights"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FeaturePredictor:
     """Scores from one eigenfeature: x ↦ φ(x) wᵀ.

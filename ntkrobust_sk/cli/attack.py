@@ -34,7 +34,7 @@ from ..estimators.tangent_features import TangentFeatures
 from ..estimators.trainer import AdversarialKernelTrainer
 from ..execution.keys import key_of, keys_of
 from ..kernels.fingerprint import hash_arrays
-from ..kernels.ntk import ClassNTK, FullNTK, PseudoNTK, TraceNTK
+from ..kernels.ntk import CallableKernel, ClassNTK, FullNTK, PseudoNTK, TraceNTK
 from ..kernels.predictors import DualPredictor, PrimalPredictor
 from ..kernels.projected import ProjectedNTK
 from ..networks.feedforward import CNN, MLP
@@ -65,7 +65,7 @@ TRUSTED = (
     *(AdversarialKernelTrainer, EmpiricalNTKClassifier, EmpiricalNTKRegressor, TangentFeatures),
     *(RobustFeatureSelector, Model, Variables, SavedArray, PrimalPredictor, DualPredictor),
     *(MLP, CNN, ResNet18, Normalized, Linearized, Stateless),
-    *(TraceNTK, ClassNTK, FullNTK, PseudoNTK, ProjectedNTK, Cholesky, Eigh),
+    *(CallableKernel, TraceNTK, ClassNTK, FullNTK, PseudoNTK, ProjectedNTK, Cholesky, Eigh),
     *(Clean, NFGSM, Box, *ATTACKS.values()),
 )
 

@@ -12,11 +12,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._arrays import to_numpy
 from .._validation import fitting, require_numbers, require_resolution
-from ..execution.memory import parse_memory
 from ..execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
-from ..kernels.gram_matrix import gram
+from ..kernels.gram_matrix import gram_of
 from ..kernels.ntk import resolve_kernel
-from ..kernels.predictors import make_predictor, require_room
+from ..kernels.predictors import make_predictor, training_job
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import n_logits
 from ..solvers.direct import SOLVERS, resolve_solver
@@ -72,14 +71,22 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
         self.X_fit_ = host_inputs("X", X, model.variables.params)
         if _rank(kernel, model, self.X_fit_) > 2:
             self._require_matching_outputs(model, X.dtype, targets.shape[1], f"kernel={self.kernel!r}")
-        # before the kernel is computed in vain
-        shape, budget = (len(X), targets.shape[1]), parse_memory(self.memory)
-        require_room(kernel, model, self.input_shape_, shape, budget, self.X_fit_.dtype)
-        K = gram(kernel, model, self.X_fit_, memory=self.memory, progress=self.verbose > 0)
+        # before the kernel is computed in vain, this asks whether predictions fit in memory
+        job = training_job(kernel, model, self.X_fit_, targets.shape[1], memory=self.memory)
+        K = gram_of(job, progress=self.verbose > 0)
         offset = np.average(targets, axis=0, weights=sample_weight)
         dual = solve(K, targets - offset, alpha=self.alpha, solver=self.solver, sample_weight=sample_weight)
         self.dual_coef_, self.intercept_ = to_numpy(dual), offset
-        self.predictor_ = make_predictor(kernel, model, self.X_fit_, self.dual_coef_, offset, memory=self.memory)
+        self.predictor_ = make_predictor(
+            kernel,
+            model,
+            self.X_fit_,
+            self.dual_coef_,
+            offset,
+            memory=self.memory,
+            plan=job.plan,
+            features=job.kept or None,
+        )
         return self
 
     def _require_matching_outputs(self, model, dtype, n_targets, what):
@@ -122,7 +129,7 @@ class _KernelMachine(KernelSourceMixin, TangentEstimator):
 
 def _rank(kernel, model, X) -> int:
     """Rank of the kernel's blocks, as stated or found without computing one."""
-    if hasattr(kernel, "rank"):
+    if kernel.rank is not None:
         return kernel.rank
     x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     return jax.eval_shape(kernel, model, x, x).ndim

@@ -14,10 +14,10 @@ from ..execution.memory import parse_memory
 from ..kernels.ntk import resolve_kernel
 from ..kernels.plan import make_plan
 from ..kernels.projected import ProjectedNTK
-from ..kernels.tiles import features_of
+from ..kernels.tile_program import tile_program
 from ..networks.inputs import host_inputs, n_params, params_dtype
 from ..networks.named import n_logits
-from ..tangent.gradient_lists import separated
+from ..tangent.gradient_lists import split_biases
 from .answers import as_answer
 from .kernel_source import KernelSourceMixin
 from .shared import TangentEstimator
@@ -119,12 +119,13 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         # as many at once however many there are: a row's features depend on nothing but the row, to the last bit
         inputs = host_inputs("X", X, self.model_.variables.params)
         plan = make_plan(self._kernel, self.model_, self.input_shape_, budget, n_rows=ROWS, inputs=inputs.dtype)
+        program = tile_program(self._kernel, self.model_, plan, inputs)
         result = np.empty((len(X), self._n_features_out), dtype)
         for tile in range(-(-len(X) // plan.rows)):
-            rows = result[tile * plan.rows : (tile + 1) * plan.rows]
-            for start in range(0, plan.n_seeds, plan.seeds):
-                features = features_of(self._kernel, self.model_, plan, inputs, tile, start, in_numpy=True)
-                _write_columns(rows, features, start, plan.n_seeds if self.n_components is None else 1)
+            at = slice(tile * plan.rows, (tile + 1) * plan.rows)
+            for start in range(0, plan.n_directions, plan.directions):
+                features = jax.tree.map(np.asarray, program(inputs[at], start))
+                _write_columns(result[at], features, start, plan.n_directions if self.n_components is None else 1)
         return as_answer(result, X, "features")
 
     def __sklearn_tags__(self):
@@ -133,13 +134,13 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         return tags
 
 
-def _write_columns(rows, features, start, n_seeds):
-    """Place gradients of some seeds in rows (n, P·n_seeds): array by array, each seed by seed."""
+def _write_columns(rows, features, start, n_directions):
+    """Place gradients of some directions in rows (n, P·n_directions): arrays in turn, directions in turn."""
     offset = 0
-    for leaf in separated(features):
-        gradients = leaf.whole()
-        of_seed = gradients.layout.undo(gradients.values).reshape(*gradients.values.shape)
-        size = of_seed.shape[2]
-        for seed, values in enumerate(of_seed[: n_seeds - start], start):
-            rows[:, offset + seed * size : offset + (seed + 1) * size] = values[: len(rows)]
-        offset += n_seeds * size
+    for leaf in split_biases(features):
+        gradients = leaf.dense()
+        of_direction = gradients.layout.inverse(gradients.values).reshape(*gradients.values.shape)
+        size = of_direction.shape[2]
+        for direction, values in enumerate(of_direction[: n_directions - start], start):
+            rows[:, offset + direction * size : offset + (direction + 1) * size] = values[: len(rows)]
+        offset += n_directions * size

@@ -22,11 +22,12 @@ from ..execution.memory import parse_memory
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model, check_model, require_model
 from ..tangent.gradient_lists import DIGITS
+from .abstract_features import abstract_features
 from .fingerprint import fingerprint
-from .ntk import TangentKernel, resolve_kernel
-from .plan import Plan, fixed_plan, make_plan, n_seeds_of
+from .ntk import resolve_kernel
+from .plan import Plan, fixed_plan, make_plan
 from .store import open_store, stored_sizes
-from .tiles import all_tiles, by_panel, compute_tiles, own_precision, transpose
+from .tiles import TileJob, by_panel, compute_tiles, own_precision, transpose
 
 # How often tiles of workers that died are computed again.
 LOST_WORKERS = 3
@@ -133,47 +134,60 @@ def gram(
         raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}{way}")
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
-    if isinstance(kernel, TangentKernel):
+    if kernel.is_tangent:
         for name, x in (("X", X), ("Y", Y)):
             if x is not None and (name == "X" or x.dtype != X.dtype):
                 check_model(model, x.shape[1:], x.dtype, name)
-    if by_layer and not isinstance(kernel, TangentKernel):
+    elif by_layer:
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
     dtype = _checked_dtype(dtype, kernel, params_dtype(model.variables.params))
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
-    size, shown = (len(X), len(X if Y is None else Y)), not isinstance(plan, Plan) and bool(plan)
+    shown = not isinstance(plan, Plan) and bool(plan)
     if not isinstance(plan, Plan):
         # a store may grow, and keeps the tiles that it has
-        n_rows, sizes = (max(size), None) if store is None else (None, stored_sizes(store))
+        n_rows = max(len(X), 0 if Y is None else len(Y)) if store is None else None
+        sizes = None if store is None else stored_sizes(store)
         plan = make_plan(
             kernel, model, X.shape[1:], memory, n_rows=n_rows, sizes=sizes, dtype=dtype, inputs=X.dtype
         )
-    elif isinstance(kernel, TangentKernel) and plan.n_seeds != n_seeds_of(kernel, model, X.shape[1:], X.dtype):
+    elif plan.n_directions != (n := abstract_features(kernel, model, X.shape[1:], X.dtype).n_directions):
         raise ValueError(
-            f"the plan is for {plan.n_seeds} directions of output space, but {kernel!r} of this network has "
-            f"{n_seeds_of(kernel, model, X.shape[1:], X.dtype)}; make it with the same kernel and model"
+            f"the plan is for {plan.n_directions} directions of output space, but {kernel!r} of this network has "
+            f"{n}; make it with the same kernel and model"
         )
     if shown:
         print(plan)
+    job = TileJob(kernel, model, X, Y, plan, dtype, by_layer)
     if store is not None:
-        return _fill_store(store, kernel, model, X, Y, plan, dtype, n_jobs, progress)
-    tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
-    result = None
-    finished = _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs)
-    for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
-        with own_precision(blocks[0]):
-            result = result or [_empty(size, block) for block in blocks]
-            for k, block in enumerate(blocks):
-                result[k] = _write(result[k], block, i * plan.rows, j * plan.rows)
-                if Y is None and i < j:
-                    result[k] = _write(result[k], transpose(block), j * plan.rows, i * plan.rows)
-    for K in result:
-        _require_finite(kernel, K)
+        return _fill_store(store, job, n_jobs, progress)
+    result = _assembled(job, n_jobs, progress)
     if not by_layer:
         return result[0]
     paths = jax.tree_util.tree_leaves_with_path(model.variables.params)
     return {jax.tree_util.keystr(path): K for (path, _), K in zip(paths, result, strict=True)}
+
+
+@heard()
+def gram_of(job: TileJob, progress: bool = False):
+    """Compute the Gram matrix of a job whose arguments are checked; see :func:`gram`."""
+    return _assembled(job, None, progress)[0]
+
+
+def _assembled(job: TileJob, n_jobs, progress) -> list:
+    """Return the finished matrices, one for each parameter array or one in all."""
+    tiles, rows, result = job.tiles(), job.plan.rows, None
+    finished = _finished_tiles(job, tiles, n_jobs)
+    for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
+        with own_precision(blocks[0]):
+            result = result or [_empty(job.shape, block) for block in blocks]
+            for k, block in enumerate(blocks):
+                result[k] = _write(result[k], block, i * rows, j * rows)
+                if job.Y is None and i < j:
+                    result[k] = _write(result[k], transpose(block), j * rows, i * rows)
+    for K in result:
+        _require_finite(job.kernel, K)
+    return result
 
 
 def _check_options(*, by_layer, progress, n_jobs, plan) -> None:
@@ -191,7 +205,7 @@ def _checked_dtype(dtype, kernel, own) -> str | None:
     if dtype is None:
         return None
     dtype = floating("dtype", dtype, ("float32", "float64", own.name, *DIGITS))
-    if dtype in DIGITS and not (isinstance(kernel, TangentKernel) and own == np.float32):
+    if dtype in DIGITS and not (kernel.is_tangent and own == np.float32):
         raise ValueError(
             f"dtype={dtype!r} rounds tangent features in single precision, but parameters are in {own} and "
             f"the kernel is {kernel!r}; leave dtype out"
@@ -199,61 +213,51 @@ def _checked_dtype(dtype, kernel, own) -> str | None:
     return dtype
 
 
-def _entry_of(kernel):
-    """The kernel as a function to be traced; features are the same of both inputs, and slow to trace."""
-    if not isinstance(kernel, TangentKernel):
-        return kernel
-
-    def entry(model, x1, x2):
-        features = kernel.features(model, x1)
-        return kernel.contract(features, features)
-
-    return entry
-
-
-def _fill_store(path, kernel, model, X, Y, plan, dtype, n_jobs, progress):
-    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
+def _fill_store(path, job: TileJob, n_jobs, progress) -> np.ndarray:
+    """Compute what a store lacks, and return all of it."""
+    x = jax.ShapeDtypeStruct((1, *job.X.shape[1:]), job.X.dtype)
     with jax.default_matmul_precision("highest"):
-        function, entry = fingerprint(_entry_of(kernel), model, x, x)
-    entry_dtype = entry.dtype if dtype is None else dtype
-    has_same_numbers = partial(_has_same_numbers, kernel, model, X, Y, plan, dtype)
-    with open_store(
-        path, kernel, model, X, Y, plan, entry_dtype, entry.shape[2:], function, has_same_numbers
-    ) as store:
-        tiles = all_tiles(plan.rows, len(X), None if Y is None else len(Y))
+        function, entry = fingerprint(job.kernel.entry, job.model, x, x)
+    entry_dtype = entry.dtype if job.dtype is None else job.dtype
+    with open_store(path, job, entry_dtype, entry.shape[2:], function, partial(_has_same_numbers, job)) as store:
+        tiles = job.tiles()
         missing = [tile for tile in tiles if not store.holds(*tile)]
         # in pieces, so that tiles that take several passes are written before the whole panel's are
-        finished = _finished_tiles(kernel, model, X, Y, missing, plan, dtype, False, n_jobs, width=plan.panel)
+        finished = _finished_tiles(job, missing, n_jobs, width=job.plan.panel)
         bar = {"total": len(tiles), "initial": len(tiles) - len(missing), "disable": not progress, "unit": "tile"}
         for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
-            _require_finite(kernel, block)
+            _require_finite(job.kernel, block)
             block = np.asarray(block)
-            store.write(i, j, block, transpose(block) if Y is None and i < j else None)
+            store.write(i, j, block, transpose(block) if job.Y is None and i < j else None)
         return store.read()
 
 
-def _has_same_numbers(kernel, model, X, Y, plan, dtype, store) -> bool:
-    """Whether entries of a finished tile come out again: what no fingerprint sees, numbers show."""
+def _has_same_numbers(job: TileJob, store) -> bool:
+    """Tell whether entries of a finished tile come out again: what no fingerprint sees, numbers show."""
     n, m = store.array.shape[:2]
-    X, Y = X[:n], None if Y is None else Y[:m]
+    rows, chunk, symmetric = job.plan.rows, job.plan.chunk, job.Y is None
+    X, Y = job.X[:n], None if symmetric else job.Y[:m]
     # a tile on the diagonal takes the features of its rows alone
-    tiles = sorted(all_tiles(plan.rows, n, None if Y is None else m), key=lambda tile: tile[0] != tile[1])
+    tiles = sorted(replace(job, X=X, Y=Y).tiles(), key=lambda tile: tile[0] != tile[1])
     held = next((tile for tile in tiles if store.holds(*tile)), None)
     if held is None:
         return True
     # what is computed at once, so that nothing is compiled for this
-    first, second = (slice(at * plan.rows, at * plan.rows + plan.chunk) for at in held)
-    rows, columns = X[first], (X if Y is None else Y)[second]
-    columns = None if Y is None and first == second else columns
-    few = replace(plan, rows=plan.chunk, panel=1)
-    ((_, (block,)),) = compute_tiles(kernel, model, rows, columns, [(0, 0)], few, dtype)
-    size = len(rows), len(rows if columns is None else columns)
-    found, kept = (np.asarray(K, np.float64)[: size[0], : size[1]] for K in (block, store.read_tile(*held)))
-    own, worst = (jnp.finfo(params_dtype(model.variables.params)), jnp.finfo(store.array.dtype))
+    first, second = (slice(at * rows, at * rows + chunk) for at in held)
+    few = replace(
+        job,
+        X=X[first],
+        Y=None if symmetric and first == second else (X if symmetric else Y)[second],
+        plan=replace(job.plan, rows=chunk, panel=1),
+    )
+    ((_, (block,)),) = compute_tiles(few, [(0, 0)])
+    n, m = few.shape
+    found, kept = (np.asarray(K, np.float64)[:n, :m] for K in (block, store.read_tile(*held)))
+    own, worst = (jnp.finfo(params_dtype(job.model.variables.params)), jnp.finfo(store.array.dtype))
     eps = max(float(own.eps), float(worst.eps))
     # threads and compilers give other last digits; single precision has 3 digits to spare for them
     tolerance = min(0.1, 30 * eps**0.5, 1e-3 if eps <= jnp.finfo(jnp.float32).eps else 0.1)
-    return bool((np.abs(found - kept) <= tolerance * _scale(found, columns is None)).all())
+    return bool((np.abs(found - kept) <= tolerance * _scale(found, few.Y is None)).all())
 
 
 def _scale(K, symmetric):
@@ -285,19 +289,20 @@ def _all_finite(K):
     return jnp.isfinite(K).all()
 
 
-def _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs, width=None):
-    """Tiles with their blocks, computed here or by workers, in whatever order they finish."""
+def _finished_tiles(job: TileJob, tiles, n_jobs, width=None):
+    """Yield tiles with their blocks, computed here or by workers, in whatever order they finish."""
+    plan = job.plan
     n_workers = max(1, min(effective_n_jobs(n_jobs), len(tiles)))
     if n_workers == 1:
         for panel in by_panel(tiles, plan.panel, width):
-            yield from compute_tiles(kernel, model, X, Y, panel, plan, dtype, by_layer)
+            yield from compute_tiles(job, panel)
         return
     # pieces that are about square, and several for each worker
     side = max(1, min(plan.panel, math.isqrt(max(1, len(tiles) // (4 * n_workers)))))
-    sizes, left = (plan.rows, side, plan.seeds), set(tiles)
+    sizes, left = (plan.rows, side, plan.directions), set(tiles)
     for attempts_left in reversed(range(LOST_WORKERS + 1)):
-        pieces = [_piece(X, Y, piece, plan.rows) for piece in by_panel(sorted(left), side, side)]
-        tasks = (delayed(_work)(kernel, model, *piece, sizes, dtype, by_layer) for piece in pieces)
+        pieces = [_piece(job, piece) for piece in by_panel(sorted(left), side, side)]
+        tasks = (delayed(_work)(*piece, sizes) for piece in pieces)
         try:
             for done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(tasks):
                 for tile, blocks in done:
@@ -315,22 +320,25 @@ def _finished_tiles(kernel, model, X, Y, tiles, plan, dtype, by_layer, n_jobs, w
             )
 
 
-def _piece(X, Y, tiles, rows):
-    """The inputs that some tiles need, and for each tile where it is among them."""
+def _piece(job: TileJob, tiles) -> tuple[TileJob, dict]:
+    """Return a job of the inputs that some tiles need, and for each tile of it which one it is."""
+    rows = job.plan.rows
     first_i, first_j = (min(tile[axis] for tile in tiles) for axis in (0, 1))
     last_i, last_j = (max(tile[axis] for tile in tiles) for axis in (0, 1))
-    symmetric = Y is None and first_i == first_j
-    X_piece = X[first_i * rows : (max(last_i, last_j) if symmetric else last_i) * rows + rows]
-    Y_piece = None if symmetric else (X if Y is None else Y)[first_j * rows : (last_j + 1) * rows]
-    return X_piece, Y_piece, {(i - first_i, j - first_j): (i, j) for i, j in tiles}
+    symmetric = job.Y is None and first_i == first_j
+    X = job.X[first_i * rows : (max(last_i, last_j) if symmetric else last_i) * rows + rows]
+    Y = None if symmetric else (job.X if job.Y is None else job.Y)[first_j * rows : (last_j + 1) * rows]
+    # a plan's devices are those of this process
+    piece = replace(job, X=X, Y=Y, plan=None, kept=None)
+    return piece, {(i - first_i, j - first_j): (i, j) for i, j in tiles}
 
 
-def _work(kernel, model, X, Y, tiles, sizes, dtype, by_layer):
-    """What a worker does: compute a piece of the matrix, found to be in its own place."""
-    rows, panel, seeds = sizes
+def _work(job: TileJob, tiles: dict, sizes: tuple[int, int, int]) -> list:
+    """Compute one piece of the matrix in a worker, and return its tiles by their places in the whole."""
+    rows, panel, directions = sizes
     n_devices = len(default_devices())
-    plan = fixed_plan(kernel, model, X.shape[1:], rows // n_devices, panel, seeds, X.dtype)
-    found = compute_tiles(kernel, model, X, Y, list(tiles), plan, dtype, by_layer)
+    plan = fixed_plan(job.kernel, job.model, job.X.shape[1:], rows // n_devices, panel, directions, job.X.dtype)
+    found = compute_tiles(replace(job, plan=plan), list(tiles))
     return [(tiles[at], [np.asarray(block) for block in blocks]) for at, blocks in found]
 
 

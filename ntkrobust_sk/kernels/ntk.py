@@ -5,10 +5,10 @@ its parameters. The kernels here keep all of it or the part that their name says
 
 A kernel is a frozen dataclass with ``kernel(model, x1, x2) -> block``, the block's rank telling its kind:
 2 (n, m), 3 (n, m, C) for one kernel per class, 4 (n, m, C, C) for all of it. The tangent kernels differ in two
-things only: the directions in output space of which they take gradients (``seeds``), and whether the inner
-products of those are summed, kept apart, or taken between all pairs (``rank``). They also give
-``features(model, x, seeds)`` and ``contract(f1, f2)``, which :func:`~ntkrobust_sk.gram` calls to compute every
-example's features once, and ``fold`` and ``predict``, the primal side: training points enter once, as
+things only: the directions in output space of which they take gradients (``output_directions``), and whether the
+inner products of those are summed, kept apart, or taken between all pairs (``rank``). They also give
+``features(model, x, directions)`` and ``contract(f1, f2)``, which :func:`~ntkrobust_sk.gram` calls to compute
+every example's features once, and ``fold`` and ``predict``, the primal side: training points enter once, as
 tangents, and predictions cost the same however many there were.
 """
 
@@ -25,29 +25,38 @@ import jax.numpy as jnp
 from .._validation import brief, check_choice, function
 from ..networks.inputs import PyTree, finite_inputs
 from ..networks.model import Model, all_finite, check_model, require_model
-from ..tangent.features import can_push, contract_features, identity_seeds, push, tangent_features
-from ..tangent.gradient_lists import contracted, separated
-from ..tangent.gradients import Factors, Whole
+from ..tangent.costs import contraction_bytes
+from ..tangent.features import can_push, contract_features, identity_directions, push, tangent_features
+from ..tangent.gradient_lists import contract_with_tangents, split_biases
+from ..tangent.gradients import DenseGradients, OuterProducts
 
-Features = list[Whole | Factors]
+TangentGradients = list[DenseGradients | OuterProducts]
 
 
 @dataclass(frozen=True)
 class TangentKernel:
-    """Inner products of gradients of ⟨seed_r, f⟩: what the empirical tangent kernels share."""
+    """Inner products of gradients of ⟨d_r, f⟩: what the empirical tangent kernels share."""
 
     rank: ClassVar[int]
-    # Whether features are the gradients themselves, and may be computed for a few seeds at a time.
+    # Whether features are the gradients themselves, and may be computed for a few directions at a time.
     has_gradients: ClassVar[bool] = True
 
+    # Whether features are tangent features, whose entries may be contracted by layer, rounded and folded.
+    is_tangent: ClassVar[bool] = True
+
     @property
-    def splits_seeds(self) -> bool:
-        """Whether no inner products of different seeds are needed."""
+    def base(self) -> TangentKernel:
+        """The kernel whose gradients these are."""
+        return self
+
+    @property
+    def splits_directions(self) -> bool:
+        """Whether no inner products of different directions are needed."""
         return self.has_gradients and self.rank < 4
 
     @property
     def reading(self):
-        """What decides how gradients are read, besides the network and the number of seeds."""
+        """What decides how gradients are read, besides the network and the number of directions."""
         return self.rank == 4 if type(self).features is TangentKernel.features else self
 
     def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
@@ -63,40 +72,57 @@ class TangentKernel:
             )
         return block
 
-    def seeds(self, model: Model, x: jax.Array) -> jax.Array:
+    def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
         """Directions in output space, (R, C): the logits, one by one."""
-        return identity_seeds(model, x)
+        return identity_directions(model, x)
 
-    def features(self, model: Model, x: jax.Array, seeds: jax.Array | None = None) -> Features:
-        """Gradients of ⟨seed_r, f⟩ at every input, whole or as factors, by parameter array; biases may be with
+    def features(self, model: Model, x: jax.Array, directions: jax.Array | None = None) -> TangentGradients:
+        """Gradients of ⟨d_r, f⟩ at every input, whole or as factors, by parameter array; biases may be with
         their weights."""
-        seeds = self.seeds(model, x) if seeds is None else seeds
-        return tangent_features(model, x, seeds, all_pairs=self.rank == 4)
+        directions = self.output_directions(model, x) if directions is None else directions
+        return tangent_features(model, x, directions, all_pairs=self.rank == 4)
 
-    def contract(self, f1: Features, f2: Features) -> jax.Array:
+    def contract(self, f1: TangentGradients, f2: TangentGradients) -> jax.Array:
         """Block of two sets of features, in NumPy if they are NumPy arrays."""
         return sum(self.contract_layers(f1, f2))
 
-    def contract_layers(self, f1: Features, f2: Features, dtype=None) -> list[jax.Array]:
+    def contract_layers(self, f1: TangentGradients, f2: TangentGradients, dtype=None) -> list[jax.Array]:
         """One block for each entry of the features, computed in ``dtype``; the kernel is their sum."""
         if dtype is None:
             return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
         return [self._contract_layer(a.astype(dtype), b.astype(dtype)) for a, b in zip(f1, f2, strict=True)]
+
+    def blocks(self, model: Model, f1: TangentGradients, f2: TangentGradients, dtype=None) -> list[jax.Array]:
+        """Return the blocks of two tiles, whose sum is the kernel."""
+        return self.contract_layers(f1, f2, dtype)
+
+    def block_entries(self, n_directions: int) -> int:
+        """Count the entries of a block for each pair of inputs, in a pass over some directions."""
+        return n_directions ** (self.rank - 2)
+
+    def contraction_bytes(self, features: TangentGradients, itemsize: int) -> int:
+        """Count what the inner products of two tiles take at most, layer by layer."""
+        return max(contraction_bytes(leaf, itemsize, self.rank == 4) for leaf in features)
+
+    def entry(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """Return a block as a function to be traced; features are the same of both inputs, and slow to trace."""
+        features = self.features(model, x1)
+        return self.contract(features, features)
 
     def _contract_layer(self, a, b):
         if self.rank == 4:
             return a.inner_all(b).transpose(1, 3, 0, 2)
         return a.inner_sum(b) if self.rank == 2 else a.inner(b).transpose(1, 2, 0)
 
-    def fold(self, features: Features, dual: jax.Array) -> list[jax.Array]:
+    def fold(self, features: TangentGradients, dual: jax.Array) -> list[jax.Array]:
         """Training points as tangents, one array for each parameter array, of dual coefficients (n, T).
 
-        Rank 2: W_rt = Σ_i dual_it ∇⟨seed_r, f(x_i)⟩, (R, T, *leaf.shape). Rank 3: w_r = Σ_i dual_ir ∇⟨seed_r,
+        Rank 2: W_rt = Σ_i dual_it ∇⟨d_r, f(x_i)⟩, (R, T, *leaf.shape). Rank 3: w_r = Σ_i dual_ir ∇⟨d_r,
         f(x_i)⟩, (R, *leaf.shape). Rank 4: their sum over r, (1, *leaf.shape).
         """
-        n_seeds = _n_seeds(features[0])
-        weights = jnp.broadcast_to(dual, (n_seeds, *dual.shape)) if self.rank == 2 else dual.T[:, :, None]
-        folded = [leaf.layout.undo(leaf.weighted(weights)) for leaf in separated(features)]
+        n_directions = _n_directions(features[0])
+        weights = jnp.broadcast_to(dual, (n_directions, *dual.shape)) if self.rank == 2 else dual.T[:, :, None]
+        folded = [leaf.layout.inverse(leaf.weighted(weights)) for leaf in split_biases(features)]
         if self.rank == 2:
             return folded
         return [leaf[:, 0] if self.rank == 3 else leaf.sum(0) for leaf in folded]
@@ -106,18 +132,18 @@ class TangentKernel:
         if not can_push(model, x):
             return self._predict_from_features(model, tangents, x)
         if self.rank == 2:
-            return contract_features(model, x, tangents, self.seeds(model, x))
+            return contract_features(model, x, tangents, self.output_directions(model, x))
         scores = push(model, x, tangents)
         return jnp.einsum("cnc->nc", scores) if self.rank == 3 else scores[0]
 
     def _predict_from_features(self, model, tangents, x):
         """The same by products with the query's own features, where nothing can be pushed forward."""
-        features = separated(self.features(model, x))
-        n_seeds = _n_seeds(features[0])
+        features = split_biases(self.features(model, x))
+        n_directions = _n_directions(features[0])
         scores = 0
         for leaf, some in zip(features, jax.tree.leaves(tangents), strict=True):
-            some = some if self.rank == 2 else jnp.broadcast_to(some, (n_seeds, *some.shape[1:]))[:, None]
-            scores = scores + contracted(leaf, some)
+            some = some if self.rank == 2 else jnp.broadcast_to(some, (n_directions, *some.shape[1:]))[:, None]
+            scores = scores + contract_with_tangents(leaf, some)
         return scores.sum(0) if self.rank == 2 else scores[:, :, 0].T
 
 
@@ -140,9 +166,9 @@ class TraceNTK(TangentKernel):
 
     rank = 2
 
-    def seeds(self, model: Model, x: jax.Array) -> jax.Array:
+    def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
         """The logits over √C, (C, C)."""
-        identity = identity_seeds(model, x)
+        identity = identity_directions(model, x)
         return identity / math.sqrt(len(identity))
 
 
@@ -178,17 +204,79 @@ class PseudoNTK(TangentKernel):
 
     rank = 2
 
-    def seeds(self, model: Model, x: jax.Array) -> jax.Array:
+    def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
         """The sum of the logits over √C, (1, C)."""
-        identity = identity_seeds(model, x)
+        identity = identity_directions(model, x)
         return identity.sum(0, keepdims=True) / math.sqrt(len(identity))
 
 
 KERNELS = {"trace": TraceNTK(), "class": ClassNTK(), "full": FullNTK(), "pseudo": PseudoNTK()}
 
 
-def resolve_kernel(kernel) -> Callable:
-    """The kernel of that name, or the callable itself.
+@dataclass(frozen=True, repr=False)
+class CallableKernel:
+    """A bare ``function(model, x1, x2) -> block`` as a kernel: its features are the inputs.
+
+    Attributes
+    ----------
+    function : callable
+        Hashable.
+    """
+
+    function: Callable
+
+    has_gradients: ClassVar[bool] = False
+    is_tangent: ClassVar[bool] = False
+    splits_directions: ClassVar[bool] = False
+    base: ClassVar[None] = None
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the blocks, if the function states one."""
+        return getattr(self.function, "rank", None)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+    def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """Return the block of inputs (n, ...) and (m, ...)."""
+        return self.function(model, x1, x2)
+
+    entry = __call__
+
+    def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
+        """Return one direction, which nothing is taken of."""
+        return jnp.ones((1, 1))
+
+    def features(self, model: Model, x: jax.Array, directions: jax.Array | None = None) -> jax.Array:
+        """Return the inputs."""
+        return x
+
+    def blocks(self, model: Model, f1: jax.Array, f2: jax.Array, dtype=None) -> list[jax.Array]:
+        """Return the block of two tiles of inputs, alone in a list."""
+        block = self(model, f1, f2)
+        shape, n, m = jnp.shape(block), len(f1), len(f2)
+        if shape[:2] != (n, m) or len(shape) > 4 or len(set(shape[2:])) > 1:
+            raise ValueError(
+                f"a kernel must return a block (n, m), (n, m, C) or (n, m, C, C), got {shape} for n = {n} and "
+                f"m = {m} from {self!r}"
+            )
+        return [block if dtype is None else block.astype(dtype)]
+
+    def block_entries(self, n_directions: int) -> int:
+        """Return zero: how large a block is shows when the function is called."""
+        return 0
+
+    def contraction_bytes(self, features: jax.Array, itemsize: int) -> int:
+        """Return zero: what the function takes is not known."""
+        return 0
+
+
+Kernel = TangentKernel | CallableKernel
+
+
+def resolve_kernel(kernel: str | Callable) -> Kernel:
+    """Return the kernel of a name, a tangent kernel itself, or any other callable as a :class:`CallableKernel`.
 
     >>> resolve_kernel("trace")
     TraceNTK()
@@ -203,7 +291,8 @@ def resolve_kernel(kernel) -> Callable:
             f"kernel must be one of {', '.join(map(repr, KERNELS))} or a callable "
             f"kernel(model, x1, x2) -> block, got {brief(kernel)}"
         )
-    return function("kernel", kernel, "kernel(model, x1, x2)", 3)
+    function("kernel", kernel, "kernel(model, x1, x2)", 3)
+    return kernel if isinstance(kernel, Kernel) else CallableKernel(kernel)
 
 
 def _checked(name, x, model):
@@ -218,5 +307,5 @@ def _checked(name, x, model):
     return x
 
 
-def _n_seeds(leaf) -> int:
-    return len(leaf.values if isinstance(leaf, Whole) else leaf.cotangents)
+def _n_directions(leaf) -> int:
+    return len(leaf.values if isinstance(leaf, DenseGradients) else leaf.cotangents)

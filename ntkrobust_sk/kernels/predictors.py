@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -15,9 +15,10 @@ from .._validation import array, fitting
 from ..execution.memory import parse_memory, readable
 from ..networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
 from ..networks.model import Model, check_model, require_model
-from .ntk import TangentKernel, resolve_kernel
-from .plan import fixed_plan, make_plan
-from .tiles import features_of
+from .abstract_features import abstract_features
+from .ntk import resolve_kernel
+from .plan import Plan, fixed_plan, make_plan
+from .tiles import TileJob
 
 try:
     from jax import enable_x64
@@ -25,11 +26,7 @@ except ImportError:  # JAX before 0.8
     from jax.experimental import enable_x64
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["model", "x_fit", "dual_coef", "offset"],
-    meta_fields=["kernel"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class DualPredictor(Portable):
     """Kernel predictor x ↦ offset + Σ_i K(x, x_i) dual_i, evaluated against every training point.
@@ -44,7 +41,7 @@ class DualPredictor(Portable):
     offset : array (C,)
     """
 
-    kernel: Callable
+    kernel: Callable = field(metadata={"static": True})
     model: Model
     x_fit: jax.Array
     dual_coef: jax.Array
@@ -57,7 +54,7 @@ class DualPredictor(Portable):
         return self.offset + jnp.einsum(equation, block, self.dual_coef, precision=jax.lax.Precision.HIGHEST)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["model", "tangents", "offset"], meta_fields=["kernel"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PrimalPredictor(Portable):
     """The same predictor with the training points folded into tangent vectors.
@@ -73,7 +70,7 @@ class PrimalPredictor(Portable):
     offset : array (C,)
     """
 
-    kernel: Callable
+    kernel: Callable = field(metadata={"static": True})
     model: Model
     tangents: PyTree
     offset: jax.Array
@@ -84,9 +81,17 @@ class PrimalPredictor(Portable):
 
 
 def make_predictor(
-    kernel, model: Model, X: np.ndarray, dual_coef, offset, *, memory: str | int = "2GiB", plan=None
-):
-    """The predictor of dual coefficients, in whichever form answers a query with fewer operations.
+    kernel: str | Callable,
+    model: Model,
+    X,
+    dual_coef,
+    offset,
+    *,
+    memory: str | int = "2GiB",
+    plan: Plan | None = None,
+    features: dict | None = None,
+) -> PrimalPredictor | DualPredictor:
+    """Return the predictor of dual coefficients, in whichever form answers a query with fewer operations.
 
     Dual coefficients are large and of both signs when alpha is small, so they are folded in float64.
     Both need the query's tangent features; what remains is a product with n training points in the dual
@@ -95,7 +100,7 @@ def make_predictor(
 
     Parameters
     ----------
-    kernel : callable
+    kernel : {"trace", "class", "full", "pseudo"} or callable
     model : Model
     X : array (n, ...)
         Training inputs.
@@ -108,6 +113,9 @@ def make_predictor(
         parameter for each target, and for the trace kernel for each pair of output and target.
     plan : Plan, default=None
         In place of one made for ``memory``.
+    features : dict, default=None
+        Features of the tiles of X that were computed with ``plan`` before (:attr:`.TileJob.kept`); those that
+        are not in it yet are put there.
 
     Returns
     -------
@@ -121,28 +129,29 @@ def make_predictor(
     """
     kernel = resolve_kernel(kernel)
     dtype = params_dtype(require_model(model).variables.params)
-    X, dual_coef, offset = _checked(kernel, model, X, dual_coef, offset)
+    X = _checked_inputs(kernel, model, X)
+    dual_coef, offset = _checked_coefficients(X, dual_coef, offset)
     in_dtype, budget = fitting("dual_coef", dual_coef, dtype), parse_memory(memory)
     offset = jnp.asarray(fitting("offset", offset, dtype))
     require_room(kernel, model, X.shape[1:], dual_coef.shape, budget, X.dtype)
-    if not _answers_primally(kernel, model, X, dual_coef, budget):
+    if not _answers_primally(kernel, model, X, dual_coef.shape[1], budget):
         return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(in_dtype), offset)
     plan = plan or make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), inputs=X.dtype)
-    n_tiles = -(-len(X) // plan.rows)
+    job, n_tiles = TileJob(kernel, model, X, None, plan, kept=features), -(-len(X) // plan.rows)
     # padded rows have the coefficient zero
     dual = np.zeros((n_tiles * plan.rows, dual_coef.shape[1]))
     dual[: len(X)] = dual_coef
     passes = []
-    for start in range(0, plan.n_seeds, plan.seeds):
-        size, folded = min(plan.seeds, plan.n_seeds - start), None
+    for start in range(0, plan.n_directions, plan.directions):
+        size, folded = min(plan.directions, plan.n_directions - start), None
         for tile in range(n_tiles):
-            features = features_of(kernel, model, plan, X, tile, start)
+            found = job.row_features(tile, start)
             part = dual[tile * plan.rows : (tile + 1) * plan.rows]
             with enable_x64(True):
-                part = _of_pass(kernel, part, start, plan.seeds)
+                part = _of_pass(kernel, part, start, plan.directions)
                 # zeros to begin with: one program serves the first tile and the others
-                folded = _nothing_folded(kernel, features, part) if folded is None else folded
-                folded = _add_folded(kernel, folded, features, part)
+                folded = _nothing_folded(kernel, found, part) if folded is None else folded
+                folded = _add_folded(kernel, folded, found, part)
         passes.append([fitting("the sum over X of dual_coef", np.asarray(leaf)[:size], dtype) for leaf in folded])
     tangents = [jnp.asarray(np.concatenate(parts)) for parts in zip(*passes, strict=True)]
     if kernel.has_gradients:
@@ -150,13 +159,55 @@ def make_predictor(
     return PrimalPredictor(kernel, model, tangents, offset)
 
 
-def _checked(kernel, model, X, dual_coef, offset):
-    """Training inputs, dual coefficients and offset in NumPy, if they fit each other."""
+def training_job(
+    kernel: str | Callable, model: Model, X, n_targets: int, *, memory: str | int = "2GiB"
+) -> TileJob:
+    """Return the job of the Gram matrix of training inputs, which keeps features to be folded where they fit.
+
+    They are kept if one pass over one panel has all of them, and they fit in ``memory`` together with what folding
+    them into tangents takes and with the solver's copies of one system.
+
+    Parameters
+    ----------
+    kernel : {"trace", "class", "full", "pseudo"} or callable
+    model : Model
+    X : array (n, ...)
+    n_targets : int
+        Columns of the dual coefficients.
+    memory : str or int, default="2GiB"
+
+    Raises
+    ------
+    MemoryError
+        As :func:`make_predictor`, and if not even two tiles of one row fit.
+    """
+    kernel, budget = resolve_kernel(kernel), parse_memory(memory)
+    X = _checked_inputs(kernel, require_model(model), X)
+    require_room(kernel, model, X.shape[1:], (len(X), n_targets), budget, X.dtype)
+    plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), inputs=X.dtype)
+    job, n_tiles = TileJob(kernel, model, X, None, plan), -(-len(X) // plan.rows)
+    if plan.passes > 1 or n_tiles > plan.panel or not _answers_primally(kernel, model, X, n_targets, budget):
+        return job
+    tile_bytes = plan.rows * plan.row_bytes
+    # in double precision, before and after a tile is added
+    tangents = 4 * _tangent_bytes(kernel, model, plan.n_directions, n_targets) if kernel.has_gradients else 0
+    system = len(X) * (plan.n_directions if kernel.rank == 4 else 1)
+    taken = n_tiles * tile_bytes + max(tangents + 2 * tile_bytes, 16 * system**2)
+    return replace(job, kept={}) if taken <= plan.memory else job
+
+
+def _checked_inputs(kernel, model, X) -> np.ndarray:
+    """Return training inputs in NumPy, if the model takes them."""
     X = require_finite("X", host_inputs("X", X, model.variables.params))
     if X.ndim < 2 or len(X) == 0:
         raise ValueError(f"X must hold at least one input, of shape (n, ...), got shape {X.shape}")
-    if isinstance(kernel, TangentKernel):
+    if kernel.is_tangent:
         check_model(model, X.shape[1:], X.dtype)
+    return X
+
+
+def _checked_coefficients(X, dual_coef, offset) -> tuple[np.ndarray, np.ndarray]:
+    """Return dual coefficients and offset in double precision, if they fit each other and X."""
     dual_coef = array("dual_coef", dual_coef, ndim=2, finite=True).astype(np.float64, copy=False)
     offset = np.asarray(array("offset", offset, ndim=1, finite=True), np.float64)
     if len(dual_coef) != len(X) or len(offset) != dual_coef.shape[1]:
@@ -164,23 +215,22 @@ def _checked(kernel, model, X, dual_coef, offset):
             f"dual_coef must be (n, T) and offset (T,) for n = {len(X)} training inputs, got shapes "
             f"{dual_coef.shape} and {offset.shape}"
         )
-    return X, dual_coef, offset
+    return dual_coef, offset
 
 
-def _answers_primally(kernel, model, X, dual_coef, budget) -> bool:
-    """Whether the primal form is cheaper, and its tangents fit."""
-    n, n_targets = dual_coef.shape
-    if not isinstance(kernel, TangentKernel) or n <= n_targets:
+def _answers_primally(kernel, model, X, n_targets, budget) -> bool:
+    """Tell whether the primal form is cheaper, and its tangents fit."""
+    if not kernel.is_tangent or len(X) <= n_targets:
         return False
     if not kernel.has_gradients:
         return True
-    n_seeds = fixed_plan(kernel, model, X.shape[1:], 1, inputs=X.dtype).n_seeds
-    return _tangent_bytes(kernel, model, n_seeds, n_targets) <= budget
+    n_directions = abstract_features(kernel, model, X.shape[1:], X.dtype).n_directions
+    return _tangent_bytes(kernel, model, n_directions, n_targets) <= budget
 
 
-def _tangent_bytes(kernel, model, n_seeds, n_targets) -> int:
+def _tangent_bytes(kernel, model, n_directions, n_targets) -> int:
     """What the primal form keeps."""
-    n_tangents = {2: n_seeds * n_targets, 3: n_seeds, 4: 1}[kernel.rank]
+    n_tangents = {2: n_directions * n_targets, 3: n_directions, 4: 1}[kernel.rank]
     params = model.variables.params
     return n_tangents * n_params(params) * params_dtype(params).itemsize
 
@@ -193,11 +243,11 @@ def require_room(
     Either its tangents must fit, or the features of all n training points, which the dual form computes in every
     call: for large networks it would run for hours, or out of memory in the middle of an attack.
     """
-    if not isinstance(kernel, TangentKernel) or not kernel.has_gradients:
+    if not kernel.has_gradients:
         return
     n, n_targets = shape
     plan = fixed_plan(kernel, model, input_shape, 1, inputs=inputs)
-    features, tangents = n * plan.row_bytes, _tangent_bytes(kernel, model, plan.n_seeds, n_targets)
+    features, tangents = n * plan.row_bytes, _tangent_bytes(kernel, model, plan.n_directions, n_targets)
     if min(features, tangents) > budget:
         raise MemoryError(
             f"predictions of {kernel!r} for {n_targets} targets take {readable(tangents)} of tangents, or "
@@ -207,12 +257,12 @@ def require_room(
         )
 
 
-def _of_pass(kernel, dual, start, n_seeds):
-    """The dual coefficients that belong to a pass over seeds: all of them, or a class kernel's own columns."""
+def _of_pass(kernel, dual, start, n_directions):
+    """The dual coefficients of a pass over directions: all of them, or a class kernel's own columns."""
     if kernel.rank != 3:
         return dual
-    own = dual[:, start : start + n_seeds]
-    return np.pad(own, ((0, 0), (0, n_seeds - own.shape[1])))
+    own = dual[:, start : start + n_directions]
+    return np.pad(own, ((0, 0), (0, n_directions - own.shape[1])))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)

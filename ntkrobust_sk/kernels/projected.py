@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from .._validation import LARGEST_SEED, check_choice, integer
 from ..networks.model import Model
-from ..tangent.gradient_lists import separated
-from ..tangent.gradients import Factors, Layout, Whole
-from .ntk import KERNELS, Features, TangentKernel
+from ..tangent.gradient_lists import split_biases
+from ..tangent.gradients import DenseGradients, Layout, OuterProducts
+from .ntk import KERNELS, TangentGradients, TangentKernel
 
-OF = {name: KERNELS[name] for name in ("trace", "pseudo")}
+PROJECTABLE = {name: KERNELS[name] for name in ("trace", "pseudo")}
 
 
 @dataclass(frozen=True)
@@ -60,24 +60,24 @@ class ProjectedNTK(TangentKernel):
         object.__setattr__(self, "n_components", integer("n_components", self.n_components, high=2**31 - 1))
         if not isinstance(self.seed, jax.core.Tracer):  # of a mean over seeds, compiled once
             object.__setattr__(self, "seed", integer("seed", self.seed, low=0, high=LARGEST_SEED))
-        check_choice("of, the kernel to project,", self.of, OF)
+        check_choice("of, the kernel to project,", self.of, PROJECTABLE)
 
     @property
     def base(self) -> TangentKernel:
         """The kernel that is estimated."""
-        return OF[self.of]
+        return PROJECTABLE[self.of]
 
-    def seeds(self, model: Model, x: jax.Array) -> jax.Array:
+    def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
         """Directions in output space, (R, C)."""
-        return self.base.seeds(model, x)
+        return self.base.output_directions(model, x)
 
-    def features(self, model: Model, x: jax.Array, seeds: jax.Array | None = None) -> Features:
-        """Projections (n, k) of the gradients of all seeds together, as one entry."""
+    def features(self, model: Model, x: jax.Array, directions: jax.Array | None = None) -> TangentGradients:
+        """Projections (n, k) of the gradients of all directions together, as one entry."""
         keys = jax.random.split(jax.random.key(self.seed), len(jax.tree.leaves(model.variables.params)))
-        leaves = separated(self.base.features(model, x, seeds))
+        leaves = split_biases(self.base.features(model, x, directions))
         with jax.default_matmul_precision("highest"):
             projected = sum(_project(key, leaf, self.n_components) for key, leaf in zip(keys, leaves, strict=True))
-        return [Whole(projected[None], Layout((self.n_components,)))]
+        return [DenseGradients(projected[None], Layout((self.n_components,)))]
 
     def predict(self, model: Model, tangents, x: jax.Array) -> jax.Array:
         """Scores (n, T) of what ``fold`` makes of dual coefficients."""
@@ -85,8 +85,8 @@ class ProjectedNTK(TangentKernel):
         return jnp.einsum("rnk,rtk->nt", projected.values, tangents[0], precision=jax.lax.Precision.HIGHEST)
 
 
-def _project(key, leaf: Whole | Factors, k: int) -> jax.Array:
-    return _hashed(key, leaf.values, k) if isinstance(leaf, Whole) else _rank_one(key, leaf, k)
+def _project(key, leaf: DenseGradients | OuterProducts, k: int) -> jax.Array:
+    return _hashed(key, leaf.values, k) if isinstance(leaf, DenseGradients) else _rank_one(key, leaf, k)
 
 
 def _hashed(key, gradients, k):
@@ -95,12 +95,12 @@ def _hashed(key, gradients, k):
     The r·p entries are laid in rows of k, each row with random signs and turned by a random number of
     places; then the rows are summed. Entries of one row never meet, others do with probability 1/k.
     """
-    n_seeds, n, p = gradients.shape
-    per_seed = -(-p // k)
-    rows = jnp.pad(gradients, ((0, 0), (0, 0), (0, per_seed * k - p))).reshape(n_seeds, n, per_seed, k)
+    n_directions, n, p = gradients.shape
+    rows_each = -(-p // k)
+    rows = jnp.pad(gradients, ((0, 0), (0, 0), (0, rows_each * k - p))).reshape(n_directions, n, rows_each, k)
     of_sign, of_turn = jax.random.split(key)
-    signs = jax.random.rademacher(of_sign, (n_seeds, per_seed, k), gradients.dtype)
-    turns = jax.random.randint(of_turn, (n_seeds, per_seed), 0, k)
+    signs = jax.random.rademacher(of_sign, (n_directions, rows_each, k), gradients.dtype)
+    turns = jax.random.randint(of_turn, (n_directions, rows_each), 0, k)
     places = (jnp.arange(k) - turns[..., None]) % k
     turned = jnp.take_along_axis(rows * signs[:, None], places[:, None], axis=3)
     return turned.sum((0, 2))
@@ -108,9 +108,9 @@ def _hashed(key, gradients, k):
 
 def _rank_one(key, leaf, k):
     """Projections (n, k) of Σ_s δ_s ⊗ h_s on k random rank-one sign matrices, over √k."""
-    n_seeds, n, n_groups, n_positions, n_out = leaf.cotangents.shape
+    n_directions, n, n_groups, n_positions, n_out = leaf.cotangents.shape
     of_inputs, of_cotangents = jax.random.split(key)
-    b = jax.random.rademacher(of_cotangents, (n_groups, n_seeds * n_out, k), leaf.cotangents.dtype)
+    b = jax.random.rademacher(of_cotangents, (n_groups, n_directions * n_out, k), leaf.cotangents.dtype)
     cotangents = leaf.cotangents.transpose(1, 2, 3, 0, 4).reshape(n, n_groups, n_positions, -1) @ b
     n_in = math.prod(leaf.layout.shape) // (n_groups * n_out)
     a = jax.random.rademacher(of_inputs, (n_groups, n_in, k), leaf.cotangents.dtype)

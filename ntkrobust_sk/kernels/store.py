@@ -47,6 +47,7 @@ from .store_header import (
     require_same,
     zarr_metadata,
 )
+from .tiles import TileJob
 
 SUM_BYTES = 16
 
@@ -217,7 +218,7 @@ def read_gram(path) -> np.ndarray:
 
 
 def stored_sizes(path) -> tuple[int, int] | None:
-    """Rows of a tile and seeds of a pass of the store at ``path``, on which its entries' last bits depend."""
+    """Rows of a tile and directions of a pass of the store at ``path``, on which its entries' last bits depend."""
     path = check_path("store", path)
     if _is_free(path):
         return None
@@ -226,17 +227,15 @@ def stored_sizes(path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def open_store(
-    path, kernel, model, X, Y, plan, dtype, tail, function: str, has_same_numbers
-) -> Iterator[GramStore]:
+def open_store(path, job: TileJob, dtype, tail, function: str, has_same_numbers) -> Iterator[GramStore]:
     """The store at ``path``, made if there is none, made larger if X has new rows, and held alone.
 
     Parameters
     ----------
     path : str or os.PathLike
         Folder, by custom named ``*.zarr``; it may be there and empty.
-    kernel, model, X, Y, plan
-        What the matrix is computed from, and how; see :func:`~ntkrobust_sk.gram`.
+    job : TileJob
+        What the matrix is computed from, and how.
     dtype : dtype, "tf32" or "bf16"
         Of the entries, as for :func:`~ntkrobust_sk.gram`.
     tail : tuple of int
@@ -258,8 +257,8 @@ def open_store(
         If zarr is not installed.
     """
     import_zarr()
-    path = check_path("store", path)
-    made_from = provenance(kernel, model, dtype, function)
+    path, X, Y = check_path("store", path), job.X, job.Y
+    made_from = provenance(job.kernel, job.model, dtype, function)
     if _is_free(path):
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -267,7 +266,7 @@ def open_store(
         read_header(path)
     with locked(path, "Gram store"):
         if _is_free(path):
-            sizes = {"tile_rows": plan.rows, "seeds": plan.seeds, "tail": list(tail)}
+            sizes = {"tile_rows": job.plan.rows, "seeds": job.plan.directions, "tail": list(tail)}
             new = (
                 {"format": FORMAT, "identity": secrets.token_hex(16)} | made_from | sizes | described_inputs(X, Y)
             )
@@ -275,7 +274,7 @@ def open_store(
             yield _opened(path, read_header(path), "r+")
             return
         there = read_header(path)
-        require_same(path, there, made_from | {"tile_rows": plan.rows}, X, Y)
+        require_same(path, there, made_from | {"tile_rows": job.plan.rows}, X, Y)
         store = _opened(path, there, "r+")
         if not has_same_numbers(store):
             raise mismatch(

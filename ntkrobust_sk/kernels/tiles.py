@@ -5,75 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..execution.devices import blas, by_rows, everywhere, give_back_memory, host_threads, on_host
-from ..execution.tiles import pad_rows
+from ..execution.devices import blas, everywhere, host_threads, on_host, on_one_cpu
 from ..networks.model import Model
-from ..tangent.gradient_lists import DIGITS, separated, stacked
-from .ntk import TangentKernel
-from .plan import Plan, abstract_of, all_seeds, compiled_features
-from .proof import prove
+from ..tangent.gradient_lists import DIGITS, split_biases
+from .ntk import Kernel
+from .plan import Plan
+from .tile_program import TileProgram, tile_program
 
 try:
     from jax import enable_x64
 except ImportError:  # JAX before 0.8
     from jax.experimental import enable_x64
-
-
-def features_of(
-    kernel, model: Model, plan: Plan, X: np.ndarray, tile: int, start: int = 0, *, in_numpy=False, digits=None
-):
-    """What one side of the kernel needs of a tile: its features, or the inputs when it has none.
-
-    Parameters
-    ----------
-    kernel, model, plan
-    X : array (n, ...)
-    tile : int
-        Index of a tile of ``plan.rows`` rows; missing ones repeat the tile's first.
-    start : int, default=0
-        First seed of the pass; seeds beyond the last are zero.
-    in_numpy : bool, default=False
-        As NumPy arrays, which share memory with JAX's on a CPU.
-    digits : {"tf32", "bf16"}, default=None
-        Rounded so, on an accelerator "bf16" in as many bits.
-
-    Raises
-    ------
-    ArithmeticError
-        If the network's structure was read wrongly: see :mod:`.proof`.
-    """
-    x = pad_rows(X[tile * plan.rows : (tile + 1) * plan.rows], plan.rows)
-    abstract = abstract_of(model, X.dtype)
-    x, model = jax.device_put(x, by_rows(plan.devices)), jax.device_put(model, everywhere(plan.devices))
-    if not isinstance(kernel, TangentKernel):
-        return x
-    if prove(kernel if kernel.has_gradients else kernel.base, model, X[tile * plan.rows :][:2]):
-        give_back_memory()
-    program = compiled_features(kernel, abstract, X.shape[1:], plan.chunk, plan.seeds, plan.devices, digits)
-    seeds = all_seeds(kernel, abstract, X.shape[1:])[start : start + plan.seeds]
-    seeds = np.pad(seeds, ((0, plan.seeds - len(seeds)), (0, 0)))
-    seeds = jax.device_put(seeds, everywhere(plan.devices))
-    if plan.chunk == plan.rows:
-        features = program(model, x, seeds)
-    else:
-        parts = (program(model, x[at : at + plan.chunk], seeds) for at in range(0, plan.rows, plan.chunk))
-        features = stacked(_started_ahead(parts), plan.rows)
-    return jax.tree.map(np.asarray, features) if in_numpy else features
-
-
-def _started_ahead(results):
-    """Results of calls that only enqueue work, each when the next one is on its way."""
-    ahead = next(results)
-    for result in results:
-        yield ahead
-        ahead = result
-    yield ahead
 
 
 # The units of a GPU that take products of rounded numbers.
@@ -98,53 +47,112 @@ def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None)
     return list(panels.values())
 
 
-def compute_tiles(
-    kernel, model: Model, X, Y, tiles: list[tuple[int, int]], plan: Plan, dtype=None, by_layer=False
-) -> Iterator[tuple[tuple[int, int], list]]:
-    """Tiles (i, j), each with its blocks: one for each parameter array, or one in all.
+@dataclass(frozen=True, eq=False)
+class TileJob:
+    """What the tiles of one Gram matrix are computed from.
 
-    The rows' features are kept, the columns' are computed one tile after the other. Where the seeds take
-    several passes, all tiles are finished in the last one.
-
-    Parameters
+    Attributes
     ----------
-    kernel, model, dtype, by_layer
-        As for :func:`gram`.
+    kernel : TangentKernel or CallableKernel
+    model : Model
     X : array (n, ...)
     Y : array (m, ...) or None
-    tiles : list of (i, j)
     plan : Plan
+    dtype : str or None
+        The precision of inner products, as for :func:`gram`.
+    by_layer : bool
+    kept : dict or None
+        Features of rows' tiles by tile and first direction, where all of them are kept.
     """
-    in_numpy = isinstance(kernel, TangentKernel) and len(plan.devices) == 1 and on_host(plan.devices)
-    contract = contract_on_host if in_numpy else _contract_compiled
-    digits = dtype if dtype in DIGITS else None
 
-    def features(inputs, tile, start):
-        found = features_of(kernel, model, plan, inputs, tile, start, in_numpy=in_numpy, digits=digits)
-        return separated(found) if by_layer else found
+    kernel: Kernel
+    model: Model
+    X: np.ndarray
+    Y: np.ndarray | None
+    plan: Plan
+    dtype: str | None = None
+    by_layer: bool = False
+    kept: dict | None = None
 
+    @cached_property
+    def _row_program(self) -> TileProgram:
+        return tile_program(self.kernel, self.model, self.plan, self.X, self.digits)
+
+    @cached_property
+    def _column_program(self) -> TileProgram:
+        if self.Y is None or self.Y.dtype == self.X.dtype:
+            return self._row_program
+        return tile_program(self.kernel, self.model, self.plan, self.Y, self.digits)
+
+    @property
+    def digits(self) -> str | None:
+        """The digits to which features are rounded, "tf32" or "bf16"."""
+        return self.dtype if self.dtype in DIGITS else None
+
+    @property
+    def products_dtype(self) -> str | None:
+        """The dtype to which features are cast for inner products; None is their own."""
+        return None if self.dtype in DIGITS else self.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns."""
+        return len(self.X), len(self.X if self.Y is None else self.Y)
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Return the indices (i, j) of all tiles, or of the upper half where the matrix is symmetric."""
+        return all_tiles(self.plan.rows, len(self.X), None if self.Y is None else len(self.Y))
+
+    def row_features(self, tile: int, start: int = 0):
+        """Compute the features of a tile of rows, or take those that are kept."""
+        if self.kept is None:
+            return self._features(self._row_program, self.X, tile, start)
+        if (tile, start) not in self.kept:
+            self.kept[tile, start] = self._features(self._row_program, self.X, tile, start)
+        return self.kept[tile, start]
+
+    def column_features(self, tile: int, start: int = 0):
+        """Compute the features of a tile of columns."""
+        if self.Y is None:
+            return self.row_features(tile, start)
+        return self._features(self._column_program, self.Y, tile, start)
+
+    def _features(self, program, inputs, tile, start):
+        rows = self.plan.rows
+        features = program(inputs[tile * rows : (tile + 1) * rows], start)
+        return split_biases(features) if self.by_layer else features
+
+
+def compute_tiles(job: TileJob, tiles: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list]]:
+    """Yield tiles (i, j), each with its blocks: one for each parameter array, or one in all.
+
+    The rows' features are kept, the columns' are computed one tile after the other. Where the directions take
+    several passes, all tiles are finished in the last one.
+    """
+    kernel, plan, symmetric = job.kernel, job.plan, job.Y is None
+    contract = contract_on_host if kernel.is_tangent and on_one_cpu(plan.devices) else _contract_compiled
     rows = sorted({i for i, _ in tiles})
-    columns = {}
+    columns: dict[int, list[int]] = {}
     for i, j in tiles:
         columns.setdefault(j, []).append(i)
     unfinished = {}
-    for start in range(0, plan.n_seeds, plan.seeds):
-        left = {i: features(X, i, start) for i in rows}
+    for start in range(0, plan.n_directions, plan.directions):
+        left = {i: job.row_features(i, start) for i in rows}
         for j, partners in columns.items():
-            right = left[j] if Y is None and j in left else features(X if Y is None else Y, j, start)
+            right = left[j] if symmetric and j in left else job.column_features(j, start)
             if len(plan.devices) > 1:
                 # rows stay where they are, columns go to all devices
                 right = jax.device_put(right, everywhere(plan.devices))
-            column = contract(kernel, model, [left[i] for i in partners], right, dtype, by_layer)
+            column = contract(job, [left[i] for i in partners], right)
             for i, blocks in zip(partners, column, strict=True):
-                if Y is None and i == j:
+                if symmetric and i == j:
                     blocks = [_symmetrized(block) for block in blocks]
-                if kernel_rank(kernel) == 3:
-                    # the last pass may have seeds to spare
-                    blocks = [block[:, :, : plan.n_seeds - start] for block in blocks]
+                if kernel.splits_directions and kernel.rank == 3:
+                    # the last pass may have directions to spare
+                    blocks = [block[:, :, : plan.n_directions - start] for block in blocks]
                 if (i, j) in unfinished:
                     blocks = _together(kernel, unfinished.pop((i, j)), blocks)
-                if start + plan.seeds < plan.n_seeds:
+                if start + plan.directions < plan.n_directions:
                     unfinished[i, j] = blocks
                 else:
                     yield (i, j), blocks
@@ -153,42 +161,35 @@ def compute_tiles(
         left = None
 
 
-def kernel_rank(kernel) -> int | None:
-    """The rank that a tangent kernel states."""
-    return kernel.rank if isinstance(kernel, TangentKernel) else None
-
-
 def _together(kernel, before, blocks):
-    """Blocks of two passes: summed over seeds, or put side by side where the kernel keeps them apart."""
-    if kernel_rank(kernel) == 2:
+    """Return the blocks of two passes: summed over directions, or put side by side where these are kept apart."""
+    if kernel.rank == 2:
         with own_precision(blocks[0]):
             return [a + b for a, b in zip(before, blocks, strict=True)]
     xp = np if isinstance(blocks[0], np.ndarray) else jnp
     return [xp.concatenate([a, b], axis=2) for a, b in zip(before, blocks, strict=True)]
 
 
-def contract_on_host(kernel, model, lefts, right, dtype, by_layer):
-    """Blocks of some tiles with one tile, by NumPy, in threads of our own.
+def contract_on_host(job: TileJob, lefts: list, right) -> list:
+    """Return the blocks of some tiles with one tile, by NumPy, in threads of our own.
 
     BLAS's own threads would meet after each of these small products, and wait for each other whenever
     something else runs on the machine. One pair's full kernel is the exception: a few large square products.
     """
-
-    n_threads = host_threads()
-    if len(lefts) == 1 and kernel.rank == 4 and not by_layer:
-        with np.errstate(over="ignore", invalid="ignore"):
-            layers = kernel.contract_layers(lefts[0], right, None if dtype in DIGITS else dtype)
-            return [[_added_up(layers)]]
+    n_threads, by_layer = host_threads(), job.by_layer
+    alone = len(lefts) == 1 and job.kernel.rank == 4 and not by_layer
     # whole pairs where there are enough of them, else layer by layer
-    size = len(right) if len(lefts) >= n_threads else 1
+    size = len(right) if alone or len(lefts) >= n_threads else 1
     pieces = [(left[at : at + size], right[at : at + size]) for left in lefts for at in range(0, len(right), size)]
 
     def contract(piece):
         # what overflows is found in the result
         with np.errstate(over="ignore", invalid="ignore"):
-            layers = kernel.contract_layers(*piece, None if dtype in DIGITS else dtype)
+            layers = job.kernel.contract_layers(*piece, job.products_dtype)
             return layers if by_layer or size == 1 else [_added_up(layers)]
 
+    if alone:
+        return [contract(pieces[0])]
     with blas().limit(limits=1), ThreadPoolExecutor(n_threads) as threads:
         blocks = [block for found in threads.map(contract, pieces) for block in found]
     per_pair = len(blocks) // len(lefts)
@@ -205,10 +206,10 @@ def _added_up(layers):
     return total
 
 
-def _contract_compiled(kernel, model, lefts, right, dtype, by_layer):
-    """Blocks of some tiles with one tile, by XLA."""
-    with enable_x64(True) if dtype == "float64" else nullcontext():
-        return [_contract(kernel, model, left, right, dtype, by_layer) for left in lefts]
+def _contract_compiled(job: TileJob, lefts: list, right) -> list:
+    """Return the blocks of some tiles with one tile, by XLA."""
+    with enable_x64(True) if job.dtype == "float64" else nullcontext():
+        return [_contract(job.kernel, job.model, left, right, job.dtype, job.by_layer) for left in lefts]
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
@@ -219,20 +220,8 @@ def _contract(kernel, model, left, right, dtype, by_layer):
         precision = precision if on_host() else UNITS[dtype]
         dtype = None
     with jax.default_matmul_precision(precision):
-        if isinstance(kernel, TangentKernel):
-            blocks = kernel.contract_layers(left, right, dtype)
-            return blocks if by_layer else [sum(blocks)]
-        block = kernel(model, left, right)
-    _check_block(kernel, jnp.shape(block), len(left), len(right))
-    return [block if dtype is None else block.astype(dtype)]
-
-
-def _check_block(kernel, shape, n, m):
-    if shape[:2] != (n, m) or len(shape) > 4 or len(set(shape[2:])) > 1:
-        raise ValueError(
-            f"a kernel must return a block (n, m), (n, m, C) or (n, m, C, C), got {shape} for n = {n} and m = {m} "
-            f"from {kernel!r}"
-        )
+        blocks = kernel.blocks(model, left, right, dtype)
+        return blocks if by_layer or len(blocks) == 1 else [sum(blocks)]
 
 
 def own_precision(block):

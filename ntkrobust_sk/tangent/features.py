@@ -7,44 +7,46 @@ import jax.numpy as jnp
 
 from ..networks.inputs import PyTree
 from ..networks.model import Model, Variables
-from .gradients import Factors, Whole
+from .gradients import DenseGradients, OuterProducts
 from .jaxpr import pushes_forward
 from .per_example import contract_gradients, layer_gradients
 
 
-def tangent_features(model: Model, x: jax.Array, seeds=None, *, all_pairs: bool = False) -> list[Whole | Factors]:
-    """Gradients of every ⟨seed_r, f⟩ at every input, one entry for each parameter array.
+def tangent_features(
+    model: Model, x: jax.Array, directions=None, *, all_pairs: bool = False
+) -> list[DenseGradients | OuterProducts]:
+    """Gradients of every ⟨d_r, f⟩ at every input, one entry for each parameter array.
 
     Parameters
     ----------
     model : Model
     x : array (n, ...)
-    seeds : array (R, C), default=None
+    directions : array (R, C), default=None
         Directions in output space; None is the identity, the logits themselves.
     all_pairs : bool, default=False
-        Whether gradients of different seeds will be contracted with each other.
+        Whether gradients of different directions will be contracted with each other.
 
     Returns
     -------
-    list of Whole or Factors
-        In the order of ``jax.tree.leaves(params)``, each for R seeds and n examples; biases may be in the entry
-        of their weights, see :func:`.factors.separated`.
+    list of DenseGradients or OuterProducts
+        In the order of ``jax.tree.leaves(params)``, each for R directions and n examples; biases may be in the
+        entry of their weights, see :func:`.gradient_lists.split_biases`.
     """
-    seeds = identity_seeds(model, x) if seeds is None else seeds
+    directions = identity_directions(model, x) if directions is None else directions
     with jax.default_matmul_precision("highest"):
-        return layer_gradients(_as_function(model), model.variables.params, x, seeds, all_pairs=all_pairs)
+        return layer_gradients(_as_function(model), model.variables.params, x, directions, all_pairs=all_pairs)
 
 
-def identity_seeds(model: Model, x) -> jax.Array:
-    """One seed for each logit, (C, C), in single precision at least."""
+def identity_directions(model: Model, x) -> jax.Array:
+    """One direction for each logit, (C, C), in single precision at least."""
     logits = jax.eval_shape(lambda model, x: model(x), model, x)
     return jnp.eye(logits.shape[1], dtype=jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def contract_features(model: Model, x: jax.Array, tangents: PyTree, seeds=None) -> jax.Array:
-    """Σ_r ⟨∇⟨seed_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape)."""
+def contract_features(model: Model, x: jax.Array, tangents: PyTree, directions=None) -> jax.Array:
+    """Σ_r ⟨∇⟨d_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape)."""
     with jax.default_matmul_precision("highest"):
-        return contract_gradients(_as_function(model), model.variables.params, x, tangents, seeds)
+        return contract_gradients(_as_function(model), model.variables.params, x, tangents, directions)
 
 
 def can_push(model: Model, x: jax.Array) -> bool:

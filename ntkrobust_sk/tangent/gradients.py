@@ -1,4 +1,4 @@
-"""Gradients of one parameter array for many examples and seeds, whole or as factors.
+"""Gradients of one parameter array for many examples and directions, whole or as factors.
 
 A linear layer's gradient is a sum of outer products over the positions s at which its weights are applied,
 G_ok = Σ_s δ_so h_sk, with h what the weights see and δ the cotangent of what they give (a dense layer has one
@@ -9,15 +9,14 @@ G is a matter of counting.
 Arrays in, arrays out, in NumPy or JAX: on a CPU the products of tall and thin matrices that kernels consist
 of run several times as fast in NumPy's BLAS as in XLA.
 
-Axes: r seeds (the directions in output space that were pulled back), n examples, g groups of channels, s
+Axes: r directions (the directions in output space that were pulled back), n examples, g groups of channels, s
 positions, k inputs and o outputs of the layer in one group, p = g·o·k.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -39,7 +38,7 @@ class Layout:
     shape: tuple[int, ...]
     steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def then(self, name: str, argument) -> Layout:
+    def followed_by(self, name: str, argument) -> Layout:
         """The layout with one more step."""
         return Layout(self.shape, (*self.steps, (name, tuple(map(int, argument)))))
 
@@ -50,7 +49,7 @@ class Layout:
             array = _step(array, lead, name, argument)
         return array
 
-    def undo(self, array):
+    def inverse(self, array):
         """The inverse of :meth:`view` of an array whose last axes are flattened, (..., p)."""
         lead, shapes = array.shape[:-1], [self.shape]
         for name, argument in self.steps:
@@ -68,9 +67,9 @@ def _step(array, lead, name, argument):
     return array.transpose(*range(lead), *(a + lead for a in argument))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["layout"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Whole:
+class DenseGradients:
     """Gradients themselves.
 
     Attributes
@@ -81,36 +80,36 @@ class Whole:
     """
 
     values: Any
-    layout: Layout
+    layout: Layout = field(metadata={"static": True})
 
     @property
     def n(self) -> int:
         """Number of examples."""
         return self.values.shape[1]
 
-    def room_for(self, n: int) -> Whole:
+    def empty(self, n: int) -> DenseGradients:
         """For n examples, in NumPy, not written yet."""
-        n_seeds, _, p = self.values.shape
-        return Whole(np.empty((n_seeds, n, p), self.values.dtype), self.layout)
+        n_directions, _, p = self.values.shape
+        return DenseGradients(np.empty((n_directions, n, p), self.values.dtype), self.layout)
 
-    def write(self, at: int, rows: Whole) -> None:
+    def write(self, at: int, rows: DenseGradients) -> None:
         """Place some examples' from the one at ``at`` on."""
         self.values[:, at : at + rows.n] = rows.values
 
-    def __getitem__(self, rows) -> Whole:
+    def __getitem__(self, rows) -> DenseGradients:
         """Of some examples."""
-        return Whole(self.values[:, rows], self.layout)
+        return DenseGradients(self.values[:, rows], self.layout)
 
-    def inner(self, other: Whole):
-        """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
+    def inner(self, other: DenseGradients):
+        """⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
         return _product(self.values, other.values.swapaxes(1, 2))
 
-    def inner_sum(self, other: Whole):
+    def inner_sum(self, other: DenseGradients):
         """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
         return _summed_products(self.values, other.values)
 
-    def inner_all(self, other: Whole):
-        """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
+    def inner_all(self, other: DenseGradients):
+        """⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
         left, right = (g.values.reshape(-1, g.values.shape[2]) for g in (self, other))
         return _product(left, right.T).reshape(*self.values.shape[:2], *other.values.shape[:2])
 
@@ -122,18 +121,18 @@ class Whole:
         """Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
         return weights.swapaxes(1, 2) @ self.values.astype(weights.dtype)
 
-    def astype(self, dtype) -> Whole:
+    def astype(self, dtype) -> DenseGradients:
         """In another precision."""
-        return Whole(self.values.astype(dtype), self.layout)
+        return DenseGradients(self.values.astype(dtype), self.layout)
 
-    def whole(self) -> Whole:
+    def dense(self) -> DenseGradients:
         """Itself."""
         return self
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["inputs", "cotangents"], meta_fields=["layout"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Factors:
+class OuterProducts:
     """Gradients as sums of outer products, not formed.
 
     Attributes
@@ -147,37 +146,37 @@ class Factors:
 
     inputs: Any
     cotangents: Any
-    layout: Layout
+    layout: Layout = field(metadata={"static": True})
 
     @property
     def n(self) -> int:
         """Number of examples."""
         return self.inputs.shape[0]
 
-    def room_for(self, n: int) -> Factors:
+    def empty(self, n: int) -> OuterProducts:
         """For n examples, in NumPy, not written yet."""
         inputs = np.empty((n, *self.inputs.shape[1:]), self.inputs.dtype)
-        n_seeds, _, *rest = self.cotangents.shape
-        return replace(self, inputs=inputs, cotangents=np.empty((n_seeds, n, *rest), self.cotangents.dtype))
+        n_directions, _, *rest = self.cotangents.shape
+        return replace(self, inputs=inputs, cotangents=np.empty((n_directions, n, *rest), self.cotangents.dtype))
 
-    def write(self, at: int, rows: Factors) -> None:
+    def write(self, at: int, rows: OuterProducts) -> None:
         """Place some examples' from the one at ``at`` on."""
         self.inputs[at : at + rows.n] = rows.inputs
         self.cotangents[:, at : at + rows.n] = rows.cotangents
 
-    def __getitem__(self, rows) -> Factors:
+    def __getitem__(self, rows) -> OuterProducts:
         """Of some examples."""
         return replace(self, inputs=self.inputs[rows], cotangents=self.cotangents[:, rows])
 
-    def products(self, other: Factors):
+    def products(self, other: OuterProducts):
         """⟨h_s, h'_s'⟩ of what the weights see: (g, n, s, m, s')."""
         return _input_products(self.inputs, other.inputs)
 
-    def inner(self, other: Factors):
-        """⟨G_r(x), G_r(x')⟩ for every seed: (r, n, m)."""
+    def inner(self, other: OuterProducts):
+        """⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
         products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
-            # one position: all seeds in one product
+            # one position: all directions in one product
             left, right = (f.cotangents[:, :, :, 0].transpose(2, 0, 1, 3) for f in (self, other))
             every = _product(left, right.swapaxes(2, 3))
             every *= products[:, None, :, 0, :, 0]
@@ -185,18 +184,18 @@ class Factors:
         pairs = zip(self.cotangents, other.cotangents, strict=True)
         return _stack([(products * _row_products(a, b)).sum((0, 2, 4)) for a, b in pairs])
 
-    def inner_sum(self, other: Factors):
+    def inner_sum(self, other: OuterProducts):
         """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
         if not self.inputs.shape[1:3] == other.inputs.shape[1:3] == (1, 1):
             return self.inner(other).sum(0)
         products = self.products(other)[0, :, 0, :, 0]
         return products * _summed_products(self.cotangents[:, :, 0, 0], other.cotangents[:, :, 0, 0])
 
-    def inner_all(self, other: Factors):
-        """⟨G_r(x), G_q(x')⟩ for all pairs of seeds: (r, n, q, m)."""
+    def inner_all(self, other: OuterProducts):
+        """⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
         products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
-            # one position: all seeds in one product
+            # one position: all directions in one product
             (r, n, g, _, o), (q, m) = self.cotangents.shape, other.cotangents.shape[:2]
             left = self.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, r * n, o)
             right = other.cotangents.transpose(2, 0, 1, 3, 4).reshape(g, q * m, o)
@@ -217,39 +216,35 @@ class Factors:
         n, g, s, _ = self.inputs.shape
         inputs = _as_vectors(self.inputs, self._n_in(), weights.dtype).transpose(1, 0, 2, 3).reshape(g, n * s, -1)
 
-        def one_seed(pair):
+        def one_direction(pair):
             cotangents, weights = pair
             scaled = weights.T[:, :, None, None, None] * cotangents  # (t, n, g, s, o)
             scaled = scaled.transpose(2, 0, 4, 1, 3).reshape(g, -1, n * s)
             return (scaled @ inputs).reshape(g, len(weights.T), -1).swapaxes(0, 1)
 
         cotangents = self.cotangents.astype(weights.dtype)
-        # one seed after the other: all at once would take r times the memory
-        return jax.lax.map(one_seed, (cotangents, weights)).reshape(*weights.shape[::2], -1)
+        # one direction after the other: all at once would take r times the memory
+        return jax.lax.map(one_direction, (cotangents, weights)).reshape(*weights.shape[::2], -1)
 
     def _n_in(self):
         return math.prod(self.layout.shape) // (self.cotangents.shape[2] * self.cotangents.shape[4])
 
-    def astype(self, dtype) -> Factors:
+    def astype(self, dtype) -> OuterProducts:
         """In another precision."""
         inputs = self.inputs if self.inputs.dtype.kind in "iu" else self.inputs.astype(dtype)
         return replace(self, inputs=inputs, cotangents=self.cotangents.astype(dtype))
 
-    def whole(self) -> Whole:
+    def dense(self) -> DenseGradients:
         """The gradients, formed."""
-        n_seeds, n = self.cotangents.shape[:2]
+        n_directions, n = self.cotangents.shape[:2]
         inputs = _as_vectors(self.inputs, self._n_in(), self.cotangents.dtype)
         gradients = self.cotangents.swapaxes(3, 4) @ inputs
-        return Whole(gradients.reshape(n_seeds, n, -1), self.layout)
+        return DenseGradients(gradients.reshape(n_directions, n, -1), self.layout)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["inputs", "cotangents"],
-    meta_fields=["layout", "bias", "bias_layout"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class AffineFactors(Factors):
+class AffineOuterProducts(OuterProducts):
     """Gradients of a layer's weights and of its bias, a weight on one more input that is always one.
 
     Inner products are those of both together, at the cost of the weights' alone. Everything else is asked of
@@ -263,19 +258,19 @@ class AffineFactors(Factors):
         Of the bias into (1, o, 1).
     """
 
-    bias: int
-    bias_layout: Layout
+    bias: int = field(metadata={"static": True})
+    bias_layout: Layout = field(metadata={"static": True})
 
-    def products(self, other: Factors):
+    def products(self, other: OuterProducts):
         """⟨h_s, h'_s'⟩ + 1: (1, n, s, m, s')."""
         return super().products(other) + 1
 
-    def parts(self) -> tuple[Factors, Factors]:
+    def parts(self) -> tuple[OuterProducts, OuterProducts]:
         """Of the weights, and of the bias."""
         xp = np if isinstance(self.inputs, np.ndarray) else jnp
         ones = xp.ones_like(self.inputs[..., :1])
-        weights = Factors(self.inputs, self.cotangents, self.layout)
-        return weights, Factors(ones, self.cotangents, self.bias_layout)
+        weights = OuterProducts(self.inputs, self.cotangents, self.layout)
+        return weights, OuterProducts(ones, self.cotangents, self.bias_layout)
 
 
 def _product(left, right):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from ..execution.convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
-from .gradients import Factors, Layout
+from .gradients import Layout, OuterProducts
 from .layer_rules import LINEAR, contract_convolution
 
 
@@ -37,14 +37,14 @@ DATA, CONST = "data", "const"
 
 
 @dataclass
-class _Meeting:
+class ParameterUse:
     """One evaluation of an equation in which parameters meet data."""
 
     eqn: Any
     inputs: list
     kinds: list
-    # the meeting whose output, needed nowhere else, is one of the inputs
-    after: _Meeting | None = None
+    # the use whose output, needed nowhere else, is one of the inputs
+    after: ParameterUse | None = None
 
     def __post_init__(self):
         self.from_params = [
@@ -66,8 +66,8 @@ class _Meeting:
         mixed = zip(self.inputs, self.from_params, strict=True)
         return bind(self.eqn, [next(replaced) if own else value for value, own in mixed])
 
-    def factors(self, cotangents: list) -> Factors | None:
-        """The only operand's gradient as factors, where the equation is linear in it in such a way."""
+    def outer_products(self, cotangents: list) -> OuterProducts | None:
+        """The only operand's gradient as outer products, where the equation is linear in it in such a way."""
         form = LINEAR.get(self.eqn.primitive.name)
         if form is None or sum(self.from_params) != 1 or cotangents[0] is None:
             return None
@@ -75,10 +75,10 @@ class _Meeting:
 
     def operand_gradients(self, cotangents: list) -> list:
         """Cotangents (R, ...) of the outputs, pulled back to the operands."""
-        factors = self.factors(cotangents)
-        if factors is not None and factors.inputs.dtype.kind not in "iu":
+        products = self.outer_products(cotangents)
+        if products is not None and products.inputs.dtype.kind not in "iu":
             (operand,) = self.operands()
-            return [factors.layout.undo(factors.whole().values[:, 0]).astype(operand.dtype)]
+            return [products.layout.inverse(products.dense().values[:, 0]).astype(operand.dtype)]
         outputs, pull = jax.vjp(self.rebind, self.operands())
 
         def pull_one(cotangent):
@@ -90,11 +90,11 @@ class _Meeting:
     def contract(self, cotangents: list, tangents: list, dtype) -> jax.Array:
         """Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,), summed in ``dtype``
         or better."""
-        factors = self.factors(cotangents) if self.eqn.primitive.name == "conv_general_dilated" else None
-        if factors is not None and factors.inputs.shape[1] == 1:
+        products = self.outer_products(cotangents) if self.eqn.primitive.name == "conv_general_dilated" else None
+        if products is not None and products.inputs.shape[1] == 1:
             # (s, k), (c, s, o) and (c, t, o, k)
-            matrices = factors.layout.view(tangents[0])[:, :, 0]
-            found = contract_convolution(factors.inputs[0, 0], factors.cotangents[:, 0, 0], matrices)
+            matrices = products.layout.view(tangents[0])[:, :, 0]
+            found = contract_convolution(products.inputs[0, 0], products.cotangents[:, 0, 0], matrices)
             return found.real.astype(dtype)
 
         def push(tangent):
@@ -112,7 +112,7 @@ class _Walk:
     probes: list | None = None
     # what depends on data is left out, where only the operands are wanted
     operands_only: bool = False
-    meetings: list[_Meeting] = field(default_factory=list)
+    uses: list[ParameterUse] = field(default_factory=list)
 
     def run(self, jaxpr, consts, args, kinds) -> tuple[list, list]:
         """Values and kinds (CONST, DATA or _FromParams) of the outputs."""
@@ -125,15 +125,15 @@ class _Walk:
         read_in = Counter(
             v for v in (*jaxpr.outvars, *itertools.chain(*(e.invars for e in jaxpr.eqns))) if _is_var(v)
         )
-        met = {}
+        use_of = {}
         for eqn in jaxpr.eqns:
             pairs = [read(atom) for atom in eqn.invars]
             inputs, kinds = [value for value, _ in pairs], [kind for _, kind in pairs]
             env |= dict(zip(eqn.outvars, self._equation(eqn, inputs, kinds), strict=True))
-            if self.meetings and self.meetings[-1].eqn is eqn:
-                self.meetings[-1].after = next((met[v] for v in eqn.invars if _is_var(v) and v in met), None)
+            if self.uses and self.uses[-1].eqn is eqn:
+                self.uses[-1].after = next((use_of[v] for v in eqn.invars if _is_var(v) and v in use_of), None)
                 if read_in[eqn.outvars[0]] == 1:
-                    met[eqn.outvars[0]] = self.meetings[-1]
+                    use_of[eqn.outvars[0]] = self.uses[-1]
         outputs = [read(atom) for atom in jaxpr.outvars]
         return [value for value, _ in outputs], [kind for _, kind in outputs]
 
@@ -153,11 +153,11 @@ class _Walk:
         if DATA not in kinds:
             leaves = frozenset().union(*(kind.leaves for kind in from_params))
             return [(out, _FromParams(leaves, _origin(eqn, inputs, kinds))) for out in outputs]
-        meeting = _Meeting(eqn, inputs, kinds)
-        if any(meeting.from_params) and any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars):
-            self.meetings.append(meeting)
+        use = ParameterUse(eqn, inputs, kinds)
+        if any(use.from_params) and any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars):
+            self.uses.append(use)
             if self.probes is not None:
-                probes = self.probes[len(self.meetings) - 1]
+                probes = self.probes[len(self.uses) - 1]
                 outputs = [out if p is None else out + p for out, p in zip(outputs, probes, strict=True)]
         return [(out, DATA) for out in outputs]
 
@@ -175,10 +175,10 @@ def _origin(eqn, inputs, kinds) -> _Origin | None:
     if origin is None or any(kind is not CONST for i, kind in enumerate(kinds) if i != at):
         return None
     if name == "transpose":
-        return origin._replace(layout=origin.layout.then("transpose", eqn.params["permutation"]))
+        return origin._replace(layout=origin.layout.followed_by("transpose", eqn.params["permutation"]))
     if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim") and math.prod(shapes[at]) == out.size:
         # axes of length one may change places, the others keep their order
-        return origin._replace(layout=origin.layout.then("reshape", out.shape))
+        return origin._replace(layout=origin.layout.followed_by("reshape", out.shape))
     if name == "convert_element_type" and jnp.issubdtype(out.dtype, jnp.inexact):
         drops_part = jnp.iscomplexobj(inputs[at]) and not jnp.issubdtype(out.dtype, jnp.complexfloating)
         return None if drops_part else origin
@@ -194,27 +194,27 @@ def _origin(eqn, inputs, kinds) -> _Origin | None:
 
 
 @dataclass
-class _Met:
+class TracedNetwork:
     """Where parameters meet one example, and how to pull cotangents back to there.
 
     Attributes
     ----------
-    meetings : list of _Meeting
+    uses : list of ParameterUse
     cotangents : callable
-        From seeds (R, C) to a list for each meeting, of arrays (R, *output.shape) or None for outputs that
+        From directions (R, C) to a list for each use, of arrays (R, *output.shape) or None for outputs that
         cannot be differentiated.
     operands_of : callable
-        From parameters to all meetings' operands.
+        From parameters to all uses' operands.
     logits : shape and dtype
     """
 
-    meetings: list[_Meeting]
+    uses: list[ParameterUse]
     cotangents: Callable
     operands_of: Callable
     logits: Any
 
 
-def meet(apply, params, z) -> _Met:
+def find_parameter_uses(apply, params, z) -> TracedNetwork:
     """Follow the one example z (1, ...) through the network."""
 
     def apply_to_data(params, z):
@@ -229,22 +229,22 @@ def meet(apply, params, z) -> _Met:
         leaves = jax.tree.leaves(at)
         kinds = [_FromParams(frozenset([i]), _Origin(i, Layout(jnp.shape(v)))) for i, v in enumerate(leaves)]
         outputs, _ = walker.run(closed.jaxpr, closed.consts, [*leaves, z], [*kinds, DATA])
-        return None if operands_only else outputs[0][0], walker.meetings
+        return None if operands_only else outputs[0][0], walker.uses
 
     def probe(var):
         return jnp.zeros(var.aval.shape, var.aval.dtype) if jnp.issubdtype(var.aval.dtype, jnp.inexact) else None
 
-    meetings = walk(params, None)[1]
-    probes = [[probe(var) for var in meeting.eqn.outvars] for meeting in meetings]
+    uses = walk(params, None)[1]
+    probes = [[probe(var) for var in use.eqn.outvars] for use in uses]
 
-    def cotangents(seeds):
+    def cotangents(directions):
         _, pull = jax.vjp(lambda p: walk(params, p)[0], probes)
-        return jax.vmap(lambda seed: pull(seed)[0])(seeds)
+        return jax.vmap(lambda direction: pull(direction)[0])(directions)
 
     def operands_of(at):
-        return [meeting.operands() for meeting in walk(at, None, operands_only=True)[1]]
+        return [use.operands() for use in walk(at, None, operands_only=True)[1]]
 
-    return _Met(meetings, cotangents, operands_of, logits)
+    return TracedNetwork(uses, cotangents, operands_of, logits)
 
 
 def _summed(cotangents, changes, dtype):

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from .costs import ENTRY_COST
-from .gradients import Factors, Layout
+from .gradients import Layout, OuterProducts
 
 # Equations as outer products. Each takes the equation, its inputs, which of them come from parameters (one
 # does), and the output's cotangents (R, *output.shape); there is one example, so n = 1.
 
 
-def _product(eqn, inputs, from_params, cotangents) -> Factors:
+def _product(eqn, inputs, from_params, cotangents) -> OuterProducts:
     (contracted, batched) = eqn.params["dimension_numbers"]
     at = from_params.index(True)
     h = inputs[1 - at]
@@ -27,16 +27,18 @@ def _product(eqn, inputs, from_params, cotangents) -> Factors:
     wc, wb = contracted[at], batched[at]
     w_free = [d for d in range(len(shape)) if d not in (*wc, *wb)]
     n_out = math.prod(shape[d] for d in w_free)
-    layout = Layout(shape).then("transpose", (*wb, *w_free, *wc)).then("reshape", (n_groups, n_out, n_in))
+    layout = (
+        Layout(shape).followed_by("transpose", (*wb, *w_free, *wc)).followed_by("reshape", (n_groups, n_out, n_in))
+    )
     # integers would be taken for rows of a table
     seen = h.astype(cotangents.dtype).transpose(*b, *free, *c).reshape(1, n_groups, n_positions, n_in)
     # the output's axes: batch, the left operand's free ones, the right operand's
     order = (n_positions, n_out) if at == 1 else (n_out, n_positions)
     delta = cotangents.reshape(len(cotangents), 1, n_groups, *order)
-    return Factors(seen, delta if at == 1 else delta.swapaxes(3, 4), layout)
+    return OuterProducts(seen, delta if at == 1 else delta.swapaxes(3, 4), layout)
 
 
-def _convolution(eqn, inputs, from_params, cotangents) -> Factors | None:
+def _convolution(eqn, inputs, from_params, cotangents) -> OuterProducts | None:
     if from_params != [False, True] or eqn.params["batch_group_count"] != 1:
         return None
     numbers, n_groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
@@ -44,17 +46,17 @@ def _convolution(eqn, inputs, from_params, cotangents) -> Factors | None:
     c_out, c_in, *spatial = numbers.rhs_spec
     size = math.prod(shape[d] for d in spatial)
     out = shape[c_out] // n_groups
-    layout = Layout(shape).then("transpose", (c_out, *spatial, c_in))
-    layout = layout.then("reshape", (n_groups, out, size * shape[c_in]))
+    layout = Layout(shape).followed_by("transpose", (c_out, *spatial, c_in))
+    layout = layout.followed_by("reshape", (n_groups, out, size * shape[c_in]))
     patches = _patches(eqn, inputs[0]).astype(cotangents.dtype)  # (s, window, channels)
     seen = patches.reshape(len(patches), size, n_groups, -1).transpose(2, 0, 1, 3)
     batch, channels, *places = (d + 1 for d in numbers.out_spec)
     delta = jnp.transpose(cotangents, (0, batch, *places, channels))
     delta = delta.reshape(len(delta), len(patches), n_groups, out).swapaxes(1, 2)
-    return Factors(seen.reshape(1, n_groups, len(patches), -1), delta[:, None], layout)
+    return OuterProducts(seen.reshape(1, n_groups, len(patches), -1), delta[:, None], layout)
 
 
-def _look_up(eqn, inputs, from_params, cotangents) -> Factors | None:
+def _look_up(eqn, inputs, from_params, cotangents) -> OuterProducts | None:
     """Rows of a table, one for each index."""
     numbers, table, indices = eqn.params["dimension_numbers"], jnp.shape(inputs[0]), inputs[1]
     whole_rows = tuple(eqn.params["slice_sizes"]) == (1, *table[1:])
@@ -64,12 +66,12 @@ def _look_up(eqn, inputs, from_params, cotangents) -> Factors | None:
     if from_params != [True, False] or not (whole_rows and plain and numbers.offset_dims == last):
         return None
     n_rows, n_out = table[0], math.prod(table[1:])
-    layout = Layout(table).then("reshape", (1, n_rows, n_out)).then("transpose", (0, 2, 1))
+    layout = Layout(table).followed_by("reshape", (1, n_rows, n_out)).followed_by("transpose", (0, 2, 1))
     seen = indices.reshape(1, 1, -1, 1)
     delta = cotangents.reshape(len(cotangents), 1, 1, seen.shape[2], n_out)
     if eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP:
         delta = jnp.where((seen >= 0) & (seen < n_rows), delta, 0)
-    return Factors(seen.clip(0, n_rows - 1), delta, layout)
+    return OuterProducts(seen.clip(0, n_rows - 1), delta, layout)
 
 
 LINEAR = {"dot_general": _product, "conv_general_dilated": _convolution, "gather": _look_up}

@@ -66,7 +66,7 @@ def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float |
     check_dtype_drift(kernel, model, X, rtol=rtol)
     if tangent:
         check_scaling(kernel, model, X, rtol=rtol)
-    if hasattr(resolve_kernel(kernel), "fold"):
+    if resolve_kernel(kernel).is_tangent:
         check_predictor(kernel, model, X, rtol=rtol)
 
 
@@ -78,11 +78,11 @@ def check_shape(kernel, model: Model, X) -> None:
     kernel, X = _prepared(kernel, model, X)
     shape = jnp.shape(jax.eval_shape(partial(_block, kernel), model, X[:1], X))
     n_outputs = jax.eval_shape(lambda f, x: f(x), model, X).shape[1]
-    rank = getattr(kernel, "rank", len(shape))
+    rank = kernel.rank or len(shape)
     if rank != len(shape) or rank not in (2, 3, 4) or shape != (1, len(X), *[n_outputs] * (rank - 2)):
         raise AssertionError(
             f"the block of {kernel!r} for 1 and {len(X)} inputs and {n_outputs} logits has shape {shape}, "
-            f"expected (n, m), (n, m, C) or (n, m, C, C){f' of rank {rank}' if hasattr(kernel, 'rank') else ''}"
+            f"expected (n, m), (n, m, C) or (n, m, C, C){f' of rank {rank}' if kernel.rank else ''}"
         )
 
 

@@ -25,11 +25,11 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution import devices, loops
-from ntkrobust_sk.kernels import plan, proof, tiles
+from ntkrobust_sk.kernels import abstract_features, plan, tiles, verification
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
 from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor
-from ntkrobust_sk.kernels.tiles import features_of
+from ntkrobust_sk.kernels.tile_program import tile_program
 
 try:
     from jax import enable_x64
@@ -56,7 +56,7 @@ ERRORS = {
 
 def forget():
     """What was traced for other devices."""
-    for cached in (plan.compiled_features, plan._plan, plan._row_bytes, loops._loops_well):
+    for cached in (abstract_features.compiled_features, abstract_features._shapes, plan._plan, loops._loops_well):
         cached.cache_clear()
     jax.clear_caches()
 
@@ -125,8 +125,8 @@ def assert_near(found, expected, tolerance):
 @pytest.mark.parametrize("dtype", ERRORS, ids=lambda dtype: str(getattr(dtype, "__name__", dtype)))
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_in_every_precision_stays_on_the_device(kernel, dtype, exact):
-    for seeds in (C, 1):
-        sizes = fixed_plan(resolve_kernel(kernel), MODEL, SHAPE, TILE, 2, seeds)
+    for directions in (C, 1):
+        sizes = fixed_plan(resolve_kernel(kernel), MODEL, SHAPE, TILE, 2, directions)
         for at, other in (("X", None), ("Y", Y)):
             K = gram(kernel, MODEL, X, other, dtype=dtype, plan=sizes)
             assert isinstance(K, jax.Array)
@@ -155,7 +155,7 @@ def test_bf16_features_take_half_the_memory():
     assert narrow.row_bytes == wide.row_bytes // 2
     sizes = fixed_plan(kernel, MODEL, SHAPE, TILE)
     for name, dtype in (("tf32", "float32"), ("bf16", "bfloat16")):
-        leaves = jax.tree.leaves(features_of(kernel, MODEL, sizes, X, 0, digits=name))
+        leaves = jax.tree.leaves(tile_program(kernel, MODEL, sizes, X, name)(X[:TILE]))
         assert {leaf.dtype.name for leaf in leaves} == {dtype}
 
 
@@ -163,7 +163,7 @@ def test_the_working_space_of_an_accelerator_does_not_count_the_threads_of_the_h
     kernel = KERNELS["trace"]
 
     def plan_with(n_threads):
-        monkeypatch.setattr(plan, "host_threads", lambda: n_threads)
+        monkeypatch.setattr(abstract_features, "host_threads", lambda: n_threads)
         forget()
         return make_plan(kernel, MODEL, SHAPE, 2**26, n_rows=64)
 
@@ -304,13 +304,13 @@ def test_estimators_fit_predict_and_are_scored():
 
 
 def test_readings_are_proved_at_the_host(monkeypatch):
-    where, compared = [], proof.compared
+    where, compared = [], verification.relative_error_to_backward
 
-    def recorded(kernel, n_seeds, model, x):
+    def recorded(kernel, n_directions, model, x):
         where.extend([devices.default_devices(), *(type(leaf) for leaf in jax.tree.leaves(model))])
-        return compared(kernel, n_seeds, model, x)
+        return compared(kernel, n_directions, model, x)
 
-    monkeypatch.setattr(proof, "compared", recorded)
-    monkeypatch.setattr(proof, "_PROVED", set())
+    monkeypatch.setattr(verification, "relative_error_to_backward", recorded)
+    monkeypatch.setattr(verification, "_VERIFIED", set())
     gram("trace", MODEL, X)
     assert where[0] == (jax.local_devices(backend="cpu")[0],) and set(where[1:]) == {np.ndarray}

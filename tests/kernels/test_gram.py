@@ -16,9 +16,9 @@ from ntkrobust_sk.execution.memory import parse_memory
 from ntkrobust_sk.kernels import tiles
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
-from ntkrobust_sk.kernels.tiles import features_of
-from ntkrobust_sk.tangent.gradient_lists import DIGITS, rounded
-from ntkrobust_sk.tangent.gradients import Layout, Whole
+from ntkrobust_sk.kernels.tile_program import TileProgram, tile_program
+from ntkrobust_sk.tangent.gradient_lists import DIGITS, round_features
+from ntkrobust_sk.tangent.gradients import DenseGradients, Layout
 
 try:
     from jax import enable_x64
@@ -48,8 +48,8 @@ def draw_inputs(n, shape=SHAPE, seed=1, dtype=np.float32):
 MODEL, X = draw_model(), draw_inputs(11)
 
 
-def in_tiles(kernel, model, X, Y=None, *, rows=TILE, panel=1, seeds=None, **options):
-    plan = fixed_plan(resolve_kernel(kernel), model, np.shape(X)[1:], rows, panel, seeds)
+def in_tiles(kernel, model, X, Y=None, *, rows=TILE, panel=1, directions=None, **options):
+    plan = fixed_plan(resolve_kernel(kernel), model, np.shape(X)[1:], rows, panel, directions)
     return gram(kernel, model, X, Y, plan=plan, **options)
 
 
@@ -186,15 +186,15 @@ def test_on_a_cpu_the_result_is_a_writable_numpy_array():
     K[0, 0] = 0
 
 
-# Several passes over the seeds
+# Several passes over the directions
 
 
 @pytest.mark.parametrize("panel", [1, 3])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("kernel", ["trace", "class"])
-def test_several_passes_over_the_seeds_give_what_one_gives(kernel, seeds, panel):
-    plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, TILE, panel, seeds)
-    assert plan.passes == -(-N_OUTPUTS // seeds)
+def test_several_passes_over_the_directions_give_what_one_gives(kernel, directions, panel):
+    plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, TILE, panel, directions)
+    assert plan.passes == -(-N_OUTPUTS // directions)
     found = np.asarray(gram(kernel, MODEL, X, plan=plan))
     assert_rounding(found, in_tiles(kernel, MODEL, X))
     np.testing.assert_array_equal(found, transposed(found))
@@ -202,8 +202,8 @@ def test_several_passes_over_the_seeds_give_what_one_gives(kernel, seeds, panel)
 
 
 @pytest.mark.parametrize("kernel", ["full", "pseudo"])
-def test_kernels_that_need_all_seeds_at_once_take_one_pass(kernel):
-    plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, TILE, seeds=1)
+def test_kernels_that_need_all_directions_at_once_take_one_pass(kernel):
+    plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, TILE, directions=1)
     assert plan.passes == 1
     assert_same(gram(kernel, MODEL, X, plan=plan), in_tiles(kernel, MODEL, X))
 
@@ -235,11 +235,11 @@ OF_JACOBIANS = {
 }
 
 
-@pytest.mark.parametrize("seeds", [None, 2])
+@pytest.mark.parametrize("directions", [None, 2])
 @each_kernel
-def test_every_layer_has_the_matrix_of_the_dense_jacobian_of_its_parameters(kernel, seeds):
-    layers = in_tiles(kernel, MODEL, X, seeds=seeds, by_layer=True)
-    columns = in_tiles(kernel, MODEL, X, X[:3], seeds=seeds, by_layer=True)
+def test_every_layer_has_the_matrix_of_the_dense_jacobian_of_its_parameters(kernel, directions):
+    layers = in_tiles(kernel, MODEL, X, directions=directions, by_layer=True)
+    columns = in_tiles(kernel, MODEL, X, X[:3], directions=directions, by_layer=True)
     dense = jacobians(MODEL, X)
     assert list(layers) == list(columns) == list(dense)
     assert list(dense) == [f"['dense_{i}']['{name}']" for i in range(3) for name in ("bias", "kernel")]
@@ -254,7 +254,7 @@ def test_every_layer_has_the_matrix_of_the_dense_jacobian_of_its_parameters(kern
 def test_layers_sum_to_the_kernel(kernel):
     K = in_tiles(kernel, MODEL, X)
     assert_rounding(sum(map(np.asarray, in_tiles(kernel, MODEL, X, by_layer=True).values())), K)
-    in_passes = in_tiles(kernel, MODEL, X, seeds=1, by_layer=True)
+    in_passes = in_tiles(kernel, MODEL, X, directions=1, by_layer=True)
     assert_rounding(sum(map(np.asarray, in_passes.values())), K)
 
 
@@ -277,24 +277,24 @@ def test_the_layers_of_a_kernel_without_tangent_features_are_refused():
 def products(kernel, features):
     """The Gram matrix of features, as exact as their precision in float64 allows."""
     equation = {2: "rnp,rmp->nm", 3: "rnp,rmp->nmr", 4: "rnp,qmp->nmrq"}[KERNELS[kernel].rank]
-    whole = [leaf.astype("float64").whole().values for leaf in features]
+    whole = [leaf.astype("float64").dense().values for leaf in features]
     return sum(np.einsum(equation, values, values) for values in whole)
 
 
-@pytest.mark.parametrize("seeds", [None, 2])
+@pytest.mark.parametrize("directions", [None, 2])
 @each_kernel
-def test_in_double_precision_products_of_single_precision_features_are_exact(kernel, seeds):
+def test_in_double_precision_products_of_single_precision_features_are_exact(kernel, directions):
     assert not jax.config.jax_enable_x64
     plan = fixed_plan(KERNELS[kernel], MODEL, SHAPE, LARGE_TILE)
-    exact = products(kernel, features_of(KERNELS[kernel], MODEL, plan, X, 0, in_numpy=True))[: len(X), : len(X)]
+    exact = products(kernel, tile_program(KERNELS[kernel], MODEL, plan, X)(X))[: len(X), : len(X)]
     scale = np.abs(exact).max()
     for form in ("float64", np.float64, np.dtype("float64")):
-        double = np.asarray(in_tiles(kernel, MODEL, X, seeds=seeds, rows=LARGE_TILE, dtype=form))
+        double = np.asarray(in_tiles(kernel, MODEL, X, directions=directions, rows=LARGE_TILE, dtype=form))
         assert double.dtype == np.float64
         # features of other passes may be rounded otherwise
-        assert_rounding(double, exact, rtol=1e-14 if seeds is None else ROUNDING)
+        assert_rounding(double, exact, rtol=1e-14 if directions is None else ROUNDING)
         np.testing.assert_array_equal(double, transposed(double))
-    if seeds is None:
+    if directions is None:
         single = np.asarray(in_tiles(kernel, MODEL, X, rows=LARGE_TILE))
         assert np.abs(single - exact).max() > 1e-8 * scale > 1e5 * np.abs(double - exact).max()
 
@@ -343,7 +343,7 @@ def test_products_of_rounded_features_are_taken_only_when_asked_for_by_name(name
 def test_rounding_goes_to_the_nearest_number_that_is_kept_and_halfway_to_the_even_one(name, packed):
     values = np.random.default_rng(0).normal(size=(2, 50, 7)).astype(np.float32)
     values[0, 0, :4] = [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11]
-    (found,) = rounded([Whole(jnp.asarray(values), Layout((7,)))], name, packed)
+    (found,) = round_features([DenseGradients(jnp.asarray(values), Layout((7,)))], name, packed)
     mantissa, exponent = np.frexp(values.astype(float))
     expected = np.ldexp(np.round(np.ldexp(mantissa, DIGITS[name] + 1)), exponent - DIGITS[name] - 1)
     np.testing.assert_array_equal(np.asarray(found.values, float), expected)
@@ -353,7 +353,9 @@ def test_rounding_goes_to_the_nearest_number_that_is_kept_and_halfway_to_the_eve
 
 def test_a_gpu_is_told_which_units_to_use():
     for name in ROUNDED:
-        features = jax.eval_shape(lambda x, name=name: rounded(KERNELS["trace"].features(MODEL, x), name, True), X)
+        features = jax.eval_shape(
+            lambda x, name=name: round_features(KERNELS["trace"].features(MODEL, x), name, True), X
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(devices, "HOST_PLATFORMS", ())
             traced = tiles._contract.trace(KERNELS["trace"], MODEL, features, features, name, False)
@@ -443,41 +445,41 @@ def test_nothing_is_traced_or_compiled_again_for_other_weights_or_ragged_ends(ke
 @pytest.fixture
 def calls(monkeypatch):
     """How often the module computed features and contracted them."""
-    module, counts = tiles, {}
+    counts = {}
 
-    def counted(name):
-        function = getattr(module, name)
+    def counted(owner, name):
+        function = getattr(owner, name)
 
-        def count(*args, **kwargs):
-            counts[name] = counts.get(name, 0) + (1 if name == "features_of" else len(args[2]))
-            return function(*args, **kwargs)
+        def count(*args):
+            counts[name] = counts.get(name, 0) + (1 if name == "__call__" else len(args[1]))
+            return function(*args)
 
-        monkeypatch.setattr(module, name, count)
+        monkeypatch.setattr(owner, name, count)
 
-    counted("features_of")
-    counted("contract_on_host" if jax.default_backend() == "cpu" else "_contract_compiled")
+    counted(TileProgram, "__call__")
+    counted(tiles, "contract_on_host" if jax.default_backend() == "cpu" else "_contract_compiled")
     return counts
 
 
 def assert_computed(calls, features, products):
-    assert calls.pop("features_of") == features
+    assert calls.pop("__call__") == features
     assert list(calls.values()) == [products]
 
 
-@pytest.mark.parametrize("seeds", [3, 2, 1])
+@pytest.mark.parametrize("directions", [3, 2, 1])
 @pytest.mark.parametrize("by_layer", [False, True], ids=["", "by layer"])
 def test_features_are_computed_once_a_pass_where_all_fit_and_half_of_the_tiles_are_mirrored(
-    calls, seeds, by_layer
+    calls, directions, by_layer
 ):
-    passes = -(-N_OUTPUTS // seeds)
-    in_tiles("trace", MODEL, X, panel=3, seeds=seeds, by_layer=by_layer)
+    passes = -(-N_OUTPUTS // directions)
+    in_tiles("trace", MODEL, X, panel=3, directions=directions, by_layer=by_layer)
     assert_computed(calls, features=3 * passes, products=6 * passes)
 
 
-@pytest.mark.parametrize("seeds", [3, 1])
-def test_where_one_tile_fits_features_are_computed_again_for_every_panel(calls, seeds):
-    passes = N_OUTPUTS // seeds
-    in_tiles("trace", MODEL, X, panel=1, seeds=seeds)
+@pytest.mark.parametrize("directions", [3, 1])
+def test_where_one_tile_fits_features_are_computed_again_for_every_panel(calls, directions):
+    passes = N_OUTPUTS // directions
+    in_tiles("trace", MODEL, X, panel=1, directions=directions)
     assert_computed(calls, features=(3 + 2 + 1) * passes, products=6 * passes)
 
 
@@ -511,15 +513,15 @@ def test_too_little_memory_is_refused_with_the_amount_that_is_enough():
 
 @pytest.mark.parametrize("panel", [1, 2])
 def test_no_more_tiles_are_held_than_a_panel_and_one(monkeypatch, panel):
-    held, most = [], []
+    held, most, compute = [], [], TileProgram.__call__
 
-    def watched(*args, **kwargs):
-        features = features_of(*args, **kwargs)
+    def watched(*args):
+        features = compute(*args)
         held[:] = [tile for tile in (*held, weakref.ref(jax.tree.leaves(features)[0])) if tile() is not None]
         most.append(len(held))
         return features
 
-    monkeypatch.setattr(tiles, "features_of", watched)
+    monkeypatch.setattr(TileProgram, "__call__", watched)
     in_tiles("trace", MODEL, draw_inputs(6 * TILE), panel=panel)
     assert max(most) == panel + 1
 
@@ -711,7 +713,7 @@ def test_a_plan_for_another_kernel_is_refused_instead_of_giving_other_numbers():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"rows": 0}, {"rows": 6, "chunk": 4}, {"chunk": 0}, {"panel": 1.5}, {"seeds": -1}]
+    "sizes", [{"rows": 0}, {"rows": 6, "chunk": 4}, {"chunk": 0}, {"panel": 1.5}, {"directions": -1}]
 )
 def test_a_plan_of_impossible_sizes_is_refused_when_it_is_made(sizes):
     with pytest.raises(ValueError, match=f"{next(iter(sizes))} must be|rows must be a multiple"):

@@ -278,8 +278,10 @@ def test_kernels_are_plain_values(name, kernel):
     assert len({TraceNTK(), ClassNTK(), FullNTK(), PseudoNTK(), kernel}) == 4
 
 
-def test_a_callable_is_a_kernel_as_it_is():
-    assert resolve_kernel(all_features) is all_features
+def test_a_callable_is_a_kernel_of_its_own_inputs():
+    kernel = resolve_kernel(all_features)
+    assert kernel.function is all_features and repr(kernel) == repr(all_features)
+    assert kernel == resolve_kernel(all_features) == resolve_kernel(kernel)
 
 
 @pytest.mark.parametrize("kernel", ["Trace", "", 3, None])

@@ -10,11 +10,12 @@ import pytest
 from ntkrobust_sk import CNN, MLP, Model, ResNet18, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.execution.memory import parse_memory
 from ntkrobust_sk.execution.tiles import pad_rows
+from ntkrobust_sk.kernels import abstract_features, verification
 from ntkrobust_sk.kernels import plan as planning
-from ntkrobust_sk.kernels import proof
-from ntkrobust_sk.kernels.ntk import KERNELS
+from ntkrobust_sk.kernels.abstract_features import AbstractFeatures
+from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import Plan, fixed_plan, make_plan
-from ntkrobust_sk.kernels.tiles import features_of
+from ntkrobust_sk.kernels.tile_program import tile_program
 
 try:
     from jax import enable_x64
@@ -43,8 +44,8 @@ GENEROUS, MIDDLING, SCARCE = 2**30, 2**22, 2**16
 @pytest.fixture
 def features_only(monkeypatch):
     """Plans in which contracting features takes nothing."""
-    monkeypatch.setattr(planning, "_contraction_bytes", lambda *args: 0)
-    monkeypatch.setattr(planning, "_block_bytes", lambda *args: 0)
+    monkeypatch.setattr(AbstractFeatures, "contraction_bytes", lambda *args: 0)
+    monkeypatch.setattr(AbstractFeatures, "block_bytes", lambda *args: 0)
     planning._plan.cache_clear()
     yield
     planning._plan.cache_clear()
@@ -89,20 +90,21 @@ def test_a_plan_keeps_to_its_memory_and_leaves_no_room_for_another_tile(kernel, 
     assert plan.memory == memory
     assert plan.peak_bytes == (plan.panel + 1) * tile + plan.working_bytes <= memory
     # one number a pair, one for each class, or one for each pair of classes
-    block = plan.rows**2 * plan.seeds ** {"trace": 0, "pseudo": 0, "class": 1, "full": 2}[kernel] * 4
+    block = plan.rows**2 * plan.directions ** {"trace": 0, "pseudo": 0, "class": 1, "full": 2}[kernel] * 4
     assert plan.peak_bytes + tile + block > memory
     assert plan.panel >= 1
     assert plan.rows in [2**i for i in range(10)]
-    assert plan.n_seeds == (1 if kernel == "pseudo" else N_OUTPUTS)
-    assert 1 <= plan.seeds <= plan.n_seeds
-    assert plan.passes * plan.seeds >= plan.n_seeds > (plan.passes - 1) * plan.seeds
+    assert plan.n_directions == (1 if kernel == "pseudo" else N_OUTPUTS)
+    assert 1 <= plan.directions <= plan.n_directions
+    assert plan.passes * plan.directions >= plan.n_directions > (plan.passes - 1) * plan.directions
 
 
 @pytest.mark.parametrize("name, memory", [("dense", GENEROUS), ("convolutional", MIDDLING)])
 @each_kernel
 def test_a_plan_states_the_bytes_that_features_take(kernel, name, memory):
     plan, shape = plan_of(kernel, name, memory), NETWORKS[name][1]
-    features = features_of(KERNELS[kernel], draw_model(name), plan, draw_inputs(2, shape), 0)
+    X = draw_inputs(2, shape)
+    features = tile_program(KERNELS[kernel], draw_model(name), plan, X)(X)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(features)) == plan.rows * plan.row_bytes
 
 
@@ -111,8 +113,8 @@ def test_a_plan_states_the_working_space_that_the_compiler_states(kernel, featur
     model, shape = draw_model("convolutional"), NETWORKS["convolutional"][1]
     plan = plan_of(kernel, "convolutional", MIDDLING)
     x = jax.ShapeDtypeStruct((plan.rows, *shape), np.float32)
-    seeds = jax.ShapeDtypeStruct((plan.seeds, N_OUTPUTS), np.float32)
-    compiled = jax.jit(KERNELS[kernel].features).lower(model, x, seeds).compile()
+    directions = jax.ShapeDtypeStruct((plan.directions, N_OUTPUTS), np.float32)
+    compiled = jax.jit(KERNELS[kernel].features).lower(model, x, directions).compile()
     assert plan.working_bytes == compiled.memory_analysis().temp_size_in_bytes > 0
 
 
@@ -132,11 +134,11 @@ def working_space(monkeypatch):
     """Sets what working space the compiler states, in bytes a row."""
 
     def state(row_bytes):
-        def program(kernel, abstract, input_shape, rows, n_seeds, devices, digits):
+        def program(abstract, rows, n_directions):
             return Program(None if row_bytes is None else rows * row_bytes)
 
         planning._plan.cache_clear()
-        monkeypatch.setattr(planning, "compiled_features", program)
+        monkeypatch.setattr(abstract_features, "compiled_features", program)
 
     yield state
     planning._plan.cache_clear()
@@ -163,8 +165,8 @@ def test_tiles_are_cut_until_their_working_space_fits_too(working_space, feature
 def test_where_working_space_leaves_the_cache_a_few_rows_are_computed_at_a_time(
     working_space, monkeypatch, row_kilobytes, chunk
 ):
-    monkeypatch.setattr(planning, "_contraction_bytes", lambda *args: 0)
-    monkeypatch.setattr(planning, "_block_bytes", lambda *args: 0)
+    monkeypatch.setattr(AbstractFeatures, "contraction_bytes", lambda *args: 0)
+    monkeypatch.setattr(AbstractFeatures, "block_bytes", lambda *args: 0)
     working_space(row_kilobytes * 2**10)
     plan = plan_of("trace", "dense", GENEROUS)
     assert (plan.rows, plan.chunk) == (128, chunk)
@@ -190,12 +192,12 @@ def test_less_memory_gives_fewer_rows_or_more_passes(kernel, name, features_only
         assert less.rows * less.panel < more.rows * more.panel
     assert plans[-1].rows < plans[0].rows
     assert (plans[-1].passes > 1) == (kernel in ("trace", "class"))
-    assert {plan.seeds for plan in plans if kernel in ("full", "pseudo")} <= {plans[0].n_seeds}
+    assert {plan.directions for plan in plans if kernel in ("full", "pseudo")} <= {plans[0].n_directions}
 
 
 def test_much_memory_makes_panels_longer_and_tiles_no_larger():
     plan, more = (plan_of("trace", "dense", memory) for memory in (2**30, 2**31))
-    assert (more.rows, more.seeds, more.row_bytes) == (plan.rows, plan.seeds, plan.row_bytes)
+    assert (more.rows, more.directions, more.row_bytes) == (plan.rows, plan.directions, plan.row_bytes)
     assert more.panel > 2 * plan.panel
 
 
@@ -209,8 +211,8 @@ def test_tiles_have_twice_the_rows_where_many_of_them_fit(monkeypatch, features_
 def test_passes_of_ten_outputs_leave_none_to_spare():
     model = Model(network := MLP(n_outputs=10, widths=(8,)), network.init(jax.random.key(0), (5,)))
     plans = [make_plan(KERNELS["trace"], model, (5,), memory) for memory in np.geomspace(2**17, 2**23, 13)]
-    assert {plan.seeds for plan in plans} == {1, 2, 5, 10}
-    assert all(plan.passes * plan.seeds == 10 for plan in plans)
+    assert {plan.directions for plan in plans} == {1, 2, 5, 10}
+    assert all(plan.passes * plan.directions == 10 for plan in plans)
 
 
 def test_features_in_double_precision_take_twice_the_memory():
@@ -288,8 +290,8 @@ SOME_PLAN = Plan(
     rows=64,
     chunk=16,
     panel=3,
-    seeds=4,
-    n_seeds=10,
+    directions=4,
+    n_directions=10,
     row_bytes=2048,
     working_bytes=3 * 2**20,
     memory=2**30,
@@ -305,7 +307,7 @@ def test_a_plan_says_its_tiles_panels_passes_and_bytes():
         "tiles of 64 rows (16 at once), panels of 192; 3 passes over 10 outputs; "
         "2 KiB of features a row, 3 MiB to compute them; at most 3.5 MiB of 1.0 GiB, " + NOT_COUNTED
     )
-    on_two = replace(SOME_PLAN, devices=("one", "other"), seeds=10, panel=3000, row_bytes=900, memory=2**31)
+    on_two = replace(SOME_PLAN, devices=("one", "other"), directions=10, panel=3000, row_bytes=900, memory=2**31)
     assert str(on_two) == (
         "tiles of 64 rows, on 2 devices (16 at once), panels of 192,000; 1 pass over 10 outputs; "
         "900 bytes of features a row, 3 MiB to compute them; at most 167.8 MiB of 2.0 GiB, " + NOT_COUNTED
@@ -324,7 +326,7 @@ def of_logits(model, x1, x2):
 
 
 @pytest.mark.parametrize(
-    "kernel, seeds, expected",
+    "kernel, directions, expected",
     [
         ("trace", None, (N_OUTPUTS, 1)),
         ("trace", 2, (2, 2)),
@@ -335,13 +337,13 @@ def of_logits(model, x1, x2):
         (of_logits, 1, (1, 1)),
     ],
 )
-def test_a_fixed_plan_has_the_stated_sizes_and_compiles_nothing(kernel, seeds, expected):
-    compiled = planning.compiled_features.cache_info().misses
-    plan = fixed_plan(KERNELS.get(kernel, kernel), draw_model(), (5,), rows=6, panel=2, seeds=seeds)
+def test_a_fixed_plan_has_the_stated_sizes_and_compiles_nothing(kernel, directions, expected):
+    compiled = abstract_features.compiled_features.cache_info().misses
+    plan = fixed_plan(KERNELS.get(kernel, kernel), draw_model(), (5,), rows=6, panel=2, directions=directions)
     assert (plan.rows, plan.panel) == (6, 2)
-    # the full kernel needs all pairs of seeds at once
-    assert (plan.seeds, plan.passes) == expected
-    assert planning.compiled_features.cache_info().misses == compiled
+    # the full kernel needs all pairs of directions at once
+    assert (plan.directions, plan.passes) == expected
+    assert abstract_features.compiled_features.cache_info().misses == compiled
 
 
 # A tile's features
@@ -353,7 +355,7 @@ def test_features_of_a_tile_are_those_of_its_rows_and_the_first_row_fills_it_up(
     plan = fixed_plan(KERNELS[kernel], model, (5,), rows=4)
     filled = X[[4, 5, 4, 4]]
     expected = jax.jit(KERNELS[kernel].features)(model, filled)
-    found = features_of(KERNELS[kernel], model, plan, X, 1, in_numpy=True)
+    found = tile_program(KERNELS[kernel], model, plan, X)(X[4:])
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for leaf, same in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert type(leaf) is np.ndarray
@@ -364,33 +366,34 @@ def test_features_of_a_tile_are_those_of_its_rows_and_the_first_row_fills_it_up(
 def test_features_computed_a_few_rows_at_a_time_are_the_same(kernel):
     model, X = draw_model("convolutional"), draw_inputs(7, NETWORKS["convolutional"][1])
     plan = fixed_plan(KERNELS[kernel], model, X.shape[1:], rows=8)
-    whole = features_of(KERNELS[kernel], model, plan, X, 0, in_numpy=True)
+    whole = tile_program(KERNELS[kernel], model, plan, X)(X)
     for chunk in (1, 4):
-        parts = features_of(KERNELS[kernel], model, replace(plan, chunk=chunk), X, 0, in_numpy=True)
+        parts = tile_program(KERNELS[kernel], model, replace(plan, chunk=chunk), X)(X)
         assert jax.tree.structure(parts) == jax.tree.structure(whole)
         for leaf, same in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
             assert type(leaf) is np.ndarray
             np.testing.assert_allclose(leaf, same, rtol=0, atol=1e-6 * np.abs(same).max())
 
 
-def test_in_the_last_pass_seeds_to_spare_are_zero():
+def test_in_the_last_pass_directions_to_spare_are_zero():
     model, X = draw_model(), draw_inputs(4, (5,))
-    plan = fixed_plan(KERNELS["class"], model, (5,), rows=4, seeds=2)
+    plan = fixed_plan(KERNELS["class"], model, (5,), rows=4, directions=2)
     whole = fixed_plan(KERNELS["class"], model, (5,), rows=4)
     for last, leaf in zip(
-        features_of(KERNELS["class"], model, plan, X, 0, start=2),
-        features_of(KERNELS["class"], model, whole, X, 0),
+        tile_program(KERNELS["class"], model, plan, X)(X, 2),
+        tile_program(KERNELS["class"], model, whole, X)(X),
         strict=True,
     ):
-        values = last.whole().values
-        np.testing.assert_allclose(values[0], leaf.whole().values[2], rtol=1e-5, atol=1e-6)
+        values = last.dense().values
+        np.testing.assert_allclose(values[0], leaf.dense().values[2], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(values[1], np.zeros_like(values[1]))
 
 
 def test_a_kernel_without_features_is_given_the_rows():
     X = draw_inputs(6, (5,))
     plan = fixed_plan(of_logits, draw_model(), (5,), rows=4)
-    np.testing.assert_array_equal(features_of(of_logits, draw_model(), plan, X, 1), X[[4, 5, 4, 4]])
+    program = tile_program(resolve_kernel(of_logits), draw_model(), plan, X)
+    np.testing.assert_array_equal(program(X[4:]), X[[4, 5, 4, 4]])
 
 
 def test_padding_repeats_the_first_row():
@@ -455,13 +458,13 @@ def test_a_network_whose_rows_see_each_other_is_refused_in_tiles_of_one_row_too(
 @pytest.fixture
 def checks(monkeypatch):
     """A list that grows with every comparison with a plain backward pass."""
-    compare, made = proof.compared, []
+    compare, made = verification.relative_error_to_backward, []
 
     def counted(*args):
         made.append(args)
         return compare(*args)
 
-    monkeypatch.setattr(proof, "compared", counted)
+    monkeypatch.setattr(verification, "relative_error_to_backward", counted)
     return made
 
 
@@ -474,7 +477,7 @@ def test_a_network_is_checked_once_for_each_kind_of_gradients_and_shape_of_input
     assert len(checks) == 1
     gram("trace", model, X[:3], X)
     gram("trace", Model(model.network, of_one_array(apply, seed=1).variables), X)
-    gram("trace", model, X, plan=fixed_plan(KERNELS["trace"], model, (5,), rows=2, seeds=1))
+    gram("trace", model, X, plan=fixed_plan(KERNELS["trace"], model, (5,), rows=2, directions=1))
     assert len(checks) == 1
     # gradients of one logit after the other, as the trace kernel's
     gram("class", model, X)
@@ -492,8 +495,8 @@ def test_a_network_is_checked_once_for_each_kind_of_gradients_and_shape_of_input
 
 def test_a_kernel_with_features_of_its_own_is_checked_for_itself(checks):
     class Doubled(TraceNTK):
-        def features(self, model, x, seeds=None):
-            return jax.tree.map(lambda leaf: 2 * leaf, super().features(model, x, seeds))
+        def features(self, model, x, directions=None):
+            return jax.tree.map(lambda leaf: 2 * leaf, super().features(model, x, directions))
 
     model, X = of_one_array(lambda params, x: x @ params), draw_inputs(4, (5,))
     gram("trace", model, X)

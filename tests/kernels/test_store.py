@@ -26,6 +26,7 @@ from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
 from ntkrobust_sk.kernels.store import DamagedTileError, GramStore, _opened, read_gram
 from ntkrobust_sk.kernels.store_header import StoreMismatchError
 from ntkrobust_sk.kernels.store_header import read_header as _header
+from ntkrobust_sk.kernels.tiles import TileJob
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 
@@ -42,9 +43,9 @@ X = np.random.default_rng(0).normal(size=(11, *SHAPE)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(6, *SHAPE)).astype(np.float32)
 
 
-def in_tiles(kernel, X, Y=None, *, model=MODEL, panel=2, seeds=None, **options):
+def in_tiles(kernel, X, Y=None, *, model=MODEL, panel=2, directions=None, **options):
     kernel = KERNELS[kernel]
-    return gram(kernel, model, X, Y, plan=fixed_plan(kernel, model, SHAPE, TILE, panel, seeds), **options)
+    return gram(kernel, model, X, Y, plan=fixed_plan(kernel, model, SHAPE, TILE, panel, directions), **options)
 
 
 @pytest.fixture
@@ -78,11 +79,11 @@ def stop_after(monkeypatch):
 # What is in it
 
 
-@pytest.mark.parametrize("seeds", [None, 2], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("directions", [None, 2], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_stored_matrix_is_the_matrix_to_the_bit_and_any_reader_of_zarr_can_read_it(kernel, seeds, path):
-    expected = in_tiles(kernel, X, seeds=seeds)
-    np.testing.assert_array_equal(in_tiles(kernel, X, seeds=seeds, store=path), expected)
+def test_a_stored_matrix_is_the_matrix_to_the_bit_and_any_reader_of_zarr_can_read_it(kernel, directions, path):
+    expected = in_tiles(kernel, X, directions=directions)
+    np.testing.assert_array_equal(in_tiles(kernel, X, directions=directions, store=path), expected)
     np.testing.assert_array_equal(zarr.open_array(str(path), mode="r")[:], expected)
 
 
@@ -112,20 +113,22 @@ def test_double_precision_and_kernels_of_the_users_own_are_stored(path):
 # Going on
 
 
-@pytest.mark.parametrize("seeds", [None, 2], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("directions", [None, 2], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("n_tiles", [0, 1, 4])
-def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bits(n_tiles, seeds, path, stop_after, monkeypatch):
-    expected = in_tiles("trace", X, seeds=seeds)
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bits(
+    n_tiles, directions, path, stop_after, monkeypatch
+):
+    expected = in_tiles("trace", X, directions=directions)
     with monkeypatch.context() as patch:
         stop_after(n_tiles)
         with pytest.raises(StopError):
-            in_tiles("trace", X, seeds=seeds, store=path)
+            in_tiles("trace", X, directions=directions, store=path)
         patch.undo()
     monkeypatch.undo()
     written = stop_after(10**6)
-    np.testing.assert_array_equal(in_tiles("trace", X, seeds=seeds, store=path), expected)
+    np.testing.assert_array_equal(in_tiles("trace", X, directions=directions, store=path), expected)
     assert len(written) == 6 - n_tiles
-    np.testing.assert_array_equal(in_tiles("trace", X, seeds=seeds, store=path), expected)
+    np.testing.assert_array_equal(in_tiles("trace", X, directions=directions, store=path), expected)
     assert len(written) == 6 - n_tiles
 
 
@@ -160,10 +163,10 @@ def test_new_columns_are_appended(path):
 
 
 def test_a_store_keeps_its_own_tiles_whatever_memory_the_next_run_has(path, stop_after, monkeypatch):
-    expected = in_tiles("trace", X, seeds=2)
+    expected = in_tiles("trace", X, directions=2)
     stop_after(2)
     with pytest.raises(StopError):
-        in_tiles("trace", X, seeds=2, store=path)
+        in_tiles("trace", X, directions=2, store=path)
     monkeypatch.undo()
     np.testing.assert_array_equal(gram("trace", MODEL, X, store=path, memory="100MiB"), expected)
 
@@ -479,7 +482,7 @@ def test_one_entry_that_is_half_a_percent_off_is_seen(by, same):
     changed[0, 1] += (by - 1) * scale[0, 1]
     plan = make_plan(resolve_kernel("trace"), MODEL, X.shape[1:], 2**28, n_rows=len(X))
     store = types.SimpleNamespace(array=changed, holds=lambda i, j: True, read_tile=lambda i, j: changed)
-    assert _has_same_numbers(resolve_kernel("trace"), MODEL, X, None, plan, None, store) == same
+    assert _has_same_numbers(TileJob(resolve_kernel("trace"), MODEL, X, None, plan), store) == same
 
 
 def test_another_version_of_jax_may_write_a_function_down_otherwise_and_the_numbers_decide(path):
@@ -490,13 +493,13 @@ def test_another_version_of_jax_may_write_a_function_down_otherwise_and_the_numb
         gram("trace", scaled(3.0), X, store=path)
 
 
-@pytest.mark.parametrize("seeds", [None, 2], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("directions", [None, 2], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_every_kernel_finds_its_own_numbers_again_and_no_others(kernel, seeds, path):
-    in_tiles(kernel, X, Y, seeds=seeds, store=path)
-    in_tiles(kernel, X, Y, seeds=seeds, store=path)
+def test_every_kernel_finds_its_own_numbers_again_and_no_others(kernel, directions, path):
+    in_tiles(kernel, X, Y, directions=directions, store=path)
+    in_tiles(kernel, X, Y, directions=directions, store=path)
     other = path.with_name("other.zarr")
-    in_tiles(kernel, X, Y + 1, seeds=seeds, store=other)
+    in_tiles(kernel, X, Y + 1, directions=directions, store=other)
     tail = ["0"] * (zarr.open_array(str(path)).ndim - 2)
     shutil.copy(other.joinpath("c", "0", "0", *tail), path.joinpath("c", "0", "0", *tail))
     with pytest.raises(DamagedTileError, match=r"tile \(0, 0\).*belongs to another place or store"):

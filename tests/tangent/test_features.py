@@ -179,8 +179,8 @@ SUM = np.ones((1, N_OUTPUTS))
 
 def in_order(features):
     """Gradients (n, R, p) in the parameters' own order."""
-    whole = [leaf.whole() for leaf in features]
-    return [leaf.layout.undo(leaf.values).reshape(leaf.values.shape).swapaxes(0, 1) for leaf in whole]
+    whole = [leaf.dense() for leaf in features]
+    return [leaf.layout.inverse(leaf.values).reshape(leaf.values.shape).swapaxes(0, 1) for leaf in whole]
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk.tangent.costs import USES, forms_gradient
-from ntkrobust_sk.tangent.gradient_lists import joined, stacked
-from ntkrobust_sk.tangent.gradients import Factors, Layout, Whole
+from ntkrobust_sk.tangent.costs import USES_PER_GRADIENT, forms_gradient
+from ntkrobust_sk.tangent.gradient_lists import concatenate_tiles, concatenate_uses
+from ntkrobust_sk.tangent.gradients import DenseGradients, Layout, OuterProducts
 
 try:
     from jax import enable_x64
@@ -72,7 +72,7 @@ LAYOUTS = {
 def layout_of(shape, steps):
     layout = Layout(shape)
     for name, argument in steps:
-        layout = layout.then(name, argument)
+        layout = layout.followed_by(name, argument)
     return layout
 
 
@@ -89,25 +89,25 @@ def test_a_layout_is_undone_exactly_whatever_axes_come_first(name, lead, library
     seen = layout.view(array)
     each = np.asarray(array).reshape(-1, *shape)
     np.testing.assert_array_equal(seen.reshape(len(each), *seen.shape[len(lead) :]), [expected(a) for a in each])
-    back = layout.undo(seen.reshape(*lead, -1))
+    back = layout.inverse(seen.reshape(*lead, -1))
     assert type(back) is type(array)
     np.testing.assert_array_equal(back, array)
     np.testing.assert_array_equal(layout.view(back), seen)
 
 
 def test_layouts_are_compared_and_hashed_by_value():
-    first, again = (Layout((4, 3)).then("transpose", np.array([1, 0])) for _ in range(2))
+    first, again = (Layout((4, 3)).followed_by("transpose", np.array([1, 0])) for _ in range(2))
     assert first == again == Layout((4, 3), (("transpose", (1, 0)),))
     assert hash(first) == hash(again)
-    assert first != Layout((4, 3)).then("transpose", (0, 1))
+    assert first != Layout((4, 3)).followed_by("transpose", (0, 1))
 
 
-# Gradients: seeds, examples, groups, positions, inputs and outputs of one group, and the array's layout
+# Gradients: directions, examples, groups, positions, inputs and outputs of one group, and the array's layout
 
 DENSE = [("transpose", (1, 0)), ("reshape", (1, 3, 4))]
 CASES = {
     "a dense layer": ((2, 5, 1, 1, 4, 3), (4, 3), DENSE),
-    "one seed": ((1, 5, 1, 1, 4, 3), (4, 3), DENSE),
+    "one direction": ((1, 5, 1, 1, 4, 3), (4, 3), DENSE),
     "one example": ((2, 1, 1, 1, 4, 3), (4, 3), DENSE),
     "positions": ((2, 5, 1, 6, 4, 3), (2, 2, 1, 3), [("transpose", (3, 0, 1, 2)), ("reshape", (1, 3, 4))]),
     "groups": ((2, 5, 3, 1, 4, 2), (3, 2, 4), []),
@@ -125,7 +125,7 @@ TOKENS = {
 
 
 def draw(name, library, n=None, seed=0):
-    """Factors as of a layer, and the gradients (r, n, g, o, k) that they stand for."""
+    """OuterProducts as of a layer, and the gradients (r, n, g, o, k) that they stand for."""
     (r, n_examples, g, s, k, o), shape, steps = (CASES | TOKENS)[name]
     rng, n = np.random.default_rng(seed), n or n_examples
     cotangents = rng.normal(size=(r, n, g, s, o))
@@ -135,7 +135,7 @@ def draw(name, library, n=None, seed=0):
     else:
         inputs = seen = rng.normal(size=(n, g, s, k))
     gradients = np.einsum("rngso,ngsk->rngok", cotangents, seen)
-    return Factors(library.asarray(inputs), library.asarray(cotangents), layout_of(shape, steps)), gradients
+    return OuterProducts(library.asarray(inputs), library.asarray(cotangents), layout_of(shape, steps)), gradients
 
 
 def assert_close(found, expected, rtol=1e-13):
@@ -148,7 +148,7 @@ def both_forms(name, library, **options):
     """(form, gradients in it, the array (r, n, p) that they are) for whole gradients and factors."""
     factors, dense = draw(name, library, **options)
     dense = dense.reshape(*dense.shape[:2], -1)
-    return [(factors, dense), (Whole(library.asarray(dense), factors.layout), dense)]
+    return [(factors, dense), (DenseGradients(library.asarray(dense), factors.layout), dense)]
 
 
 N_EXAMPLES, N_OTHERS = 5, 3
@@ -158,7 +158,7 @@ ROWS = {"a slice": slice(1, 4), "indices": np.array([3, 0, 3]), "a mask": np.ara
 def everything(left, right, tangent, weights):
     """All that gradients are asked for, in either form."""
     return {
-        "whole": left.whole(),
+        "whole": left.dense(),
         "inner": left.inner(right),
         "inner with themselves": left.inner(left),
         "inner_sum": left.inner_sum(right),
@@ -178,7 +178,7 @@ def everything(left, right, tangent, weights):
 class Asked:
     """Gradients in one form, those of other examples, and what they answered."""
 
-    gradients: Whole | Factors
+    gradients: DenseGradients | OuterProducts
     dense: np.ndarray
     others: np.ndarray
     tangent: np.ndarray
@@ -209,11 +209,11 @@ each_case = pytest.mark.parametrize("name", CASES | TOKENS)
 def test_factors_are_the_gradients_that_they_stand_for(name, library):
     for case in asked(name, library):
         whole, layout = case.found["whole"], case.gradients.layout
-        assert type(whole) is Whole
+        assert type(whole) is DenseGradients
         assert whole.layout == layout
         assert_close(whole.values, case.dense)
         # in the parameter array's own order
-        gradient = whole.layout.undo(whole.values)
+        gradient = whole.layout.inverse(whole.values)
         assert gradient.shape == (*case.dense.shape[:2], *layout.shape)
         np.testing.assert_array_equal(layout.view(gradient).reshape(whole.values.shape), whole.values)
 
@@ -262,7 +262,7 @@ def test_some_examples_are_taken_by_a_slice_their_indices_or_a_mask(name, librar
             assert type(some) is type(case.gradients)
             assert some.layout == case.gradients.layout
             for leaf, whole in zip(jax.tree.leaves(some), jax.tree.leaves(case.gradients), strict=True):
-                # the cotangents of factors and the values of whole gradients have seeds first
+                # the cotangents of factors and the values of whole gradients have directions first
                 taken = whole[:, rows] if whole.shape[0] == len(case.dense) and whole.ndim != 4 else whole[rows]
                 np.testing.assert_array_equal(leaf, taken)
 
@@ -274,7 +274,7 @@ def test_precision_is_changed_without_changing_which_rows_a_table_gave(name, lib
         single = case.found["in single precision"]
         assert type(single) is type(case.gradients)
         assert jax.tree.leaves(single)[-1].dtype == np.float32
-        if isinstance(single, Factors):
+        if isinstance(single, OuterProducts):
             assert single.inputs.dtype == (case.gradients.inputs.dtype if name in TOKENS else np.float32)
         expected = np.einsum("rnp,rmp->rnm", case.dense, case.others)
         assert_close(case.found["inner in single precision"], expected.astype(np.float32), rtol=1e-6)
@@ -287,7 +287,7 @@ def test_weights_of_more_precision_than_the_gradients_decide_that_of_their_sum()
     for gradients, dense in both_forms("positions", jnp):
         weights = np.random.default_rng(3).normal(size=(*dense.shape[:2], 2))
         single = gradients.astype("float32")
-        rounded = np.asarray(single.astype("float64").whole().values)
+        rounded = np.asarray(single.astype("float64").dense().values)
         assert_close(single.weighted(weights), np.einsum("rnt,rnp->rtp", weights, rounded))
 
 
@@ -297,18 +297,18 @@ def test_gradients_go_into_compiled_functions_and_come_out_of_them(name):
         again = jax.tree.map(np.asarray, quickly(lambda g: g[:1])(gradients))
         assert type(again) is type(gradients)
         assert again.layout == gradients.layout
-        assert_close(again.whole().values, dense[:, :1])
+        assert_close(again.dense().values, dense[:, :1])
 
 
 @each_case
 def test_an_array_used_more_than_once_has_the_sum_of_its_uses_gradients(name):
     parts = [draw(name, np, seed=seed) for seed in range(3)]
-    together = jax.tree.map(np.asarray, quickly(joined)([factors for factors, _ in parts]))
+    together = jax.tree.map(np.asarray, quickly(concatenate_uses)([factors for factors, _ in parts]))
     dense = sum(gradients for _, gradients in parts)
-    assert type(together) is Factors
+    assert type(together) is OuterProducts
     assert together.inputs.shape[2] == together.cotangents.shape[3] == 3 * parts[0][0].inputs.shape[2]
-    assert_close(together.whole().values, dense.reshape(*dense.shape[:2], -1))
-    assert joined([parts[0][0]]) is parts[0][0]
+    assert_close(together.dense().values, dense.reshape(*dense.shape[:2], -1))
+    assert concatenate_uses([parts[0][0]]) is parts[0][0]
 
 
 @in_each_library
@@ -317,7 +317,7 @@ def test_features_of_a_few_examples_at_a_time_are_stacked_in_numpy(name, library
     leaves = [gradients for gradients, _ in both_forms(name, library, n=N_EXAMPLES)]
     ends = [0, 2, 3, N_EXAMPLES]
     parts = ([leaf[start:end] for leaf in leaves] for start, end in zip(ends, ends[1:], strict=False))
-    found = stacked(parts, N_EXAMPLES)
+    found = concatenate_tiles(parts, N_EXAMPLES)
     assert jax.tree.structure(found) == jax.tree.structure(leaves)
     for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(leaves), strict=True):
         assert type(leaf) is np.ndarray
@@ -328,7 +328,7 @@ def test_features_of_a_few_examples_at_a_time_are_stacked_in_numpy(name, library
 # Which of the two
 
 SHAPES = {
-    # positions, inputs and outputs of a layer, seeds, all pairs of seeds: whether gradients are formed
+    # positions, inputs and outputs of a layer, directions, all pairs of directions: whether gradients are formed
     "dense, of images": ((1, 784, 512, 10, False), False),
     "dense, of images, all pairs": ((1, 784, 512, 10, True), False),
     "dense, to the logits": ((1, 512, 10, 10, False), False),
@@ -351,7 +351,7 @@ def test_gradients_are_formed_for_many_positions_and_kept_as_factors_for_few(nam
     assert forms_gradient(*shape) is forms
 
 
-@pytest.mark.parametrize("all_pairs", [False, True], ids=["each seed", "all pairs of seeds"])
+@pytest.mark.parametrize("all_pairs", [False, True], ids=["each direction", "all pairs of directions"])
 @pytest.mark.parametrize("n_in, n_out", [(9, 16), (576, 64), (4608, 512)])
 def test_more_positions_make_factors_dearer_until_gradients_are_formed(n_in, n_out, all_pairs):
     decisions = [forms_gradient(2**i, n_in, n_out, 10, all_pairs) for i in range(14)]
@@ -368,7 +368,7 @@ def factored(left, right):
 @quickly
 def formed(left, right):
     # the columns' gradients were formed with the tile before, the rows' with this one
-    return left.whole().inner(Whole(right, left.layout))
+    return left.dense().inner(DenseGradients(right, left.layout))
 
 
 @pytest.mark.parametrize("n_positions, n_in, n_out", [(1, 256, 128), (4, 256, 128), (256, 27, 16), (1024, 9, 8)])
@@ -376,12 +376,16 @@ def test_what_is_chosen_takes_fewer_operations_as_the_compiler_counts_them(n_pos
     def drawn(shape):
         return jax.ShapeDtypeStruct(shape, np.float32)
 
-    seeds, layout = 2, Layout((1, n_out, n_in))
-    tile = Factors(drawn((USES, 1, n_positions, n_in)), drawn((seeds, USES, 1, n_positions, n_out)), layout)
-    whole = drawn((seeds, USES, n_out * n_in))
+    directions, layout = 2, Layout((1, n_out, n_in))
+    tile = OuterProducts(
+        drawn((USES_PER_GRADIENT, 1, n_positions, n_in)),
+        drawn((directions, USES_PER_GRADIENT, 1, n_positions, n_out)),
+        layout,
+    )
+    whole = drawn((directions, USES_PER_GRADIENT, n_out * n_in))
     operations = {
         form: function.lower(tile, other).compile().cost_analysis()["flops"]
         for form, function, other in [(False, factored, tile), (True, formed, whole)]
     }
-    chosen = forms_gradient(n_positions, n_in, n_out, seeds, False)
+    chosen = forms_gradient(n_positions, n_in, n_out, directions, False)
     assert operations[chosen] < operations[not chosen]

@@ -12,8 +12,8 @@ from jax import lax
 
 from ntkrobust_sk.tangent import layer_rules
 from ntkrobust_sk.tangent import per_example as structure
-from ntkrobust_sk.tangent.gradient_lists import separated
-from ntkrobust_sk.tangent.gradients import AffineFactors, Factors, Whole
+from ntkrobust_sk.tangent.gradient_lists import split_biases
+from ntkrobust_sk.tangent.gradients import AffineOuterProducts, DenseGradients, OuterProducts
 from ntkrobust_sk.tangent.per_example import contract_gradients, layer_gradients, per_example_gradients
 
 try:
@@ -513,13 +513,13 @@ def test_gradients_of_each_example_are_the_rows_of_the_dense_jacobian(name):
 
 
 def leaf_gradients(name, form=None):
-    """Gradients of every parameter array by its name, not computed: Whole or Factors, of shapes only."""
+    """Gradients of every parameter array by its name, not computed: dense or outer products, of shapes only."""
     apply, params, x = (NETWORKS | CONVOLUTIONS)[name]
-    seeds = np.eye(jax.eval_shape(apply, params, x).shape[1])[:2]
+    directions = np.eye(jax.eval_shape(apply, params, x).shape[1])[:2]
     with pytest.MonkeyPatch.context() as patch:
         if form is not None:
             patch.setattr(structure, "forms_gradient", lambda *shape: form)
-        found = jax.eval_shape(lambda *args: separated(layer_gradients(apply, *args)), params, x, seeds)
+        found = jax.eval_shape(lambda *args: split_biases(layer_gradients(apply, *args)), params, x, directions)
     return dict(zip(sorted(params), found, strict=True)) if isinstance(params, dict) else {None: found[0]}
 
 
@@ -532,16 +532,16 @@ def test_linear_layers_have_their_gradients_as_outer_products(name):
     shapes, n = expected_shapes(LINEAR_LAYERS[name][3]), len(LINEAR_LAYERS[name][2])
     factors, formed, chosen = (leaf_gradients(name, form) for form in (False, True, None))
     for leaf, (groups, positions) in shapes.items():
-        assert type(factors[leaf]) is Factors
+        assert type(factors[leaf]) is OuterProducts
         assert factors[leaf].inputs.shape[:3] == (n, groups, positions)
         assert factors[leaf].cotangents.shape[:4] == (2, n, groups, positions)
         # a look-up's are never formed; those pulled back have the parameter array's own layout
-        assert type(formed[leaf]) is (Factors if factors[leaf].inputs.dtype.kind == "i" else Whole)
+        assert type(formed[leaf]) is (OuterProducts if factors[leaf].inputs.dtype.kind == "i" else DenseGradients)
         assert formed[leaf].layout == factors[leaf].layout == chosen[leaf].layout
         assert formed[leaf].layout.steps
     for leaf in factors.keys() - shapes.keys():
         # a bias is with its weights while those are factors
-        assert type(formed[leaf]) is Whole
+        assert type(formed[leaf]) is DenseGradients
         assert formed[leaf].layout.steps == ()
 
 
@@ -550,7 +550,7 @@ def test_linear_layers_have_their_gradients_as_outer_products(name):
 def test_other_gradients_are_pulled_back_to_the_parameters(name):
     found = leaf_gradients(name, form=False)
     for leaf in OTHER_LAYERS[name] or {None}:
-        assert type(found[leaf]) is Whole
+        assert type(found[leaf]) is DenseGradients
         assert found[leaf].layout.steps == ()
 
 
@@ -603,18 +603,20 @@ def test_a_bias_is_kept_with_the_weights_that_it_is_added_to(name, monkeypatch):
 
     def everything(params, x):
         logits = affine(*params, x)
-        seeds = jnp.eye(logits.shape[1])
-        features = layer_gradients(lambda p, z: affine(*p, z), params, x, seeds)
+        directions = jnp.eye(logits.shape[1])
+        features = layer_gradients(lambda p, z: affine(*p, z), params, x, directions)
         kernel = sum(leaf.inner_all(leaf) for leaf in features)
         return features, kernel, jax.jacobian(lambda p: affine(*p, x))(params)
 
     features, kernel, dense = quickly(everything)(params, x)
-    assert [type(leaf) is AffineFactors for leaf in features] == ([True] if name in AFFINE else [False, False])
+    assert [type(leaf) is AffineOuterProducts for leaf in features] == (
+        [True] if name in AFFINE else [False, False]
+    )
     # the kernel (n, C, m, D) of both together
     rows = [leaf.reshape(*leaf.shape[:2], -1) for leaf in dense]
     assert_close(kernel.transpose(1, 0, 3, 2), sum(jnp.einsum("ncp,mdp->ncmd", r, r) for r in rows))
-    for leaf, expected in zip(separated(features), dense, strict=True):
-        gradients = leaf.layout.undo(leaf.whole().values)
+    for leaf, expected in zip(split_biases(features), dense, strict=True):
+        gradients = leaf.layout.inverse(leaf.dense().values)
         assert_close(gradients.swapaxes(0, 1), expected)
 
 

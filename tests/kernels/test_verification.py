@@ -1,4 +1,4 @@
-"""The reading of networks, proved: no sound network is refused, and every misreading is caught."""
+"""The reading of networks, verified: no sound network is refused, and every misreading is caught."""
 
 import importlib.util
 from dataclasses import replace
@@ -20,7 +20,8 @@ from ntkrobust_sk import (
     gram,
     linearize,
 )
-from ntkrobust_sk.kernels import proof
+from ntkrobust_sk.kernels import verification
+from ntkrobust_sk.tangent import layer_rules
 from ntkrobust_sk.tangent import per_example as structure
 from ntkrobust_sk.tangent.gradients import Layout
 
@@ -71,20 +72,20 @@ def of_factors(function):
 MISREADINGS = {
     "a transposition left out": (
         "_product",
-        of_factors(lambda f: replace(f, layout=Layout(f.layout.shape).then(*f.layout.steps[-1]))),
+        of_factors(lambda f: replace(f, layout=Layout(f.layout.shape).followed_by(*f.layout.steps[-1]))),
     ),
     "swapped positions": ("_as_of_parameter", of_factors(lambda f: replace(f, inputs=f.inputs[:, :, ::-1]))),
     "another scale": ("_as_of_parameter", of_factors(lambda f: replace(f, cotangents=f.cotangents * 1.000001))),
     "no scale at all": ("_is_one", lambda found: True),
-    "a use that is dropped": ("_joined_uses", lambda found: found),
-    "one use taken twice": ("joined", of_factors(lambda f: f)),
+    "a use that is dropped": ("_common_form", lambda found: found),
+    "one use taken twice": ("concatenate_uses", of_factors(lambda f: f)),
     "cotangents in another order": (
         "_as_of_parameter",
         of_factors(lambda f: replace(f, cotangents=f.cotangents[..., ::-1])),
     ),
     "inputs of absolute value": ("_product", of_factors(lambda f: replace(f, inputs=abs(f.inputs)))),
     "a sign": ("_as_of_parameter", of_factors(lambda f: replace(f, inputs=-f.inputs))),
-    "a seed's cotangents for another's": (
+    "a direction's cotangents for another's": (
         "_as_of_parameter",
         of_factors(lambda f: replace(f, cotangents=f.cotangents[::-1])),
     ),
@@ -97,13 +98,13 @@ MISREADINGS = {
 
 def misread(name, monkeypatch):
     place, change = MISREADINGS[name]
-    original = getattr(structure, place)
+    original = getattr(layer_rules if place == "_product" else structure, place)
     if name == "a use that is dropped":
         monkeypatch.setattr(structure, place, lambda parts: original(parts[:1]))
     elif name == "one use taken twice":
         monkeypatch.setattr(structure, place, lambda parts: original([parts[0]] * len(parts)))
     elif place == "_product":
-        monkeypatch.setitem(structure.LINEAR, "dot_general", lambda *args: change(original(*args)))
+        monkeypatch.setitem(layer_rules.LINEAR, "dot_general", lambda *args: change(original(*args)))
     else:
         monkeypatch.setattr(structure, place, lambda *args: change(original(*args)))
 
@@ -119,8 +120,8 @@ def test_rows_that_get_each_other_s_gradients_are_caught(monkeypatch):
     original = structure.layer_gradients
     from ntkrobust_sk.tangent import features as tangent
 
-    def turned(apply, params, x, seeds, **options):
-        return original(apply, params, jnp.roll(x, 1, axis=0), seeds, **options)
+    def turned(apply, params, x, directions, **options):
+        return original(apply, params, jnp.roll(x, 1, axis=0), directions, **options)
 
     monkeypatch.setattr(tangent, "layer_gradients", turned)
     with pytest.raises(ArithmeticError):
@@ -128,9 +129,9 @@ def test_rows_that_get_each_other_s_gradients_are_caught(monkeypatch):
 
 
 def test_the_conjugate_that_complex_layers_do_not_have_is_caught(monkeypatch):
-    original = structure._product
+    original = layer_rules._product
     monkeypatch.setitem(
-        structure.LINEAR,
+        layer_rules.LINEAR,
         "dot_general",
         lambda *args: (lambda f: replace(f, inputs=f.inputs.conj()))(original(*args)),
     )
@@ -154,8 +155,8 @@ def test_reading_is_proved_in_double_precision_where_the_network_allows_it():
     kernel = gram("trace", of(network, PARAMS), X)
     np.testing.assert_allclose(kernel, dense_kernel(network, PARAMS, X, 2), rtol=1e-5)
     model = of(network, PARAMS)
-    error, tolerance = proof.compared(structure_kernel(), 2, model, X[:2])
-    assert error < 1e-12 and tolerance == proof.EXACT
+    error, tolerance = verification.relative_error_to_backward(structure_kernel(), 2, model, X[:2])
+    assert error < 1e-12 and tolerance == verification.EXACT
 
 
 def structure_kernel():

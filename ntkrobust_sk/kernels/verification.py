@@ -1,6 +1,6 @@
 """Whether a network's gradients are read rightly: the reading, compared with a plain backward pass.
 
-What is proved is how the network's jaxpr is read, which depends on the network and on shapes, not on numbers. So
+What is verified is how the network's jaxpr is read, which depends on the network and on shapes, not on numbers. So
 a few rows are enough, and numbers are chosen such that nothing can hide: inputs and parameters are moved a little
 at random (zeros too, as in last layers that start at zero), which breaks ties, and everything is computed in
 double precision, where both ways agree to 1e-9 or one of them is wrong. In single precision two programs may take
@@ -22,8 +22,8 @@ import numpy as np
 
 from ..execution.devices import at_host
 from ..networks.model import Model, Variables
-from ..tangent.gradient_lists import separated
-from ..tangent.gradients import Whole
+from ..tangent.gradient_lists import split_biases
+from ..tangent.gradients import DenseGradients
 from ..tangent.jaxpr import subjaxprs
 
 try:
@@ -46,11 +46,11 @@ QUICKLY = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-# Kernels, networks and shapes whose reading is proved.
-_PROVED = set()
+# Kernels, networks and shapes whose reading is verified.
+_VERIFIED = set()
 
 
-def prove(kernel, model: Model, x: np.ndarray) -> bool:
+def verify(kernel, model: Model, x: np.ndarray) -> bool:
     """Raise ArithmeticError unless a tangent kernel's gradients are those of a plain backward pass.
 
     Done once for each network, shape and dtype of parameters and inputs, and for all kernels together that take
@@ -66,25 +66,25 @@ def prove(kernel, model: Model, x: np.ndarray) -> bool:
     Returns
     -------
     bool
-        Whether there was something to prove.
+        Whether there was something to verify.
     """
     leaves, tree = jax.tree.flatten(model)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     about = (tree, shapes, x.shape[1:], x.dtype, jax.config.jax_enable_x64)
-    if (kernel, about) in _PROVED:
+    if (kernel, about) in _VERIFIED:
         return False
     # at the host: GPUs are slow in double precision, and lack algorithms for some convolutions
     with at_host():
         model = jax.tree.map(_at_host, model)
         rows = _rows(np.asarray(x[:ROWS]))
-        n_seeds = min(2, len(kernel.seeds(model, rows)))
-        proved = {(kernel, about), (kernel.reading, n_seeds, about)}
-        if proved & _PROVED:
-            _PROVED.update(proved)
+        n_directions = min(2, len(kernel.output_directions(model, rows)))
+        verified = {(kernel, about), (kernel.reading, n_directions, about)}
+        if verified & _VERIFIED:
+            _VERIFIED.update(verified)
             return False
         # parameters that were moved may leave where the network is defined; then they are taken as they are
         for moved in (True, False):
-            error, tolerance = compared(kernel, n_seeds, *_case(model, rows, moved))
+            error, tolerance = relative_error_to_backward(kernel, n_directions, *_case(model, rows, moved))
             if math.isfinite(error):
                 break
     if error > tolerance:
@@ -96,25 +96,25 @@ def prove(kernel, model: Model, x: np.ndarray) -> bool:
         )
     # what overflowed shows nothing
     if math.isfinite(error):
-        _PROVED.update(proved)
+        _VERIFIED.update(verified)
     return True
 
 
-def compared(kernel, n_seeds: int, model: Model, x: np.ndarray) -> tuple[float, float]:
+def relative_error_to_backward(kernel, n_directions: int, model: Model, x: np.ndarray) -> tuple[float, float]:
     """How far both ways are apart, and how far they may be; in double precision where the network allows it."""
     with enable_x64(True):
         try:
-            program = _errors.trace(kernel, n_seeds, *jax.tree.map(_double, (model, x)), jax.random.key(0))
+            program = _errors.trace(kernel, n_directions, *jax.tree.map(_double, (model, x)), jax.random.key(0))
             lowered = program.lower()
         except Exception:  # for whatever reason it has no such form; without one its own errors come below
             program = None
     own, errors = jax.random.key(0), None
-    if program is not None and _form(program.out_info[1]) == _own_form(kernel, n_seeds, model, x):
+    if program is not None and _form(program.out_info[1]) == _own_form(kernel, n_directions, model, x):
         # a host callback that knows single precision alone fails when it runs
         with enable_x64(True), suppress(jax.errors.JaxRuntimeError):
             errors = _run(lowered, *jax.tree.map(_double, (model, x)), own)
     if errors is None:
-        program = _errors.trace(kernel, n_seeds, model, x, own)
+        program = _errors.trace(kernel, n_directions, model, x, own)
         errors = _run(program.lower(), model, x, own)
     eps = _coarsest(program.jaxpr.jaxpr)
     if not np.isfinite(errors).all():
@@ -141,10 +141,12 @@ def _quickly() -> dict:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _errors(kernel, n_seeds, model, x, key):
-    """Errors (L,) of a sum of gradients over rows and seeds, at random weights, for each parameter array, relative
-    to the norm of what is summed, which may cancel (or to a thousandth of that of all arrays'); and features of no
-    row, for their form."""
+def _errors(kernel, n_directions, model, x, key):
+    """Return errors (L,) of a sum of gradients over rows and directions at random weights, and features of no row.
+
+    There is one error for each parameter array, relative to the norm of what is summed, which may cancel, or to a
+    thousandth of that of all arrays. The features are there for their form.
+    """
 
     def apply(params):
         return Model(model.network, Variables(params, model.variables.state))(x)
@@ -152,14 +154,14 @@ def _errors(kernel, n_seeds, model, x, key):
     with jax.default_matmul_precision("highest"):
         logits, pull = jax.vjp(apply, model.variables.params)
         dtype, n = jnp.result_type(logits.dtype, jnp.float32), len(x)
-        of_seeds, of_weights = jax.random.split(key)
-        seeds = jax.random.normal(of_seeds, (n_seeds, logits.shape[1]), dtype).astype(logits.dtype)
-        weights = jax.random.normal(of_weights, (n_seeds, n), dtype)
-        features = kernel.features(model, x, seeds)
+        of_directions, of_weights = jax.random.split(key)
+        directions = jax.random.normal(of_directions, (n_directions, logits.shape[1]), dtype).astype(logits.dtype)
+        weights = jax.random.normal(of_weights, (n_directions, n), dtype)
+        features = kernel.features(model, x, directions)
         alone = weights[:, :, None] * jnp.eye(n, dtype=dtype)
-        parts = [leaf.layout.undo(leaf.weighted(alone)) for leaf in separated(features)]  # (r, n, *shape)
-        # one backward pass: no row and no seed can take the place of another that has another weight
-        (expected,) = pull(jnp.einsum("rn,rc->nc", weights, seeds.astype(dtype)).astype(logits.dtype))
+        parts = [leaf.layout.inverse(leaf.weighted(alone)) for leaf in split_biases(features)]  # (r, n, *shape)
+        # one backward pass: no row and no direction can take the place of another that has another weight
+        (expected,) = pull(jnp.einsum("rn,rc->nc", weights, directions.astype(dtype)).astype(logits.dtype))
     pairs = list(zip(parts, jax.tree.leaves(expected), strict=True))
     errors = jnp.stack([_norm(part.sum((0, 1)) - whole) for part, whole in pairs]).astype(dtype)
     norms = jnp.stack([jnp.maximum(_norm(part), _norm(whole)) for part, whole in pairs]).astype(dtype)
@@ -210,17 +212,17 @@ def _double(leaf):
     return np.asarray(leaf, np.float64) if jnp.issubdtype(dtype, jnp.floating) else leaf
 
 
-def _own_form(kernel, n_seeds, model, x):
+def _own_form(kernel, n_directions, model, x):
     """The form of the features in the network's own precision."""
-    found = jax.eval_shape(partial(_errors, kernel, n_seeds), model, x, jax.random.key(0))
+    found = jax.eval_shape(partial(_errors, kernel, n_directions), model, x, jax.random.key(0))
     return _form(found[1])
 
 
 def _form(features) -> list:
-    """How each array's gradient is read, and its sizes but for rows and seeds."""
+    """How each array's gradient is read, and its sizes but for rows and directions."""
     return [
         (jax.tree.structure(leaf), leaf.values.shape[2:])
-        if isinstance(leaf, Whole)
+        if isinstance(leaf, DenseGradients)
         else (jax.tree.structure(leaf), leaf.inputs.shape[1:], leaf.cotangents.shape[2:])
         for leaf in features
     ]

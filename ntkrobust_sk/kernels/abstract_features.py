@@ -1,0 +1,161 @@
+"""Features of a tile without their numbers: shapes, sizes in memory, and the programs that compute them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..execution.devices import by_rows, default_devices, everywhere, host_threads, on_host
+from ..networks.inputs import inputs_dtype, params_dtype
+from ..networks.model import Model
+from ..tangent.gradient_lists import DIGITS, round_features
+from .ntk import Kernel
+
+
+@dataclass(frozen=True)
+class AbstractFeatures:
+    """Features of a kernel's tile, known by shapes alone: what programs are compiled and cached for.
+
+    Attributes
+    ----------
+    kernel : TangentKernel or CallableKernel
+    tree : PyTreeDef
+        The model's structure.
+    leaves : tuple of (shape, dtype)
+        The model's arrays.
+    input_shape : tuple of int
+    inputs : dtype
+        The dtype of the inputs.
+    devices : tuple of jax.Device
+    digits : {"tf32", "bf16"} or None
+        The digits to which features are rounded.
+    x64 : bool
+    """
+
+    kernel: Kernel
+    tree: Any
+    leaves: tuple
+    input_shape: tuple[int, ...]
+    inputs: np.dtype
+    devices: tuple
+    digits: str | None
+    x64: bool
+
+    @property
+    def model(self) -> Model:
+        """The model with shapes in place of arrays."""
+        return jax.tree.unflatten(self.tree, [jax.ShapeDtypeStruct(*leaf) for leaf in self.leaves])
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one parameter."""
+        return params_dtype(self.model.variables.params).itemsize
+
+    @property
+    def n_directions(self) -> int:
+        """Number of directions in output space of which the kernel takes gradients."""
+        return len(output_directions(self))
+
+    def tile(self, rows: int) -> jax.ShapeDtypeStruct:
+        """Return the shape of a tile of inputs."""
+        return jax.ShapeDtypeStruct((rows, *self.input_shape), self.inputs)
+
+    def directions(self, n_directions: int) -> jax.ShapeDtypeStruct:
+        """Return the shape of some directions in output space."""
+        directions = output_directions(self)
+        return jax.ShapeDtypeStruct((n_directions, directions.shape[1]), directions.dtype)
+
+    def function(self) -> Callable:
+        """Return the kernel's features as a function of model, inputs and directions.
+
+        The function rounds the features itself: the unrounded ones are then never there at once.
+        """
+        compute, digits = self.kernel.features, self.digits
+        if digits is None:
+            return compute
+        packed = not on_host(self.devices)
+        return lambda model, x, directions: round_features(compute(model, x, directions), digits, packed=packed)
+
+    def row_bytes(self, n_directions: int) -> int:
+        """Count the bytes of one row's features."""
+        return sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(_shapes(self, n_directions))
+        )
+
+    def working_bytes(self, rows: int, n_directions: int) -> int:
+        """Count what computing a tile's features takes besides them, as the compiler states it."""
+        stats = compiled_features(self, rows, n_directions).memory_analysis()
+        return 0 if stats is None else stats.temp_size_in_bytes * len(self.devices)
+
+    def contraction_bytes(self, rows: int, n_directions: int, itemsize: int) -> int:
+        """Count what the inner products of two tiles take besides their features, in all threads of a host."""
+        model, x = self.model, self.tile(rows)
+        features = jax.eval_shape(self.kernel.features, model, x, self.directions(n_directions))
+        # what is kept in 16 bits is multiplied in single precision
+        itemsize = max(itemsize, self.itemsize, 4)
+        of_one_layer = self.kernel.contraction_bytes(features, itemsize)
+        block = self.block_bytes(rows, n_directions, itemsize)
+        n_threads = host_threads() if on_host(self.devices) else 1
+        # each thread's layers and their sums, and what a tile on the diagonal takes to be made symmetric
+        return n_threads * (of_one_layer + 2 * len(features) * block) + 3 * block
+
+    def block_bytes(self, rows: int, n_directions: int, itemsize: int) -> int:
+        """Count the bytes of the kernel of one pair of tiles, in one pass over directions."""
+        return rows**2 * self.kernel.block_entries(n_directions) * itemsize
+
+
+def abstract_features(
+    kernel: Kernel,
+    model: Model,
+    input_shape: tuple[int, ...],
+    inputs=None,
+    devices=None,
+    digits: str | None = None,
+) -> AbstractFeatures:
+    """Return the features of a kernel's tile without numbers.
+
+    Parameters
+    ----------
+    kernel : TangentKernel or CallableKernel
+    model : Model
+    input_shape : tuple of int
+    inputs : dtype, default=None
+        The dtype of the inputs; None is that of the parameters.
+    devices : sequence of jax.Device, default=None
+    digits : {"tf32", "bf16"} or a dtype, default=None
+        Any other dtype than these two rounds nothing.
+    """
+    leaves, tree = jax.tree.flatten(model)
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
+    devices, digits = tuple(devices or default_devices()), digits if digits in DIGITS else None
+    return AbstractFeatures(
+        kernel, tree, shapes, tuple(input_shape), inputs, devices, digits, jax.config.jax_enable_x64
+    )
+
+
+@lru_cache(maxsize=256)
+def output_directions(abstract: AbstractFeatures) -> np.ndarray:
+    """Return the kernel's directions (R, C), which depend on shapes alone."""
+    return np.asarray(abstract.kernel.output_directions(abstract.model, abstract.tile(1)))
+
+
+@lru_cache(maxsize=256)
+def compiled_features(abstract: AbstractFeatures, rows: int, n_directions: int):
+    """Compile the features of a model at a tile of inputs (rows, ...), for directions (n_directions, C)."""
+    everything, spread = everywhere(abstract.devices), by_rows(abstract.devices)
+    compute = jax.jit(abstract.function(), in_shardings=(everything, spread, everything))
+    return compute.lower(abstract.model, abstract.tile(rows), abstract.directions(n_directions)).compile()
+
+
+@lru_cache(maxsize=256)
+def _shapes(abstract: AbstractFeatures, n_directions: int):
+    """Return the shapes of one row's features."""
+    return jax.eval_shape(abstract.function(), abstract.model, abstract.tile(1), abstract.directions(n_directions))
