@@ -211,3 +211,12 @@ def test_every_public_method_is_documented(name):
     cls = getattr(ntkrobust_sk, name)
     own = {m: f for m, f in vars(cls).items() if not m.startswith("_") and inspect.isfunction(f)}
     assert [m for m in own if not inspect.getdoc(getattr(cls, m))] == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_wrong_choices_are_told_of_in_one_wording(name):
+    """Errors about choices are made by ``_validation.unknown`` alone; docstrings show what it says."""
+    strings = [n.value for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Constant)]
+    wordings = ("must be one of", "; known are ", "choose from")
+    own = [s for s in strings if isinstance(s, str) and "ValueError: " not in s and any(w in s for w in wordings)]
+    assert own == [] or name == "_validation.scalars"

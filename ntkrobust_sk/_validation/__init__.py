@@ -27,6 +27,7 @@ from .scalars import (
     number,
     positive_tuple,
     seed,
+    unknown,
 )
 
 __all__ = [
@@ -51,4 +52,5 @@ __all__ = [
     "require_resolution",
     "require_unmasked",
     "seed",
+    "unknown",
 ]

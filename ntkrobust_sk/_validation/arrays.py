@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import ml_dtypes
 import numpy as np
 
-from .scalars import brief, brief_with_dtype
+from .scalars import brief, brief_with_dtype, unknown
 
 # Shares of a column's spread that rounding may take: without a word, and at all.
 NOTABLE, LOST = 3e-3, 0.5
@@ -93,7 +93,7 @@ def floating(name: str, value, known: Iterable[str]) -> str:
     ('float64', 'float32')
     >>> floating("dtype", np.float16, ("float32", "float64"))
     Traceback (most recent call last):
-    ValueError: dtype must be 'float32' or 'float64', got <class 'numpy.float16'>
+    ValueError: unknown dtype <class 'numpy.float16'>; known are 'float32', 'float64'
     """
     known = list(dict.fromkeys(known))
     try:
@@ -101,8 +101,7 @@ def floating(name: str, value, known: Iterable[str]) -> str:
     except Exception:  # np.dtype asks a stranger's attributes
         found = None
     if found not in known or value is None:
-        wanted = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
-        raise ValueError(f"{name} must be {wanted}, got {brief(value)}")
+        raise ValueError(unknown(name, value, known))
     return found
 
 

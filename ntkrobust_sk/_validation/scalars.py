@@ -46,7 +46,17 @@ def brief_with_dtype(values, dtype) -> str:
     return text if "dtype" in text else f"{text}, of dtype {dtype}"
 
 
-def check_choice(name: str, value, known: Iterable) -> None:
+def unknown(name: str, value, known: Iterable, otherwise: str = "") -> str:
+    """Return the one wording of errors about choices: what came, what is known, what else may be given.
+
+    >>> unknown("solver", 5, ["cholesky", "eigh"], "an object called as solver(A, B)")
+    "unknown solver 5; known are 'cholesky', 'eigh', or an object called as solver(A, B)"
+    """
+    what_else = f", or {otherwise}" if otherwise else ""
+    return f"unknown {name} {brief(value)}; known are {', '.join(map(repr, known))}{what_else}"
+
+
+def check_choice(name: str, value, known: Iterable, otherwise: str = "") -> None:
     """Raise ValueError that lists ``known`` unless ``value`` is one of them.
 
     >>> check_choice("norm", "l3", ("linf", "l2"))
@@ -59,7 +69,7 @@ def check_choice(name: str, value, known: Iterable) -> None:
     except TypeError:  # what has no hash is no choice
         found = False
     if not found:
-        raise ValueError(f"unknown {name} {brief(value)}; known are {', '.join(map(repr, known))}")
+        raise ValueError(unknown(name, value, known, otherwise))
 
 
 def number(name: str, value, *, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, unit="") -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from .._files import read_npz
-from .._validation import brief, flag, integer, path, seed
+from .._validation import brief, flag, integer, path, seed, unknown
 from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
 from .subsets import chosen_indices, require_enough
 
@@ -95,11 +95,9 @@ def load_splits(
             X, y, X_test, y_test = _taken_out(X, y, n_test, random_state, at_most)
     else:
         if name not in LOADERS:
-            known = ", ".join(map(repr, ("digits", *LOADERS)))
             way = "; write np.savez('data.npz', X=X, y=y)" if os.path.exists(name) else ""
-            raise ValueError(
-                f"unknown data {name!r}; known are {known}, or the path of an .npz file with X and y{way}"
-            )
+            otherwise = f"the path of an .npz file with X and y{way}"
+            raise ValueError(unknown("data", name, ("digits", *LOADERS), otherwise))
         X, y = LOADERS[name](data_dir, split="train")
         X_test, y_test = LOADERS[name](data_dir, split="test")
         _require_classes(y, n_train, n_test)

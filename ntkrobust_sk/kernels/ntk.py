@@ -22,7 +22,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from .._validation import brief, check_choice, function
+from .._validation import check_choice, function, unknown
 from ..networks.inputs import PyTree, finite_inputs
 from ..networks.model import Model, all_finite, check_model, require_model
 from ..tangent.costs import contraction_bytes
@@ -281,16 +281,14 @@ def resolve_kernel(kernel: str | Callable) -> Kernel:
     >>> resolve_kernel("trace")
     TraceNTK()
     """
+    otherwise = "a callable kernel(model, x1, x2) -> block"
     if isinstance(kernel, str):
-        check_choice("kernel", kernel, KERNELS)
+        check_choice("kernel", kernel, KERNELS, otherwise)
         return KERNELS[kernel]
     if isinstance(kernel, type):
         raise TypeError(f"kernel must be an instance: write {kernel.__name__}(...), not {kernel.__name__}")
     if not callable(kernel):
-        raise ValueError(
-            f"kernel must be one of {', '.join(map(repr, KERNELS))} or a callable "
-            f"kernel(model, x1, x2) -> block, got {brief(kernel)}"
-        )
+        raise ValueError(unknown("kernel", kernel, KERNELS, otherwise))
     function("kernel", kernel, "kernel(model, x1, x2)", 3)
     return kernel if isinstance(kernel, Kernel) else CallableKernel(kernel)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import __version__
 from .._files import read_json
-from .._validation import brief, integer
+from .._validation import brief, check_choice, integer
 from ..tangent.gradient_lists import DIGITS
 from .fingerprint import UNSURE, hash_arrays, without_addresses
 
@@ -95,8 +95,7 @@ def read_header(path) -> dict:
         tail = there.get("tail")
         if not isinstance(tail, list) or len(tail) > 2 or len({integer("tail", size) for size in tail}) > 1:
             raise ValueError(f"tail must be [], [C] or [C, C], got {brief(tail)}")
-        if there["dtype"] not in (*DTYPES, *DIGITS):
-            raise ValueError(f"dtype must be one of {', '.join((*DTYPES, *DIGITS))}, got {brief(there['dtype'])}")
+        check_choice("dtype", there["dtype"], (*DTYPES, *DIGITS))
         _require_fitting(metadata, there)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreMismatchError(

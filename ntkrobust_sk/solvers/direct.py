@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from .._arrays import as_array_like, cholesky, eigh, solve_triangular
-from .._validation import brief, check_choice, function, number
+from .._validation import check_choice, function, number, unknown
 from .matrices import frobenius, require_real, require_square, require_symmetric, rounding, solver_array
 
 # LAPACK's workspace, 1 + 6n + 2n², leaves int32 at n = 32,767, and eigh returns NaN; cuSOLVER fails likewise.
@@ -153,13 +153,12 @@ def resolve_solver(solver):
     >>> resolve_solver("cholesky")
     Cholesky(max_residual=None)
     """
+    otherwise = "an object called as solver(A, B)"
     if isinstance(solver, str):
-        check_choice("solver", solver, SOLVERS)
+        check_choice("solver", solver, SOLVERS, otherwise)
         return SOLVERS[solver]
     if not callable(solver):
-        raise TypeError(
-            f"solver must be one of {sorted(SOLVERS)} or an object called as solver(A, B), got {brief(solver)}"
-        )
+        raise TypeError(unknown("solver", solver, SOLVERS, otherwise))
     return function("solver", solver, "solver(A, B)", 2)
 
 
