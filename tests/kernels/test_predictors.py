@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, TraceNTK, Variables, linearize
+from ntkrobust_sk.kernels.gram_matrix import gram_of
 from ntkrobust_sk.kernels.ntk import KERNELS
-from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor
+from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor, training_job
+from ntkrobust_sk.kernels.tile_program import TileProgram
 from ntkrobust_sk.networks.inputs import n_params
 
 try:
@@ -229,3 +231,47 @@ def test_machines_of_networks_without_strides_can_be_pushed_forward(kernel):
     _, pushed = jax.jvp(predictor, (x,), (v,))
     backward = jax.vmap(jax.vjp(predictor, x)[1])(jnp.eye(2 * N_OUTPUTS).reshape(-1, 2, N_OUTPUTS))[0]
     np.testing.assert_allclose(pushed.ravel(), (backward * v).sum((1, 2, 3, 4)), rtol=1e-4, atol=1e-4)
+
+
+# Features that the Gram matrix has computed
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How often features of a tile are computed."""
+    made, compute = [], TileProgram.__call__
+
+    def counted(*args):
+        made.append(args[2:])
+        return compute(*args)
+
+    monkeypatch.setattr(TileProgram, "__call__", counted)
+    return made
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_features_of_the_gram_matrix_are_folded_and_give_the_same_predictor_to_the_bit(kernel, computed):
+    model, X = draw_model(), draw(20, 5)
+    dual, offset = draw(20, N_OUTPUTS), np.zeros(N_OUTPUTS)
+    job = training_job(kernel, model, X, N_OUTPUTS)
+    gram_of(job)
+    n_tiles = len(computed)
+    found = make_predictor(kernel, model, X, dual, offset, plan=job.plan, features=job.kept)
+    assert len(computed) == n_tiles == -(-20 // job.plan.rows)
+    again = make_predictor(kernel, model, X, dual, offset, plan=job.plan)
+    assert len(computed) == 2 * n_tiles
+    for leaf, same in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(leaf, same)
+
+
+def test_features_are_kept_only_where_all_of_them_fit_with_the_tangents():
+    model, X = draw_model(), draw(400, 5)
+    kept = training_job("trace", model, X, N_OUTPUTS)
+    plan = kept.plan
+    features = -(-len(X) // plan.rows) * plan.rows * plan.row_bytes
+    for memory in (features // 2, features, 2**28):
+        job = training_job("trace", model, X, N_OUTPUTS, memory=memory)
+        assert (job.kept is not None) == (memory == 2**28)
+    # fewer points than targets: nothing will be folded
+    assert training_job("trace", model, X[:2], N_OUTPUTS).kept is None
+    assert training_job(lambda model, x1, x2: model(x1) @ model(x2).T, model, X, N_OUTPUTS).kept is None
