@@ -14,34 +14,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._validation import check_choice, integer
+from .._validation import check_choice
 from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
-from ..execution.loops import runs_fused
-from .climbing import Climbing
-from .entry import given
+from ..execution.loops import repeat
+from .base import Attack, Outcome
+from .entry import Given
 from .losses import LOSSES, answers_wrongly, check_classes
 from .norms import NORMS
-from .pgd import known, set_common, set_plain, worse_of
+from .pgd import known, stronger_example
 from .threat_model import Box, free, project, samples, steepest, unusable, usable
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.
 MOMENTUM = 0.75
-# A step size is kept as long as the loss rises in more than this share of the steps.
-RHO = 0.75
-# The first window between two looks at the step size, by how much it shrinks, and its least: shares of all steps.
+# Share of the steps in which the loss must rise for the step size to be kept.
+LEAST_RISES = 0.75
+# Checkpoints, as shares of all steps: the first interval, its decrement, and the smallest one.
 FIRST_WINDOW, DECREMENT, LEAST_WINDOW = 0.22, 0.03, 0.06
-# The window in the L1 norm.
-SPARSE_WINDOW = 0.04
-# Its radii, in units of epsilon, and the share of all steps that each of the larger ones gets.
-RADII, WIDER_SHARE = (3.0, 2.0, 1.0), 0.3
-# Of the features that the best point has changed, one in so many is changed by a step; where they have become
-# fewer by this ratio the step size starts anew, otherwise it shrinks, down to a share of epsilon.
-SPARSER, FEWER, SHRINK, LEAST_STEP = 1.5, 0.95, 1.5, 0.1
+# The same interval in the L1 norm, where it does not change.
+L1_WINDOW = 0.04
+# Radii of the balls in the L1 norm, in units of epsilon, and the share of all steps for each larger one.
+L1_RADII, L1_WIDER_SHARE = (3.0, 2.0, 1.0), 0.3
+# Number of features that the best point has changed, for each that a step changes.
+L1_FEATURES_PER_STEP = 1.5
+# Ratio of changed features below which the step size starts anew; divisor of the step size otherwise, and the
+# smallest step, in units of epsilon.
+L1_RESTART_RATIO, L1_STEP_DIVISOR, L1_LEAST_STEP = 0.95, 1.5, 0.1
 
 
 @dataclass(frozen=True)
-class APGD(Climbing):
+class APGD(Attack):
     """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690; in the L1 norm 2021, arXiv:2103.01208).
 
     Starts on the surface of the ball with a step of 2 · epsilon and halves it, from the best point so far, where
@@ -97,22 +99,20 @@ class APGD(Climbing):
     bounds: tuple | Box | None = (0.0, 1.0)
 
     def __post_init__(self):
-        set_common(self)
+        super().__post_init__()
         check_choice("loss", self.loss, LOSSES)
-        set_plain(self, n_targets=integer("n_targets", self.n_targets))
 
-    def examples(self, model, x, y, key):
-        """Adversarial examples (n, ...), and whether a gradient on the way was not finite (n,)."""
-        model, x, y, keys, ball, shape, n_classes = given(self, model, x, y, key)
-        check_classes(self.loss, n_classes, y)
+    def _run(self, given: Given) -> Outcome:
+        model, x, y = given.model, given.x, given.y
+        check_classes(self.loss, given.n_classes, y)
         # ranks among the scores of the input; the first is the answer that has to be changed
-        ranks = range(2, min(self.n_targets + 1, n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
+        ranks = range(2, min(self.n_targets + 1, given.n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
         best, lost = None, np.zeros(len(x), bool)
         for run, rank in enumerate(rank for rank in ranks for _ in range(self.n_restarts)):
             target = _target(model, x, rank)
-            other, lost = _one_run(self, model, x, y, target, fold_keys(keys, run), ball, lost)
-            best = other if best is None else worse_of(model, best, other, y)
-        return best.reshape(shape), lost
+            other, lost = _one_run(self, model, x, y, target, fold_keys(given.keys, run), given.ball, lost)
+            best = other if best is None else stronger_example(model, best, other, y)
+        return Outcome(best, lost)
 
 
 class _State(NamedTuple):
@@ -141,33 +141,51 @@ class _State(NamedTuple):
 
 
 def _one_run(attack, model, x, y, target, keys, ball, lost):
-    kind, fused, start = (attack.norm, attack.loss), runs_fused(model, x), None
-    for radius, n_steps in _radii(attack.n_steps, attack.norm):
-        within = ball._replace(epsilon=(radius * ball.epsilon).astype(x.dtype))
-        start = _surface(attack.norm, x, keys, within) if start is None else start
-        state = _begin(*kind, model, x, y, target, start, within, lost)
-        looks, windows = _looks(n_steps, attack.norm)
-        schedule = (np.arange(n_steps) == 0, looks, windows)
-        if fused:
-            padded = [np.pad(part, (0, attack.n_steps - n_steps)) for part in schedule]
-            state = _all_steps(*kind, model, x, y, target, within, state, padded, n_steps)
-        else:
-            for now in zip(*schedule, strict=True):
-                state = _step(*kind, model, x, y, target, within, state, now)
-        start, lost = state.best, state.lost
-    return jnp.where(state.fooled[:, None], state.fooling, state.best), lost
+    """Climb once, through all radii; return examples (n, d), and where a gradient was not finite (n,)."""
+    first, *narrower = _radii(attack.n_steps, attack.norm)
+    surface = _surface(attack.norm, x, keys, _within(ball, first[0], x.dtype))
+    state = _climbed(attack, *first, surface, model, x, y, target, ball, lost)
+    for radius in narrower:
+        state = _climbed(attack, *radius, state.best, model, x, y, target, ball, state.lost)
+    return jnp.where(state.fooled[:, None], state.fooling, state.best), state.lost
+
+
+def _climbed(attack, radius, n_steps, start, model, x, y, target, ball, lost) -> _State:
+    """Climb in the ball of one radius."""
+    kind, within = (attack.norm, attack.loss), _within(ball, radius, x.dtype)
+    return repeat(
+        _step,
+        n_steps,
+        _begin(*kind, model, x, y, target, start, within, lost),
+        *(model, x, y, target, within),
+        model=model,
+        x=x,
+        static=kind,
+        schedule=partial(_schedule, n_steps, attack.norm),
+        length=attack.n_steps,
+    )
+
+
+def _within(ball, radius, dtype):
+    return ball._replace(epsilon=(radius * ball.epsilon).astype(dtype))
+
+
+def _schedule(n_steps, norm, length):
+    """Return for each step whether it is the first, whether it ends a window, and the length of the window."""
+    parts = (np.arange(n_steps) == 0, *_looks(n_steps, norm))
+    return [np.pad(part, (0, length - n_steps)) for part in parts]
 
 
 def _radii(n_steps: int, norm: str) -> list[tuple[float, int]]:
-    """Radii in units of epsilon, and how many steps are taken in the ball of each."""
-    wider = int(WIDER_SHARE * n_steps) if norm == "l1" else 0
+    """Return radii in units of epsilon, and how many steps are taken in the ball of each."""
+    wider = int(L1_WIDER_SHARE * n_steps) if NORMS[norm].is_sparse else 0
     counts = (wider, wider, n_steps - 2 * wider)
-    return [(radius, count) for radius, count in zip(RADII, counts, strict=True) if count]
+    return [(radius, count) for radius, count in zip(L1_RADII, counts, strict=True) if count]
 
 
 @partial(jax.jit, static_argnames="norm")
 def _surface(norm, x, keys, ball):
-    """A random point of the ball's surface."""
+    """Draw a point of the ball's surface."""
     norm = NORMS[norm]
     noise = samples(norm, x, keys, ball)
     length = norm.length(noise)
@@ -183,7 +201,7 @@ def _begin(norm, loss, model, x, y, target, start, ball, lost):
         start,
         start,
         gradient,
-        jnp.broadcast_to(ball.epsilon if norm == "l1" else 2 * ball.epsilon, (n,)),
+        jnp.broadcast_to(ball.epsilon if NORMS[norm].is_sparse else 2 * ball.epsilon, (n,)),
         jnp.zeros_like(value),
         start,
         gradient,
@@ -194,15 +212,17 @@ def _begin(norm, loss, model, x, y, target, start, ball, lost):
         value,
         jnp.ones(n, bool),
         changed,
-        changed / SPARSER,
+        changed / L1_FEATURES_PER_STEP,
         lost | unusable(gradient, ball),
     )
 
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
-def _step(norm, loss, model, x, y, target, ball, state, now):
+def _step(norm, loss, state, now, model, x, y, target, ball):
     is_first, looks, window = now
-    ahead = _sparse_ahead(x, ball, state) if norm == "l1" else _ahead(NORMS[norm], x, ball, state, is_first)
+    ahead = (
+        _sparse_ahead(x, ball, state) if NORMS[norm].is_sparse else _ahead(NORMS[norm], x, ball, state, is_first)
+    )
     at = project(NORMS[norm], x, ahead, ball)
     value, fooled, gradient = _ascend(loss, model, at, y, target)
     better, newly = value > state.best_loss, fooled & ~state.fooled
@@ -220,13 +240,13 @@ def _step(norm, loss, model, x, y, target, ball, state, now):
         n_rises=jnp.where(looks, 0, n_rises),
         lost=state.lost | unusable(gradient, ball),
     )
-    if norm == "l1":
+    if NORMS[norm].is_sparse:
         return _look_at_sparsity(x, ball, state, looks)
-    return _look_at_losses(state, looks, n_rises <= RHO * window)
+    return _look_at_losses(state, looks, n_rises <= LEAST_RISES * window)
 
 
 def _ahead(norm, x, ball, state, is_first):
-    """A step and its momentum."""
+    """Return where a step and its momentum lead."""
     share = jnp.where(is_first, 1.0, MOMENTUM).astype(x.dtype)
     ahead = state.x + state.step_size[:, None] * steepest(norm, state.gradient, state.x, ball)
     ahead = project(norm, x, ahead, ball)
@@ -234,7 +254,7 @@ def _ahead(norm, x, ball, state, is_first):
 
 
 def _sparse_ahead(x, ball, state):
-    """A step along few features, the steepest of those that can change or have."""
+    """Return where a step along few features leads, the steepest of those that can change or have."""
     count = jnp.maximum(jnp.round(state.count), 1)[:, None]
     gradient = usable(state.gradient, ball)
     eligible = free(gradient, state.x, ball) | (state.x != x)
@@ -255,12 +275,12 @@ def _look_at_losses(state, looks, seldom):
 def _look_at_sparsity(x, ball, state, looks):
     """Start anew with long steps where the best point has become sparser, otherwise shorten them."""
     changed = _n_changed(state.best, x)
-    sparser = changed < FEWER * state.changed_then
-    shorter = jnp.maximum(state.step_size / SHRINK, LEAST_STEP * ball.epsilon)
+    sparser = changed < L1_RESTART_RATIO * state.changed_then
+    shorter = jnp.maximum(state.step_size / L1_STEP_DIVISOR, L1_LEAST_STEP * ball.epsilon)
     return _back_to_best(looks & sparser, state)._replace(
         step_size=jnp.where(looks, jnp.where(sparser, ball.epsilon, shorter), state.step_size),
         changed_then=jnp.where(looks, changed, state.changed_then),
-        count=jnp.where(looks, changed / SPARSER, state.count),
+        count=jnp.where(looks, changed / L1_FEATURES_PER_STEP, state.count),
     )
 
 
@@ -275,17 +295,8 @@ def _back_to_best(back, state):
     )
 
 
-@partial(jax.jit, static_argnames=("norm", "loss"))
-def _all_steps(norm, loss, model, x, y, target, ball, state, schedule, n_steps):
-    def body(step, state):
-        now = [part[step] for part in schedule]
-        return _step(norm, loss, model, x, y, target, ball, state, now)
-
-    return jax.lax.fori_loop(0, n_steps, body, state)
-
-
 def _ascend(loss, model, x, y, target):
-    """Losses (n,), whether the answer is wrong (n,), and the gradient (n, ...)."""
+    """Return losses (n,), whether the answer is wrong (n,), and the gradient (n, ...)."""
 
     def total(z):
         scores = with_fast_gradients(model)(z)
@@ -300,15 +311,15 @@ def _ascend(loss, model, x, y, target):
 
 @jax.jit
 def _target(model, x, rank):
-    """The class (n,) of the rank-th highest score; one program serves all ranks."""
+    """Return the class (n,) of the rank-th highest score; one program serves all ranks."""
     order = jnp.argsort(model(x), axis=1)
     return jax.lax.dynamic_index_in_dim(order, order.shape[1] - rank, axis=1, keepdims=False)
 
 
 @lru_cache(maxsize=256)
 def _looks(n_steps: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
-    """After which steps the step size is looked at, and how many steps each look covers."""
-    shares = (SPARSE_WINDOW,) * 2 if norm == "l1" else (FIRST_WINDOW, LEAST_WINDOW)
+    """Tell after which steps the step size is looked at, and how many steps each look covers."""
+    shares = (L1_WINDOW,) * 2 if NORMS[norm].is_sparse else (FIRST_WINDOW, LEAST_WINDOW)
     window, least = (max(int(share * n_steps), 1) for share in shares)
     decrement = max(int(DECREMENT * n_steps), 1)
     looks, windows, since = np.zeros(n_steps, bool), np.ones(n_steps, np.int32), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +15,23 @@ from .._validation import integer
 from ..execution.devices import on_host
 from ..execution.tiles import NO_ANSWER, answers, as_pytree, evaluate, pad_rows
 from .apgd import APGD
-from .entry import check_targets, checked_model, scores_of, with_two_columns
+from .base import AttackSettings
+from .entry import checked_model, fitting_model
 from .fab import FAB
 from .losses import example_losses
-from .pgd import set_common, set_plain
 from .square import Square
 from .threat_model import Box
-from .tiled import attack_in_tiles, checked_data
+from .tiled import all_tiles, checked_data, finite_or_inputs
 
 # Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many; tiles of few
 # keep an accelerator waiting.
 ROWS, ROWS_ACCELERATOR = 64, 512
-# Of APGD in the L1 norm: restarts, and targets at most.
-SPARSE = 5
-# Operations through which no gradient passes.
-FLAT = ("argmax", "argmin", "ceil", "floor", "round", "sign", "stop_gradient")
+L1_RESTARTS, L1_MAX_TARGETS = 5, 5
+ZERO_GRADIENT_PRIMITIVES = ("argmax", "argmin", "ceil", "floor", "round", "sign", "stop_gradient")
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(AttackSettings):
     """The standard ensemble: APGD on cross-entropy, APGD and FAB towards targets, and Square.
 
     Examples that one member has broken are not attacked again, so the robust accuracy is that of the worst case
@@ -80,39 +79,34 @@ class AutoAttack:
     n_queries: int = 5000
     n_targets: int = 9
     bounds: tuple | Box | None = (0.0, 1.0)
-    needs_gradients = True
-    one_key_each = True
-
-    def __post_init__(self):
-        set_common(self)
-        counts = {name: integer(name, getattr(self, name)) for name in ("n_queries", "n_targets")}
-        set_plain(self, **counts)
+    needs_labels = True
 
     def members(self, n_classes: int) -> dict[str, Callable]:
-        """The attacks on a model with so many scores, by name, in their order."""
+        """Return the attacks on a model with so many scores, by name, in their order."""
         n_classes = integer("n_classes", n_classes)
         common = {"norm": self.norm, "bounds": self.bounds}
-        is_sparse = self.norm == "l1"
-        found = {"apgd-ce": APGD(self.epsilon, self.n_steps, n_restarts=SPARSE if is_sparse else 1, **common)}
+        is_l1 = self.norm == "l1"
+        restarts = L1_RESTARTS if is_l1 else 1
+        found = {"apgd-ce": APGD(self.epsilon, self.n_steps, n_restarts=restarts, **common)}
         if n_classes == 3:
             found["apgd-dlr"] = APGD(self.epsilon, self.n_steps, loss="dlr", **common)
         if n_classes > 3:
-            n_targets = min(self.n_targets, SPARSE) if is_sparse else self.n_targets
+            n_targets = min(self.n_targets, L1_MAX_TARGETS) if is_l1 else self.n_targets
             found["apgd-t"] = APGD(self.epsilon, self.n_steps, loss="targeted-dlr", n_targets=n_targets, **common)
         found["fab-t"] = FAB(self.epsilon, self.n_steps, n_targets=self.n_targets, **common)
         found["square"] = Square(self.epsilon, self.n_queries, **common)
         return found
 
-    def __call__(self, model, x, y, *, key):
-        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
+    def __call__(self, model: Callable, x: Any, y: Any, *, key: Any) -> np.ndarray:
+        """Return examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
         return self.run(model, x, y, key=key).x_adv
 
-    def in_tiles(self, model, X: np.ndarray, y: np.ndarray, *, key, rows: int) -> np.ndarray:
-        """What :func:`~ntkrobust_sk.attacks.attack_in_tiles` asks for."""
+    def in_tiles(self, model: Callable, X: np.ndarray, y: np.ndarray, *, key: Any, rows: int) -> np.ndarray:
+        """Return adversarial examples of X (n, ...), attacked so many at a time."""
         rows = min(rows, ROWS) if on_host() else rows
         return self.run(model, X, y, key=key, rows=rows).x_adv
 
-    def run(self, model, X, y, *, key, rows: int | None = None) -> AutoAttackReport:
+    def run(self, model: Callable, X: Any, y: Any, *, key: Any, rows: int | None = None) -> AutoAttackReport:
         """Attack, and tell what each member has added.
 
         Parameters
@@ -136,10 +130,7 @@ class AutoAttack:
         if not len(X):
             raise ValueError(f"X holds no inputs to attack: its shape is {X.shape}")
         rows = (ROWS if on_host() else ROWS_ACCELERATOR) if rows is None else integer("rows", rows)
-        # what the members ask for, before any of them is called
-        first = jnp.asarray(pad_rows(X[:rows], rows))
-        n_classes = check_targets(y, scores_of(model, first), len(X), labels=True)
-        model = with_two_columns(model) if n_classes == 1 else model
+        model, n_classes = fitting_model(self, model, jnp.asarray(pad_rows(X[:rows], rows)), y, len(X))
         x_adv, fallen_to = X.copy(), np.full(len(X), -1)
         fallen_to[answers(model, X, rows) != y] = 0
         members = self.members(max(n_classes, 2))
@@ -147,7 +138,8 @@ class AutoAttack:
             at = np.flatnonzero(fallen_to == -1)
             if not len(at):
                 break
-            found = attack_in_tiles(attack, model, X[at], y[at], key=keys[at], rows=rows, look=False)
+            found, _ = all_tiles(attack, model, X[at], y[at], keys[at], rows, n_classes)
+            found = finite_or_inputs(attack, found, X[at])
             given = answers(model, found, rows)
             fell = (given != y[at]) & (given != NO_ANSWER)
             x_adv[at[fell]], fallen_to[at[fell]] = found[fell], number
@@ -157,7 +149,7 @@ class AutoAttack:
 
 @dataclass(frozen=True)
 class AutoAttackReport:
-    """What AutoAttack has found.
+    """The examples that AutoAttack has found, and what each member has added.
 
     Attributes
     ----------
@@ -179,18 +171,20 @@ class AutoAttackReport:
 
     @property
     def accuracies(self) -> list[float]:
-        """Accuracy on clean examples, and after each member."""
+        """Return the accuracy on clean examples, and after each member."""
         fallen = [np.mean((self.fallen_to >= 0) & (self.fallen_to <= i)) for i in range(len(self.names))]
         return [float(1 - share) for share in fallen]
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of examples that still stand."""
+        """Return the share of examples that still stand."""
         return self.accuracies[-1]
 
 
-def flags(model, X, y, rows, names, fallen_to) -> list[str]:
-    """Signs that gradients are hidden, or that the model draws lots (as in the reference implementation)."""
+def flags(
+    model: Callable, X: np.ndarray, y: np.ndarray, rows: int, names: tuple[str, ...], fallen_to: np.ndarray
+) -> list[str]:
+    """Return signs that gradients are hidden or that the model draws lots, as the reference code does."""
     found = []
     x, labels = (jnp.asarray(pad_rows(values[:rows], rows)) for values in (X, y))
     scores, again = (evaluate(model, np.asarray(x), rows) for _ in range(2))
@@ -212,7 +206,7 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
     if np.isinf(scores).any():
         found.append(f"scores that are infinite: at {np.isinf(scores[: len(X)]).any(1).mean():.0%} of the inputs")
     text = str(traces[0])
-    if operations := [name for name in FLAT if re.search(rf"= {name}\b", text)]:
+    if operations := [name for name in ZERO_GRADIENT_PRIMITIVES if re.search(rf"= {name}\b", text)]:
         found.append(f"flat operations: no gradient passes through {', '.join(operations)}")
     if "square" in names and (n := int(np.sum(fallen_to == names.index("square")))):
         found.append(f"square: it broke {n} examples without gradients that the others did not break with them")
@@ -221,13 +215,13 @@ def flags(model, X, y, rows, names, fallen_to) -> list[str]:
 
 @jax.jit
 def _flat(model, x, y):
-    """Whether the gradient of the cross-entropy is zero, and whether it is not finite, for each input."""
+    """Tell whether the gradient of the cross-entropy is zero, and whether it is not finite, for each input."""
     gradient = jax.grad(lambda z: example_losses(model(z), y).sum())(x).reshape(len(x), -1)
     return (gradient == 0).all(1), ~jnp.isfinite(gradient).all(1)
 
 
 def _differ(scores, again) -> bool:
-    """Whether scores differ by more than rounding, or in what is no finite number."""
+    """Tell whether scores differ by more than rounding, or in what is no finite number."""
     finite = np.isfinite(scores) & np.isfinite(again)
     if not np.array_equal(scores[~finite], again[~finite], equal_nan=True):
         return True
@@ -236,7 +230,7 @@ def _differ(scores, again) -> bool:
 
 
 def _same(trace, other) -> bool:
-    """Whether two traces of a function are of the same operations on the same numbers."""
+    """Tell whether two traces of a function are of the same operations on the same numbers."""
     if str(trace) != str(other) or len(trace.consts) != len(other.consts):
         return False
     return all(np.array_equal(a, b) for a, b in zip(trace.consts, other.consts, strict=True))

@@ -16,12 +16,13 @@ from jax.tree_util import Partial
 
 from .._validation import array, brief, check_choice, fitting, function, number
 from ..execution.devices import on_host
-from ..execution.keys import Keys, one_key_each
+from ..execution.keys import Keys, example_keys
 from ..execution.loops import form_of, without_numbers
 from ..execution.tiles import as_pytree, on_rows
 from ..networks.model import failure
-from .norms import NORMS
-from .threat_model import Ball, admitted, ball_of, check_floating, plain_bounds
+from .capabilities import TakesKeys
+from .norms import LENGTHS
+from .threat_model import Ball, admitted, ball_around, check_floating, plain_bounds
 
 # How an attack is called.
 CALL = "attack(model, x, y, key=key)"
@@ -53,20 +54,17 @@ class Given(NamedTuple):
     n_classes: int
 
 
-def given(attack, model, x, y, key, *, labels: bool = False) -> Given:
+def given(attack: Any, model: Any, x: Any, y: Any, key: Any) -> Given:
     """Check what an attack is called with, and bring it into one form.
 
     Parameters
     ----------
-    attack : attack
-        With epsilon, norm and bounds.
+    attack : Attack
     model : callable
         ``x -> scores`` (n, C).
     x : array (n, ...)
     y : array (n,) of int labels, or array of real targets shaped like the scores
     key : JAX PRNG key, or one for each example (n,)
-    labels : bool, default=False
-        Whether y must be labels.
 
     Returns
     -------
@@ -82,18 +80,34 @@ def given(attack, model, x, y, key, *, labels: bool = False) -> Given:
         the dtype in which is computed, or outside of the bounds.
     """
     x, y = inputs_of(attack, x), jnp.asarray(labels_of(y))
-    model = checked_model(model)
+    model, n_classes = fitting_model(attack, checked_model(model), x, y, x.shape[0])
+    return trusted(attack, model, x, y, example_keys(key, x.shape[0]), n_classes)
+
+
+def fitting_model(attack: Any, model: Callable, x: jax.Array, y: Any, n: int) -> tuple[Callable, int]:
+    """Check that labels y of n inputs, of which x are some, fit an attack and a model's scores.
+
+    Returns
+    -------
+    model : callable
+        Of one column of scores there are two, of which the first is zero.
+    n_classes : int
+    """
     scores = scores_of(model, x)
-    n_classes = check_targets(y, scores, x.shape[0], labels)
-    if is_binary(scores.shape, y):
-        model, n_classes = with_two_columns(model), 2
-    shape, keys = x.shape, one_key_each(key, x.shape[0])
+    n_classes = check_targets(y, scores, n, attack.needs_labels)
+    return (with_two_columns(model), 2) if is_binary(scores.shape, y) else (model, n_classes)
+
+
+def trusted(attack: Any, model: Callable, x: jax.Array, y: jax.Array, keys: jax.Array, n_classes: int) -> Given:
+    """Bring checked inputs, labels and keys of an attack into the form that it works on."""
+    shape = x.shape
     model, x = on_rows(model, x)
-    return Given(model, x, y, keys, ball_of(attack, x), shape, n_classes)
+    ball = ball_around(x, attack.epsilon, attack.bounds, attack._first_step)
+    return Given(model, x, y, keys, ball, shape, n_classes)
 
 
-def inputs_of(attack, x) -> jax.Array:
-    """Inputs (n, ...) of an attack on the device, floating; finite and within its bounds."""
+def inputs_of(attack: Any, x: Any) -> jax.Array:
+    """Return inputs (n, ...) of an attack on the device, floating; finite and within its bounds."""
     if not isinstance(x, jax.Array):
         x = array("x", x)
         check_floating(x)
@@ -119,8 +133,8 @@ def check_finite(X: np.ndarray) -> None:
         )
 
 
-def labels_of(y):
-    """Labels or real targets, on the host if they came from there; booleans are labels 0 and 1."""
+def labels_of(y: Any) -> Any:
+    """Return labels or real targets, on the host if they came from there; booleans are labels 0 and 1."""
     if not isinstance(y, jax.Array):
         y = array("y", y)
         if y.dtype.kind in "iu" and y.size and (y.max() > np.iinfo(np.int32).max or y.min() < 0):
@@ -134,8 +148,8 @@ def labels_of(y):
     return y
 
 
-def checked_model(model) -> Callable:
-    """A callable pytree, or TypeError that says how to make a model of what came."""
+def checked_model(model: Any) -> Callable:
+    """Return a callable pytree, or raise TypeError that says how to make a model of what came."""
     if isinstance(model, type):
         raise TypeError(
             f"a model must be an instance, a function from inputs to scores (n, C), got the class "
@@ -152,7 +166,7 @@ def checked_model(model) -> Callable:
 
 
 def how_to_make(kind: type) -> str:
-    """What to write in place of a class.
+    """Return what to write in place of a class.
 
     >>> from ntkrobust_sk import MLP, Model, EmpiricalNTKClassifier
     >>> [how_to_make(kind) for kind in (MLP, Model, EmpiricalNTKClassifier)]
@@ -163,8 +177,8 @@ def how_to_make(kind: type) -> str:
     return f"{kind.__name__}(...){'.fit(X, y)' if hasattr(kind, 'fit') else ''}"
 
 
-def scores_of(model, x) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a model's scores on inputs x (n, ...), found without computing them.
+def scores_of(model: Callable, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype of a model's scores on inputs x (n, ...), found without computing them.
 
     Raises
     ------
@@ -200,18 +214,18 @@ def _scores(model, x):
     return scores
 
 
-def is_binary(shape, y) -> bool:
-    """Whether scores of this shape are one column, that of label 1 against label 0."""
+def is_binary(shape: tuple[int, ...], y: Any) -> bool:
+    """Tell whether scores of this shape are one column, that of label 1 against label 0."""
     return shape[1] == 1 and jnp.issubdtype(y.dtype, jnp.integer)
 
 
-def two_columns(scores):
-    """Scores (n, 1) of label 1 against label 0 as scores (n, 2) of both, the first of which is zero."""
+def two_columns(scores: jax.Array) -> jax.Array:
+    """Return scores (n, 1) of label 1 against label 0 as scores (n, 2) of both, the first of which is zero."""
     return jnp.concatenate([jnp.zeros_like(scores), scores], axis=1)
 
 
-def with_two_columns(model):
-    """The model with :func:`two_columns` of its scores."""
+def with_two_columns(model: Callable) -> Callable:
+    """Return the model with :func:`two_columns` of its scores."""
     return Partial(_widened, model)
 
 
@@ -219,8 +233,8 @@ def _widened(model, x):
     return two_columns(model(x))
 
 
-def check_targets(y, scores, n: int, labels: bool = False) -> int:
-    """Number of columns of scores (m, C), if labels (or, unless ``labels``, targets) of n inputs fit them.
+def check_targets(y: Any, scores: jax.ShapeDtypeStruct, n: int, labels: bool = False) -> int:
+    """Return the number of columns of scores (m, C), if labels (or, unless ``labels``, targets) of n inputs fit.
 
     Raises
     ------
@@ -255,7 +269,7 @@ def _check_range(y, n_classes):
         )
 
 
-def require_attack(attack, name: str = "attack"):
+def require_attack(attack: Any, name: str = "attack") -> Any:
     """Return what can be called as ``attack(model, x, y, key=key)`` and states its ball whole or not at all.
 
     Raises
@@ -277,22 +291,22 @@ def require_attack(attack, name: str = "attack"):
     if not callable(attack) or isinstance(attack, type):
         raise TypeError(f"{name}: an attack is needed, such as PGD(epsilon=8/255), got {brief(attack)}")
     function(name, attack, CALL, 3, "key")
-    if not hasattr(attack, "epsilon"):
+    missing = [name for name in ("epsilon", "norm", "bounds") if not hasattr(attack, name)]
+    if "epsilon" in missing:
         return attack
-    missing = [name for name in ("norm", "bounds") if not hasattr(attack, name)]
     if missing:
         raise TypeError(
             f"an attack that states epsilon must state norm and bounds too, but {brief(attack)} has no "
             f"{' and no '.join(missing)}"
         )
     number(f"{name}.epsilon", attack.epsilon, low=0, unit="in units of the data")
-    check_choice(f"{name}.norm", attack.norm, NORMS)
+    check_choice(f"{name}.norm", attack.norm, LENGTHS)
     plain_bounds(attack.bounds)
     return attack
 
 
-def checked_examples(attack, found: Any, x):
-    """What an attack gave for inputs x (n, ...), if it is an array of real numbers of the same shape."""
+def checked_examples(attack: Any, found: Any, x: Any) -> Any:
+    """Return what an attack gave for inputs x (n, ...), if it is an array of real numbers of the same shape."""
     is_array = isinstance(found, np.ndarray | jax.Array) and not isinstance(found, np.ma.MaskedArray)
     if not is_array or not jnp.issubdtype(found.dtype, jnp.floating):
         raise TypeError(
@@ -307,6 +321,7 @@ def checked_examples(attack, found: Any, x):
     return found
 
 
-def keys_for(attack, keys: Keys, at):
-    """The keys of the rows ``at`` for an attack that takes one each, otherwise the key of the first of them."""
-    return keys[at if getattr(attack, "one_key_each", False) else at[0]].on_device()
+def keys_for(attack: Any, keys: Keys, at: np.ndarray) -> jax.Array:
+    """Return the keys of the rows ``at`` for an attack that takes one each, otherwise the first row's key."""
+    takes_each = isinstance(attack, TakesKeys) and attack.one_key_each
+    return keys[at if takes_each else at[0]].on_device()

@@ -12,19 +12,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .._validation import integer
 from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
-from ..execution.loops import runs_fused
+from ..execution.loops import repeat
 from .losses import answers_wrongly
 from .minimum_norm import MinimumNorm
 from .norms import NORMS
-from .pgd import set_common, set_plain
 from .planes import to_plane
 from .threat_model import Box, samples, usable
 
-# At most so much of a step goes back towards the input; beyond the boundary by so much; back from it by so much.
-ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
+# Largest share of a step that goes towards the input, α_max in the paper.
+ALPHA_MAX = 0.1
+# Length of a step, in units of the way to the boundary: η in the paper.
+ETA = 1.05
+# Share of the way from the input at which the search goes on after a wrong answer: β in the paper.
+BETA = 0.9
 
 
 @dataclass(frozen=True)
@@ -75,27 +77,18 @@ class FAB(MinimumNorm):
     n_targets: int = 9
     bounds: tuple | Box | None = (0.0, 1.0)
 
-    def __post_init__(self):
-        set_common(self)
-        set_plain(self, n_targets=integer("n_targets", self.n_targets))
-
-    def _search(self, model, x, y, keys, ball, found):
+    def _search(self, given, found):
+        model, x, y, keys, ball = given.model, given.x, given.y, given.keys, given.ball
         order = _order(model, x)
-        n_targets = min(self.n_targets, order.shape[1] - 1)
-        for target in range(n_targets):
+        for target in range(min(self.n_targets, order.shape[1] - 1)):
+            operands = (model, x, y, order[:, -2 - target], ball)
             for restart in range(self.n_restarts):
-                run_keys = fold_keys(keys, target * self.n_restarts + restart) if restart else None
-                found = _one_run(self, model, x, y, order[:, -2 - target], run_keys, ball, found)
+                number = target * self.n_restarts + restart
+                start = _around(self.norm, x, fold_keys(keys, number), ball, found) if restart else x
+                _, found = repeat(
+                    _step, self.n_steps, (start, found), *operands, model=model, x=x, static=(self.norm,)
+                )
         return found
-
-
-def _one_run(attack, model, x, y, target, keys, ball, found):
-    at = x if keys is None else _around(attack.norm, x, keys, ball, found)
-    if runs_fused(model, x):
-        return _all_steps(attack.norm, model, x, y, target, ball, at, found, attack.n_steps)[1]
-    for _ in range(attack.n_steps):
-        at, found = _step(attack.norm, model, x, y, target, ball, at, found)
-    return found
 
 
 @jax.jit
@@ -113,8 +106,8 @@ def _around(norm, x, keys, ball, found):
 
 
 @partial(jax.jit, static_argnames="norm")
-def _step(norm, model, x, y, target, ball, at, found):
-    name, norm = norm, NORMS[norm]
+def _step(norm, state, now, model, x, y, target, ball):
+    (at, found), norm = state, NORMS[norm]
 
     def differences(z):
         scores = with_fast_gradients(model)(z)
@@ -128,7 +121,7 @@ def _step(norm, model, x, y, target, ball, at, found):
     behind = jnp.sum(gradient * (x - at), axis=1)
     wanted = jnp.concatenate([-difference, -difference - behind])
     twice = ball._replace(lower=_twice(ball.lower, x), upper=_twice(ball.upper, x))
-    both = to_plane(name, _twice(gradient, x), wanted, jnp.concatenate([at, x]), twice)
+    both = to_plane(norm, _twice(gradient, x), wanted, jnp.concatenate([at, x]), twice)
     from_at, from_x = jnp.split(both, 2)
     lengths = [jnp.maximum(norm.length(step), 1e-8) for step in (from_at, from_x)]
     alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), ALPHA_MAX)
@@ -143,11 +136,3 @@ def _step(norm, model, x, y, target, ball, at, found):
 
 def _twice(values, x):
     return jnp.tile(jnp.broadcast_to(values, x.shape), (2, 1))
-
-
-@partial(jax.jit, static_argnames="norm")
-def _all_steps(norm, model, x, y, target, ball, at, found, n_steps):
-    def body(_, state):
-        return _step(norm, model, x, y, target, ball, *state)
-
-    return jax.lax.fori_loop(0, n_steps, body, (at, found))

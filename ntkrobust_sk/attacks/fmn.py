@@ -14,16 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._validation import number
 from ..execution.convolutions import with_fast_gradients
-from ..execution.loops import runs_fused
+from ..execution.loops import repeat
 from .losses import answers_wrongly, log_odds, margin
 from .minimum_norm import Found, MinimumNorm
 from .norms import NORMS
-from .pgd import set_common, set_plain
 from .threat_model import Box, free, project, usable
 
-DUALS = {"linf": "l1", "l2": "l2", "l1": "linf"}
 # Where steps end, as a share of the first one, and where the relative change of the radius ends.
 LEAST_STEP, LEAST_GAMMA = 0.01, 1e-4
 
@@ -78,12 +75,12 @@ class FMN(MinimumNorm):
     gamma: float = 0.05
     bounds: tuple | Box | None = (0.0, 1.0)
 
-    def __post_init__(self):
-        _set_numbers(self)
+    @property
+    def _first_step(self) -> float:
+        return self.step_size
 
-    def _search(self, model, x, y, keys, ball, found):
-        radius = jnp.full(len(x), jnp.inf, x.dtype)
-        return _run(self, _fmn_step, model, x, y, ball, _State(x, radius, found))
+    def _search(self, given, found):
+        return _walked(self, _fmn_step, given, jnp.inf, found)
 
 
 @dataclass(frozen=True)
@@ -136,13 +133,12 @@ class DDN(MinimumNorm):
     bounds: tuple | Box | None = (0.0, 1.0)
     norm = "l2"
 
-    def __post_init__(self):
-        _set_numbers(self)
-        set_plain(self, radius=number("radius", self.radius, low=0, unit="in units of the data"))
+    @property
+    def _first_step(self) -> float:
+        return self.step_size
 
-    def _search(self, model, x, y, keys, ball, found):
-        radius = jnp.full(len(x), self.radius, x.dtype)
-        return _run(self, _ddn_step, model, x, y, ball, _State(x, radius, found))
+    def _search(self, given, found):
+        return _walked(self, _ddn_step, given, self.radius, found)
 
 
 class _State(NamedTuple):
@@ -153,32 +149,18 @@ class _State(NamedTuple):
     found: Found
 
 
-def _set_numbers(attack):
-    set_common(attack)
-    step_size = number("step_size", attack.step_size, low=0, unit="in units of the data")
-    gamma = number("gamma", attack.gamma, above=0, below=1)
-    set_plain(attack, step_size=step_size, gamma=gamma)
-
-
-def _run(attack, step, model, x, y, ball, state):
-    gamma = jnp.asarray(attack.gamma, x.dtype)
-    if runs_fused(model, x):
-        return _all_steps(step, attack.norm, model, x, y, ball, gamma, state, attack.n_steps).found
-    for now in range(attack.n_steps):
-        state = step(attack.norm, model, x, y, ball, gamma, state, now / attack.n_steps)
-    return state.found
-
-
-@partial(jax.jit, static_argnames=("step", "norm"))
-def _all_steps(step, norm, model, x, y, ball, gamma, state, n_steps):
-    def body(now, state):
-        return step(norm, model, x, y, ball, gamma, state, now / n_steps)
-
-    return jax.lax.fori_loop(0, n_steps, body, state)
+def _walked(attack, step, given, radius, found) -> Found:
+    """Walk from the input, with balls whose first radius is given, and return what was found."""
+    model, x = given.model, given.x
+    state = _State(x, jnp.full(len(x), radius, x.dtype), found)
+    operands = (model, x, given.y, given.ball, jnp.asarray(attack.gamma, x.dtype), attack.n_steps)
+    return repeat(step, attack.n_steps, state, *operands, model=model, x=x, static=(attack.norm,)).found
 
 
 @partial(jax.jit, static_argnames="norm")
-def _fmn_step(norm, model, x, y, ball, gamma, state, now):
+def _fmn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
+    now = number / n_steps
+
     def total(z):
         margins = margin(with_fast_gradients(model)(z), y)
         # in the inputs' precision: networks may compute in a higher one
@@ -190,7 +172,7 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
     wrong, distance = margins < 0, NORMS[norm].length(state.x - x).reshape(-1)
     ever, found = jnp.isfinite(before.distance), before.or_nearer(state.x, wrong, distance)
     gamma = _cosine(gamma, LEAST_GAMMA, now)
-    slope = NORMS[DUALS[norm]].length(gradient).reshape(-1)
+    slope = NORMS[NORMS[norm].dual].length(gradient).reshape(-1)
     # a little beyond the linearisation's zero too, on which rounding would let the iterate rest
     outwards = jnp.where(ever, state.radius, distance + margins / slope) * (1 + gamma)
     radius = jnp.where(wrong, jnp.minimum(state.radius * (1 - gamma), found.distance), outwards)
@@ -201,7 +183,9 @@ def _fmn_step(norm, model, x, y, ball, gamma, state, now):
 
 
 @partial(jax.jit, static_argnames="norm")
-def _ddn_step(norm, model, x, y, ball, gamma, state, now):
+def _ddn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
+    now = number / n_steps
+
     def total(z):
         scores = with_fast_gradients(model)(z)
         losses = log_odds(scores, y)
@@ -219,11 +203,11 @@ def _ddn_step(norm, model, x, y, ball, gamma, state, now):
 
 
 def _movable(gradient, at, ball):
-    """The gradient of what can go its way, zero for features that bounds hold."""
+    """Return the gradient of what can go its way, zero for features that bounds hold."""
     gradient = usable(gradient, ball)
     return jnp.where(free(gradient, at, ball), gradient, 0)
 
 
 def _cosine(first, last, share):
-    """From the first value to the last one, as the share of the steps that are done goes from 0 to 1."""
+    """Return what falls like a cosine from the first value to the last one as the share goes from 0 to 1."""
     return (last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2).astype(first.dtype)

@@ -1,4 +1,4 @@
-"""What attacks climb: cross-entropy, squared error, margins, and the difference of logits ratio."""
+"""Losses that attacks climb: cross-entropy, squared error, margins, and the difference of logits ratio."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import jax.numpy as jnp
 
 from .entry import is_binary, two_columns
 
+# Added to differences of scores that are divided by.
+LEAST_GAP = 1e-12
+
 
 def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
-    """Cross-entropy (n,) of integer labels, squared error (n,) of real targets.
+    """Return the cross-entropy (n,) of integer labels, or the squared error (n,) of real targets.
 
     One column of scores is that of label 1 against label 0, whose score is zero.
 
@@ -31,12 +34,12 @@ def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _cross_entropy(scores, y):
-    """log(1 + Σ_{c ≠ y} exp(s_c − s_y)), which 1 − softmax does not round to zero where the model is sure."""
+    """Return log(1 + Σ_{c ≠ y} exp(s_c − s_y)), which is not rounded to zero where the model is sure."""
     return jax.nn.softplus(log_odds(scores, y))
 
 
-def log_odds(scores, y):
-    """log Σ_{c ≠ y} exp(s_c − s_y) (n,), which rises with the cross-entropy.
+def log_odds(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """Return log Σ_{c ≠ y} exp(s_c − s_y) (n,), which rises with the cross-entropy.
 
     Its gradient has the direction of the cross-entropy's, without the factor that rounds to zero where the model
     is very sure: the probability of a wrong answer.
@@ -46,20 +49,20 @@ def log_odds(scores, y):
     return jax.nn.logsumexp(others, axis=1) - right
 
 
-def ascent_losses(scores, y):
-    """What rises with :func:`example_losses`, for attacks that ask for its order and direction alone."""
+def ascent_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """Return what rises with :func:`example_losses`, for attacks that ask for its order and direction alone."""
     return log_odds(scores, y) if jnp.issubdtype(y.dtype, jnp.integer) else example_losses(scores, y)
 
 
-def answers_wrongly(scores, y):
-    """Whether the highest score is another's (n,). Scores of which one is NaN are no answer, so no wrong one."""
+def answers_wrongly(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """Tell whether the highest score is another's (n,); scores of which one is NaN are no answer at all."""
     return (scores.argmax(1) != y) & ~jnp.isnan(scores).any(1)
 
 
 def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
-    """z_y − max_{c≠y} z_c (n,) of scores (n, C) and labels (n,): negative where the answer is wrong.
+    """Return the margin z_y − max_{c≠y} z_c (n,) of scores (n, C) and labels (n,).
 
-    It is infinite where scores are NaN, since that is no answer.
+    It is negative where the answer is wrong, and infinite where scores are NaN, since that is no answer.
 
     >>> margin(jnp.array([[2.0, 0.5, 1.0]]), jnp.array([0])).tolist()
     [1.0]
@@ -70,24 +73,26 @@ def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
-    """Difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
+    """Return the difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
     ordered = jnp.sort(scores, axis=1)
     others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
-    return (others.max(1) - _at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + TINY)
+    return (others.max(1) - _at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + LEAST_GAP)
 
 
 def targeted_dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
-    """The same towards the class ``target`` (n,) of each example."""
+    """Return the difference of logits ratio towards the class ``target`` (n,) of each example."""
     ordered = jnp.sort(scores, axis=1)
-    return (_at(scores, target) - _at(scores, y)) / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + TINY)
+    return (_at(scores, target) - _at(scores, y)) / (
+        ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + LEAST_GAP
+    )
 
 
-TINY = 1e-12
 LOSSES = {"ce": lambda scores, y, target: ascent_losses(scores, y), "dlr": dlr, "targeted-dlr": targeted_dlr}
 CLASSES_NEEDED = {"ce": 1, "dlr": 3, "targeted-dlr": 4}
 
 
-def check_classes(loss, n_classes, y):
+def check_classes(loss: str, n_classes: int, y: jax.Array) -> None:
+    """Raise ValueError for a loss that needs more classes, or labels in place of real targets."""
     if n_classes < CLASSES_NEEDED[loss]:
         raise ValueError(
             f"loss={loss!r} needs {CLASSES_NEEDED[loss]} classes or more, but the model gives {n_classes} scores; "

@@ -1,22 +1,24 @@
-"""What attacks share that look for the nearest wrongly answered point."""
+"""The part that attacks share which look for the nearest wrongly answered point."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..execution.convolutions import with_fast_gradients
-from .climbing import Climbing
-from .entry import given
+from .base import Attack, Outcome
+from .entry import Given, given
 from .losses import answers_wrongly, margin
 from .norms import NORMS
 from .planes import ROUNDING, to_plane
-from .threat_model import unusable, usable
+from .threat_model import Ball, unusable, usable
 
-# Rounds in which what was found is refined, halvings in each, and how far beyond the boundary it is left.
+# Number of rounds that refine what was found, number of halvings in each, and the share by which it ends beyond.
 ROUNDS, HALVINGS, BEYOND = 3, 6, 5e-4
 
 
@@ -27,43 +29,44 @@ class Found(NamedTuple):
     distance: jax.Array
     lost: jax.Array
 
-    def or_nearer(self, at, wrong, distance):
-        """``at`` (n, d) where it is answered wrongly and nearer, otherwise what was found before."""
+    def or_nearer(self, at: jax.Array, wrong: jax.Array, distance: jax.Array) -> Found:
+        """Return ``at`` (n, d) where it is answered wrongly and nearer, otherwise what was found before."""
         nearer = wrong & (distance < self.distance)
         x, distance = jnp.where(nearer[:, None], at, self.x), jnp.where(nearer, distance, self.distance)
         return self._replace(x=x, distance=distance)
 
-    def having_met(self, gradient, value, ball):
-        """The same after a gradient (n, d) of values (n,). The search may go where there are no values at all."""
+    def having_met(self, gradient: jax.Array, value: jax.Array, ball: Ball) -> Found:
+        """Note where a gradient (n, d) of values (n,) is not finite, unless there are no values at all."""
         return self._replace(lost=self.lost | (unusable(gradient, ball) & jnp.isfinite(value)))
 
 
-class MinimumNorm(Climbing):
-    """Attacks that look for the nearest wrongly answered point, and only then ask whether epsilon holds it.
+class MinimumNorm(Attack):
+    """An attack that looks for the nearest wrongly answered point, and only then asks whether epsilon holds it."""
 
-    They have ``_search(model, x, y, keys, ball, found)`` on flat rows x (n, d), which returns what it has found.
-    """
+    needs_labels = True
 
-    def examples(self, model, x, y, key):
-        """Adversarial examples (n, ...), and whether a gradient on the way was not finite (n,)."""
-        at = given(self, model, x, y, key, labels=True)
-        found = self._found(at)
-        near = (found.distance <= at.ball.epsilon)[:, None]
-        return jnp.where(near, found.x, at.x).reshape(at.shape), found.lost
+    @abstractmethod
+    def _search(self, given: Given, found: Found) -> Found:
+        """Search from checked inputs, and return what is nearer than what was found before."""
 
-    def nearest(self, model, x, y, *, key):
-        """The nearest wrongly answered points (n, ...) that were found, and how far they are (n,).
+    def _run(self, given: Given) -> Outcome:
+        found = self._found(given)
+        near = (found.distance <= given.ball.epsilon)[:, None]
+        return Outcome(jnp.where(near, found.x, given.x), found.lost)
+
+    def nearest(self, model: Callable, x: Any, y: Any, *, key: Any) -> tuple[jax.Array, jax.Array]:
+        """Return the nearest wrongly answered points (n, ...) that were found, and how far they are (n,).
 
         An input that is answered wrongly is its own nearest point; one for which nothing was found is infinitely
         far from it.
         """
-        at = given(self, model, x, y, key, labels=True)
-        found = self._found(at)
-        return found.x.reshape(at.shape), found.distance
+        checked = given(self, model, x, y, key)
+        found = self._found(checked)
+        return found.x.reshape(checked.shape), found.distance
 
-    def _found(self, at):
-        found = self._search(at.model, at.x, at.y, at.keys, at.ball, _as_they_are(at.model, at.x, at.y))
-        return refined(self.norm, at.model, at.x, at.y, at.ball, found)
+    def _found(self, given) -> Found:
+        found = self._search(given, _as_they_are(given.model, given.x, given.y))
+        return refined(self.norm, given.model, given.x, given.y, given.ball, found)
 
 
 @jax.jit
@@ -73,8 +76,8 @@ def _as_they_are(model, x, y):
 
 
 @partial(jax.jit, static_argnames="norm")
-def refined(norm, model, x, y, ball, found):
-    """What was found, moved to the nearest point of the boundary around it.
+def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, found: Found) -> Found:
+    """Move what was found to the nearest point of the boundary around it.
 
     In each round the margin is linearised at the point found (at the input where there is none), and the input is
     projected to the plane where it vanishes, within the bounds. The boundary then lies between the input and that
@@ -105,7 +108,7 @@ def refined(norm, model, x, y, ball, found):
         size = size + jnp.sum(jnp.abs(gradient * found.x), axis=1)
         rounding = ROUNDING * jnp.finfo(x.dtype).eps * size
         wanted = jnp.sum(gradient * (found.x - x), axis=1) - value - rounding
-        plane = beyond(x + to_plane(norm, gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
+        plane = beyond(x + to_plane(NORMS[norm], gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
         crossed = wrong(plane)
         first, last = jnp.where(crossed, x, plane), jnp.where(crossed, plane, found.x)
 

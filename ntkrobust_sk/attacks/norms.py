@@ -1,52 +1,89 @@
 """Norms: balls around zero, steepest directions, nearest points.
 
-Each has the same four functions, of one or of many examples at once. ``room`` (how far each feature may go) and
+Each has the same functions, of one or of many examples at once. ``room`` (how far each feature may go) and
 ``free`` (which may go further) matter to L1 alone: in the others bounds are met by clipping afterwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 
-def flat_norm(v):
-    """Euclidean norm of each example, broadcastable against it; its squares neither underflow nor overflow."""
+def flat_norm(v: jax.Array) -> jax.Array:
+    """Return the Euclidean norm of each example, broadcastable against it, without underflow or overflow."""
     axes = tuple(range(1, v.ndim))
     largest = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
     scaled = v / jnp.where(largest > 0, largest, 1)
     return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
 
 
+class Norm:
+    """A norm in which attacks climb.
+
+    Attributes
+    ----------
+    order : float
+        As NumPy's ``norm`` takes it.
+    dual : str
+        Name of the dual norm, in which gradients have their length.
+    is_sparse : bool
+        Whether its steepest steps change few features, so that bounds are part of them.
+    """
+
+    order: ClassVar[float]
+    dual: ClassVar[str]
+    is_sparse: ClassVar[bool] = False
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...], dtype: Any, epsilon: Any, free: Any = True):
+        """Draw uniformly from the ball of radius epsilon of the features that are ``free``, for one example."""
+        raise NotImplementedError
+
+    def length(self, delta: jax.Array) -> jax.Array:
+        """Return the length of each example's change, broadcastable against it."""
+        raise NotImplementedError
+
+    def steepest(self, gradient: jax.Array, free: Any = True) -> jax.Array:
+        """Return the direction of unit norm along which a linear function rises most, for each example."""
+        raise NotImplementedError
+
+    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
+        """Return the nearest point of the ball, for each example."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Linf:
+class Linf(Norm):
     """The largest change of any feature."""
 
+    order = float("inf")
+    dual = "l1"
+
     def sample(self, key, shape, dtype, epsilon, free=True):
-        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
         return jnp.where(free, jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0), 0) * epsilon
 
     def length(self, delta):
-        """Of each example's change, broadcastable against it."""
         return jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
 
     def steepest(self, gradient, free=True):
-        """Direction of unit norm along which a linear function rises most, for each example."""
         return jnp.sign(gradient)
 
     def project(self, delta, epsilon, room=jnp.inf):
-        """Nearest point of the ball, for each example."""
         return jnp.clip(delta, -epsilon, epsilon)
 
 
 @dataclass(frozen=True)
-class L2:
+class L2(Norm):
     """The Euclidean length of the change of all features."""
 
+    order = 2
+    dual = "l2"
+
     def sample(self, key, shape, dtype, epsilon, free=True):
-        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
         key_direction, key_radius = jax.random.split(key)
         direction = jnp.where(free, jax.random.normal(key_direction, shape, dtype), 0)
         n_free = jnp.maximum(jnp.sum(jnp.broadcast_to(free, shape)), 1).astype(dtype)
@@ -54,39 +91,38 @@ class L2:
         return epsilon * radius * direction / jnp.sqrt(jnp.maximum(jnp.sum(direction**2), jnp.finfo(dtype).tiny))
 
     def length(self, delta):
-        """Of each example's change, broadcastable against it."""
         return flat_norm(delta)
 
     def steepest(self, gradient, free=True):
-        """Direction of unit norm along which a linear function rises most, for each example."""
         length = flat_norm(gradient)
         return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
 
     def project(self, delta, epsilon, room=jnp.inf):
-        """Nearest point of the ball, for each example."""
         return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
 
 
 @dataclass(frozen=True)
-class L1:
+class L1(Norm):
     """The sum of the changes of all features. Its steepest steps and nearest points are sparse.
 
     Bounds matter more to it than to the others, since a feature may run into its bound long before epsilon is
     spent: so they are part of its steps and its projection (Croce & Hein 2021, arXiv:2103.01208).
     """
 
+    order = 1
+    dual = "linf"
+    is_sparse = True
+
     def sample(self, key, shape, dtype, epsilon, free=True):
-        """Uniform in the ball of radius epsilon of the features that are ``free``, for one example."""
         key_direction, key_rest = jax.random.split(key)
         direction = jnp.where(free, jax.random.laplace(key_direction, shape, dtype), 0)
         return epsilon * direction / (jnp.sum(jnp.abs(direction)) + jax.random.exponential(key_rest, (), dtype))
 
     def length(self, delta):
-        """Of each example's change, broadcastable against it."""
         return jnp.sum(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
 
     def steepest(self, gradient, free=True, count=1):
-        """Direction along which a linear function rises most, for each example; of unit norm where it can move.
+        """Return the direction along which a linear function rises most; of unit norm where it can move.
 
         The ``count`` features (a number, or one of each example (n, 1, ...)) with the largest gradients among
         those that are ``free`` to go that way. Features that are steeper yet and stand at their bound are pushed
@@ -104,7 +140,7 @@ class L1:
         return jnp.where(size > below, jnp.sign(gradient), 0) / jnp.maximum(n_moved, 1)
 
     def project(self, delta, epsilon, room=jnp.inf):
-        """Nearest point of the ball in which each feature changes by ``room`` at most, for each example.
+        """Return the nearest point of the ball in which each feature changes by ``room`` at most.
 
         |u_i| = min(max(|δ_i| − λ, 0), room_i) with the least λ >= 0 at which they sum up to epsilon or less.
         """
@@ -124,8 +160,8 @@ class L1:
         return jnp.sign(delta) * jnp.where(share < 1, less + share * (more - less), more)
 
 
-def bisect(holds, most):
-    """Neighbouring numbers in [0, most] of which the lower one fails and the upper one ``holds``.
+def bisect(holds: Callable, most: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return neighbouring numbers in [0, most] of which the lower one fails and the upper one ``holds``.
 
     ``holds`` is false below some number and true above it, and at ``most``. Where it holds at 0, so does the
     lower one, which is 0. No sorting, and each example's result is its own.
@@ -140,4 +176,23 @@ def bisect(holds, most):
     return jax.lax.fori_loop(0, jnp.finfo(most.dtype).nmant + 8, halve, (jnp.zeros_like(most), most))
 
 
-NORMS = {"linf": Linf(), "l2": L2(), "l1": L1()}
+@dataclass(frozen=True)
+class L0:
+    """The number of features that change: no norm to climb in, but a length, and a ball to be projected to."""
+
+    order = 0
+
+    def length(self, delta: jax.Array) -> jax.Array:
+        """Return how many features of each example change, broadcastable against it."""
+        return jnp.sum(delta != 0, axis=tuple(range(1, delta.ndim)), keepdims=True).astype(delta.dtype)
+
+    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
+        """Return the nearest point of the ball, for each example: its largest changes, of equal ones the first."""
+        size = jnp.abs(delta).reshape(len(delta), -1)
+        rank = jnp.argsort(jnp.argsort(-size, axis=1), axis=1).reshape(delta.shape)
+        return jnp.where(rank + 1 <= epsilon, delta, 0)
+
+
+# The norms that attacks know, and what the ball of an attack may be measured in.
+NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2(), "l1": L1()}
+LENGTHS: dict[str, Norm | L0] = {**NORMS, "l0": L0()}

@@ -40,23 +40,24 @@ True
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._validation import check_choice, flag, integer, number
+from .._validation import number
 from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
-from ..execution.loops import runs_fused
-from .climbing import Climbing
-from .entry import given
+from ..execution.loops import repeat
+from .base import Attack, Outcome
+from .entry import Given
 from .losses import answers_wrongly, ascent_losses
 from .norms import NORMS
-from .threat_model import Box, ball_of, plain_bounds, project, start_in_ball, steepest, unusable
+from .threat_model import Ball, Box, ball_around, project, start_in_ball, steepest, unusable
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ class Clean:
     needs_gradients = False
     one_key_each = True
 
-    def __call__(self, model, x, y, *, key):
-        """``x`` itself."""
+    def __call__(self, model: Any, x: Any, y: Any, *, key: Any) -> Any:
+        """Return ``x`` itself."""
         return x
 
 
 @dataclass(frozen=True)
-class PGD(Climbing):
+class PGD(Attack):
     """Projected gradient ascent on the loss (Madry et al. 2018, arXiv:1706.06083).
 
     x ← Π(x + step_size · steepest(∇_x loss)), from a random point of the ball; Π projects to the ball of
@@ -122,32 +123,25 @@ class PGD(Climbing):
     n_restarts: int = 1
     bounds: tuple | Box | None = (0.0, 1.0)
 
-    def __post_init__(self):
-        check_choice("norm", self.norm, NORMS)
-        set_plain(
-            self,
-            epsilon=number("epsilon", self.epsilon, low=0, unit="in units of the data"),
-            n_steps=integer("n_steps", self.n_steps),
-            n_restarts=integer("n_restarts", self.n_restarts),
-            random_start=flag("random_start", self.random_start),
-            bounds=plain_bounds(self.bounds),
-        )
-        if self.step_size is not None:
-            set_plain(self, step_size=number("step_size", self.step_size, low=0, unit="in units of the data"))
+    @property
+    def _first_step(self) -> float:
+        return 2 * self.epsilon / self.n_steps if self.step_size is None else self.step_size
 
-    def examples(self, model, x, y, key):
-        """Adversarial examples (n, ...), and whether a gradient on the way was not finite (n,)."""
-        at = given(self, model, x, y, key)
-        best, lost = _one_run(self, at.model, at.x, at.y, at.keys, at.ball)
+    def _run(self, given: Given) -> Outcome:
+        best = self._ascended(given, given.keys)
         for restart in range(1, self.n_restarts):
-            keys = fold_keys(at.keys, restart)
-            other, lost = _one_run(self, at.model, at.x, at.y, keys, at.ball, lost)
-            best = worse_of(at.model, best, other, at.y)
-        return best.reshape(at.shape), lost
+            other = self._ascended(given, fold_keys(given.keys, restart), best.lost)
+            best = Outcome(stronger_example(given.model, best.x, other.x, given.y), other.lost)
+        return best
+
+    def _ascended(self, given, keys, lost=None) -> Outcome:
+        norm, x = NORMS[self.norm], given.x
+        start = start_in_ball(norm, x, keys, given.ball) if self.random_start else x
+        return pgd_steps(self.norm, given.model, x, start, given.y, given.ball, self.n_steps, lost)
 
 
 @dataclass(frozen=True)
-class FGSM(Climbing):
+class FGSM(Attack):
     """One step of length epsilon from the input (Goodfellow et al. 2015, arXiv:1412.6572).
 
     Parameters
@@ -163,20 +157,16 @@ class FGSM(Climbing):
     norm: str = "linf"
     bounds: tuple | Box | None = (0.0, 1.0)
 
-    def __post_init__(self):
-        plain = self._as_pgd()
-        set_plain(self, epsilon=plain.epsilon, bounds=plain.bounds)
+    @property
+    def _first_step(self) -> float:
+        return self.epsilon
 
-    def _as_pgd(self):
-        return PGD(self.epsilon, 1, self.epsilon, self.norm, random_start=False, bounds=self.bounds)
-
-    def examples(self, model, x, y, key):
-        """Adversarial examples (n, ...), and whether the gradient was not finite (n,); ``key`` is not used."""
-        return self._as_pgd().examples(model, x, y, key)
+    def _run(self, given: Given) -> Outcome:
+        return pgd_steps(self.norm, given.model, given.x, given.x, given.y, given.ball, 1)
 
 
 @dataclass(frozen=True)
-class NFGSM(Climbing):
+class NFGSM(Attack):
     """One step from a noisy input, for training only: N-FGSM (de Jorge et al. 2022, arXiv:2202.01181).
 
     z = clip(x + η), η uniform in ±noise · epsilon, and then clip(z + step_size · sign ∇_z loss(z)). The change is
@@ -213,76 +203,51 @@ class NFGSM(Climbing):
     norm = "linf"
 
     def __post_init__(self):
-        plain = PGD(self.epsilon, 1, self.step_size, bounds=self.bounds)
+        super().__post_init__()
         noise = number("noise", self.noise, low=0, unit="in units of epsilon")
-        set_plain(self, epsilon=plain.epsilon, noise=noise, step_size=plain.step_size, bounds=plain.bounds)
+        object.__setattr__(self, "noise", noise)
 
-    def examples(self, model, x, y, key):
-        """Inputs to train on (n, ...), and whether the gradient was not finite (n,)."""
-        at = given(self, model, x, y, key)
-        noise = PGD(self.noise * self.epsilon, 1, bounds=self.bounds)
-        noisy = start_in_ball(NORMS["linf"], at.x, at.keys, ball_of(noise, at.x))
+    def _run(self, given: Given) -> Outcome:
+        noise = ball_around(given.x, self.noise * self.epsilon, self.bounds)
+        noisy = start_in_ball(NORMS[self.norm], given.x, given.keys, noise)
         length = self.epsilon if self.step_size is None else self.step_size
-        step = PGD(length, 1, length, random_start=False, bounds=self.bounds)
-        found, lost = _one_run(step, at.model, noisy, at.y, at.keys, ball_of(step, noisy))
-        return found.reshape(at.shape), lost
+        step = ball_around(noisy, length, self.bounds, length)
+        return pgd_steps(self.norm, given.model, noisy, noisy, given.y, step, 1)
 
 
-def set_common(attack):
-    """Check the fields that an attack has in common with :class:`PGD`, and make plain values of them."""
-    names = ("epsilon", "n_steps", "norm", "n_restarts", "bounds")
-    stated = {name: getattr(attack, name) for name in names if hasattr(attack, name)}
-    plain = PGD(**stated)
-    set_plain(attack, **{name: getattr(plain, name) for name in stated if name != "norm"})
+def pgd_steps(
+    norm: str,
+    model: Callable,
+    x: jax.Array,
+    start: jax.Array,
+    y: jax.Array,
+    ball: Ball,
+    n_steps: int,
+    lost: jax.Array | None = None,
+) -> Outcome:
+    """Climb the loss from ``start`` (n, d), by steps of the ball's step size, each projected to the ball around x.
+
+    ``lost`` (n,) says where a gradient was not finite before.
+    """
+    state = start, np.zeros(len(x), bool) if lost is None else lost
+    return Outcome(*repeat(_step, n_steps, state, model, x, y, ball, model=model, x=x, static=(norm,)))
 
 
-def set_plain(attack, **values):
-    """Set fields of a frozen dataclass, to what checks have made of them."""
-    for name, value in values.items():
-        object.__setattr__(attack, name, value)
-
-
-def tell_of_gradients(lost, n, what, stacklevel):
-    """Warn of gradients that are not finite at the rows ``lost``, of n examples."""
-    if len(lost):
-        warnings.warn(
-            f"the gradients are not finite at {len(lost)} of {n} {what} (first: row {lost[0]}): there the attack "
-            "could not use them, so robustness may be overestimated. Attack with Square, which needs none, or "
-            "mend the model: jnp.where before a norm, a square root or a logarithm of what may be 0",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
-
-
-@partial(jax.jit, static_argnames=("norm",))
-def _step(norm, model, x, y, state, ball):
+@partial(jax.jit, static_argnames="norm")
+def _step(norm, state, now, model, x, y, ball):
     x_adv, lost = state
     scores = with_fast_gradients(model)
     gradient = jax.grad(lambda z: ascent_losses(scores(z), y).sum())(x_adv)
-    ahead = project(norm, x, x_adv + ball.step_size * steepest(norm, gradient, x_adv, ball), ball)
-    return ahead, lost | unusable(gradient, ball)
-
-
-@partial(jax.jit, static_argnames=("norm",))
-def _all_steps(norm, model, x, y, state, ball, n_steps):
-    return jax.lax.fori_loop(0, n_steps, lambda _, now: _step(norm, model, x, y, now, ball), state)
-
-
-def _one_run(attack, model, x, y, keys, ball, lost=None):
-    """Where the ascent ends (n, d), and whether a gradient was not finite (n,), here or ``lost`` before."""
-    norm = NORMS[attack.norm]
-    start = start_in_ball(norm, x, keys, ball) if attack.random_start else x
-    state = start, np.zeros(len(x), bool) if lost is None else lost
-    if runs_fused(model, x):
-        return _all_steps(norm, model, x, y, state, ball, attack.n_steps)
-    for _ in range(attack.n_steps):
-        state = _step(norm, model, x, y, state, ball)
-    return state
+    ahead = x_adv + ball.step_size * steepest(NORMS[norm], gradient, x_adv, ball)
+    return project(NORMS[norm], x, ahead, ball), lost | unusable(gradient, ball)
 
 
 @jax.jit
-def worse_of(model, first, second, y):
-    """Of each example the one that fools the model, of two such or two others the one with the higher loss."""
+def stronger_example(model: Callable, first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the stronger of two candidates (n, d) of each example.
+
+    One that fools the model comes before one that does not, then the one with the higher loss.
+    """
 
     def badness(z):
         scores = model(z)
@@ -294,6 +259,6 @@ def worse_of(model, first, second, y):
     return jnp.where(better[:, None], second, first)
 
 
-def known(losses):
-    """Losses (n,), of which the lowest of all are those that are NaN."""
+def known(losses: jax.Array) -> jax.Array:
+    """Return losses (n,), with those that are NaN as the lowest of all."""
     return jnp.where(jnp.isnan(losses), -jnp.inf, losses)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from .norms import bisect
+from .norms import Norm, bisect
+from .threat_model import Ball
 
-# By how many last bits the scores of another program may differ.
+# Number of last bits by which the scores of another program may differ.
 ROUNDING = 4
-# Of Newton's method at most; it passes at least one piece of a piecewise linear function in each.
+# Largest number of Newton's steps, each of which passes one piece or more of a piecewise linear function.
 NEWTON_STEPS = 50
 
 
-def to_plane(norm: str, w, r, x, ball):
-    """The shortest d with ⟨w, d⟩ = r and x + d within the bounds; where there is none, the furthest that way.
+def to_plane(norm: Norm, w: jax.Array, r: jax.Array, x: jax.Array, ball: Ball) -> jax.Array:
+    """Return the shortest d with ⟨w, d⟩ = r and x + d within the bounds; where there is none, the furthest.
 
     Every feature goes the way that helps, d_i = sign(r w_i) min(λ v_i, p_i), up to the distance p_i of its bound:
     v = 1 for L∞ and |w| for L2. ⟨w, d⟩ grows with λ along a concave, piecewise linear function, on which Newton's
@@ -23,7 +24,7 @@ def to_plane(norm: str, w, r, x, ball):
 
     Parameters
     ----------
-    norm : {"linf", "l2", "l1"}
+    norm : Norm
     w, x : array (n, d)
     r : array (n,)
     ball : Ball
@@ -35,13 +36,13 @@ def to_plane(norm: str, w, r, x, ball):
     sign = jnp.where(r[:, None] >= 0, 1, -1) * jnp.sign(w)
     room = jnp.where(sign > 0, ball.upper - x, jnp.where(sign < 0, x - ball.lower, 0))
     weight = jnp.abs(w)
-    if norm == "l1":
+    if norm.is_sparse:
         return sign * _greedily(weight, room, jnp.abs(r)[:, None])
-    speed = jnp.ones_like(w) if norm == "linf" else weight
+    speed = jnp.ones_like(w) if norm.order == jnp.inf else weight
     wanted = jnp.abs(r)
 
     def look(rate):
-        """What is missing at a rate, in units of the slope; 0 where nothing is, or nothing more can be had."""
+        """Return what is missing at a rate, in units of the slope; 0 where nothing is or can be had."""
         step = rate[:, None] * speed
         missing = wanted - jnp.sum(weight * jnp.minimum(step, room), axis=1)
         slope = jnp.sum(jnp.where(step < room, weight * speed, 0), axis=1)
@@ -59,7 +60,7 @@ def to_plane(norm: str, w, r, x, ball):
 
 
 def _greedily(weight, room, wanted):
-    """Changes of the features of the largest weights, as far as there is room, that together make ``wanted``."""
+    """Return changes of the features of the largest weights, within their room, that together make ``wanted``."""
     # what is unbounded never has to go further than this
     room = jnp.where(weight > 0, jnp.minimum(room, wanted / jnp.where(weight > 0, weight, 1)), 0)
 

@@ -14,21 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._validation import integer, number
+from .._validation import number
 from ..execution.keys import fold_keys
-from ..execution.loops import runs_fused
-from .entry import given
+from ..execution.loops import repeat
+from .base import Attack, Outcome
+from .entry import Given
 from .losses import margin
 from .norms import NORMS
-from .pgd import set_common, set_plain
 from .threat_model import Box, project
 
-# After which query the share of features that a proposal changes is halved once more.
+# Numbers of queries after which the share of features that a proposal changes is halved once more.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Square attack: a black-box attack by random search (Andriushchenko et al. 2020, arXiv:1912.00049).
 
     Each query changes a random square of pixels (or, where inputs are no images, a random set of features) and is
@@ -72,29 +72,27 @@ class Square:
     share: float = 0.8
     bounds: tuple | Box | None = (0.0, 1.0)
     needs_gradients = False
-    one_key_each = True
+    needs_labels = True
 
     def __post_init__(self):
-        set_common(self)
-        set_plain(
-            self,
-            n_queries=integer("n_queries", self.n_queries),
-            share=number("share", self.share, above=0, high=1),
-        )
+        super().__post_init__()
+        object.__setattr__(self, "share", number("share", self.share, above=0, high=1))
 
-    def __call__(self, model, x, y, *, key):
-        """Adversarial examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
-        model, x, y, keys, ball, shape, _ = given(self, model, x, y, key, labels=True)
-        kind = (self.norm, shape[1:])
-        state = _begin(*kind, model, x, y, keys, ball)
-        queries = np.arange(1, self.n_queries)
-        sizes = _sizes(self.n_queries, self.share, shape[1:])
-        if runs_fused(model, x):
-            state = _all_queries(*kind, model, x, y, keys, ball, state, queries, sizes)
-        else:
-            for query, size in zip(queries, sizes, strict=True):
-                state = _query(*kind, model, x, y, keys, ball, state, query, size)
-        return state.x.reshape(shape)
+    def _run(self, given: Given) -> Outcome:
+        model, x, shape = given.model, given.x, given.shape[1:]
+        kind, operands = (self.norm, shape), (model, x, given.y, given.keys, given.ball)
+        plan = np.arange(1, self.n_queries), _sizes(self.n_queries, self.share, shape)
+        state = repeat(
+            _query,
+            self.n_queries - 1,
+            _begin(*kind, *operands),
+            *operands,
+            model=model,
+            x=x,
+            static=kind,
+            schedule=lambda _: plan,
+        )
+        return Outcome(state.x)
 
 
 class _State(NamedTuple):
@@ -115,12 +113,12 @@ def _begin(norm, shape, model, x, y, keys, ball):
 
 
 def _stripes(shape, dtype, key):
-    """One sign for each column of each channel."""
+    """Draw one sign for each column of each channel."""
     return jax.random.rademacher(key, (1, *shape[1:]) if len(shape) == 3 else shape, dtype)
 
 
 def _tiles(shape, dtype, key):
-    """Five by five bumps, each of one sign in each channel."""
+    """Draw five by five bumps, each of one sign in each channel."""
     if len(shape) != 3:
         return jax.random.rademacher(key, shape, dtype)
     height, width, channels = shape
@@ -131,14 +129,15 @@ def _tiles(shape, dtype, key):
 
 
 @partial(jax.jit, static_argnames=("norm", "shape"))
-def _query(norm, shape, model, x, y, keys, ball, state, query, size):
+def _query(norm, shape, state, now, model, x, y, keys, ball):
+    query, size = now
     keys = fold_keys(keys, query)
     if norm == "linf":
         changes = jax.vmap(partial(_flip, shape, x.dtype, size))(keys)
         candidate = state.x + ball.epsilon * changes.reshape(x.shape)
     else:
         free = jnp.broadcast_to(ball.lower < ball.upper, x.shape).reshape(-1, *shape)
-        move = partial(_move, 1 if norm == "l1" else 2, size, ball.epsilon)
+        move = partial(_move, NORMS[norm].order, size, ball.epsilon)
         candidate = x + jax.vmap(move)(keys, (state.x - x).reshape(-1, *shape), free).reshape(x.shape)
     candidate = project(NORMS[norm], x, candidate, ball)
     found = margin(model(candidate), y)
@@ -151,7 +150,7 @@ def _query(norm, shape, model, x, y, keys, ball, state, query, size):
 
 
 def _flip(shape, dtype, size, key):
-    """Changes, in units of epsilon, that take one square from any point of the ball to its ends."""
+    """Draw changes, in units of epsilon, that take one square from any point of the ball to its ends."""
     key_where, key_sign = jax.random.split(key)
     if len(shape) == 3:
         chosen, _, _ = _window(key_where, shape, size)
@@ -160,7 +159,7 @@ def _flip(shape, dtype, size, key):
 
 
 def _move(p, size, epsilon, key, delta, free):
-    """Changes of one example in which one window has given its length to another, where a bump is added."""
+    """Draw changes of one example in which one window has given its length to another, where a bump is added."""
     key_1, key_2, key_sign, key_turn = jax.random.split(key, 4)
     shape, dtype = delta.shape, delta.dtype
     if delta.ndim == 3:
@@ -177,7 +176,7 @@ def _move(p, size, epsilon, key, delta, free):
         bump = jax.random.rademacher(key_sign, delta.shape, dtype)
 
     def powers(v):
-        """Of each channel."""
+        """Sum up the powers of each channel."""
         return jnp.sum(jnp.abs(v) ** p, axis=tuple(range(delta.ndim - 1)))
 
     def unit(v):
@@ -191,7 +190,7 @@ def _move(p, size, epsilon, key, delta, free):
 
 
 def _window(key, shape, size):
-    """A random square of pixels, and the rows and columns counted from its corner."""
+    """Draw a square of pixels, and return it with the rows and columns counted from its corner."""
     corner = jax.random.uniform(key, (2,))
     top, left = (jnp.floor(c * (n - size + 1)).astype(int) for c, n in zip(corner, shape[:2], strict=True))
     rows, columns = jnp.arange(shape[0])[:, None] - top, jnp.arange(shape[1]) - left
@@ -199,13 +198,13 @@ def _window(key, shape, size):
 
 
 def _ranks(key, shape, free=True):
-    """Of each feature in a random order in which those that are ``free`` come first."""
+    """Return the rank of each feature in a random order in which those that are ``free`` come first."""
     order = jnp.where(free, jax.random.uniform(key, shape), 1).ravel()
     return jnp.argsort(jnp.argsort(order)).reshape(shape)
 
 
 def _bump(rows, columns, size, shape):
-    """Two halves of opposite sign, each of which rises to its middle; 0 outside of the square of this size.
+    """Return two halves of opposite sign, each of which rises to its middle; 0 outside of the square of this size.
 
     Σ_{k=0}^{n−d} 1 / (n + 1 − k)², where d is the distance from the middle in the L∞ norm and n = ⌊size / 2⌋.
     """
@@ -219,17 +218,9 @@ def _bump(rows, columns, size, shape):
     return jnp.where(inside, jnp.where(second, -height, height), 0)
 
 
-@partial(jax.jit, static_argnames=("norm", "shape"))
-def _all_queries(norm, shape, model, x, y, keys, ball, state, queries, sizes):
-    def body(state, now):
-        return _query(norm, shape, model, x, y, keys, ball, state, *now), None
-
-    return jax.lax.scan(body, state, (queries, sizes))[0]
-
-
 @lru_cache(maxsize=256)
 def _sizes(n_queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Side of the square, or number of features, in every query but the first."""
+    """Return the side of the square, or number of features, in every query but the first."""
     shares = share / 2.0 ** np.searchsorted(HALVED_AFTER, np.arange(1, n_queries), side="left")
     if len(shape) != 3:
         return np.maximum(np.round(shares * math.prod(shape)), 1).astype(np.int32)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._validation import array, brief
-from .norms import NORMS
+from .capabilities import InBall
+from .norms import L0, LENGTHS, Norm
 
 # How far rounding may have put data outside of the bounds, as a share of these, by the bytes of the data's dtype:
 # what a scaler computes is wrong by some multiples of the last bit where the range is small against the values.
@@ -98,12 +99,12 @@ class Box:
             )
 
     def __iter__(self):
-        """Its bounds, low and high."""
+        """Go through its bounds, low and high."""
         return iter((self.low, self.high))
 
     @property
     def discrete(self) -> tuple[int, ...]:
-        """Positions of all integer and one-hot features."""
+        """Return the positions of all integer and one-hot features."""
         return (*self.integers, *(position for group in self.one_hot for position in group))
 
 
@@ -126,68 +127,60 @@ class Ball(NamedTuple):
     upper: jax.Array
 
 
-def project(norm, x, x_adv, ball):
-    """``x_adv`` moved to the ball around ``x``, and then to the bounds."""
+def project(norm: Norm | L0, x: jax.Array, x_adv: jax.Array, ball: Ball) -> jax.Array:
+    """Return ``x_adv`` moved to the ball around ``x``, and then to the bounds."""
     room = jnp.where(x_adv > x, ball.upper - x, x - ball.lower)
     return jnp.clip(x + norm.project(x_adv - x, ball.epsilon, room), ball.lower, ball.upper)
 
 
-def steepest(norm, gradient, at, ball):
-    """Direction of unit norm along which a linear function of the features that may change rises most."""
+def steepest(norm: Norm, gradient: jax.Array, at: jax.Array, ball: Ball) -> jax.Array:
+    """Return the direction of unit norm along which the loss rises most, of features that may change."""
     gradient = usable(gradient, ball)
     return norm.steepest(gradient, free(gradient, at, ball))
 
 
-def usable(gradient, ball):
-    """The gradient, zero for features that may not change and where it is no finite number."""
+def usable(gradient: jax.Array, ball: Ball) -> jax.Array:
+    """Return the gradient, zero for features that may not change and where it is no finite number."""
     return jnp.where((ball.lower < ball.upper) & jnp.isfinite(gradient), gradient, 0)
 
 
-def unusable(gradient, ball=None):
-    """Whether a gradient is not finite at a feature that may change (n,)."""
+def unusable(gradient: jax.Array, ball: Ball | None = None) -> jax.Array:
+    """Tell where a gradient is not finite at a feature that may change (n,)."""
     wrong = ~jnp.isfinite(gradient)
     wrong = wrong if ball is None else wrong & (ball.lower < ball.upper)
     return wrong.any(tuple(range(1, gradient.ndim)))
 
 
-def free(gradient, at, ball):
-    """Which features can still go the way of the gradient."""
+def free(gradient: jax.Array, at: jax.Array, ball: Ball) -> jax.Array:
+    """Tell which features can still go the way of the gradient."""
     # projected to its bound, a feature may be a rounding error short of it
     nothing = 16 * jnp.finfo(at.dtype).eps * jnp.maximum(jnp.abs(at), ball.epsilon)
     return jnp.where(gradient > 0, ball.upper - at, at - ball.lower) > nothing
 
 
-def samples(norm, x, keys, ball):
-    """Uniform in the ball of radius 1 of the features that may change, for each example of ``x`` (n, ...)."""
+def samples(norm: Norm, x: jax.Array, keys: jax.Array, ball: Ball) -> jax.Array:
+    """Draw uniformly from the ball of radius 1 of the features that may change, for each row of ``x`` (n, ...)."""
     free = jnp.broadcast_to(ball.lower < ball.upper, x.shape)
     return jax.vmap(lambda k, f: norm.sample(k, x.shape[1:], x.dtype, jnp.ones((), x.dtype), f))(keys, free)
 
 
-def project_into(x_adv, x, attack):
-    """``x_adv`` moved to the attack's ball around ``x`` and to its bounds; ``x`` itself for :class:`Clean`.
-
-    Attacks that state no ``epsilon`` are left as they are; those that do state ``norm`` and ``bounds`` too.
-    """
-    if not hasattr(attack, "epsilon"):
+def project_into(x_adv: jax.Array, x: jax.Array, attack: Any) -> jax.Array:
+    """Move ``x_adv`` to the attack's ball around ``x`` and to its bounds, if the attack states any."""
+    if not isinstance(attack, InBall):
         return x_adv
-    return _project(NORMS[attack.norm], x, x_adv, ball_of(attack, x))
+    return _project(LENGTHS[attack.norm], x, x_adv, ball_around(x, attack.epsilon, attack.bounds))
 
 
 _project = jax.jit(project, static_argnames="norm")
 
 
-def check_bounds(attack, X) -> None:
-    """Raise ValueError when inputs lie outside of the attack's bounds, or are not valid themselves."""
-    admitted(attack, X)
-
-
-def admitted(attack, X: np.ndarray, dtype=None) -> np.ndarray:
-    """The inputs, where rounding alone has put them outside of bounds or beside integers moved to these.
+def admitted(attack: Any, X: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Return the inputs, at bounds or integers where rounding alone has put them outside or beside.
 
     Parameters
     ----------
     attack : callable
-        One without ``bounds`` takes all inputs as they are.
+        One without a ball takes all inputs as they are.
     X : array (n, ...)
     dtype : dtype, default=None
         In which the data were computed, where it is not that of X.
@@ -206,21 +199,21 @@ def admitted(attack, X: np.ndarray, dtype=None) -> np.ndarray:
     Traceback (most recent call last):
     ValueError: the attack's bounds are (0.0, 1.0), but X ranges from 0.5 to 1.001 (feature 1 is 1.001...
     """
-    bounds = getattr(attack, "bounds", None)
+    bounds = attack.bounds if isinstance(attack, InBall) else None
     if bounds is None or len(X) == 0:
         return X
     # in the dtype of the data: float32(-0.1) is below -0.1
     lower, upper = limits_of(bounds, X)
     if _reach_beyond(X, lower, upper):
         X = _clipped(bounds, X, lower, upper, ROUNDING[np.dtype(dtype or X.dtype).itemsize])
-    if getattr(bounds, "discrete", ()):
+    if isinstance(bounds, Box) and bounds.discrete:
         rounding = ROUNDING[np.dtype(dtype or X.dtype).itemsize]
         X = _with_discrete(bounds, X.reshape(len(X), -1), rounding).reshape(X.shape)
     return X
 
 
 def _reach_beyond(X, lower, upper) -> bool:
-    """Whether some of X lies outside of limits."""
+    """Tell whether some of X lies outside of limits."""
     if lower.ndim or upper.ndim or not X.size:
         return bool((lower > X).any() or (upper < X).any())
     # two numbers tell it of all, without an answer for each
@@ -228,7 +221,7 @@ def _reach_beyond(X, lower, upper) -> bool:
 
 
 def _clipped(bounds, X, lower, upper, rounding):
-    """X at its bounds where it is outside of them by rounding."""
+    """Return X at its bounds where it is outside of them by rounding."""
     clipped = np.clip(X, lower, upper)
     ends = [np.where(np.isfinite(limit), np.abs(limit), 0) for limit in (lower, upper)]
     sizes = np.maximum(np.maximum(*ends), np.abs(X).max(0, keepdims=True))
@@ -246,7 +239,7 @@ def _clipped(bounds, X, lower, upper, rounding):
 
 
 def _with_discrete(box, X, rounding):
-    """Rows X (n, d) with integers and groups rounded where they are wrong by rounding alone."""
+    """Return rows X (n, d) with integers and groups rounded where they are wrong by rounding alone."""
     if max(box.discrete) >= X.shape[1]:
         raise ValueError(
             f"integers and one_hot must be positions below {X.shape[1]}, the number of features, got "
@@ -276,31 +269,34 @@ def _with_discrete(box, X, rounding):
     return X
 
 
-def ball_of(attack, x) -> Ball:
-    """An attack's numbers in the dtype of the inputs ``x`` (n, ...)."""
-    check_floating(x)
+def ball_around(x, epsilon: float, bounds: tuple | Box | None, step_size: float = 0.0) -> Ball:
+    """Return the numbers of an attack in the dtype of the inputs ``x`` (n, ...).
+
+    Raises
+    ------
+    ValueError
+        For numbers that the dtype cannot hold, and bounds of another number of features.
+    """
     dtype = np.dtype(x.dtype)
-    n_steps = getattr(attack, "n_steps", 1)
-    step_size = getattr(attack, "step_size", None)
-    step_size = 2 * attack.epsilon / n_steps if step_size is None else step_size
     with np.errstate(over="ignore"):
-        lengths = [np.asarray(v).astype(dtype) for v in (attack.epsilon, step_size)]
+        lengths = [np.asarray(v).astype(dtype) for v in (epsilon, step_size)]
     if not np.isfinite(lengths).all():
-        raise ValueError(f"epsilon={attack.epsilon:g} and steps of {step_size:g} must be numbers in {dtype}")
-    return Ball(*lengths, *limits_of(attack.bounds, x))
+        raise ValueError(f"epsilon={epsilon:g} and steps of {step_size:g} must be numbers in {dtype}")
+    return Ball(*lengths, *limits_of(bounds, x))
 
 
-def limits_of(bounds, x):
-    """Lower and upper bounds in the dtype of ``x``, broadcastable against it; of fixed features ``x`` itself."""
+def limits_of(bounds: tuple | Box | None, x: Any) -> list:
+    """Return lower and upper bounds in the dtype of ``x`` that fit its shape; of fixed features ``x`` itself."""
     limits = [_bound(b, x).astype(np.dtype(x.dtype)) for b in ((-np.inf, np.inf) if bounds is None else bounds)]
-    if getattr(bounds, "mask", None) is None:
+    if not isinstance(bounds, Box) or bounds.mask is None:
         return limits
     free = _per_feature("the attack's mask has", np.asarray(bounds.mask), x)
     where = np.where if isinstance(x, np.ndarray) else jnp.where
     return [where(free, limit, x) for limit in limits]
 
 
-def check_floating(x):
+def check_floating(x: Any) -> None:
+    """Raise TypeError unless inputs are floating."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"x: inputs must be floating, to be changed by less than one, got {x.dtype}; write x.astype(float)"
@@ -308,7 +304,7 @@ def check_floating(x):
 
 
 def _bound(bound, x) -> np.ndarray:
-    """A bound broadcastable against the examples: a number, or (1, *features)."""
+    """Return a bound broadcastable against the examples: a number, or (1, *features)."""
     bound = np.asarray(bound)
     return bound if bound.ndim == 0 else _per_feature("bounds have", bound, x)
 
@@ -322,8 +318,8 @@ def _per_feature(what, values, x):
     return values.reshape(1, *x.shape[1:])
 
 
-def plain_bounds(bounds):
-    """Bounds as plain values: None, a Box, or (low, high) of float or tuples of float."""
+def plain_bounds(bounds: Any) -> tuple | Box | None:
+    """Return bounds as plain values: None, a Box, or (low, high) of float or tuples of float."""
     if bounds is None or isinstance(bounds, Box):
         return bounds
     try:
@@ -346,5 +342,6 @@ def _brief(bounds):
 
 
 @partial(jax.jit, static_argnames=("norm",))
-def start_in_ball(norm, x, keys, ball):
+def start_in_ball(norm: Norm, x: jax.Array, keys: jax.Array, ball: Ball) -> jax.Array:
+    """Draw a start from the ball and move it into the bounds, for each example."""
     return project(norm, x, x + ball.epsilon * samples(norm, x, keys, ball), ball)

@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import array, brief, check_lengths, fitting, integer
 from ..execution.convolutions import with_fast_gradients
-from ..execution.keys import keys_of
-from ..execution.tiles import one_ahead
-from .climbing import Climbing
+from ..execution.keys import Keys, keys_of
+from ..execution.tiles import one_ahead, pad_rows
+from .base import Attack, Outcome
+from .capabilities import FindsNearest, GoesThroughTiles, InBall, needs_gradients
 from .entry import (
     check_finite,
     checked_examples,
     checked_model,
+    fitting_model,
     is_binary,
     keys_for,
     labels_of,
     require_attack,
+    trusted,
     two_columns,
 )
 from .losses import ascent_losses
 from .norms import NORMS
-from .pgd import tell_of_gradients
-from .threat_model import admitted, ball_of, check_floating, project_into, start_in_ball, unusable
-from .valid_points import settle
+from .threat_model import admitted, ball_around, check_floating, project_into, start_in_ball, unusable
+from .valid_points import move_to_valid_points
 
-# Of the examples of a call at most, for gradients that are not finite.
+# Largest number of the examples of a call that are looked at for gradients that are not finite.
 LOOKED_AT = 32
 
 
 def attack_in_tiles(
-    attack, model, X: np.ndarray, y: np.ndarray, *, key, rows: int, look: bool = True
+    attack: Callable, model: Callable, X: ArrayLike, y: ArrayLike, *, key: Any, rows: int, look: bool = True
 ) -> np.ndarray:
-    """Adversarial examples of all of ``X``, in tiles of one shape, projected once more, to the last bit.
+    """Return adversarial examples of all of ``X``, made in tiles of one shape and projected to the last bit.
 
     Parameters
     ----------
@@ -73,54 +78,87 @@ def attack_in_tiles(
     require_attack(attack)
     model, rows = checked_model(model), integer("rows", rows)
     X, y, keys = checked_data(attack, X, y, key)
-    in_tiles = hasattr(attack, "in_tiles")
-    # one whose call is its own does not tell
-    tells = not in_tiles and isinstance(attack, Climbing) and type(attack).__call__ is Climbing.__call__
-    if in_tiles:
+    tells = False
+    if isinstance(attack, GoesThroughTiles):
         result = checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows), X)
     else:
-        result, lost = _all_tiles(attack, tells, model, X, y, keys, rows)
-    if look and tells:
-        tell_of_gradients(np.flatnonzero(lost), len(X), "examples", stacklevel=4)
-    elif look:
+        tells, n_classes = tells_of_gradients(attack), 0
+        if tells and len(X):
+            first = jnp.asarray(pad_rows(X[:rows], rows))
+            model, n_classes = fitting_model(attack, model, first, y, len(X))
+        result, lost = all_tiles(attack, model, X, y, keys, rows, n_classes)
+        if look and tells:
+            tell_of_gradients(np.flatnonzero(lost), len(X), "examples", stacklevel=4)
+    if look and not tells:
         warn_of_gradients(attack, model, X, y, keys, rows)
-    return _finite(attack, result, X)
+    return finite_or_inputs(attack, result, X)
 
 
-def _all_tiles(attack, tells, model, X, y, keys, rows):
-    """Examples, and whether a gradient was not finite (n,), as far as the attack tells."""
+def all_tiles(
+    attack: Callable, model: Callable, X: np.ndarray, y: np.ndarray, keys: Keys, rows: int, n_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attack checked data in tiles.
+
+    Returns
+    -------
+    x_adv : array (n, ...)
+    lost : bool array (n,)
+        Where a gradient on the way was not finite, as far as the attack tells.
+    """
 
     def attacked(start):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
         x, labels, key = jnp.asarray(X[index]), jnp.asarray(y[index]), keys_for(attack, keys, index)
-        if tells:
-            found, met = attack.examples(model, x, labels, key)
+        if tells_of_gradients(attack):
+            found = attack._run(trusted(attack, model, x, labels, key, n_classes))
         else:
-            found, met = attack(model, x, labels, key=key), False
-        return project_into(checked_examples(attack, found, x), x, attack), met
+            found = Outcome(checked_examples(attack, attack(model, x, labels, key=key), x))
+        return project_into(found.x.reshape(x.shape), x, attack), found.lost
 
     result, lost, starts = np.empty_like(X), np.zeros(len(X), bool), range(0, len(X), rows)
     for start, (x_adv, met) in zip(starts, one_ahead(map(attacked, starts)), strict=True):
         kept = slice(start, min(start + rows, len(X)))
-        result[kept] = settle(np.asarray(x_adv)[: kept.stop - start], X[kept], attack)
+        result[kept] = move_to_valid_points(np.asarray(x_adv)[: kept.stop - start], X[kept], attack)
         lost[kept] = np.broadcast_to(met, rows)[: kept.stop - start]
     return result, lost
 
 
-def warn_of_gradients(attack, model, X, y, keys, rows, stacklevel=4):
+def tells_of_gradients(attack: Callable) -> TypeGuard[Attack]:
+    """Tell whether an attack may be run on checked inputs, and says where gradients were not finite.
+
+    One whose call is its own is called as it says.
+    """
+    return isinstance(attack, Attack) and type(attack).__call__ is Attack.__call__
+
+
+def tell_of_gradients(lost: np.ndarray, n: int, what: str, stacklevel: int) -> None:
+    """Warn of gradients that are not finite at the rows ``lost``, of n examples."""
+    if len(lost):
+        warnings.warn(
+            f"the gradients are not finite at {len(lost)} of {n} {what} (first: row {lost[0]}): there the attack "
+            "could not use them, so robustness may be overestimated. Attack with Square, which needs none, or "
+            "mend the model: jnp.where before a norm, a square root or a logarithm of what may be 0",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def warn_of_gradients(
+    attack: Callable, model: Callable, X: np.ndarray, y: np.ndarray, keys: Keys, rows: int, stacklevel: int = 4
+) -> None:
     """Warn if an attack that needs gradients meets some that are not finite numbers.
 
     Looked at are up to ``LOOKED_AT`` of the examples, evenly spread, at their inputs and, for attacks that do not
     look for the nearest point, at a random point of the ball too: one gradient of one tile at most, beside one for
     each step and tile. Attacks take for zero what is not finite.
     """
-    if not (getattr(attack, "needs_gradients", False) and len(X)):
+    if not (needs_gradients(attack) and len(X)):
         return
     n = min(LOOKED_AT, max(rows // 2, 1))
     at = np.linspace(0, len(X) - 1, n).astype(int)
     x = moved = jnp.asarray(X[at])
-    ball = ball_of(attack, x) if hasattr(attack, "epsilon") else None
-    if ball is not None and not hasattr(attack, "nearest"):
+    ball = ball_around(x, attack.epsilon, attack.bounds) if isinstance(attack, InBall) else None
+    if ball is not None and attack.norm in NORMS and not isinstance(attack, FindsNearest):
         moved = start_in_ball(NORMS[attack.norm], x, keys[at].on_device(), ball)
     lost = np.unique(at[np.asarray(_lost(model, x, moved, jnp.asarray(y[at]), ball))])
     tell_of_gradients(lost, len(np.unique(at)), "examples looked at", stacklevel + 1)
@@ -128,7 +166,7 @@ def warn_of_gradients(attack, model, X, y, keys, rows, stacklevel=4):
 
 @jax.jit
 def _lost(model, x, moved, y, ball):
-    """Whether a gradient at the inputs (n, ...) or at the points moved is not finite, for each example (n,)."""
+    """Tell where a gradient at the inputs (n, ...) or at the points moved is not finite (n,)."""
 
     def total(z):
         scores, labels = with_fast_gradients(model)(z), jnp.concatenate([y, y])
@@ -138,8 +176,8 @@ def _lost(model, x, moved, y, ball):
     return unusable(gradients[0], ball) | unusable(gradients[1], ball)
 
 
-def checked_data(attack, X, y, key):
-    """Inputs (n, ...) on the host, as they may be attacked, with labels (or targets) and keys."""
+def checked_data(attack: Any, X: Any, y: Any, key: Any) -> tuple[np.ndarray, np.ndarray, Keys]:
+    """Return inputs (n, ...) on the host, as they may be attacked, with labels (or targets) and keys."""
     X = array("X", X)
     check_floating(X)
     fitting("X", X, jax.dtypes.canonicalize_dtype(X.dtype))
@@ -150,8 +188,8 @@ def checked_data(attack, X, y, key):
     return admitted(attack, X), y, keys_of(key, len(X))
 
 
-def _finite(attack, found, X):
-    """Examples, or the inputs where these are not finite, with a warning that counts them."""
+def finite_or_inputs(attack: Any, found: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """Return examples, or the inputs where these are not finite, with a warning that counts them."""
     lost = ~np.isfinite(found).all(tuple(range(1, X.ndim)))
     if lost.any():
         warnings.warn(

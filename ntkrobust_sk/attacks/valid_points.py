@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
-from .threat_model import limits_of
+from .capabilities import InBall
+from .norms import LENGTHS
+from .threat_model import Box, limits_of
 
-# Times that examples are moved inwards at most; once or twice is enough.
-SETTLING = 8
+# Largest number of times that examples are moved inwards; once or twice is enough.
+MAX_INWARD_MOVES = 8
 
 
-def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
-    """``x_adv`` (n, ...) at valid values, and by the last bits back where rounding took it out of the ball.
+def move_to_valid_points(x_adv: Any, x: np.ndarray, attack: Any) -> np.ndarray:
+    """Move ``x_adv`` (n, ...) to values that its features may take, and back inside the ball after rounding.
 
     Afterwards the distance from ``x``, computed in double precision, is at most the attack's epsilon, ``x_adv``
     lies in bounds, and the discrete features of a :class:`Box` have values that they may have.
@@ -21,26 +26,28 @@ def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
     >>> x_adv = x + np.float32(0.1)
     >>> float(x_adv[0, 0]) - float(x[0, 0]) > 0.1
     True
-    >>> float(settle(x_adv, x, PGD(0.1))[0, 0]) - float(x[0, 0]) <= 0.1
+    >>> float(move_to_valid_points(x_adv, x, PGD(0.1))[0, 0]) - float(x[0, 0]) <= 0.1
     True
     """
     x_adv = np.asarray(x_adv).astype(x.dtype)
-    if not hasattr(attack, "epsilon"):
+    if not isinstance(attack, InBall):
         return x_adv
     x_adv, given = np.clip(x_adv, *limits_of(attack.bounds, x)), np.zeros((1, *x.shape[1:]), bool)
-    if positions := getattr(attack.bounds, "discrete", ()):
+    if isinstance(attack.bounds, Box) and (positions := attack.bounds.discrete):
         given.ravel()[list(positions)] = True
         x_adv = np.where(given, _discretised(x_adv, x, attack), x_adv)
-    axes, power = tuple(range(1, x.ndim)), POWERS[attack.norm]
+    axes, order = tuple(range(1, x.ndim)), LENGTHS[attack.norm].order
+    if order == 0:
+        return _with_fewest_changes(x_adv, x, given, attack.epsilon)
     # a little less, since sums are rounded too
     epsilon = attack.epsilon * (1 - 1e-14)
-    for _ in range(SETTLING):
+    for _ in range(MAX_INWARD_MOVES):
         delta = x_adv.astype(np.float64) - x
         sizes, room = np.where(given, 0, np.abs(delta)), epsilon
-        if power is not None:
-            spent = np.sum(np.where(given, np.abs(delta), 0) ** power, axes, keepdims=True)
-            sizes = np.sum(sizes**power, axes, keepdims=True) ** (1 / power)
-            room = np.maximum(epsilon**power - spent, 0) ** (1 / power)
+        if order < np.inf:
+            spent = np.sum(np.where(given, np.abs(delta), 0) ** order, axes, keepdims=True)
+            sizes = np.sum(sizes**order, axes, keepdims=True) ** (1 / order)
+            room = np.maximum(epsilon**order - spent, 0) ** (1 / order)
         out = (sizes > room) & (delta != 0) & ~given
         if not out.any():
             break
@@ -49,26 +56,40 @@ def settle(x_adv: np.ndarray, x: np.ndarray, attack) -> np.ndarray:
     return x_adv
 
 
-# Of what is summed up in a norm; None is the largest.
-POWERS = {"linf": None, "l2": 2, "l1": 1}
+def _with_fewest_changes(x_adv, x, given, epsilon):
+    """Return ``x_adv`` with its largest changes alone, as many as epsilon leaves beside those ``given``."""
+    size = np.abs(x_adv.astype(np.float64) - x).reshape(len(x), -1)
+    given = np.broadcast_to(given, x.shape).reshape(size.shape)
+    left = epsilon - np.sum(given & (size > 0), axis=1, keepdims=True)
+    rank = np.argsort(np.argsort(-np.where(given, -1, size), axis=1, kind="stable"), axis=1)
+    return np.where(given | (rank + 1 <= left), x_adv.reshape(size.shape), x.reshape(size.shape)).reshape(x.shape)
+
+
+def lengths_of(norm: str, points: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """Return the lengths (n,) of the changes from X (n, ...) to points, in double precision.
+
+    >>> lengths_of("l0", np.array([[1.0, 0.5, 0.0]]), np.zeros((1, 3)))
+    array([2.])
+    """
+    changes = (points.astype(float) - X).reshape(len(X), math.prod(X.shape[1:]))
+    return np.linalg.norm(changes, LENGTHS[norm].order, axis=1)
 
 
 def _discretised(x_adv, x, attack):
-    """The discrete features at the valid values nearest to ``x_adv`` in ball and bounds, others at the input.
+    """Return the discrete features at the valid values nearest to ``x_adv``, others at the input.
 
-    One by one, as long as epsilon lasts; what does not fit stays with the input.
+    They move one by one, as long as epsilon lasts; what ball and bounds do not hold stays with the input.
     """
-    box, power, n = attack.bounds, POWERS[attack.norm], len(x)
+    box, order, n = attack.bounds, LENGTHS[attack.norm].order, len(x)
     wanted, own = x_adv.reshape(n, -1), x.reshape(n, -1)
     lower, upper = (np.broadcast_to(b, x.shape).reshape(n, -1) for b in limits_of(box, x))
     found = own.copy()
 
     def lengths(points):
-        sizes = np.abs(points.astype(np.float64) - own)
-        return sizes.max(1, initial=0) if power is None else np.sum(sizes**power, 1) ** (1 / power)
+        return lengths_of(attack.norm, points, own)
 
     def put(positions, values):
-        """Values (n, k) at positions (n, k), where the ball holds them."""
+        """Set values (n, k) at positions (n, k), where the ball holds them."""
         candidate = found.copy()
         np.put_along_axis(candidate, positions, values.astype(x.dtype), 1)
         fits = lengths(candidate) <= attack.epsilon
@@ -89,8 +110,8 @@ def _discretised(x_adv, x, attack):
     for rank in np.argsort(-np.abs(nearest), axis=1, kind="stable").T[:, :, None]:
         at, step = np.asarray(integers)[rank], np.take_along_axis(nearest, rank, 1).astype(np.float64)
         left = attack.epsilon
-        if power is not None:
-            left = np.maximum(left**power - lengths(found) ** power, 0) ** (1 / power)
-        longest = np.floor(np.broadcast_to(left, n))[:, None]
+        if 0 < order < np.inf:
+            left = np.maximum(left**order - lengths(found) ** order, 0) ** (1 / order)
+        longest = np.floor(np.broadcast_to(np.inf if order == 0 else left, n))[:, None]
         put(at, np.take_along_axis(own, at, 1) + np.sign(step) * np.minimum(np.abs(step), longest))
     return found.reshape(x.shape)

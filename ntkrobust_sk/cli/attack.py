@@ -21,6 +21,7 @@ from .._validation import brief, check_choice, require_numbers
 from .._validation import path as check_path
 from ..attacks.apgd import APGD
 from ..attacks.autoattack import AutoAttack
+from ..attacks.capabilities import Reports
 from ..attacks.fab import FAB
 from ..attacks.fmn import DDN, FMN
 from ..attacks.norms import NORMS
@@ -143,7 +144,7 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     subject = classifier_under_attack("attack", estimator, _as_fitted(estimator, X.reshape(len(X), -1)), y)
     attack, keys = subject.usable(attack), keys_of(key_of(random_state), len(X))
     members, flags = {}, ()
-    if hasattr(attack, "run"):
+    if isinstance(attack, Reports):
         with subject.precision():
             found = attack.run(subject.model, subject.inputs(attack), subject.y, key=keys, rows=subject.rows)
         X_adv, flags = found.x_adv, found.flags

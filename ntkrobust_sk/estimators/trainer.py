@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from .._validation import fitting, require_resolution
 from ..attacks.pgd import Clean
-from ..attacks.threat_model import check_bounds
+from ..attacks.threat_model import admitted
 from ..execution.tiles import NETWORK_ROWS, movable
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import initial_model, n_logits
@@ -189,7 +189,7 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
 def fit_by_sgd(self, name, model, X, y, sample_weight, key):
     """Train ``model`` by the estimator's parameters; sets attribute ``name``, ``loss_curve_`` and ``n_iter_``."""
     if self.attack is not None:
-        check_bounds(self.attack, X)
+        admitted(self.attack, X)
     attacks = (Clean(),) if self.attack is None else (Clean(), self.attack)
     attacks = attacks if self.clean_step or self.attack is None else (self.attack,)
     state = with_hyperparameters(

@@ -1,4 +1,4 @@
-"""A key of randomness for each example: on the device for one call, on the host for many."""
+"""Keys of randomness, one for each example: on the device for one call, on the host for many."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Keys:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, at) -> Keys:
-        """The keys at these positions."""
+    def __getitem__(self, at: Any) -> Keys:
+        """Return the keys at these positions."""
         return Keys(self.data[at], self.impl)
 
     def on_device(self) -> jax.Array:
-        """Keys as JAX takes them, of the same shape."""
+        """Return the keys as JAX takes them, of the same shape."""
         return jax.random.wrap_key_data(jnp.asarray(self.data), impl=self.impl)
 
     def folded(self, number: int) -> Keys:
-        """Other keys, each from the own one and a number."""
+        """Return other keys, each made from its own and a number."""
         return Keys(_in_chunks(len(self), lambda at: fold_keys(self[at].on_device(), number)), self.impl)
 
 
-def keys_of(key, n: int) -> Keys:
-    """A key for each of n examples: those given, or one key folded with each position.
+def keys_of(key: Any, n: int) -> Keys:
+    """Return a key for each of n examples: those given, or one key folded with each position.
 
     >>> len(keys_of(jax.random.key(0), 3)[:2])
     2
@@ -70,29 +70,29 @@ def keys_of(key, n: int) -> Keys:
     return key
 
 
-def one_key_each(key, n: int) -> jax.Array:
-    """The same as an array (n,) of keys on the device, for one call with n examples."""
+def example_keys(key: Any, n: int) -> jax.Array:
+    """Return a key for each of n examples as an array (n,) on the device, for one call."""
     key = key.on_device() if isinstance(key, Keys) else as_key(key)
     if key.ndim == 0:
-        return _example_keys(key, n)
+        return _folded_with_positions(key, n)
     _check_length(key.shape, n)
     return key
 
 
 @jax.jit
-def fold_keys(keys, data):
-    """Keys from one key or several (n,), each with a number or with its own of several (n,)."""
+def fold_keys(keys: jax.Array, data: Any) -> jax.Array:
+    """Return keys made from one key or several (n,) and a number or one number for each (n,)."""
     axes = (0 if jnp.ndim(keys) else None, 0 if jnp.ndim(data) else None)
     return jax.vmap(jax.random.fold_in, axes)(keys, data)
 
 
 @partial(jax.jit, static_argnums=1)
-def _example_keys(key, n):
+def _folded_with_positions(key, n):
     return fold_keys(key, jnp.arange(n))
 
 
 def _in_chunks(n, made) -> np.ndarray:
-    """What n keys are made of, from as many positions at a time as always; those beyond n are dropped."""
+    """Return what n keys are made of, made for ``CHUNK`` positions at a time; those beyond n are dropped."""
     starts = range(0, max(n, 1), CHUNK)
     chunks = [made(np.minimum(np.arange(start, start + CHUNK), max(n - 1, 0))) for start in starts]
     return np.concatenate([np.asarray(jax.random.key_data(chunk)) for chunk in chunks])[:n]
@@ -103,8 +103,8 @@ def _check_length(shape, n):
         raise ValueError(f"key must be one key, or one for each of {n} examples, got keys of shape {shape}")
 
 
-def one_key(key) -> jax.Array:
-    """One key of the new style, or TypeError.
+def one_key(key: Any) -> jax.Array:
+    """Return one key of the new style, or raise TypeError.
 
     >>> one_key(jax.random.PRNGKey(0)) == jax.random.key(0)
     Array(True, dtype=bool)
@@ -115,8 +115,8 @@ def one_key(key) -> jax.Array:
     return found
 
 
-def as_key(key) -> jax.Array:
-    """A key or keys of the new style; those of the old one, numbers of 32 bits, become such."""
+def as_key(key: Any) -> jax.Array:
+    """Return a key or keys of the new style, made of those of the old one: numbers of 32 bits."""
     if isinstance(key, np.ndarray) and key.dtype == np.uint32:
         key = jnp.asarray(key)
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -129,6 +129,7 @@ def as_key(key) -> jax.Array:
     raise TypeError(f"key must be a JAX PRNG key, such as jax.random.key(0), got {brief(key)}")
 
 
-def key_of(random_state) -> jax.Array:
+def key_of(random_state: Any) -> jax.Array:
+    """Return the key that belongs to an integer, a RandomState or None."""
     random = check_random_state(checked_seed("random_state", random_state))
     return jax.random.key(int(random.randint(np.iinfo(np.int32).max)))

@@ -1,4 +1,4 @@
-"""Steps in a compiled loop, or in a loop in Python over a compiled step: decided here alone.
+"""Steps in a compiled loop, or in a loop in Python over a compiled step: decided and done here alone.
 
 One compiled loop is best. But on a CPU, XLA runs a convolution inside of ``while`` several times slower than
 outside of it, unless it has the one form that :mod:`~ntkrobust_sk.execution.convolutions` gives to the gradients
@@ -8,7 +8,9 @@ compiled step wins; it does not wait for results, it only enqueues work.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +19,77 @@ from .convolutions import CONVOLUTION, loops_well
 from .devices import on_host
 
 
-def runs_fused(model, x, training: bool = False) -> bool:
-    """Whether steps on ``model(x)`` should be one compiled loop: of attacks and evaluations, or of ``training``.
+def repeat(
+    step: Callable,
+    n_steps: int,
+    state: Any,
+    *operands: Any,
+    model: Callable,
+    x: Any,
+    static: tuple = (),
+    schedule: Callable[[int], Any] | None = None,
+    length: int | None = None,
+    training: bool = False,
+) -> Any:
+    """Return the state after ``n_steps`` steps, made in a compiled loop or in a loop in Python.
 
-    Always inside ``jit``, ``vmap`` and other transformations, where nothing else is possible.
+    Parameters
+    ----------
+    step : callable
+        ``step(*static, state, now, *operands) -> state``. It stays the same function from call to call, so that
+        the loop is compiled once; where it is to be compiled by itself, it is decorated with ``jax.jit``.
+    n_steps : int
+        Other numbers compile nothing.
+    state : pytree
+    *operands : pytree
+        Arrays that stay the same in all steps.
+    model, x : callable, array
+        What the steps evaluate; they decide which loop is faster.
+    static : tuple, default=()
+        Hashable values for which the loop is compiled.
+    schedule : callable, default=None
+        ``schedule(length)`` gives a pytree of arrays (length, ...), and ``now`` is its entry for the step. None
+        makes ``now`` the number of the step.
+    length : int, default=None
+        Length of the schedule that a compiled loop is given, at least ``n_steps``, which is the default.
+    training : bool, default=False
+        Whether the steps take gradients by the model's parameters.
+    """
+    if prefers_compiled_loop(model, x, training):
+        plan = None if schedule is None else schedule(length or n_steps)
+        return _compiled_loop(step, static, state, plan, n_steps, operands)
+    plan = None if schedule is None else schedule(n_steps)
+    for number in range(n_steps):
+        state = step(*static, state, _entry(plan, number), *operands)
+    return state
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled_loop(step, static, state, plan, n_steps, operands):
+    def body(number, state):
+        return step(*static, state, _entry(plan, number), *operands)
+
+    return jax.lax.fori_loop(0, n_steps, body, state)
+
+
+def _entry(plan, number):
+    """Return what a schedule holds for one step: without a schedule, the step's number."""
+    return number if plan is None else jax.tree.map(lambda part: part[number], plan)
+
+
+def prefers_compiled_loop(model: Callable, x: Any, training: bool = False) -> bool:
+    """Tell whether steps on ``model(x)`` are faster as one compiled loop, in attacks or in ``training``.
+
+    Inside of ``jit``, ``vmap`` and other transformations it is always so, since nothing else is possible there.
     """
     form = form_of(model, x)
     return form is None or not on_host() or _loops_well(form, training)
 
 
-def form_of(model, x):
-    """A model and its inputs without their numbers, as a tree with shapes and dtypes; None inside of ``jit``.
+def form_of(model: Callable, x: Any) -> tuple | None:
+    """Return the tree, shapes and dtypes of a model and its inputs, which can be hashed; None inside of ``jit``.
 
-    It can be hashed, and costs some microseconds.
+    It takes some microseconds.
     """
     leaves, tree = jax.tree.flatten((model, x))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -40,8 +100,8 @@ def form_of(model, x):
     )
 
 
-def without_numbers(form):
-    """A model and its inputs of this form, with shapes in place of arrays."""
+def without_numbers(form: tuple) -> tuple:
+    """Return a model and its inputs of this form, with shapes in place of arrays."""
     tree, leaves = form
     return jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 
 from .._validation import brief
+from ..attacks.capabilities import FindsNearest
 from ..attacks.entry import require_attack
 from ..attacks.fab import FAB
+from ..attacks.threat_model import Box
 from ..attacks.tiled import warn_of_gradients
-from ..attacks.valid_points import settle
+from ..attacks.valid_points import lengths_of, move_to_valid_points
 from ..execution.keys import key_of, keys_of
 from .target import classifier_under_attack
 
@@ -76,7 +77,7 @@ def minimal_perturbations(
 
 def require_nearest(attack, name):
     require_attack(attack, name)
-    if not hasattr(attack, "nearest"):
+    if not isinstance(attack, FindsNearest):
         raise TypeError(
             f"{name}: minimal perturbations need an attack with nearest, such as FAB, got {brief(attack)}"
         )
@@ -105,15 +106,12 @@ def _valid_distances(subject, attack, points):
     """
     reach = SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds)
     distances, X = np.full(len(points), np.inf), subject.X
-    for factor in FURTHER if getattr(attack.bounds, "discrete", ()) else (1.0, *A_LITTLE_FURTHER):
+    for factor in (
+        FURTHER if isinstance(attack.bounds, Box) and attack.bounds.discrete else (1.0, *A_LITTLE_FURTHER)
+    ):
         if factor > 1 and not ((distances == np.inf) & (points != X).any(tuple(range(1, X.ndim)))).any():
             break
-        moved = settle(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
+        moved = move_to_valid_points(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
         wrong = (subject.answers(moved) != subject.y) & (distances == np.inf)
         distances[wrong] = lengths_of(attack.norm, moved[wrong], X[wrong])
     return distances
-
-
-def lengths_of(norm, points, X) -> np.ndarray:
-    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
-    return np.linalg.norm((points.astype(float) - X).reshape(len(X), math.prod(X.shape[1:])), order, axis=1)

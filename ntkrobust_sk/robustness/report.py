@@ -11,14 +11,16 @@ import numpy as np
 
 from .._validation import array, brief, check_choice, number
 from ..attacks.autoattack import AutoAttack
+from ..attacks.capabilities import Reports
 from ..attacks.entry import require_attack
 from ..attacks.fab import FAB
 from ..attacks.norms import NORMS
 from ..attacks.pgd import PGD
 from ..attacks.threat_model import plain_bounds
 from ..attacks.tiled import warn_of_gradients
+from ..attacks.valid_points import lengths_of
 from ..execution.keys import key_of, keys_of
-from .distances import distances_by, lengths_of, require_nearest
+from .distances import distances_by, require_nearest
 from .intervals import clopper_pearson
 from .target import classifier_under_attack
 
@@ -345,7 +347,7 @@ def _falls(subject, attack, epsilons, keys, right):
 
 def _attacked(subject, attack, keys, at):
     """Adversarial examples of rows ``at``, and flags."""
-    if not hasattr(attack, "run"):
+    if not isinstance(attack, Reports):
         return subject.perturb(attack, keys, at, look=False), ()
     with subject.precision():
         found = attack.run(

@@ -22,8 +22,8 @@ from ..attacks.losses import example_losses, margin
 from ..attacks.norms import NORMS
 from ..attacks.pgd import PGD
 from ..attacks.square import Square
-from ..attacks.valid_points import settle
-from ..execution.keys import key_of, keys_of, one_key_each
+from ..attacks.valid_points import move_to_valid_points
+from ..execution.keys import example_keys, key_of, keys_of
 from .intervals import clopper_pearson
 from .target import classifier_under_attack
 
@@ -174,7 +174,7 @@ class _Noise:
     one_key_each = True
 
     def __call__(self, model, x, y, *, key):
-        signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(one_key_each(key, len(x)))
+        signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(example_keys(key, len(x)))
         return x + jnp.asarray(self.epsilon, x.dtype) * signs / NORMS[self.norm].length(signs)
 
 
@@ -201,8 +201,7 @@ def _everywhere(attack, X):
     low, high = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
     low, high = np.where(np.isfinite(low), low, X.min()), np.where(np.isfinite(high), high, X.max())
     widths = np.broadcast_to((high - low).ravel(), X[0].size)
-    order = {"linf": np.inf, "l2": 2, "l1": 1}[attack.norm]
-    whole = dataclasses.replace(attack, epsilon=float(np.linalg.norm(widths, order)))
+    whole = dataclasses.replace(attack, epsilon=float(np.linalg.norm(widths, NORMS[attack.norm].order)))
     # a step that was chosen for a small ball does not cross a large one, which its default would
     defaults = {field.name: field.default for field in dataclasses.fields(attack)}
     return dataclasses.replace(whole, step_size=None) if defaults.get("step_size", 1) is None else whole
@@ -220,7 +219,7 @@ def _deterministic(subject):
 
 def _inside(subject, attack, X_adv):
     lengths = np.asarray(NORMS[attack.norm].length(X_adv.astype(float) - subject.X))
-    out = (settle(X_adv, subject.X, attack) != X_adv).reshape(len(X_adv), -1).any(1)
+    out = (move_to_valid_points(X_adv, subject.X, attack) != X_adv).reshape(len(X_adv), -1).any(1)
     detail = (
         f"{type(attack).__name__}, lengths up to {lengths.max():.6g} of {attack.epsilon:.6g}; {out.sum()} of "
         f"{len(out)} are not inside"

@@ -6,28 +6,30 @@ probability p_A > 1/2, it is the same within σ Φ⁻¹(p_A) in the L2 norm; p_A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from .._validation import array, integer, number
 from .._validation import seed as checked_seed
-from ..execution.loops import runs_fused
+from ..execution.loops import repeat
 from .intervals import clopper_pearson
 from .target import classifier_under_attack
 
-# Of one example, evaluated at once.
+# Number of draws of one example that are evaluated at once.
 DRAWS = 500
 
 
 @dataclass(frozen=True, eq=False)
 class Certificates:
-    """What :func:`certify` has found.
+    """The certificates that :func:`certify` has found.
 
     Attributes
     ----------
@@ -48,9 +50,16 @@ class Certificates:
 
 
 def certify(
-    estimator, X, *, sigma, n_selection=100, n_samples=10_000, alpha=0.001, random_state=0
+    estimator: Any,
+    X: ArrayLike,
+    *,
+    sigma: float,
+    n_selection: int = 100,
+    n_samples: int = 10_000,
+    alpha: float = 0.001,
+    random_state: Any = 0,
 ) -> Certificates:
-    """Answers of the smoothed classifier, and the radii within which they are certain.
+    """Return answers of the smoothed classifier, and the radii within which they are certain.
 
     ``n_selection`` draws choose an answer; ``n_samples`` others count how often it is given. The radius is
     σ Φ⁻¹(p), p the Clopper–Pearson lower bound of the answer's probability at level 1 − alpha. It is the
@@ -102,9 +111,18 @@ def certify(
 
 
 def certified_accuracy(
-    estimator, X, y, radii, *, sigma, n_selection=100, n_samples=10_000, alpha=0.001, random_state=0
-):
-    """Share of examples that the smoothed classifier answers rightly, certified to a radius.
+    estimator: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    radii: float | Sequence[float] | np.ndarray,
+    *,
+    sigma: float,
+    n_selection: int = 100,
+    n_samples: int = 10_000,
+    alpha: float = 0.001,
+    random_state: Any = 0,
+) -> float | np.ndarray:
+    """Return the share of examples that the smoothed classifier answers rightly, certified to a radius.
 
     Parameters
     ----------
@@ -170,7 +188,7 @@ def _certified(subject, sigma, n_selection, n_samples, alpha, random_state):
 
 
 def _on_host(subject, sigma, seed):
-    """``count(row, part, n)``: how often each class is answered in n draws, through ``predict``."""
+    """Return ``count(row, part, n)``: how often each class is answered in n draws, through ``predict``."""
 
     def count(row, part, n):
         random, counts = np.random.default_rng([seed, row, part]), np.zeros(len(subject.classes), int)
@@ -184,33 +202,25 @@ def _on_host(subject, sigma, seed):
 
 
 def _on_device(subject, sigma, seed):
-    """The same, compiled."""
-    fused = runs_fused(subject.model, subject.X[:1])
+    """Return the same function, compiled."""
 
     def count(row, part, n):
-        x = subject.X[row]
-        arguments = (subject.model, x, sigma * subject.free.astype(x.dtype), (seed, row, part), n)
+        x, counts = subject.X[row], np.zeros(len(subject.classes), int)
+        operands = (subject.model, x, sigma * subject.free.astype(x.dtype), (seed, row, part), n)
         with subject.precision():
-            if fused:
-                return np.asarray(_all_draws(*arguments))
-            batches = [_draws(*arguments, batch) for batch in range(-(-n // DRAWS))]
-            return np.sum([np.asarray(batch) for batch in batches], axis=0)
+            return np.asarray(repeat(_draws, -(-n // DRAWS), counts, *operands, model=subject.model, x=x[None]))
 
     return count
 
 
 @jax.jit
-def _draws(model, x, sigma, place, n, batch):
-    """Answers (C,) to one batch of draws, as far as they are among the first n of all."""
+def _draws(counts, batch, model, x, sigma, place, n):
+    """Add the answers (C,) to one batch of draws, as far as they are among the first n of all."""
     key = jax.random.key(place[0])
     for position in (*place[1:], batch):
         key = jax.random.fold_in(key, position)
     scores = model(x + sigma * jax.random.normal(key, (DRAWS, *x.shape), x.dtype))
     counted = batch * DRAWS + jnp.arange(DRAWS) < n
-    return jnp.sum(jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=int) * counted[:, None], axis=0)
-
-
-@jax.jit
-def _all_draws(model, x, sigma, place, n):
-    draws = partial(_draws, model, x, sigma, place, n)
-    return jax.lax.fori_loop(1, -(-n // DRAWS), lambda batch, counts: counts + draws(batch), draws(0))
+    return counts + jnp.sum(
+        jax.nn.one_hot(scores.argmax(1), scores.shape[1], dtype=int) * counted[:, None], axis=0
+    )

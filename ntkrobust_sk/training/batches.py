@@ -8,20 +8,22 @@ from functools import lru_cache
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import array, brief, check_lengths, fitting, require_resolution
 from ..execution.devices import on_host
-from ..execution.loops import runs_fused
+from ..execution.tiles import pad_rows
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import check_model
 from ..tangent.linearization import Linearized
+from .state import TrainState
 
-# Batches between two looks at whether the loss is still finite, and the length of a compiled loop.
+# Number of batches between two looks at whether the loss is still finite, and the length of a compiled loop.
 CHUNK = 16
 
 
 def _checked_weights(sample_weight, n) -> np.ndarray:
-    """Weights of mean 1."""
+    """Return weights of mean 1."""
     weight = np.ones(n) if sample_weight is None else array("sample_weight", sample_weight).astype(float)
     if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.mean() < np.inf:
         raise ValueError(
@@ -32,7 +34,7 @@ def _checked_weights(sample_weight, n) -> np.ndarray:
 
 
 def _checked_inputs(X, params) -> np.ndarray:
-    """Inputs (n, ...) in the form in which the network gets them, finite there too."""
+    """Return inputs (n, ...) in the form in which the network gets them, finite there too."""
     X = array("X", X, finite=True)
     checked = host_inputs("X", X, params)
     require_resolution("X", X, params_dtype(params))
@@ -40,7 +42,7 @@ def _checked_inputs(X, params) -> np.ndarray:
 
 
 def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:
-    """Labels (n,) as int32, booleans too, or real targets (n, C) in the dtype of the inputs."""
+    """Return labels (n,) as int32, booleans too, or real targets (n, C) in the dtype of the inputs."""
     y = array("y", y, finite=True)
     if y.dtype.kind not in "biu":
         if y.shape[1:] != (n_outputs,):
@@ -66,7 +68,20 @@ def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batches:
-    """The data, its order, and batches of one shape with weights that are zero on padding."""
+    """The data, its order, and batches of one shape with weights that are zero on padding.
+
+    Attributes
+    ----------
+    X, y, weight : array (n, ...)
+    seed : tuple of int
+        What the order is drawn from.
+    size : int
+        Rows of a batch.
+    padded : bool
+        Whether the last batch of an epoch is filled up.
+    first : array (1, ...)
+        An input, on the host.
+    """
 
     X: np.ndarray | jax.Array
     y: np.ndarray | jax.Array
@@ -74,11 +89,19 @@ class Batches:
     seed: tuple
     size: int
     padded: bool
-    fused: bool
+    first: np.ndarray
 
     @classmethod
-    def of(cls, X, y, sample_weight, state, batch_size, freeze_state):
-        """Data checked and put where batches are taken from: the device, or host memory on a CPU."""
+    def of(
+        cls,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        state: TrainState,
+        batch_size: int,
+        freeze_state: bool,
+    ) -> Batches:
+        """Check data, and put it where batches are taken from: the device, or host memory on a CPU."""
         network, variables = state.model.network, state.model.variables
         dtype = params_dtype(variables.params)
         X, y = _checked_inputs(X, variables.params), array("y", y)
@@ -89,29 +112,35 @@ class Batches:
         averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
         padded = freeze_state or not averages
         size = min(batch_size, 2 ** math.ceil(math.log2(len(X))) if padded else len(X))
-        fused = runs_fused(state.model, X[:1], training=True)
+        first = X[:1]
         if not on_host():
             X, y = jax.device_put((X, y))
         seed = tuple(np.asarray(jax.random.key_data(state.key)).ravel().tolist())
-        return cls(X, y, weight, seed, size, padded, fused)
+        return cls(X, y, weight, seed, size, padded, first)
 
     @property
     def per_epoch(self) -> int:
+        """Return the number of batches of an epoch."""
         return math.ceil(len(self.X) / self.size)
 
     def chunk(self, step: int, target: int) -> int:
-        """Number of batches to take at once; a ragged one that cannot be padded goes alone."""
+        """Return the number of batches to take at once; a ragged one that cannot be padded goes alone."""
         count = min(CHUNK, target - step)
         if self.padded or len(self.X) % self.size == 0:
             return count
         until_ragged = self.per_epoch - 1 - step % self.per_epoch
         return min(count, until_ragged) if until_ragged > 0 else 1
 
-    def take(self, step: int, count: int):
-        """Batches ``step`` to ``step + count``: inputs (CHUNK, size, ...), targets, weights (CHUNK, size)."""
-        order = np.stack([self._indices(s) for s in range(step, step + count)])
-        if self.fused:
-            order = np.concatenate([order, np.repeat(order[:1], CHUNK - count, axis=0)])
+    def take(self, step: int, count: int, length: int) -> tuple:
+        """Return batches ``step`` to ``step + count``, then the first one again up to ``length``.
+
+        Returns
+        -------
+        inputs : array (length, size, ...)
+        targets : array (length, size, ...)
+        weights : array (length, size)
+        """
+        order = pad_rows(np.stack([self._indices(s) for s in range(step, step + count)]), length)
         real = np.maximum((order >= 0).sum(1, keepdims=True), 1)
         weight = np.where(order >= 0, self.weight[order], 0) / real.astype(self.weight.dtype)
         return self.X[order], self.y[order], weight

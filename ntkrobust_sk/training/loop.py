@@ -6,7 +6,6 @@ ordinary Python around a ``for``.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,10 +19,11 @@ from .._validation import brief, flag, integer, number
 from ..attacks.entry import require_attack
 from ..attacks.losses import example_losses
 from ..attacks.pgd import Clean
-from ..attacks.threat_model import check_bounds
+from ..attacks.threat_model import admitted
 from ..execution.convolutions import with_fast_gradients
+from ..execution.loops import repeat
 from ..networks.model import Model, Variables, require_model
-from .batches import Batches
+from .batches import CHUNK, Batches
 from .optimizers import check_optimizer
 from .state import TrainingDivergedError, TrainState, initial_state
 
@@ -105,18 +105,28 @@ def train(
         _checked_state(start, optimizer) if isinstance(start, TrainState) else initial_state(start, key, optimizer)
     )
     data = Batches.of(X, y, sample_weight, state, batch_size, freeze_state)
-    attacks = _checked_attacks(attacks, data.X)
-    return _states(state, data, attacks, partial(_update, optimizer, freeze_state), _ends(epochs))
+    static = (optimizer, freeze_state, _checked_attacks(attacks, data.X))
+    return _states(state, data, static, _ends(epochs))
 
 
-def _states(state, data, attacks, update, epochs) -> Iterator[TrainState]:
-    """The states at these epochs."""
+def _states(state, data, static, epochs) -> Iterator[TrainState]:
+    """Go through the states at these epochs."""
     step = int(state.step)
     for epoch in epochs:
         target = round(epoch * data.per_epoch)
         while step < target:
             count = data.chunk(step, target)
-            state = _run(state, data.take(step, count), count, update, attacks, data.fused)
+            state = repeat(
+                _batch_step,
+                count,
+                state,
+                model=state.model,
+                x=data.first,
+                static=static,
+                schedule=partial(data.take, step, count),
+                length=CHUNK,
+                training=True,
+            )
             step += count
             _check_finite(state, data.per_epoch)
         if step == target:
@@ -132,7 +142,7 @@ def _check_finite(state, per_epoch):
 
 
 def _checked_state(state, optimizer) -> TrainState:
-    """A state that training with this optimiser can go on from."""
+    """Return a state that training with this optimiser can go on from."""
     check_optimizer(optimizer)
     wanted = jax.eval_shape(optimizer.init, require_model(state.model, "start.model").variables.params)
     wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (wanted, state.opt_state))
@@ -145,7 +155,7 @@ def _checked_state(state, optimizer) -> TrainState:
 
 
 def _ends(epochs) -> Iterator[float]:
-    """The epochs to yield at, each looked at when its turn comes: they may never end."""
+    """Return the epochs to yield at, each looked at when its turn comes: they may never end."""
     if isinstance(epochs, int | np.integer) or getattr(epochs, "shape", None) == ():
         return iter(range(1, integer("epochs", epochs, low=0) + 1))
     if not isinstance(epochs, Iterable) or isinstance(epochs, str | bytes | dict | set):
@@ -168,7 +178,7 @@ def _checked_attacks(attacks, X) -> tuple:
     if not attacks:
         raise ValueError("attacks is empty, so nothing would be trained; attacks=(Clean(),) is benign training")
     for attack in attacks:
-        check_bounds(require_attack(attack, "each of attacks"), X)
+        admitted(require_attack(attack, "each of attacks"), X)
         try:
             hash(attack)
         except TypeError as error:
@@ -179,37 +189,19 @@ def _checked_attacks(attacks, X) -> tuple:
     return tuple(attacks)
 
 
-def _run(state, batches, count, update, attacks, fused):
-    """``count`` batches, as one compiled loop or one after the other."""
-    if fused:
-        return _fused(state, batches, count, update.func, update.args, attacks)
-    for batch in itertools.islice(zip(*batches, strict=True), count):
-        state = _batch_step(state, batch, update, attacks)
-    return state
-
-
-@partial(jax.jit, static_argnames=("update", "config", "attacks"))
-def _fused(state, batches, count, update, config, attacks):
-    def body(i, carried):
-        batch = jax.tree.map(lambda a: a[i], batches)
-        return _batch_step(carried, batch, partial(update, *config), attacks)
-
-    return jax.lax.fori_loop(0, count, body, state)
-
-
-def _batch_step(state, batch, update, attacks):
-    """One update for each attack, each on the network that the one before left."""
+def _batch_step(optimizer, freeze_state, attacks, state, batch):
+    """Make one update for each attack, each on the network that the one before left."""
     x, y, weight = batch
     noise = _batch_key(state.key, state.step)
     for i, attack in enumerate(attacks):
         key = _batch_key(noise, i)
         x_adv = _examples_of(attack, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), x)
-        state = update(state, x_adv, y, weight)
+        state = _update(optimizer, freeze_state, state, x_adv, y, weight)
     return replace(state, step=state.step + (state.failed_step < 0))
 
 
 def _examples_of(attack, x_adv, x):
-    """An attack's examples, if they are shaped like its inputs."""
+    """Return an attack's examples, if they are shaped like its inputs."""
     if not isinstance(x_adv, np.ndarray | jax.Array) or x_adv.shape != x.shape:
         raise ValueError(
             f"an attack must return examples shaped like its inputs, {x.shape}, but {brief(attack)} returned "
@@ -225,7 +217,7 @@ def _batch_key(key, data):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
-    """One optimiser step, not made if anything about it is not finite."""
+    """Make one optimiser step, not made if anything about it is not finite."""
     network, variables = state.model.network, state.model.variables
 
     def objective(params):

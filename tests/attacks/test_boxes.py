@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box, Square, perturb, robust_accuracy
 from ntkrobust_sk.attacks.norms import NORMS
-from ntkrobust_sk.attacks.threat_model import ball_of, check_bounds, project_into, samples
+from ntkrobust_sk.attacks.threat_model import admitted, ball_around, project_into, samples
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-from ntkrobust_sk.attacks.valid_points import settle
+from ntkrobust_sk.attacks.valid_points import move_to_valid_points
 from ntkrobust_sk.robustness.target import enable_x64
 
 KEY = jax.random.key(0)
@@ -79,7 +79,7 @@ def test_nothing_is_spent_on_fixed_features(norm):
 @each_norm
 def test_random_starts_are_uniform_in_the_ball_of_the_free_features(norm):
     x = jnp.zeros((3000, D))
-    ball = ball_of(PGD(1.0, bounds=Box(-1, 1, mask=MASK)), x)
+    ball = ball_around(x, 1.0, Box(-1, 1, mask=MASK))
     noise = np.asarray(samples(NORMS[norm], x, jax.random.split(KEY, len(x)), ball))
     assert (noise[:, ~MASK] == 0).all()
     length = np.linalg.norm(noise, ord=ORDERS[norm], axis=1)
@@ -89,11 +89,11 @@ def test_random_starts_are_uniform_in_the_ball_of_the_free_features(norm):
 def test_a_fixed_feature_may_lie_outside_of_the_bounds_and_a_free_one_may_not():
     box, x = Box(mask=MASK), X.copy()
     x[:, 1] = 7
-    check_bounds(PGD(0.1, bounds=box), x)
+    admitted(PGD(0.1, bounds=box), x)
     assert (np.asarray(PGD(0.1, 2, bounds=box)(MODEL, x, Y, key=KEY))[:, 1] == 7).all()
     x[:, 0] = 7
     with pytest.raises(ValueError, match=r"bounds are \(0.0, 1.0\), but X ranges"):
-        check_bounds(PGD(0.1, bounds=box), x)
+        admitted(PGD(0.1, bounds=box), x)
 
 
 def test_masks_fit_images_and_bounds_of_each_feature_and_hold_inside_of_jit():
@@ -164,7 +164,7 @@ def assert_valid(x):
 def test_in_the_largest_norm_discrete_features_become_the_nearest_valid_ones_of_all(epsilon):
     x = table(40)
     wanted = np.clip(x + RNG.uniform(-epsilon, epsilon, size=x.shape), TABLE.low, TABLE.high).astype(np.float32)
-    found = settle(wanted, x, PGD(epsilon, bounds=TABLE))
+    found = move_to_valid_points(wanted, x, PGD(epsilon, bounds=TABLE))
     assert_valid(found)
     np.testing.assert_allclose(found[:, 0], wanted[:, 0], atol=1e-6)
     for row, target, result in zip(x, wanted, found, strict=True):
@@ -183,7 +183,7 @@ def test_in_other_norms_discrete_features_come_first_and_the_ball_holds_them_all
     for epsilon in (0.7, 1.0, switch, 3.3):
         attack = PGD(epsilon, norm=norm, bounds=TABLE)
         wanted = np.asarray(project_into(x + RNG.normal(0, 2, size=x.shape).astype(np.float32), x, attack))
-        found = settle(wanted, x, attack)
+        found = move_to_valid_points(wanted, x, attack)
         assert_valid(found)
         assert np.linalg.norm(found.astype(float) - x, ord=ORDERS[norm], axis=1).max() <= epsilon
         asked = np.take_along_axis(wanted, np.asarray(GROUP)[x[:, GROUP].argmax(1)][:, None], 1)[:, 0]
@@ -199,7 +199,7 @@ def test_a_category_that_may_not_change_does_not():
     mask = np.ones(D, bool)
     mask[4] = False
     box = Box(TABLE.low, TABLE.high, mask, TABLE.integers, TABLE.one_hot)
-    found = settle(np.where(np.arange(D) == 1, 1, 0) + 0 * x, x, PGD(9.0, bounds=box))
+    found = move_to_valid_points(np.where(np.arange(D) == 1, 1, 0) + 0 * x, x, PGD(9.0, bounds=box))
     fixed = x[:, 4] == 1
     assert 0 < fixed.sum() < 30
     np.testing.assert_array_equal(found[fixed][:, GROUP], x[fixed][:, GROUP])
@@ -284,7 +284,7 @@ def test_an_attack_of_ones_own_is_held_by_a_box_too():
     assert_valid(x_adv)
     assert (x_adv[:, 5] == np.minimum(x[:, 5] + 2, 3)).all()
     # one without epsilon promises nothing
-    assert settle(x + 10, x, SimpleNamespace()).max() > 9
+    assert move_to_valid_points(x + 10, x, SimpleNamespace()).max() > 9
 
 
 # Rounding
@@ -331,4 +331,4 @@ def test_data_that_rounding_has_put_outside_are_attacked_from_the_bounds(bounds,
 )
 def test_what_is_outside_by_more_than_rounding_is_refused(bounds, x):
     with pytest.raises(ValueError, match="attack"):
-        check_bounds(PGD(0.1, bounds=bounds), np.atleast_2d(np.asarray(x)))
+        admitted(PGD(0.1, bounds=bounds), np.atleast_2d(np.asarray(x)))

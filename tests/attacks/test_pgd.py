@@ -12,12 +12,12 @@ from scipy.optimize import minimize
 from scipy.stats import kstest
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, TraceNTK, Variables, linearize
-from ntkrobust_sk.attacks import pgd as attacks
 from ntkrobust_sk.attacks.losses import example_losses
 from ntkrobust_sk.attacks.norms import L2, NORMS
-from ntkrobust_sk.attacks.pgd import FGSM, PGD, Clean
+from ntkrobust_sk.attacks.pgd import FGSM, PGD, Clean, stronger_example
 from ntkrobust_sk.attacks.threat_model import project_into
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
+from ntkrobust_sk.execution import loops
 from ntkrobust_sk.kernels.predictors import make_predictor
 
 try:
@@ -300,7 +300,7 @@ def test_the_compiled_loop_and_the_python_loop_agree(kind, norm, monkeypatch):
     x, y = images()
     results = []
     for fused in (True, False):
-        monkeypatch.setattr(attacks, "runs_fused", lambda *_, fused=fused: fused)
+        monkeypatch.setattr(loops, "prefers_compiled_loop", lambda *_, fused=fused: fused)
         results.append(PGD(EPSILON, n_steps=4, norm=norm)(victim(kind, "float32"), x, y, key=KEY))
     np.testing.assert_allclose(*results, atol=2e-6)
 
@@ -318,10 +318,10 @@ def test_only_what_is_slow_in_a_compiled_loop_runs_in_a_python_loop():
     machine = make_predictor(TraceNTK(), cnn, x, np.eye(len(x), N_CLASSES), np.zeros(N_CLASSES))
     victims |= {"trace machine": machine, "channels first": as_pytree(channels_first)}
     slow = {"trace machine", "channels first"} if jax.default_backend() == "cpu" else set()
-    assert {kind for kind, model in victims.items() if not attacks.runs_fused(model, x)} == slow
-    assert all(attacks.runs_fused(model, x, training=True) for model in (victims["dense"], victims["linearised"]))
-    assert attacks.runs_fused(cnn, x, training=True) == (jax.default_backend() != "cpu")
-    assert jax.jit(lambda x: x + attacks.runs_fused(machine, x))(0.0) == 1.0
+    assert {kind for kind, model in victims.items() if not loops.prefers_compiled_loop(model, x)} == slow
+    assert all(loops.prefers_compiled_loop(victims[kind], x, training=True) for kind in ("dense", "linearised"))
+    assert loops.prefers_compiled_loop(cnn, x, training=True) == (jax.default_backend() != "cpu")
+    assert jax.jit(lambda x: x + loops.prefers_compiled_loop(machine, x))(0.0) == 1.0
 
 
 def as_pytree(model):
@@ -330,7 +330,7 @@ def as_pytree(model):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_no_step_waits_for_the_host(fused, monkeypatch):
-    monkeypatch.setattr(attacks, "runs_fused", lambda *_, **__: fused)
+    monkeypatch.setattr(loops, "prefers_compiled_loop", lambda *_, **__: fused)
     attack = PGD(EPSILON, n_steps=2, n_restarts=2)
     x, y = images()
     # Under tracing there are no values, so whatever looked at one would raise.
@@ -352,7 +352,7 @@ class CountingNetwork:
 @pytest.mark.parametrize("fused", [True, False])
 @each_norm
 def test_other_numbers_and_new_weights_do_not_compile_again(fused, norm, monkeypatch):
-    monkeypatch.setattr(attacks, "runs_fused", lambda *_, **__: fused)
+    monkeypatch.setattr(loops, "prefers_compiled_loop", lambda *_, **__: fused)
     network, (x, y) = CountingNetwork(), images()
     PGD(0.1, n_steps=2, norm=norm)(Model(network, Variables(jnp.ones((32, 3)))), x, y, key=KEY)
     before = network.traces
@@ -669,7 +669,7 @@ def test_of_two_runs_the_wrong_answer_is_kept_even_at_a_lower_loss():
     y, identity = jnp.asarray([0]), jax.tree_util.Partial(lambda x: x)
     assert example_losses(correct_at_high_loss, y) > example_losses(fooled_at_low_loss, y)
     for pair in itertools.permutations((fooled_at_low_loss, correct_at_high_loss)):
-        np.testing.assert_array_equal(attacks.worse_of(identity, *pair, y), fooled_at_low_loss)
+        np.testing.assert_array_equal(stronger_example(identity, *pair, y), fooled_at_low_loss)
 
 
 def test_of_two_wrong_answers_and_of_two_real_targets_the_higher_loss_is_kept():
@@ -678,7 +678,7 @@ def test_of_two_wrong_answers_and_of_two_real_targets_the_higher_loss_is_kept():
     for pair, y in itertools.product(
         itertools.permutations((low, high)), (jnp.asarray([0]), jnp.asarray([[0.0, 0.0]]))
     ):
-        np.testing.assert_array_equal(attacks.worse_of(identity, *pair, y), high)
+        np.testing.assert_array_equal(stronger_example(identity, *pair, y), high)
 
 
 # Configuration

@@ -12,7 +12,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.tree import DecisionTreeClassifier
 
 from ntkrobust_sk import PGD, as_model, certified_accuracy, certify, robust_accuracy
-from ntkrobust_sk.robustness import smoothing
 
 X, Y = load_iris(return_X_y=True)
 LABELS = np.array(["a", "b", "c"])[Y]
@@ -119,7 +118,7 @@ def test_convolutions_count_the_same_draws_batch_after_batch(monkeypatch):
 
     images = np.random.default_rng(0).uniform(0.1, 1, size=(3, 6, 6, 1)).astype(np.float32)
     in_turn = certify(brightness, images, sigma=1.0, n_samples=700)
-    monkeypatch.setattr(smoothing, "runs_fused", lambda *_: True)
+    monkeypatch.setattr("ntkrobust_sk.execution.loops.prefers_compiled_loop", lambda *_: True)
     np.testing.assert_array_equal(certify(brightness, images, sigma=1.0, n_samples=700).p_lower, in_turn.p_lower)
     exact = norm.cdf((images.sum((1, 2, 3)) - 18) / 6)
     np.testing.assert_allclose(in_turn.p_lower, exact, atol=0.1)

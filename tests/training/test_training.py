@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +22,9 @@ from ntkrobust_sk import (
     linearize,
     train,
 )
-from ntkrobust_sk.attacks import pgd as attacks_module
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-from ntkrobust_sk.training import batches, initial_state
+from ntkrobust_sk.execution.loops import repeat
+from ntkrobust_sk.training import initial_state
 from ntkrobust_sk.training import loop as training_module
 
 try:
@@ -80,8 +79,7 @@ def loop(request, monkeypatch):
 
 
 def force_loop(monkeypatch, fused):
-    for module in (batches, attacks_module):
-        monkeypatch.setattr(module, "runs_fused", lambda *_, **__: fused)
+    monkeypatch.setattr("ntkrobust_sk.execution.loops.prefers_compiled_loop", lambda *_, **__: fused)
 
 
 # A plain reimplementation
@@ -620,12 +618,13 @@ def test_a_batch_never_waits_for_the_host(loop):
     state = initial_state(fresh_model(), KEY, SGD)
     X, y = data(2 * BATCH)
     batches = (X.reshape(2, BATCH, -1), y.reshape(2, BATCH), np.ones((2, BATCH), np.float32))
-    update = partial(training_module._update, SGD, False)
-    traced = jax.eval_shape(
-        lambda state, batches: training_module._run(state, batches, 2, update, (Clean(), ATTACK), loop),
-        state,
-        batches,
-    )
+    static = (SGD, False, (Clean(), ATTACK))
+
+    def two(state, batches):
+        options = {"static": static, "schedule": lambda length: batches, "training": True}
+        return repeat(training_module._batch_step, 2, state, model=state.model, x=X[:1], **options)
+
+    traced = jax.eval_shape(two, state, batches)
     assert traced.step.shape == ()
 
 
