@@ -103,6 +103,9 @@ FMN(<epsilon:number 0.1>, <n_steps:integer 2>, <norm:choice 'linf'>, <step_size:
     <key:key key>) # x
 DDN(<epsilon:number 0.1>, <n_steps:integer 2>, <step_size:number 1.0>, <radius:number 1.0>, <gamma:number 0.05>,
     <bounds:bounds? (0.0, 1.0)>)(<model:model model>, <x:images X>, <y:integers y>, <key:key key>) # x
+SigmaZero(<epsilon:number 2>, <n_steps:integer 2>, <step_size:number 1.0>, <sigma:number 1e-3>,
+    <threshold:number 0.3>, <bounds:bounds? (0.0, 1.0)>)(<model:model model>, <x:images X>, <y:integers y>,
+    <key:key key>) # x
 Square(<epsilon:number 0.1>, <n_queries:integer 3>, <norm:choice 'linf'>, <share:number 0.8>,
     <bounds:bounds? (0.0, 1.0)>)(<model:model model>, <x:images X>, <y:integers y>, <key:key key>) # x
 AutoAttack(<epsilon:number 0.1>, <norm:choice 'linf'>, <n_steps:integer 2>, <n_queries:integer 2>,

@@ -15,7 +15,7 @@ from .analysis import (
     target_alignment,
     top_mass,
 )
-from .attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box, Clean, Square
+from .attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Box, Clean, SigmaZero, Square
 from .datasets import (
     class_balanced_indices,
     load_cifar10,
@@ -112,6 +112,7 @@ __all__ = [
     "RobustFeatureSelector",
     "RobustnessCurveDisplay",
     "RobustnessReport",
+    "SigmaZero",
     "SingularGramError",
     "SpecializationDisplay",
     "SpectrumDisplay",

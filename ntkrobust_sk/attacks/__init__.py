@@ -8,6 +8,7 @@ from .fmn import DDN, FMN
 from .losses import example_losses
 from .norms import NORMS
 from .pgd import FGSM, NFGSM, PGD, Clean
+from .sigma_zero import SigmaZero
 from .square import Square
 from .threat_model import Box
 from .tiled import attack_in_tiles
@@ -24,6 +25,7 @@ __all__ = [
     "AutoAttack",
     "Box",
     "Clean",
+    "SigmaZero",
     "Square",
     "attack_in_tiles",
     "example_losses",

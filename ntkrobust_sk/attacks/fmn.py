@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -171,12 +171,12 @@ def _fmn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
     gradient = -_movable(-gradient, state.x, ball)
     wrong, distance = margins < 0, NORMS[norm].length(state.x - x).reshape(-1)
     ever, found = jnp.isfinite(before.distance), before.or_nearer(state.x, wrong, distance)
-    gamma = _cosine(gamma, LEAST_GAMMA, now)
+    gamma = cosine(gamma, LEAST_GAMMA, now)
     slope = NORMS[NORMS[norm].dual].length(gradient).reshape(-1)
     # a little beyond the linearisation's zero too, on which rounding would let the iterate rest
     outwards = jnp.where(ever, state.radius, distance + margins / slope) * (1 + gamma)
     radius = jnp.where(wrong, jnp.minimum(state.radius * (1 - gamma), found.distance), outwards)
-    ahead = state.x - _cosine(ball.step_size, LEAST_STEP * ball.step_size, now) * NORMS["l2"].steepest(gradient)
+    ahead = state.x - cosine(ball.step_size, LEAST_STEP * ball.step_size, now) * NORMS["l2"].steepest(gradient)
     # within bounds first, so that no length is spent on what they take away
     ahead = jnp.clip(ahead, ball.lower, ball.upper)
     return _State(project(NORMS[norm], x, ahead, ball._replace(epsilon=radius[:, None])), radius, found)
@@ -196,7 +196,7 @@ def _ddn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
     gradient = _movable(gradient, state.x, ball)
     distance = NORMS[norm].length(state.x - x).reshape(-1)
     radius = state.radius * jnp.where(wrong, 1 - gamma, 1 + gamma)
-    step_size = _cosine(ball.step_size, LEAST_STEP * ball.step_size, now)
+    step_size = cosine(ball.step_size, LEAST_STEP * ball.step_size, now)
     direction = NORMS[norm].steepest(state.x - x + step_size * NORMS[norm].steepest(gradient))
     ahead = jnp.clip(x + radius[:, None] * direction, ball.lower, ball.upper)
     return _State(ahead, radius, found.or_nearer(state.x, wrong, distance))
@@ -208,6 +208,6 @@ def _movable(gradient, at, ball):
     return jnp.where(free(gradient, at, ball), gradient, 0)
 
 
-def _cosine(first, last, share):
+def cosine(first: jax.Array, last: Any, share: Any) -> jax.Array:
     """Return what falls like a cosine from the first value to the last one as the share goes from 0 to 1."""
     return (last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2).astype(first.dtype)

@@ -14,7 +14,7 @@ from ..execution.convolutions import with_fast_gradients
 from .base import Attack, Outcome
 from .entry import Given, given
 from .losses import answers_wrongly, margin
-from .norms import NORMS
+from .norms import LENGTHS
 from .planes import ROUNDING, to_plane
 from .threat_model import Ball, unusable, usable
 
@@ -85,7 +85,7 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
     For a linear margin the first round is exact. The result lies a little beyond, so that the rounding of another
     program does not change the answer.
     """
-    length = NORMS[norm].length
+    length = LENGTHS[norm].length
 
     def margins(z):
         scores = with_fast_gradients(model)(z)
@@ -108,7 +108,7 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
         size = size + jnp.sum(jnp.abs(gradient * found.x), axis=1)
         rounding = ROUNDING * jnp.finfo(x.dtype).eps * size
         wanted = jnp.sum(gradient * (found.x - x), axis=1) - value - rounding
-        plane = beyond(x + to_plane(NORMS[norm], gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
+        plane = beyond(x + to_plane(LENGTHS[norm], gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
         crossed = wrong(plane)
         first, last = jnp.where(crossed, x, plane), jnp.where(crossed, plane, found.x)
 
@@ -119,7 +119,9 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
             return jnp.where(over, low, middle), jnp.where(over, middle, high)
 
         ends = jnp.zeros((len(x), 1), x.dtype), jnp.ones((len(x), 1), x.dtype)
-        share = jax.lax.fori_loop(0, HALVINGS, halve, ends)[1]
+        # the number of changed features does not fall on the way back to the input
+        halvings = 0 if LENGTHS[norm].order == 0 else HALVINGS
+        share = jax.lax.fori_loop(0, halvings, halve, ends)[1]
         at = jnp.where(share < 1, first + share * (last - first), last)
         ends_wrong = (crossed | jnp.isfinite(found.distance)[:, None])[:, 0]
         return found.or_nearer(at, ends_wrong, length(at - x).reshape(-1))

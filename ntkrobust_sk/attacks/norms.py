@@ -181,6 +181,7 @@ class L0:
     """The number of features that change: no norm to climb in, but a length, and a ball to be projected to."""
 
     order = 0
+    is_sparse = True
 
     def length(self, delta: jax.Array) -> jax.Array:
         """Return how many features of each example change, broadcastable against it."""

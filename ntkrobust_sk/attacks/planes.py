@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from .norms import Norm, bisect
+from .norms import L0, Norm, bisect
 from .threat_model import Ball
 
 # Number of last bits by which the scores of another program may differ.
@@ -14,17 +14,17 @@ ROUNDING = 4
 NEWTON_STEPS = 50
 
 
-def to_plane(norm: Norm, w: jax.Array, r: jax.Array, x: jax.Array, ball: Ball) -> jax.Array:
+def to_plane(norm: Norm | L0, w: jax.Array, r: jax.Array, x: jax.Array, ball: Ball) -> jax.Array:
     """Return the shortest d with ⟨w, d⟩ = r and x + d within the bounds; where there is none, the furthest.
 
     Every feature goes the way that helps, d_i = sign(r w_i) min(λ v_i, p_i), up to the distance p_i of its bound:
     v = 1 for L∞ and |w| for L2. ⟨w, d⟩ grows with λ along a concave, piecewise linear function, on which Newton's
     method comes from below without ever going too far. For L1 the features of the largest |w_i| go all the way to
-    their bounds, and the last one as far as is needed.
+    their bounds, and the last one as far as is needed. For L0 those that help most go to their bounds.
 
     Parameters
     ----------
-    norm : Norm
+    norm : Norm or L0
     w, x : array (n, d)
     r : array (n,)
     ball : Ball
@@ -36,6 +36,8 @@ def to_plane(norm: Norm, w: jax.Array, r: jax.Array, x: jax.Array, ball: Ball) -
     sign = jnp.where(r[:, None] >= 0, 1, -1) * jnp.sign(w)
     room = jnp.where(sign > 0, ball.upper - x, jnp.where(sign < 0, x - ball.lower, 0))
     weight = jnp.abs(w)
+    if norm.order == 0:
+        return sign * _by_few(weight, room, jnp.abs(r)[:, None])
     if norm.is_sparse:
         return sign * _greedily(weight, room, jnp.abs(r)[:, None])
     speed = jnp.ones_like(w) if norm.order == jnp.inf else weight
@@ -57,6 +59,17 @@ def to_plane(norm: Norm, w: jax.Array, r: jax.Array, x: jax.Array, ball: Ball) -
     state = (0, start, look(start))
     _, rate, _ = jax.lax.while_loop(lambda s: (s[0] < NEWTON_STEPS) & jnp.any(s[2] > 0), newton, state)
     return sign * jnp.minimum(rate[:, None] * speed, room)
+
+
+def _by_few(weight, room, wanted):
+    """Return changes of the fewest features that together make ``wanted``, each as far as there is room."""
+    # what is unbounded goes no further than it has to by itself
+    room = jnp.where(weight > 0, jnp.minimum(room, wanted / jnp.where(weight > 0, weight, 1)), 0)
+    gain = weight * room
+    order = jnp.argsort(-gain, axis=1)
+    before = jnp.cumsum(jnp.take_along_axis(gain, order, 1), axis=1) - jnp.take_along_axis(gain, order, 1)
+    chosen = jnp.take_along_axis(before < wanted, jnp.argsort(order, axis=1), 1)
+    return jnp.where(chosen, room, 0)
 
 
 def _greedily(weight, room, wanted):

@@ -26,6 +26,7 @@ from ..attacks.fab import FAB
 from ..attacks.fmn import DDN, FMN
 from ..attacks.norms import NORMS
 from ..attacks.pgd import FGSM, NFGSM, PGD, Clean
+from ..attacks.sigma_zero import SigmaZero
 from ..attacks.square import Square
 from ..attacks.threat_model import Box
 from ..datasets.splits import load_splits
@@ -56,6 +57,7 @@ ATTACKS = {
     "fgsm": FGSM,
     "fmn": FMN,
     "pgd": PGD,
+    "sigma-zero": SigmaZero,
     "square": Square,
 }
 CONFIDENCE = 0.95

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._validation import array, brief, check_choice, number
 from ..attacks.autoattack import AutoAttack
-from ..attacks.capabilities import Reports
+from ..attacks.capabilities import InBall, Reports
 from ..attacks.entry import require_attack
 from ..attacks.fab import FAB
 from ..attacks.norms import NORMS
@@ -321,7 +321,7 @@ def _in_ball(attack, epsilon, norm, bounds):
         )
     given = {"epsilon": epsilon, "norm": norm, "bounds": bounds}
     attack = dataclasses.replace(attack, **{name: value for name, value in given.items() if name in stated})
-    if getattr(attack, "norm", norm) != norm:
+    if isinstance(attack, InBall) and attack.norm != norm:
         raise ValueError(
             f"the report is in the norm {norm}, but {type(attack).__name__} is an attack in {attack.norm}"
         )

@@ -17,11 +17,13 @@ import numpy as np
 import scipy.stats
 
 from .._validation import brief, integer, number
+from ..attacks.capabilities import InBall
 from ..attacks.entry import require_attack
 from ..attacks.losses import example_losses, margin
 from ..attacks.norms import NORMS
 from ..attacks.pgd import PGD
 from ..attacks.square import Square
+from ..attacks.threat_model import Box
 from ..attacks.valid_points import move_to_valid_points
 from ..execution.keys import example_keys, key_of, keys_of
 from .intervals import clopper_pearson
@@ -152,7 +154,7 @@ def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99
         _converged(fell, [stronger, *again], confidence),
         _beats_noise(fell, noise),
     ]
-    if getattr(attack.bounds, "mask", None) is None:
+    if not isinstance(attack.bounds, Box) or attack.bounds.mask is None:
         checks.append(_all_fall(falls(_everywhere(attack, subject.X)), confidence))
     if subject.opaque is None:
         checks += _gradients(subject)
@@ -180,8 +182,8 @@ class _Noise:
 
 def _require_ball(attack):
     require_attack(attack)
-    named = all(hasattr(attack, name) for name in ("epsilon", "norm", "bounds"))
-    if not named or not dataclasses.is_dataclass(attack):
+    in_norm = isinstance(attack, InBall) and attack.norm in NORMS
+    if not in_norm or not dataclasses.is_dataclass(attack):
         raise TypeError(
             f"check_evaluation needs an attack in a ball, such as PGD(epsilon=8/255), got {brief(attack)}"
         )

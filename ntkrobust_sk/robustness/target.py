@@ -13,7 +13,9 @@ from sklearn.base import is_classifier, is_regressor
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from .._validation import brief, fitting, require_numbers
+from ..attacks.capabilities import InBall, needs_gradients
 from ..attacks.entry import how_to_make, with_two_columns
+from ..attacks.norms import NORMS
 from ..attacks.square import Square
 from ..attacks.threat_model import admitted
 from ..attacks.tiled import attack_in_tiles
@@ -100,7 +102,7 @@ class Subject:
         attack = self.within(attack)
         if self.box is not None and self.box.note is not None:
             warnings.warn(self.box.note, UserWarning, stacklevel=3)
-        needs = getattr(attack, "needs_gradients", None)
+        needs = needs_gradients(attack)
         if self.opaque is None or (needs is not None and not needs):
             return attack
         if needs is None:
@@ -108,7 +110,7 @@ class Subject:
                 f"{self.opaque}; an attack that asks for scores alone says so by needs_gradients = False, which "
                 f"{attack!r} does not. Set that attribute, or give Square(epsilon)"
             )
-        if not all(hasattr(attack, name) for name in ("epsilon", "norm", "bounds")):
+        if not isinstance(attack, InBall) or attack.norm not in NORMS:
             raise TypeError(f"{self.opaque}, and {attack!r} states no ball in which Square could take its place")
         attack = Square(attack.epsilon, QUERIES, norm=attack.norm, bounds=attack.bounds)
         warnings.warn(

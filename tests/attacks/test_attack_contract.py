@@ -21,6 +21,7 @@ from ntkrobust_sk import (
     AutoAttack,
     EmpiricalNTKClassifier,
     Model,
+    SigmaZero,
     Square,
     Stateless,
     Variables,
@@ -30,7 +31,7 @@ from ntkrobust_sk.attacks.norms import NORMS
 from ntkrobust_sk.attacks.pgd import NFGSM, Clean
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
-OURS = [Clean(), *(kind(0.1) for kind in (PGD, FGSM, NFGSM, APGD, FAB, FMN, DDN, Square, AutoAttack))]
+OURS = [Clean(), *(kind(0.1) for kind in (PGD, FGSM, NFGSM, APGD, FAB, FMN, DDN, SigmaZero, Square, AutoAttack))]
 
 
 @pytest.mark.parametrize("attack", OURS, ids=lambda attack: type(attack).__name__)
@@ -55,6 +56,7 @@ EACH = [
     *(FAB(0.1, 4, norm=norm) for norm in NORMS),
     *(FMN(0.1, 6, norm=norm) for norm in NORMS),
     DDN(0.1, 6),
+    SigmaZero(2, 6),
     *(Square(0.1, 20, norm=norm) for norm in NORMS),
     AutoAttack(0.1, n_steps=6, n_queries=20),
 ]
