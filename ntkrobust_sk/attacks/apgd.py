@@ -21,7 +21,7 @@ from ..execution.loops import repeat
 from .base import Attack, Outcome
 from .entry import Given
 from .losses import LOSSES, answers_wrongly, check_classes
-from .norms import NORMS
+from .norms import L1, NORMS
 from .pgd import known, stronger_example
 from .threat_model import Box, free, project, samples, steepest, unusable, usable
 
@@ -107,11 +107,11 @@ class APGD(Attack):
         check_classes(self.loss, given.n_classes, y)
         # ranks among the scores of the input; the first is the answer that has to be changed
         ranks = range(2, min(self.n_targets + 1, given.n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
-        best, lost = None, np.zeros(len(x), bool)
+        best, lost = x, np.zeros(len(x), bool)
         for run, rank in enumerate(rank for rank in ranks for _ in range(self.n_restarts)):
             target = _target(model, x, rank)
             other, lost = _one_run(self, model, x, y, target, fold_keys(given.keys, run), given.ball, lost)
-            best = other if best is None else stronger_example(model, best, other, y)
+            best = stronger_example(model, best, other, y) if run else other
         return Outcome(best, lost)
 
 
@@ -258,7 +258,7 @@ def _sparse_ahead(x, ball, state):
     count = jnp.maximum(jnp.round(state.count), 1)[:, None]
     gradient = usable(state.gradient, ball)
     eligible = free(gradient, state.x, ball) | (state.x != x)
-    return state.x + state.step_size[:, None] * NORMS["l1"].steepest(gradient, eligible, count)
+    return state.x + state.step_size[:, None] * L1().steepest(gradient, eligible, count)
 
 
 def _look_at_losses(state, looks, seldom):

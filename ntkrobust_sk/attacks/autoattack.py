@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._validation import integer
 from ..execution.devices import on_host
@@ -87,7 +88,7 @@ class AutoAttack(AttackSettings):
         common = {"norm": self.norm, "bounds": self.bounds}
         is_l1 = self.norm == "l1"
         restarts = L1_RESTARTS if is_l1 else 1
-        found = {"apgd-ce": APGD(self.epsilon, self.n_steps, n_restarts=restarts, **common)}
+        found: dict[str, Callable] = {"apgd-ce": APGD(self.epsilon, self.n_steps, n_restarts=restarts, **common)}
         if n_classes == 3:
             found["apgd-dlr"] = APGD(self.epsilon, self.n_steps, loss="dlr", **common)
         if n_classes > 3:
@@ -123,7 +124,7 @@ class AutoAttack(AttackSettings):
         -------
         AutoAttackReport
         """
-        if isinstance(X, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+        if isinstance(X, Tracer) or isinstance(y, Tracer):
             raise TypeError("AutoAttack decides by what it finds, which jit does not know: call it outside")
         model = checked_model(model)
         X, y, keys = checked_data(self, X, y, key)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from .._validation import array, brief, check_choice, fitting, function, number
@@ -115,7 +116,7 @@ def inputs_of(attack: Any, x: Any) -> jax.Array:
     check_floating(x)
     if x.ndim == 0:
         raise ValueError("x must be an array (n, ...) of n inputs, got a single number")
-    if isinstance(x, jax.core.Tracer) or not (isinstance(x, np.ndarray) or on_host()):
+    if isinstance(x, Tracer) or not (isinstance(x, np.ndarray) or on_host()):
         return x
     host = np.asarray(x)
     check_finite(host)
@@ -259,7 +260,7 @@ def check_targets(y: Any, scores: jax.ShapeDtypeStruct, n: int, labels: bool = F
 
 
 def _check_range(y, n_classes):
-    if isinstance(y, jax.core.Tracer) or not len(y):
+    if isinstance(y, Tracer) or not len(y):
         return
     y = np.asarray(y)
     least, most = int(y.min()), int(y.max())

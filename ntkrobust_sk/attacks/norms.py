@@ -64,15 +64,19 @@ class Linf(Norm):
     dual = "l1"
 
     def sample(self, key, shape, dtype, epsilon, free=True):
+        """Draw uniformly from the ball, for one example."""
         return jnp.where(free, jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0), 0) * epsilon
 
     def length(self, delta):
+        """Return the length of each example's change."""
         return jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
 
     def steepest(self, gradient, free=True):
+        """Return the steepest direction, for each example."""
         return jnp.sign(gradient)
 
     def project(self, delta, epsilon, room=jnp.inf):
+        """Return the nearest point of the ball, for each example."""
         return jnp.clip(delta, -epsilon, epsilon)
 
 
@@ -84,6 +88,7 @@ class L2(Norm):
     dual = "l2"
 
     def sample(self, key, shape, dtype, epsilon, free=True):
+        """Draw uniformly from the ball, for one example."""
         key_direction, key_radius = jax.random.split(key)
         direction = jnp.where(free, jax.random.normal(key_direction, shape, dtype), 0)
         n_free = jnp.maximum(jnp.sum(jnp.broadcast_to(free, shape)), 1).astype(dtype)
@@ -91,13 +96,16 @@ class L2(Norm):
         return epsilon * radius * direction / jnp.sqrt(jnp.maximum(jnp.sum(direction**2), jnp.finfo(dtype).tiny))
 
     def length(self, delta):
+        """Return the length of each example's change."""
         return flat_norm(delta)
 
     def steepest(self, gradient, free=True):
+        """Return the steepest direction, for each example."""
         length = flat_norm(gradient)
         return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
 
     def project(self, delta, epsilon, room=jnp.inf):
+        """Return the nearest point of the ball, for each example."""
         return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
 
 
@@ -114,14 +122,16 @@ class L1(Norm):
     is_sparse = True
 
     def sample(self, key, shape, dtype, epsilon, free=True):
+        """Draw uniformly from the ball, for one example."""
         key_direction, key_rest = jax.random.split(key)
         direction = jnp.where(free, jax.random.laplace(key_direction, shape, dtype), 0)
         return epsilon * direction / (jnp.sum(jnp.abs(direction)) + jax.random.exponential(key_rest, (), dtype))
 
     def length(self, delta):
+        """Return the length of each example's change."""
         return jnp.sum(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
 
-    def steepest(self, gradient, free=True, count=1):
+    def steepest(self, gradient: jax.Array, free: Any = True, count: Any = 1) -> jax.Array:
         """Return the direction along which a linear function rises most; of unit norm where it can move.
 
         The ``count`` features (a number, or one of each example (n, 1, ...)) with the largest gradients among

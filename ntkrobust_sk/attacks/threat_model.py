@@ -71,7 +71,7 @@ class Box:
     one_hot: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self):
-        low, high = plain_bounds((self.low, self.high))
+        low, high = plain_bounds((self.low, self.high)) or (self.low, self.high)
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
         if self.mask is not None:
@@ -115,16 +115,16 @@ def _positions(name, values) -> tuple[int, ...]:
         found = np.empty((0, 0))
     if found.ndim != 1 or (found.size and not (np.issubdtype(found.dtype, np.integer) and found.min() >= 0)):
         raise ValueError(f"{name} must be positions of features, integers >= 0, got {brief(values)}")
-    return tuple(found.astype(int).tolist())
+    return tuple(map(int, found))
 
 
 class Ball(NamedTuple):
     """The numbers of an attack, arrays so that other values do not compile again."""
 
-    epsilon: jax.Array
-    step_size: jax.Array
-    lower: jax.Array
-    upper: jax.Array
+    epsilon: Any
+    step_size: Any
+    lower: Any
+    upper: Any
 
 
 def project(norm: Norm | L0, x: jax.Array, x_adv: jax.Array, ball: Ball) -> jax.Array:

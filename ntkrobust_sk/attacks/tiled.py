@@ -144,7 +144,7 @@ def tell_of_gradients(lost: np.ndarray, n: int, what: str, stacklevel: int) -> N
 
 
 def warn_of_gradients(
-    attack: Callable, model: Callable, X: np.ndarray, y: np.ndarray, keys: Keys, rows: int, stacklevel: int = 4
+    attack: Any, model: Callable, X: np.ndarray, y: np.ndarray, keys: Keys, rows: int, stacklevel: int = 4
 ) -> None:
     """Warn if an attack that needs gradients meets some that are not finite numbers.
 

@@ -25,7 +25,7 @@ INLINED |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
 
 
 def with_fast_gradients(function: Callable) -> Callable:
-    """The same function, for gradients: the inputs of its plain convolutions get theirs phase by phase.
+    """Return the same function with faster gradients: those of convolutions' inputs are taken phase by phase.
 
     Parameters
     ----------
@@ -104,20 +104,20 @@ def _evaluate(jaxpr, consts, args) -> list:
 
 
 def _as_before(eqn, function):
-    """The function in place of an equation's jaxpr, checkpointed where that was."""
+    """Return the function in place of an equation's jaxpr, checkpointed where that was."""
     if "policy" not in eqn.params:
         return function
     return jax.checkpoint(function, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
 
 
 def subjaxpr(eqn) -> tuple:
-    """The jaxpr inside of an equation of :data:`INLINED`, and its constants."""
+    """Return the jaxpr inside of an equation of :data:`INLINED`, and its constants."""
     inner = eqn.params[INLINED[eqn.primitive.name]]
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
 
 
 def bind(eqn, inputs) -> list:
-    """The outputs of an equation of a jaxpr."""
+    """Return the outputs of an equation of a jaxpr."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     # JAX before 0.10 returns the subfunctions beside the parameters
     subfuns, bind_params = bound if isinstance(bound, tuple) else ((), bound)
@@ -126,7 +126,7 @@ def bind(eqn, inputs) -> list:
 
 
 def is_plain(eqn) -> bool:
-    """Whether it is an ordinary convolution of images, with or without strides, on a CPU."""
+    """Tell whether it is an ordinary convolution of images, with or without strides, on a CPU."""
     if eqn.primitive.name != CONVOLUTION or not on_host():
         return False
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
@@ -143,7 +143,7 @@ def is_strided(eqn) -> bool:
 
 
 def plain_convolution(eqn, lhs, rhs):
-    """The convolution, with the gradient of its input taken phase by phase."""
+    """Return the convolution, with the gradient of its input taken phase by phase."""
 
     @jax.custom_vjp
     def convolve(lhs, rhs):

@@ -19,7 +19,7 @@ HOST_PLATFORMS = ("cpu",)
 
 def default_devices() -> tuple:
     """Return all devices of JAX's default backend, or its default device if one is set."""
-    one = jax.config.jax_default_device
+    one = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] - JAX sets it at run time
     if one is None:
         return tuple(jax.local_devices())
     # a platform's name stands for its first device
@@ -63,16 +63,17 @@ def _sharding(devices, spec):
 
 @cache
 def blas() -> ThreadpoolController:
-    """The libraries behind NumPy's matrix products."""
+    """Return the libraries behind NumPy's matrix products."""
     return ThreadpoolController().select(user_api="blas")
 
 
 def host_threads() -> int:
-    """Threads that NumPy's matrix products may take in this process."""
+    """Return the number of threads that NumPy's matrix products may take in this process."""
     return max((library["num_threads"] for library in blas().info()), default=1)
 
 
 def on_one_cpu(devices) -> bool:
+    """Tell whether there is one device, which is the host's processor."""
     return len(devices) == 1 and on_host(devices)
 
 

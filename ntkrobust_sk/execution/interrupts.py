@@ -21,7 +21,7 @@ AGAIN = 0.02
 
 
 class _Watch:
-    """Whether Ctrl-C has been pressed, as every thread can see it."""
+    """A watch for Ctrl-C that every thread can look at."""
 
     def __init__(self):
         self.signals, self.written = socket.socketpair()
@@ -30,6 +30,7 @@ class _Watch:
         self.seen = False
 
     def look(self) -> bool:
+        """Tell whether Ctrl-C has been pressed."""
         with suppress(BlockingIOError):
             self.seen |= signal.SIGINT in self.signals.recv(4096)
         return self.seen
@@ -78,5 +79,5 @@ def heard() -> Iterator[None]:
 
 
 def pressed() -> bool:
-    """Whether Ctrl-C has been pressed in a block of :func:`heard`, though nothing may have been raised so far."""
+    """Tell whether Ctrl-C has been pressed in a block of :func:`heard`, though nothing may be raised yet."""
     return _watch is not None and _watch.look()

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from .convolutions import CONVOLUTION, loops_well
 from .devices import on_host
@@ -92,7 +93,7 @@ def form_of(model: Callable, x: Any) -> tuple | None:
     It takes some microseconds.
     """
     leaves, tree = jax.tree.flatten((model, x))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         return None
     return tree, tuple(
         (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else (jnp.shape(leaf), jnp.result_type(leaf))

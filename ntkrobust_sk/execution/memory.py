@@ -8,7 +8,7 @@ from .._validation import brief, number
 
 
 def parse_memory(memory: str | int) -> int:
-    """Bytes of "512MiB", "2GiB", "1.5 GB" or a plain number.
+    """Return the bytes of "512MiB", "2GiB", "1.5 GB" or a plain number.
 
     >>> parse_memory("2GiB"), parse_memory(1000)
     (2147483648, 1000)
@@ -26,8 +26,8 @@ def parse_memory(memory: str | int) -> int:
     return int(number("memory", memory, low=1, unit="of bytes, or a string such as '2GiB' or '500MB'"))
 
 
-def readable(n_bytes) -> str:
-    """Bytes as people write them.
+def readable(n_bytes: float) -> str:
+    """Return bytes as people write them.
 
     >>> readable(3 * 2**29)
     '1.5 GiB'

@@ -1,4 +1,4 @@
-"""A model applied to all rows, in tiles of one shape, so that nothing is compiled for a number of rows."""
+"""Models applied to all rows, in tiles of one shape, so that nothing is compiled for a number of rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from jax.tree_util import Partial
 NO_ANSWER = -1
 
 
-def as_pytree(model):
-    """A callable that may be an argument of a compiled function: itself, or a bare function wrapped."""
+def as_pytree(model: Callable) -> Callable:
+    """Return a callable that may be an argument of a compiled function: itself, or a bare function wrapped."""
     return model if jax.tree.structure(model) != jax.tree.structure(0) else Partial(model)
 
 
@@ -28,12 +29,13 @@ class Shaped:
 
     shape: tuple[int, ...]
 
-    def __call__(self, model, x):
+    def __call__(self, model: Callable, x: jax.Array) -> jax.Array:
+        """Return the scores of rows x (n, d)."""
         return model(x.reshape(len(x), *self.shape))
 
 
 def on_rows(model: Callable, x: jax.Array) -> tuple[Callable, jax.Array]:
-    """A model of inputs ``x`` (n, ...) as one of flat rows, and ``x`` as such (n, d).
+    """Return a model of inputs ``x`` (n, ...) as one of flat rows, and ``x`` as such (n, d).
 
     XLA sums over the axes of images one by one on a CPU, the last of which has one or three entries: whatever an
     attack sums over all features takes several times longer there than over one axis.
@@ -43,16 +45,16 @@ def on_rows(model: Callable, x: jax.Array) -> tuple[Callable, jax.Array]:
     return Partial(Shaped(x.shape[1:]), model), x.reshape(len(x), math.prod(x.shape[1:]))
 
 
-def evaluate(model, X: np.ndarray, rows: int) -> np.ndarray:
-    """Scores (n, T) of a model over X (n, ...), in tiles of exactly ``rows`` rows."""
+def evaluate(model: Callable, X: np.ndarray, rows: int) -> np.ndarray:
+    """Return the scores (n, T) of a model over X (n, ...), in tiles of exactly ``rows`` rows."""
     model = as_pytree(model)
     tiles = [X[start : start + rows] for start in range(0, len(X), rows)]
     scores = one_ahead(_call(model, pad_rows(tile, rows)) for tile in tiles)
     return np.concatenate([np.asarray(found)[: len(tile)] for found, tile in zip(scores, tiles, strict=True)])
 
 
-def movable(model, X: np.ndarray, dtype, rows: int) -> np.ndarray:
-    """Inputs (n, ...) as attacks move them: integers as floating numbers, if a model takes these for the same.
+def movable(model: Callable, X: np.ndarray, dtype: Any, rows: int) -> np.ndarray:
+    """Return inputs (n, ...) as attacks move them: floating, if a model takes integers and floats for the same.
 
     Parameters
     ----------
@@ -99,13 +101,13 @@ def movable(model, X: np.ndarray, dtype, rows: int) -> np.ndarray:
     return found
 
 
-def answers(model, X: np.ndarray, rows: int) -> np.ndarray:
-    """Positions (n,) of a model's highest scores over X (n, ...); ``NO_ANSWER`` where one of the scores is NaN."""
+def answers(model: Callable, X: np.ndarray, rows: int) -> np.ndarray:
+    """Return the positions (n,) of a model's highest scores over X (n, ...); ``NO_ANSWER`` where one is NaN."""
     return positions_of_best(evaluate(model, X, rows))
 
 
 def positions_of_best(scores: np.ndarray) -> np.ndarray:
-    """Positions (n,) of the highest of scores (n, C); ``NO_ANSWER`` where one of them is NaN, with a warning.
+    """Return the positions (n,) of the highest of scores (n, C); ``NO_ANSWER`` and a warning where one is NaN.
 
     >>> positions_of_best(np.array([[0.0, 2.0], [3.0, 1.0]])).tolist()
     [1, 0]
@@ -116,8 +118,8 @@ def positions_of_best(scores: np.ndarray) -> np.ndarray:
     return np.where(lost, NO_ANSWER, scores.argmax(1))
 
 
-def evaluate_attacked(model, X_adv: np.ndarray, X: np.ndarray, rows: int) -> np.ndarray:
-    """Scores (n, T) over adversarial examples, or over their inputs where the former are NaN, with a warning."""
+def evaluate_attacked(model: Callable, X_adv: np.ndarray, X: np.ndarray, rows: int) -> np.ndarray:
+    """Return scores (n, T) of adversarial examples; where they are NaN, of the inputs, with a warning."""
     scores = evaluate(model, X_adv, rows)
     lost = np.isnan(scores).any(1)
     if lost.any():
@@ -136,7 +138,7 @@ def _warn_of_lost(lost, what):
 
 
 def one_ahead(results: Iterable) -> Iterator:
-    """The same, each after the next one has been asked for: while the host looks at one, the device has work."""
+    """Yield every result one step late, so that the device computes the next one while the host reads this one."""
     results = iter(results)
     waiting = list(islice(results, 1))
     for result in results:
@@ -150,8 +152,8 @@ def _call(model, x):
     return model(x)
 
 
-def pad_rows(X, rows: int) -> np.ndarray:
-    """``X`` (n, ...) with its first row repeated until there are ``rows``.
+def pad_rows(X: Any, rows: int) -> np.ndarray:
+    """Return ``X`` (n, ...) with its first row repeated until there are ``rows``.
 
     >>> pad_rows(np.array([[1.0], [2.0]]), 4).tolist()
     [[1.0], [2.0], [1.0], [1.0]]

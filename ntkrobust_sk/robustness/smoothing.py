@@ -158,7 +158,7 @@ def certified_accuracy(
     _require_numbers(sigma, n_selection, n_samples, alpha)
     subject = classifier_under_attack("certified_accuracy", estimator, X, y)
     found = _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
-    right = (found.labels == subject.classes[subject.y]) & ~found.abstains
+    right = (found.labels == np.asarray(subject.classes)[subject.y]) & ~found.abstains
     shares = np.mean(right & (found.radii >= np.reshape(radii, (-1, 1))), axis=1)
     return float(shares[0]) if np.ndim(radii) == 0 else shares.reshape(np.shape(radii))
 

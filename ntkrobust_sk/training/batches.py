@@ -104,19 +104,19 @@ class Batches:
         """Check data, and put it where batches are taken from: the device, or host memory on a CPU."""
         network, variables = state.model.network, state.model.variables
         dtype = params_dtype(variables.params)
-        X, y = _checked_inputs(X, variables.params), array("y", y)
-        check_lengths(X=X, y=y)
-        y = _checked_targets(y, check_model(state.model, X.shape[1:], X.dtype), dtype)
-        weight = _checked_weights(sample_weight, len(X)).astype(dtype)
+        inputs, targets = _checked_inputs(X, variables.params), array("y", y)
+        check_lengths(X=inputs, y=targets)
+        targets = _checked_targets(targets, check_model(state.model, inputs.shape[1:], inputs.dtype), dtype)
+        weight = _checked_weights(sample_weight, len(inputs)).astype(dtype)
         # Batch statistics must not see padding, so networks that have any get the ragged batch as it is.
         averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
         padded = freeze_state or not averages
-        size = min(batch_size, 2 ** math.ceil(math.log2(len(X))) if padded else len(X))
-        first = X[:1]
+        size = min(batch_size, 2 ** math.ceil(math.log2(len(inputs))) if padded else len(inputs))
+        first = inputs[:1]
         if not on_host():
-            X, y = jax.device_put((X, y))
+            inputs, targets = jax.device_put((inputs, targets))
         seed = tuple(np.asarray(jax.random.key_data(state.key)).ravel().tolist())
-        return cls(X, y, weight, seed, size, padded, first)
+        return cls(inputs, targets, weight, seed, size, padded, first)
 
     @property
     def per_epoch(self) -> int:

@@ -80,7 +80,7 @@ def load_checkpoint(path: Path, like: Any, of: str | None = None) -> Any:
 
 
 def read_arrays(path: Path, of: str | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by their names, such as ``model/variables/params/dense/bias``.
+    """Return the arrays of a checkpoint by their names, such as ``model/variables/params/dense/bias``.
 
     Raises
     ------

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -14,16 +13,16 @@ from ..networks.inputs import PyTree
 
 
 class Averaged(NamedTuple):
-    """State of :func:`averaging`: the optimiser's own, the mean so far, and the number of updates."""
+    """The state of :func:`averaging`: the optimiser's own, the mean so far, and the number of updates."""
 
     inner: PyTree
     mean: PyTree
-    count: jax.Array
+    count: Any
 
 
 @lru_cache(maxsize=64)
 def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """An optimiser that also keeps an exponential moving average of the parameters.
+    """Return an optimiser that also keeps an exponential moving average of the parameters.
 
     m ← d m + (1 − d) θ after every update, with d = min(decay, (1 + t) / (10 + t)), which lets the average
     follow the first updates. Training itself is not changed; :func:`averaged` gives the model of the mean.
@@ -45,8 +44,8 @@ def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.Gr
     def init(params):
         return Averaged(optimizer.init(params), params, jnp.zeros((), jnp.int32))
 
-    def update(gradient, state, params=None):
-        updates, inner = optimizer.update(gradient, state.inner, params)
+    def update(updates: Any, state: Any, params: Any = None):
+        updates, inner = optimizer.update(updates, state.inner, params)
         kept = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
         mean = optax.incremental_update(optax.apply_updates(params, updates), state.mean, 1 - kept)
         return updates, Averaged(inner, mean, state.count + 1)
@@ -54,7 +53,8 @@ def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.Gr
     return optax.GradientTransformation(init, update)
 
 
-def check_optimizer(optimizer):
+def check_optimizer(optimizer: Any) -> None:
+    """Raise TypeError for what is no optimiser."""
     parts = [getattr(optimizer, name, None) for name in ("init", "update")]
     if isinstance(optimizer, type) or not all(map(callable, parts)):
         raise TypeError(

@@ -42,11 +42,11 @@ class Stage:
 
     @property
     def optimizer(self):
-        """Stochastic gradient descent, with or without an average."""
+        """Return stochastic gradient descent, with or without an average."""
         return SGD if self.average_decay is None else averaging(SGD, self.average_decay)
 
     def first_state(self, model: Model, key: jax.Array) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         state = initial_state(model, key, SGD)
         state = with_hyperparameters(state, learning_rate=self.learning_rate, momentum=self.momentum)
         if self.average_decay is None:
@@ -66,7 +66,7 @@ def kept_states(
     keep_all: bool = True,
     of: str = "",
 ) -> Iterator[tuple[float, TrainState]]:
-    """States at given epochs, each on disk when it is yielded.
+    """Yield the states at given epochs, each on disk when it is yielded.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def kept_states(
 
 
 def state_file(folder: Path, epoch: float) -> Path:
-    """Where the state at an epoch is.
+    """Return where the state at an epoch is.
 
     >>> state_file(Path("benign"), 2.5).as_posix()
     'benign/0002.500.safetensors'

@@ -72,14 +72,14 @@ class TrainingDivergedError(ArithmeticError):
 
 
 def averaged(state: TrainState) -> Model:
-    """The model of the averaged parameters where :func:`averaging` keeps them, otherwise the model as it is."""
+    """Return the model of the averaged parameters if :func:`averaging` keeps them, otherwise the model."""
     if not isinstance(state.opt_state, Averaged):
         return state.model
     return Model(state.model.network, Variables(state.opt_state.mean, state.model.variables.state))
 
 
 def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     if not isinstance(model, Model):
         require_model(model, "start, a Model or a TrainState,")
     if key is None:
@@ -93,7 +93,7 @@ def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
 
 
 def with_hyperparameters(state: TrainState, **values) -> TrainState:
-    """The state with other values of the optimiser's injected hyperparameters."""
+    """Return the state with other values of the optimiser's injected hyperparameters."""
     dtype = params_dtype(state.model.variables.params)
     values = {name: jnp.asarray(value, dtype) for name, value in values.items()}
     opt_state = state.opt_state._replace(hyperparams={**state.opt_state.hyperparams, **values})
