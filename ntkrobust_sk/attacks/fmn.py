@@ -1,4 +1,4 @@
-"""Minimum-norm attacks by gradients: how far is the nearest wrongly answered point?
+"""Minimum-norm attacks by gradients, which ask how far the nearest wrongly answered point is.
 
 Both walk along the decision boundary: the radius of the ball that holds the iterate shrinks while the answer is
 wrong and grows while it is right. They take a few gradients where :class:`~ntkrobust_sk.FAB` takes some for each

@@ -131,10 +131,9 @@ def test_it_is_one_class_with_one_method_beside_what_it_checks():
 
 
 def test_the_ball_keeps_the_largest_changes_and_of_equal_ones_the_first():
-    delta = jnp.array([[0.1, -0.5, 0.5, 0.2], [0.0, 0.0, 0.3, 0.0]])
-    np.testing.assert_allclose(L0().project(delta, 2.9), [[0, -0.5, 0.5, 0], [0, 0, 0.3, 0]])
-    np.testing.assert_array_equal(L0().project(delta, 1), [[0, -0.5, 0, 0], [0, 0, 0.3, 0]])
+    delta = np.array([[0.1, -0.5, 0.5, 0.2], [0.0, 0.0, 0.3, 0.0]], np.float32)
+    one, two = delta * [[0, 1, 0, 0], [1, 1, 1, 1]], delta * [[0, 1, 1, 0], [1, 1, 1, 1]]
+    np.testing.assert_array_equal(L0().project(jnp.asarray(delta), 2.9), two)
+    np.testing.assert_array_equal(L0().project(jnp.asarray(delta), 1), one)
     x = np.zeros_like(delta)
-    np.testing.assert_array_equal(
-        move_to_valid_points(delta, x, SigmaZero(1, bounds=None)), [[0, -0.5, 0, 0], [0, 0, 0.3, 0]]
-    )
+    np.testing.assert_array_equal(move_to_valid_points(delta, x, SigmaZero(1, bounds=None)), one)

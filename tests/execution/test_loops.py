@@ -1,11 +1,15 @@
-"""How models are applied to all rows: as flat rows, in tiles, one ahead."""
+"""How models are applied to all rows (as flat rows, in tiles, one ahead), and how steps are repeated."""
+
+import ast
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk.execution.tiles import evaluate, on_rows, one_ahead
+from ntkrobust_sk.execution import loops
+from ntkrobust_sk.execution.tiles import as_pytree, evaluate, on_rows, one_ahead
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 4, 2, 1), (0, 4, 2, 1)])
@@ -50,3 +54,51 @@ def test_each_result_waits_for_the_next_one_to_be_asked_for():
 def test_tiles_come_in_order(n):
     X = np.arange(2.0 * n, dtype=np.float32).reshape(n, 2)
     np.testing.assert_array_equal(evaluate(lambda x: x + 1, X, rows=4), X + 1)
+
+
+# Repeated steps
+
+
+def slid(by, state, now, x):
+    """A step that notes what it is given."""
+    first, second = now
+    return state * by + first * x.sum() + second
+
+
+def schedule(length):
+    return np.arange(length, dtype=np.float32), np.ones(length, np.float32)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_schedule_is_gone_through_as_far_as_there_are_steps(compiled, monkeypatch):
+    monkeypatch.setattr(loops, "prefers_compiled_loop", lambda *_: compiled)
+    x, start = np.ones(3, np.float32), np.float32(1)
+    for n_steps in (0, 1, 4):
+        options = {"model": jnp.sin, "x": x, "static": (2,), "schedule": schedule, "length": 6}
+        found, expected = loops.repeat(slid, n_steps, start, x, **options), start
+        for step in range(n_steps):
+            expected = 2 * expected + 3 * step + 1
+        assert found == expected
+
+
+def test_other_numbers_of_steps_compile_nothing():
+    traces = []
+
+    def step(state, number, x):
+        traces.append(number)
+        return state + number * x
+
+    for n_steps in (1, 5, 9):
+        assert loops.repeat(step, n_steps, 0.0, 1.0, model=as_pytree(jnp.sin), x=1.0) == sum(range(n_steps))
+    assert len(set(map(type, traces))) == 1 and len(traces) <= 2
+
+
+def test_one_place_decides_how_steps_are_repeated():
+    package = Path(loops.__file__).parents[1]
+    calls = [
+        path.name
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and "prefers_compiled_loop" in ast.unparse(node.func)
+    ]
+    assert calls == ["loops.py"]
