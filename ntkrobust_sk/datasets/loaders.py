@@ -8,7 +8,6 @@ is known here for CIFAR-100. Nothing is ever unpickled.
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from .._validation import check_choice
 from .published import CIFAR10, CIFAR100, CIFAR_PAGE, FASHION_MNIST, MNIST, fetch, load_idx, read_cifar
@@ -35,6 +34,8 @@ def load_digits_images():
     >>> X.shape, X.dtype, float(X.min()), float(X.max())
     ((1797, 8, 8, 1), dtype('float32'), 0.0, 1.0)
     """
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     return (digits.images / 16).astype(np.float32)[..., None], digits.target.astype(np.int64)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import fetch_openml
 
 from .._validation import check_choice
 from .._validation import path as check_path
@@ -240,6 +239,8 @@ def load_idx(source, data_dir, split):
 
 def fetch(source, split):
     """X and y of a split from OpenML; the first rows are the training split."""
+    from sklearn.datasets import fetch_openml
+
     where = f"OpenML data set {source.openml_id}"
     try:
         table = fetch_openml(data_id=source.openml_id, as_frame=False)

@@ -6,7 +6,6 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from .._files import read_npz
 from .._validation import brief, flag, integer, path, seed, unknown
@@ -127,6 +126,8 @@ def _taken_out(X, y, n_test, random_state, at_most):
         if at_most:
             return X[:0], y[:0], X, y
         raise ValueError(f"n_test={n_test:,} leaves too few of the {len(y):,} examples to train on; ask for fewer")
+    from sklearn.model_selection import train_test_split
+
     X, X_test, y, y_test = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
     return X, y, X_test, y_test
 

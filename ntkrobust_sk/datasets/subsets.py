@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
 from .._validation import brief, integer, seed
@@ -115,6 +114,8 @@ def chosen_indices(y, n: int, random_state: int) -> np.ndarray:
         return np.arange(len(y))
     if len(y) - n < len(np.unique(y)):
         return _all_but(y, len(y) - n, random_state)
+    from sklearn.model_selection import train_test_split
+
     return train_test_split(np.arange(len(y)), train_size=n, random_state=random_state, stratify=y)[0]
 
 

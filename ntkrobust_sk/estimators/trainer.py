@@ -16,7 +16,7 @@ from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import initial_model, n_logits
 from ..tangent.linearization import DYNAMICS, linearize
 from ..training.loop import train
-from ..training.optimizers import SGD
+from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
 from .shared import TangentClassifierMixin, TangentEstimator
 
@@ -193,7 +193,7 @@ def fit_by_sgd(self, name, model, X, y, sample_weight, key):
     attacks = (Clean(),) if self.attack is None else (Clean(), self.attack)
     attacks = attacks if self.clean_step or self.attack is None else (self.attack,)
     state = with_hyperparameters(
-        initial_state(model, key, SGD), learning_rate=self.learning_rate, momentum=self.momentum
+        initial_state(model, key, sgd()), learning_rate=self.learning_rate, momentum=self.momentum
     )
     # in their final form, since what is lost on the way to it has been said by the estimator
     params = model.variables.params
@@ -202,7 +202,7 @@ def fit_by_sgd(self, name, model, X, y, sample_weight, key):
         state,
         X,
         y,
-        optimizer=SGD,
+        optimizer=sgd(),
         attacks=attacks,
         epochs=self.max_epochs,
         batch_size=self.batch_size,

@@ -17,7 +17,6 @@ from .._validation import require_numbers
 from ..execution.loops import without_numbers
 from ..sklearn_models.conversion import model_on
 from ..sklearn_models.guard import compare
-from ..tables.columns import encoded_columns, table_model
 from ..tables.frames import Table, require_free
 from .black_box import BlackBox
 
@@ -51,6 +50,8 @@ def through_scikit_learn(estimator, X, table):
         known, checked = table, table.numbers
     try:
         if checked.ndim == 2:
+            from ..tables.columns import encoded_columns
+
             known = known.holding(encoded_columns(estimator, known))
         table = known if known.has_names or known.fixed.any() else None
         model, opaque = own_arrays(_model_of(estimator, checked, table)), None
@@ -135,6 +136,8 @@ def _model_of(estimator, X, table):
     if not table.fixed.any() and _in_order(estimator, table):
         _check_width(estimator, len(table.names))
         return model_on(None, estimator)
+    from ..tables.columns import table_model
+
     model = table_model(estimator, table)
     if hasattr(last_step(estimator), "_predictor"):
         # as accurate as its own precision, and its answers are its highest scores

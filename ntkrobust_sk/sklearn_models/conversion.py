@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from sklearn.exceptions import NotFittedError
-from sklearn.impute import SimpleImputer
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import array, brief, fitting
@@ -168,6 +167,8 @@ class _Inputs:
 
 def _imputes(estimator) -> bool:
     """Whether NaN may be filled in somewhere in the estimator; where it is not, the result tells."""
+    from sklearn.impute import SimpleImputer
+
     return any(isinstance(part, SimpleImputer) for part in (estimator, *estimator.get_params().values()))
 
 

@@ -1,6 +1,5 @@
 """Data frames under attack: their columns of numbers as rows, and pipelines on them as functions of these."""
 
-from .columns import table_model
 from .frames import Table, as_table
 
-__all__ = ["Table", "as_table", "table_model"]
+__all__ = ["Table", "as_table"]

@@ -2,12 +2,11 @@
 
 from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from .loop import train
-from .optimizers import SGD, averaging
+from .optimizers import averaging, sgd
 from .resumable import Stage, kept_states
 from .state import TrainingDivergedError, TrainState, averaged, initial_state
 
 __all__ = [
-    "SGD",
     "DamagedCheckpointError",
     "Stage",
     "TrainState",
@@ -18,5 +17,6 @@ __all__ = [
     "kept_states",
     "load_checkpoint",
     "save_checkpoint",
+    "sgd",
     "train",
 ]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .._validation import brief, flag, integer, number
 from ..attacks.entry import require_attack
@@ -26,6 +26,9 @@ from ..networks.model import Model, Variables, require_model
 from .batches import CHUNK, Batches
 from .optimizers import check_optimizer
 from .state import TrainingDivergedError, TrainState, initial_state
+
+if TYPE_CHECKING:
+    import optax
 
 
 def train(
@@ -217,7 +220,9 @@ def _batch_key(key, data):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
-    """Make one optimiser step, not made if anything about it is not finite."""
+    """Make one optimiser step, or none if anything about it is not finite."""
+    import optax
+
     network, variables = state.model.network, state.model.variables
 
     def objective(params):

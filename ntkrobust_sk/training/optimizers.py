@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
-import optax
 
 from .._validation import brief
 from ..networks.inputs import PyTree
+
+if TYPE_CHECKING:
+    import optax  # imported where it is used: that takes a tenth of the time of importing JAX
 
 
 class Averaged(NamedTuple):
@@ -38,6 +40,8 @@ def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.Gr
     optax.GradientTransformation
         The same one for the same arguments, so that compiled code is shared.
     """
+    import optax
+
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1), got {decay!r}")
 
@@ -62,5 +66,9 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-# One optimiser for all estimators: learning rate and momentum are data, so other values do not recompile.
-SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
+@cache
+def sgd() -> optax.GradientTransformation:
+    """Return the one optimiser of all estimators: its learning rate and momentum are data, not compiled in."""
+    import optax
+
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)

@@ -13,7 +13,7 @@ import numpy as np
 from ..networks.model import Model
 from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from .loop import train
-from .optimizers import SGD, Averaged, averaging
+from .optimizers import Averaged, averaging, sgd
 from .state import TrainState, initial_state, with_hyperparameters
 
 
@@ -43,11 +43,11 @@ class Stage:
     @property
     def optimizer(self):
         """Return stochastic gradient descent, with or without an average."""
-        return SGD if self.average_decay is None else averaging(SGD, self.average_decay)
+        return sgd() if self.average_decay is None else averaging(sgd(), self.average_decay)
 
     def first_state(self, model: Model, key: jax.Array) -> TrainState:
         """Return the state before the first step."""
-        state = initial_state(model, key, SGD)
+        state = initial_state(model, key, sgd())
         state = with_hyperparameters(state, learning_rate=self.learning_rate, momentum=self.momentum)
         if self.average_decay is None:
             return state

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sklearn.datasets
 
 from ntkrobust_sk.datasets import loaders as datasets
 from ntkrobust_sk.datasets import published
@@ -384,7 +385,7 @@ def test_an_unknown_split_is_refused_before_any_file_is_looked_for(load):
 
 
 def test_cifar100_without_a_folder_asks_for_one(monkeypatch):
-    monkeypatch.setattr(published, "fetch_openml", lambda **_: pytest.fail("must not be fetched"))
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", lambda **_: pytest.fail("must not be fetched"))
     with pytest.raises(ValueError, match=r"CIFAR-100: expected data_dir.*cifar-100-binary"):
         load_cifar100()
 
@@ -403,7 +404,7 @@ def openml_table(name):
 
 def serve(monkeypatch, table):
     calls = []
-    monkeypatch.setattr(published, "fetch_openml", lambda **options: calls.append(options) or table)
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", lambda **options: calls.append(options) or table)
     return calls
 
 
@@ -461,7 +462,7 @@ def test_a_failed_fetch_points_to_the_files(monkeypatch, error, expected):
     def fail(**_):
         raise error
 
-    monkeypatch.setattr(published, "fetch_openml", fail)
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", fail)
     with pytest.raises(type(error), match=expected):
         load_fashion_mnist()
 

@@ -11,7 +11,7 @@ import pytest
 from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, ResNet18, linearize
 from ntkrobust_sk.execution.convolutions import with_fast_gradients
 from ntkrobust_sk.training.loop import _update
-from ntkrobust_sk.training.optimizers import SGD
+from ntkrobust_sk.training.optimizers import sgd
 from ntkrobust_sk.training.state import initial_state
 
 KEY = jax.random.key(0)
@@ -139,8 +139,8 @@ def test_attacks_and_training_use_them(network, shape, linear):
     assert count_widened(jax.grad(lambda x: model(x).sum()), x) > 0
     for attack in (PGD(0.1), APGD(0.1), FAB(0.1), FMN(0.1), DDN(1.0)):
         assert count_widened(lambda x, attack=attack: attack(model, x, y, key=KEY), x) == 0
-    state = initial_state(model, KEY, SGD)
-    assert count_widened(partial(_update, SGD, False), state, x, y, np.ones(2, np.float32)) == 0
+    state = initial_state(model, KEY, sgd())
+    assert count_widened(partial(_update, sgd(), False), state, x, y, np.ones(2, np.float32)) == 0
 
 
 def test_gradients_have_their_functions_structure():
