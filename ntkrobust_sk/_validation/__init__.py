@@ -4,53 +4,25 @@ Every function here takes a name and a value, and returns the value in the one f
 or raises: ValueError for a wrong number or choice, TypeError for a wrong kind of thing.
 """
 
-from .arrays import (
-    array,
-    check_lengths,
-    fitting,
-    floating,
-    is_finite,
-    require_numbers,
-    require_regular,
-    require_resolution,
-    require_unmasked,
-)
-from .objects import function, path
-from .scalars import (
-    LARGEST_COUNT,
-    LARGEST_SEED,
-    brief,
-    brief_with_dtype,
-    check_choice,
-    flag,
-    integer,
-    number,
-    positive_tuple,
-    seed,
-    unknown,
-)
-
-__all__ = [
-    "LARGEST_COUNT",
-    "LARGEST_SEED",
-    "array",
-    "brief",
-    "brief_with_dtype",
-    "check_choice",
-    "check_lengths",
-    "fitting",
-    "flag",
-    "floating",
-    "function",
-    "integer",
-    "is_finite",
-    "number",
-    "path",
-    "positive_tuple",
-    "require_numbers",
-    "require_regular",
-    "require_resolution",
-    "require_unmasked",
-    "seed",
-    "unknown",
-]
+from .arrays import array as array
+from .arrays import check_lengths as check_lengths
+from .arrays import fitting as fitting
+from .arrays import floating as floating
+from .arrays import is_finite as is_finite
+from .arrays import require_numbers as require_numbers
+from .arrays import require_regular as require_regular
+from .arrays import require_resolution as require_resolution
+from .arrays import require_unmasked as require_unmasked
+from .objects import function as function
+from .objects import path as path
+from .scalars import LARGEST_COUNT as LARGEST_COUNT
+from .scalars import LARGEST_SEED as LARGEST_SEED
+from .scalars import brief as brief
+from .scalars import brief_with_dtype as brief_with_dtype
+from .scalars import check_choice as check_choice
+from .scalars import flag as flag
+from .scalars import integer as integer
+from .scalars import number as number
+from .scalars import positive_tuple as positive_tuple
+from .scalars import seed as seed
+from .scalars import unknown as unknown

@@ -1,36 +1,16 @@
 """What a kernel has learned: measures on Gram matrices, and eigenvectors as features."""
 
-from .eigenfeature_images import (
-    EigenfeatureImages,
-    class_eigenvectors,
-    eigenfeature_images,
-    regression_coefficients,
-)
-from .eigenfeatures import NTKFeatures, ntk_features
-from .metrics import (
-    effective_rank,
-    kernel_alignment,
-    kernel_distance,
-    kernel_specialization,
-    kernel_velocity,
-    polar_dynamics,
-    target_alignment,
-    top_mass,
-)
-
-__all__ = [
-    "EigenfeatureImages",
-    "NTKFeatures",
-    "class_eigenvectors",
-    "effective_rank",
-    "eigenfeature_images",
-    "kernel_alignment",
-    "kernel_distance",
-    "kernel_specialization",
-    "kernel_velocity",
-    "ntk_features",
-    "polar_dynamics",
-    "regression_coefficients",
-    "target_alignment",
-    "top_mass",
-]
+from .eigenfeature_images import EigenfeatureImages as EigenfeatureImages
+from .eigenfeature_images import class_eigenvectors as class_eigenvectors
+from .eigenfeature_images import eigenfeature_images as eigenfeature_images
+from .eigenfeature_images import regression_coefficients as regression_coefficients
+from .eigenfeatures import NTKFeatures as NTKFeatures
+from .eigenfeatures import ntk_features as ntk_features
+from .metrics import effective_rank as effective_rank
+from .metrics import kernel_alignment as kernel_alignment
+from .metrics import kernel_distance as kernel_distance
+from .metrics import kernel_specialization as kernel_specialization
+from .metrics import kernel_velocity as kernel_velocity
+from .metrics import polar_dynamics as polar_dynamics
+from .metrics import target_alignment as target_alignment
+from .metrics import top_mass as top_mass

@@ -1,33 +1,18 @@
 """Attacks: small changes of the input that a model does not survive. They know only ``x -> scores``."""
 
-from .apgd import APGD
-from .autoattack import AutoAttack
-from .entry import require_attack
-from .fab import FAB
-from .fmn import DDN, FMN
-from .losses import example_losses
-from .norms import NORMS
-from .pgd import FGSM, NFGSM, PGD, Clean
-from .sigma_zero import SigmaZero
-from .square import Square
-from .threat_model import Box
-from .tiled import attack_in_tiles
-
-__all__ = [
-    "APGD",
-    "DDN",
-    "FAB",
-    "FGSM",
-    "FMN",
-    "NFGSM",
-    "NORMS",
-    "PGD",
-    "AutoAttack",
-    "Box",
-    "Clean",
-    "SigmaZero",
-    "Square",
-    "attack_in_tiles",
-    "example_losses",
-    "require_attack",
-]
+from .apgd import APGD as APGD
+from .autoattack import AutoAttack as AutoAttack
+from .entry import require_attack as require_attack
+from .fab import FAB as FAB
+from .fmn import DDN as DDN
+from .fmn import FMN as FMN
+from .losses import example_losses as example_losses
+from .norms import NORMS as NORMS
+from .pgd import FGSM as FGSM
+from .pgd import NFGSM as NFGSM
+from .pgd import PGD as PGD
+from .pgd import Clean as Clean
+from .sigma_zero import SigmaZero as SigmaZero
+from .square import Square as Square
+from .threat_model import Box as Box
+from .tiled import attack_in_tiles as attack_in_tiles

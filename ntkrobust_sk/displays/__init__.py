@@ -3,17 +3,10 @@
 ``plot`` returns the display, with ``ax_`` and ``figure_`` set. matplotlib is imported when something is drawn.
 """
 
-from .evolution import EvolutionDisplay
-from .images import ImageGridDisplay
-from .kernels import KernelDistanceDisplay, SpecializationDisplay, SpectrumDisplay
-from .robustness import RobustnessCurveDisplay, TransferDisplay
-
-__all__ = [
-    "EvolutionDisplay",
-    "ImageGridDisplay",
-    "KernelDistanceDisplay",
-    "RobustnessCurveDisplay",
-    "SpecializationDisplay",
-    "SpectrumDisplay",
-    "TransferDisplay",
-]
+from .evolution import EvolutionDisplay as EvolutionDisplay
+from .images import ImageGridDisplay as ImageGridDisplay
+from .kernels import KernelDistanceDisplay as KernelDistanceDisplay
+from .kernels import SpecializationDisplay as SpecializationDisplay
+from .kernels import SpectrumDisplay as SpectrumDisplay
+from .robustness import RobustnessCurveDisplay as RobustnessCurveDisplay
+from .robustness import TransferDisplay as TransferDisplay

@@ -1,20 +1,13 @@
 """The paper's two-stage experiment: how kernels evolve in training, and what they are good for."""
 
-from .claims import Claim, check_claims
-from .experiment import PRESETS, KernelEvolution, load_evolution, preset
-from .results import EvolutionResult, read_kernel
-from .run_directory import DamagedRunError, RunDirectory, RunMismatchError
-
-__all__ = [
-    "PRESETS",
-    "Claim",
-    "DamagedRunError",
-    "EvolutionResult",
-    "KernelEvolution",
-    "RunDirectory",
-    "RunMismatchError",
-    "check_claims",
-    "load_evolution",
-    "preset",
-    "read_kernel",
-]
+from .claims import Claim as Claim
+from .claims import check_claims as check_claims
+from .experiment import PRESETS as PRESETS
+from .experiment import KernelEvolution as KernelEvolution
+from .experiment import load_evolution as load_evolution
+from .experiment import preset as preset
+from .results import EvolutionResult as EvolutionResult
+from .results import read_kernel as read_kernel
+from .run_directory import DamagedRunError as DamagedRunError
+from .run_directory import RunDirectory as RunDirectory
+from .run_directory import RunMismatchError as RunMismatchError

@@ -1,16 +1,10 @@
 """Kernel ridge regression and the direct solvers under it, on NumPy, CuPy, JAX and array API arrays."""
 
-from .direct import SOLVERS, Cholesky, Eigh, InaccurateSolveError, SingularGramError, resolve_solver
-from .matrices import require_symmetric
-from .ridge import solve
-
-__all__ = [
-    "SOLVERS",
-    "Cholesky",
-    "Eigh",
-    "InaccurateSolveError",
-    "SingularGramError",
-    "require_symmetric",
-    "resolve_solver",
-    "solve",
-]
+from .direct import SOLVERS as SOLVERS
+from .direct import Cholesky as Cholesky
+from .direct import Eigh as Eigh
+from .direct import InaccurateSolveError as InaccurateSolveError
+from .direct import SingularGramError as SingularGramError
+from .direct import resolve_solver as resolve_solver
+from .matrices import require_symmetric as require_symmetric
+from .ridge import solve as solve

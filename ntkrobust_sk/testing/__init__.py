@@ -37,33 +37,17 @@ In a test suite, Hypothesis finds the model and the inputs::
         check_kernel(my_kernel, model, X)
 """
 
-from .laws import (
-    check_diagonal,
-    check_dtype_drift,
-    check_kernel,
-    check_permutation_equivariance,
-    check_positive_semidefinite,
-    check_predictor,
-    check_scaling,
-    check_shape,
-    check_symmetric,
-    check_tiling_invariance,
-)
-from .strategies import inputs, models, networks, tilings
-
-__all__ = [
-    "check_diagonal",
-    "check_dtype_drift",
-    "check_kernel",
-    "check_permutation_equivariance",
-    "check_positive_semidefinite",
-    "check_predictor",
-    "check_scaling",
-    "check_shape",
-    "check_symmetric",
-    "check_tiling_invariance",
-    "inputs",
-    "models",
-    "networks",
-    "tilings",
-]
+from .laws import check_diagonal as check_diagonal
+from .laws import check_dtype_drift as check_dtype_drift
+from .laws import check_kernel as check_kernel
+from .laws import check_permutation_equivariance as check_permutation_equivariance
+from .laws import check_positive_semidefinite as check_positive_semidefinite
+from .laws import check_predictor as check_predictor
+from .laws import check_scaling as check_scaling
+from .laws import check_shape as check_shape
+from .laws import check_symmetric as check_symmetric
+from .laws import check_tiling_invariance as check_tiling_invariance
+from .strategies import inputs as inputs
+from .strategies import models as models
+from .strategies import networks as networks
+from .strategies import tilings as tilings

@@ -1,22 +1,14 @@
 """Training as a generator of states, kept on disk where they are to be; checkpoints."""
 
-from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
-from .loop import train
-from .optimizers import averaging, sgd
-from .resumable import Stage, kept_states
-from .state import TrainingDivergedError, TrainState, averaged, initial_state
-
-__all__ = [
-    "DamagedCheckpointError",
-    "Stage",
-    "TrainState",
-    "TrainingDivergedError",
-    "averaged",
-    "averaging",
-    "initial_state",
-    "kept_states",
-    "load_checkpoint",
-    "save_checkpoint",
-    "sgd",
-    "train",
-]
+from .checkpoints import DamagedCheckpointError as DamagedCheckpointError
+from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import save_checkpoint as save_checkpoint
+from .loop import train as train
+from .optimizers import averaging as averaging
+from .optimizers import sgd as sgd
+from .resumable import Stage as Stage
+from .resumable import kept_states as kept_states
+from .state import TrainingDivergedError as TrainingDivergedError
+from .state import TrainState as TrainState
+from .state import averaged as averaged
+from .state import initial_state as initial_state
