@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from documents import DOCS, table_of_bars, write_part
 from sklearn.svm import SVC
 
 from ntkrobust_sk import CNN, MLP, PGD, AdversarialKernelTrainer, AutoAttack, Model, load_digits_images, perturb
@@ -42,7 +43,6 @@ N, N_FEATURES, FEW_FEATURES, WIDTH, N_CLASSES = 256, 784, 64, 256, 10
 ATTACK = PGD(epsilon=0.1, n_steps=40)
 # Of AutoAttack: digits that are attacked, and epsilon.
 N_DIGITS, EPSILON = 250, 0.1
-DOCS = Path(__file__).parents[1] / "docs" / "attacks.md"
 
 # %%
 # The attack by hand: one ``jit``, one loop, nothing that could be left out.
@@ -262,6 +262,7 @@ def on_kernel_machines():
     return line(case, "≥ 0.83", lambda r: r >= 1 / 1.2, many, few)
 
 
+HEAD = "ours, and what takes longer by the factor"
 CASES = {
     "by-hand": against_hand_written,
     "foolbox": partial(against_foolbox, compiled=False),
@@ -276,17 +277,6 @@ CASES = {
 }
 
 
-def table(lines):
-    """The lines as Markdown."""
-    rows = [
-        f"| {r['case']} | {r['bar']} | {r['measured']:.3g} | {'holds' if r['holds'] else '**falls short**'} | "
-        f"{r['detail']} |"
-        for r in lines
-    ]
-    head = ["| ours, and what takes longer by the factor | bar | measured | | context |", "|---|---|---|---|---|"]
-    return "\n".join(head + rows)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
@@ -296,15 +286,12 @@ def main():
     lines = []
     for name in options.cases:
         lines.append(CASES[name]())
-        print(table(lines[-1:]).splitlines()[-1], flush=True)
+        print(table_of_bars(HEAD, lines).splitlines()[-1], flush=True)
     found = {"lines": lines, "jax": version("jax"), "backend": jax.default_backend(), "on": platform.platform()}
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
     if options.write:
-        begin, end = "<!-- bench_attacks.py -->", "<!-- end of bench_attacks.py -->"
-        before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
-        text = f"{begin}\n{table(lines)}\n{end}"
-        DOCS.write_text(f"{before.rstrip()}\n\n{text}{rest.partition(end)[2] or chr(10)}", encoding="utf-8")
+        write_part(DOCS / "attacks.md", "bench_attacks.py", table_of_bars(HEAD, lines))
 
 
 if __name__ == "__main__":

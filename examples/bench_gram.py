@@ -28,6 +28,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from documents import DOCS, table_of_bars, write_part
 
 from ntkrobust_sk import CNN, MLP, PGD, Model, ResNet18, gram, solve
 from ntkrobust_sk.execution.devices import host_threads
@@ -43,7 +44,6 @@ SEED = 0
 AGREEMENT = 1e-4
 # Budget with which a matrix of 1,024 rows takes a quarter of the peer's memory.
 SMALL = "160MiB"
-DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NETWORKS = {
     "MLP 784-512-512-10": (MLP(n_outputs=10, widths=(512, 512)), (784,)),
     "CNN 32-32-64-64": (CNN(n_outputs=10, widths=(32, 32, 64, 64), strides=(1, 2, 2, 1)), (32, 32, 3)),
@@ -342,17 +342,6 @@ CASES = {
 }
 
 
-def table(lines: list[dict]) -> str:
-    """The lines as Markdown."""
-    head = "| case | bar | measured | | context |\n|---|---|---|---|---|\n"
-    rows = [f"| {r['case']} | {r['bar']} | {r['measured']} | {verdict(r)} | {r['detail']} |" for r in lines]
-    return head + "\n".join(rows) + "\n"
-
-
-def verdict(line: dict) -> str:
-    return "holds" if line["holds"] else "**falls short**"
-
-
 def machine() -> str:
     """What the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -361,15 +350,6 @@ def machine() -> str:
         f"{os.cpu_count()} cores, {model or platform.machine()}; Python {platform.python_version()}, JAX "
         f"{jax.__version__}, NumPy {np.__version__}, neural-tangents 0.6.5"
     )
-
-
-def write(text: str) -> None:
-    """Replace the section between the marks in docs/benchmarks.md, or append it."""
-    begin, end = "<!-- bench_gram.py -->", "<!-- end of bench_gram.py -->"
-    whole = DOCS.read_text(encoding="utf-8")
-    before, _, rest = whole.partition(begin)
-    after = rest.partition(end)[2]
-    DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}{end}\n\n{after.lstrip()}", encoding="utf-8")
 
 
 def main() -> None:
@@ -386,11 +366,12 @@ def main() -> None:
     lines = []
     for name in options.cases:
         lines.append(CASES[name]())
-        print(table(lines[-1:]).splitlines()[-1], flush=True)
-        text = f"{head}{machine()}.\n\n{table(lines)}"
+        table = table_of_bars("case", lines)
+        print(table.splitlines()[-1], flush=True)
+        text = f"{head}{machine()}.\n\n{table}"
         if options.write:
             # after every case, so that what was measured is kept whatever happens
-            write(text)
+            write_part(DOCS / "benchmarks.md", "bench_gram.py", text)
     print(text)
 
 

@@ -11,12 +11,11 @@ minutes on 2 CPU cores.
 """
 
 import argparse
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from documents import DOCS, write_part
 from sklearn.neural_network import MLPClassifier
 
 from ntkrobust_sk import (
@@ -32,7 +31,6 @@ from ntkrobust_sk.attacks.tiled import attack_in_tiles
 N_TEST, RADII, SIGMA = 200, [0.02, 0.05, 0.1], 0.25
 CERTIFIED = [0, 0.25, 0.5, 0.75]
 ATTACK = PGD(0.1)
-DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
 
 
 def rounded(model, x):
@@ -68,12 +66,8 @@ def main():
 
     for name, text in sections.items():
         print(f"{name}\n\n{text}\n")
-    if options.write:
-        whole = DOCS.read_text(encoding="utf-8")
-        for name, text in sections.items():
-            pattern = rf"(<!-- {name} -->\n```\n).*?(\n```)"
-            whole = re.sub(pattern, lambda m, text=text: m[1] + text + m[2], whole, flags=re.DOTALL)
-        DOCS.write_text(whole, encoding="utf-8")
+        if options.write:
+            write_part(DOCS / "evaluation.md", name, f"```\n{text}\n```")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import numpy as np
+from documents import DOCS, read_part, write_part
 
 from ntkrobust_sk import load_evolution
 from ntkrobust_sk.evolution.claims import check_claims
-
-DOCS = Path(__file__).parents[1] / "docs" / "reproduction.md"
 
 
 def section(path: Path) -> str:
@@ -40,32 +38,8 @@ def section(path: Path) -> str:
         "| where it starts | dynamics | training | clean | robust | with restarts |",
         "|---|---|---|---|---|---|",
     ]
-    rows += [f"| {' | '.join(row)} |" for row in accuracies(result)]
+    rows += [f"| {' | '.join(row.cells())} |" for row in result.accuracies()]
     return "\n".join([head, *claims, "", *rows, ""])
-
-
-def accuracies(result) -> list[list[str]]:
-    """Rows of the table of accuracies: means over seeds, with standard deviations."""
-    found = {}
-    for regime in result.experiment.regimes:
-        for seed in range(result.experiment.seeds):
-            last = result.at(seed, regime, result.epochs(seed, regime)[-1])
-            found.setdefault((f"{regime} network", "stage 1", ""), []).append(last)
-    for record in result.of_kind("closed form"):
-        found.setdefault((f"{record['regime']} kernel", "closed form", "benign"), []).append(record)
-    for record in result.of_kind("stage 2"):
-        how = (f"{record['regime']} kernel", record["dynamics"], record["training"])
-        found.setdefault(how, []).append(record)
-    return [
-        [*how, *(mean([r[name] for r in records if name in r]) for name in ("clean", "robust", "robust_restarts"))]
-        for how, records in found.items()
-    ]
-
-
-def mean(values) -> str:
-    if not values:
-        return ""
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -77,14 +51,10 @@ def main() -> None:
     text = "\n".join(sections.values())
     print(text)
     if options.write:
-        begin, end = "<!-- paper_table.py -->\n", "<!-- end of paper_table.py -->"
-        before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
-        old, _, after = rest.partition(end)
-        kept = {
-            text.splitlines()[0]: text for text in re.split(r"^(?=### )", old, flags=re.MULTILINE) if text.strip()
-        }
+        old = re.split(r"^(?=### )", read_part(DOCS / "reproduction.md", "paper_table.py"), flags=re.MULTILINE)
+        kept = {text.splitlines()[0]: text for text in old if text.strip()}
         text = "\n".join(text.strip() + "\n" for text in (kept | sections).values())
-        DOCS.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+        write_part(DOCS / "reproduction.md", "paper_table.py", text)
 
 
 if __name__ == "__main__":

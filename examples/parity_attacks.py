@@ -25,6 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
+from documents import DOCS, write_part
 from pyautoattack import AutoAttack as ReferenceAutoAttack
 from torch.nn import functional
 
@@ -37,7 +38,6 @@ SIGNS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 ROWS = 250
 # Allowed differences, in points; 1 for the others.
 POINTS = {"AutoAttack": 0.5, "PGD-40": 0.5}
-DOCS = Path(__file__).parents[1] / "docs" / "attacks.md"
 
 
 class InTorch(torch.nn.Module):
@@ -186,10 +186,7 @@ def main():
     if options.out:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
     if options.write:
-        begin, end = "<!-- parity_attacks.py -->", "<!-- end of parity_attacks.py -->"
-        before, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
-        text = "\n".join(lines)
-        DOCS.write_text(f"{before.rstrip()}\n\n{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        write_part(DOCS / "attacks.md", "parity_attacks.py", "\n".join(lines))
     if not held:
         raise SystemExit("a difference is larger than allowed")
 

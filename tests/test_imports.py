@@ -49,6 +49,7 @@ OPTIONAL = [
     "dask",
     "zarr",
     "safetensors",
+    "jinja2",
     "pandas",
     "hypothesis",
     "neural_tangents",

@@ -1,16 +1,20 @@
-"""A saved estimator attacked: adversarial examples, what they have shown, and a file that holds them."""
+"""An attack on a saved estimator: its adversarial examples, what they show, and a file that holds them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
@@ -75,7 +79,7 @@ TRUSTED = (
 
 @dataclass(frozen=True, eq=False)
 class AttackedExamples:
-    """What :func:`attack_examples` has found.
+    """Adversarial examples against a classifier, with its answers.
 
     Attributes
     ----------
@@ -102,7 +106,7 @@ class AttackedExamples:
 
     @property
     def fooled(self) -> np.ndarray:
-        """Where the answer to the adversarial example is wrong (n,)."""
+        """Tell where the answer to the adversarial example is wrong (n,)."""
         return self.predictions != self.y
 
     def __str__(self):
@@ -121,8 +125,10 @@ class AttackedExamples:
         return "\n".join(lines + [f"flag: {flag}" for flag in self.flags])
 
 
-def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamples:
-    """Adversarial examples against a classifier, with its answers.
+def attack_examples(
+    estimator: Any, X: ArrayLike, y: ArrayLike, attack: Any, *, random_state: Any = 0
+) -> AttackedExamples:
+    """Attack a classifier, and return adversarial examples with its answers.
 
     Parameters
     ----------
@@ -160,8 +166,8 @@ def attack_examples(estimator, X, y, attack, *, random_state=0) -> AttackedExamp
     return AttackedExamples(*images, *labels, members, flags, repr(attack))
 
 
-def _as_fitted(estimator, X):
-    """Rows (n, d) as a data frame, if the estimator was fitted on one."""
+def _as_fitted(estimator: Any, X: np.ndarray) -> Any:
+    """Return rows (n, d) as a data frame, if the estimator was fitted on one."""
     names = getattr(estimator, "feature_names_in_", None)
     if names is None:
         return X
@@ -174,8 +180,15 @@ def _as_fitted(estimator, X):
     return frame_of(names, X)
 
 
-def make_attack(name: str, epsilon: float, *, norm=None, n_steps=None, bounds=(0.0, 1.0)):
-    """One of ``ATTACKS`` by name; the norm is L∞, or the only one that the attack knows.
+def make_attack(
+    name: str,
+    epsilon: float,
+    *,
+    norm: str | None = None,
+    n_steps: int | None = None,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+) -> Any:
+    """Make one of ``ATTACKS`` by name; the norm is L∞, or the only one that the attack knows.
 
     Raises
     ------
@@ -200,7 +213,7 @@ def make_attack(name: str, epsilon: float, *, norm=None, n_steps=None, bounds=(0
     return kind(**given)
 
 
-def load_estimator(path, say=None):
+def load_estimator(path: str | os.PathLike, say: Callable[[str], object] | None = None) -> Any:
     """Load a fitted estimator from a file of skops or joblib; what the file holds says which.
 
     skops builds only objects of types that are known to be harmless: scikit-learn's, and this library's own.
@@ -256,8 +269,8 @@ def load_estimator(path, say=None):
     return loaded
 
 
-def _tell_of(warned, path, say):
-    """One line for all estimators of another version of scikit-learn; other warnings as they are."""
+def _tell_of(warned: list[warnings.WarningMessage], path: Path, say: Callable[[str], object] | None) -> None:
+    """Say one line for all estimators of another version of scikit-learn, and warn of all else as it was."""
     of_versions = [one.message for one in warned if isinstance(one.message, InconsistentVersionWarning)]
     for one in warned:
         if say is None or one.message not in of_versions:
@@ -270,7 +283,8 @@ def _tell_of(warned, path, say):
         )
 
 
-def _load_skops(path):
+def _load_skops(path: Path) -> Any:
+    """Load a file of skops, which builds only objects of types that are known to be harmless."""
     try:
         import skops.io
     except ImportError as error:
@@ -278,8 +292,14 @@ def _load_skops(path):
     return skops.io.load(path, trusted=[f"{kind.__module__}.{kind.__qualname__}" for kind in TRUSTED])
 
 
-def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
-    """The test examples (X, y) of a data set, with the labels that a file itself has.
+def held_out(
+    data: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    n_test: int,
+    random_state: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the test examples (X, y) of a data set, with the labels that a file itself has.
 
     The same examples as those of :func:`~ntkrobust_sk.datasets.load_splits` under this seed; where no others would
     be left, all are test examples.
@@ -291,7 +311,7 @@ def held_out(data, data_dir=None, *, n_test: int, random_state: int = 0):
     return splits.X_test, np.unique(read_npz(data, ["y"])["y"])[splits.y_test]
 
 
-def write_examples(path, found: AttackedExamples, settings: dict) -> None:
+def write_examples(path: str | os.PathLike, found: AttackedExamples, settings: dict[str, Any]) -> None:
     """Write what was found to an ``.npz`` file, whole or not at all.
 
     It holds X, X_adv, y, clean_predictions, predictions, fooled, and the settings as JSON, with a checksum of all
@@ -307,8 +327,8 @@ def write_examples(path, found: AttackedExamples, settings: dict) -> None:
     write_atomically(path, file.getvalue())
 
 
-def read_examples(path) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays by name and settings of a file that ``ntkrobust attack`` has written.
+def read_examples(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read arrays by name and settings from a file that ``ntkrobust attack`` has written.
 
     Raises
     ------

@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from .. import __version__
 from .._files import explained, require_file
 from .._validation import path
 from ..attacks.norms import NORMS
-from ..evolution.experiment import ATTACKS, REGIMES, STAGE2, KernelEvolution, preset
+from ..evolution.experiment import ATTACKS, PRESETS, REGIMES, STAGE2, KernelEvolution, preset
 from ..execution.interrupts import heard
-from ..reports.demo import PRESETS, run_demo, settings_for
+from ..reports.demo import run_demo, settings_for
 from ..reports.run_report import write_report
 from ..tangent.linearization import DYNAMICS
 from .attack import ATTACKS as SAVED_ATTACKS
@@ -33,7 +34,7 @@ STOPPED = 128 + signal.SIGINT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns its exit status."""
+    """Run the command line, and return its exit status."""
     options = vars(_parser().parse_args(arguments))
     command, run = options.pop("command"), options.pop("run")
     try:
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def process() -> None:
-    """The command as a process of its own, which ends here."""
+    """Run the command as a process of its own, which ends here."""
     status = main()
     if status == STOPPED:
         # a program that is still being compiled in another thread would crash Python's orderly end
@@ -64,7 +65,7 @@ def _in_a_line(error) -> str:
 
 @contextmanager
 def _one_line_each(command):
-    """Warnings as lines of the command, without places in a program that its user has not written."""
+    """Show warnings as lines of the command, without places in a program that its user has not written."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"ntkrobust {command}: {_in_a_line(message)}\n"
     try:
@@ -73,8 +74,8 @@ def _one_line_each(command):
         warnings.formatwarning = before
 
 
-def demo(options: dict) -> int:
-    """``ntkrobust demo``."""
+def demo(options: dict[str, Any]) -> int:
+    """Run ``ntkrobust demo``."""
     out, strict, data = options.pop("out"), options.pop("strict"), options.pop("data")
     _say_where_from("demo", data, options["data_dir"])
     held = run_demo(settings_for(data, **options), Path(out))
@@ -86,12 +87,12 @@ def demo(options: dict) -> int:
     return 0
 
 
-def evolve(options: dict) -> int:
-    """``ntkrobust evolve``."""
+def evolve(options: dict[str, Any]) -> int:
+    """Run ``ntkrobust evolve``."""
     start, out = time.perf_counter(), options.pop("out")
     _say_where_from("evolve", options["data"], options["data_dir"])
     experiment = preset(**options)
-    if missing := [name for name in ("safetensors", "zarr", "matplotlib") if find_spec(name) is None]:
+    if missing := [name for name in ("safetensors", "zarr", "matplotlib", "jinja2") if find_spec(name) is None]:
         # the report, which comes last, needs them too
         raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
     require_file(path("--out", out) / "report.html")
@@ -101,8 +102,8 @@ def evolve(options: dict) -> int:
     return 0
 
 
-def attack(options: dict) -> int:
-    """``ntkrobust attack``."""
+def attack(options: dict[str, Any]) -> int:
+    """Run ``ntkrobust attack``."""
     bounds = options["bounds"] and tuple(options["bounds"])
     chosen = make_attack(
         options["attack"], options["epsilon"], norm=options["norm"], n_steps=options["steps"], bounds=bounds
@@ -133,7 +134,7 @@ def attack(options: dict) -> int:
 
 
 def _output_file(out, *inputs) -> Path:
-    """The file that a command is to write, refused before the work where it cannot be."""
+    """Return the file that a command is to write, refused before the work where it cannot be."""
     out = path("--out", out)
     for name in inputs:
         if Path(name).exists() and out.exists() and Path(name).samefile(out):
@@ -224,10 +225,11 @@ def _add_evolve(commands):
         "memory": {"help": "for kernels and regression, such as 8GiB"},
         "fractions": {"nargs": "*", "type": float, "help": "epochs, besides whole ones, at which states are kept"},
     }
+    types = get_type_hints(KernelEvolution)
     for field in fields(KernelEvolution):
         if field.name == "data":
             continue
-        options = given.get(field.name) or {"type": float if "float" in field.type else int}
+        options = given.get(field.name) or {"type": _number_type(types[field.name])}
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, **options)
 
 
@@ -258,6 +260,12 @@ def _add_attack(commands):
     given.add_argument("--no-bounds", dest="bounds", action="store_const", const=None, help="any number is valid")
     parser.add_argument("--random-state", type=int, default=0, help="seed of the attack and of the test examples")
     parser.add_argument("--out", default="adversarial.npz", help="file for the adversarial examples")
+
+
+def _number_type(annotation: Any) -> type:
+    """Return the one type, int or float, of a setting that may also be None."""
+    (number,) = {annotation, *get_args(annotation)} & {int, float}
+    return number
 
 
 def _start(text: str) -> tuple[str, float]:

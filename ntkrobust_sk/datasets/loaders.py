@@ -7,14 +7,19 @@ published file but another SHA-256 (a file of your own, or pixels that changed o
 is known here for CIFAR-100. Nothing is ever unpickled.
 """
 
+from __future__ import annotations
+
+import os
+from typing import Any
+
 import numpy as np
 
 from .._validation import check_choice
 from .published import CIFAR10, CIFAR100, CIFAR_PAGE, FASHION_MNIST, MNIST, fetch, load_idx, read_cifar
 
 
-def load_digits_images():
-    """Scikit-learn's handwritten digits as images.
+def load_digits_images() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's handwritten digits as images.
 
     Returns
     -------
@@ -36,12 +41,14 @@ def load_digits_images():
     """
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     return (digits.images / 16).astype(np.float32)[..., None], digits.target.astype(np.int64)
 
 
-def load_cifar10(data_dir=None, *, split="train"):
-    """CIFAR-10: 32 x 32 colour images in 10 classes.
+def load_cifar10(
+    data_dir: str | os.PathLike | None = None, *, split: str = "train"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Load CIFAR-10: 32 x 32 colour images in 10 classes.
 
     Parameters
     ----------
@@ -89,8 +96,10 @@ def load_cifar10(data_dir=None, *, split="train"):
     return X, labels[:, 0].astype(np.int64)
 
 
-def load_cifar100(data_dir=None, *, split="train", labels="fine"):
-    """CIFAR-100: 32 x 32 colour images in 100 classes, which make 20 superclasses.
+def load_cifar100(
+    data_dir: str | os.PathLike | None = None, *, split: str = "train", labels: str = "fine"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Load CIFAR-100: 32 x 32 colour images in 100 classes, which make 20 superclasses.
 
     Parameters
     ----------
@@ -142,8 +151,10 @@ def load_cifar100(data_dir=None, *, split="train", labels="fine"):
     return X, both[:, ("coarse", "fine").index(labels)].astype(np.int64)
 
 
-def load_mnist(data_dir=None, *, split="train"):
-    """MNIST: 28 x 28 grey images of handwritten digits.
+def load_mnist(
+    data_dir: str | os.PathLike | None = None, *, split: str = "train"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Load MNIST: 28 x 28 grey images of handwritten digits.
 
     Parameters
     ----------
@@ -188,8 +199,10 @@ def load_mnist(data_dir=None, *, split="train"):
     return load_idx(MNIST, data_dir, split)
 
 
-def load_fashion_mnist(data_dir=None, *, split="train"):
-    """Fashion-MNIST: 28 x 28 grey images of clothes, in the format of MNIST.
+def load_fashion_mnist(
+    data_dir: str | os.PathLike | None = None, *, split: str = "train"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Load Fashion-MNIST: 28 x 28 grey images of clothes, in the format of MNIST.
 
     Parameters
     ----------

@@ -1,22 +1,27 @@
 """The data sets as they were published: where their files are, how they are read, and what is refused."""
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import math
+import os
 import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .._validation import check_choice
 from .._validation import path as check_path
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A data set as published; whatever disagrees with it is refused.
 
     `shape` is (channel, row, column), the order on disk. `counts` (images of each class, in class order) and
@@ -41,7 +46,7 @@ _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-CIFAR10 = _Source(
+CIFAR10 = Source(
     name="CIFAR-10",
     shape=(3, 32, 32),
     counts={"train": (5_000,) * 10, "test": (1_000,) * 10},
@@ -60,7 +65,7 @@ CIFAR10 = _Source(
         "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
     },
 )
-CIFAR100 = _Source(
+CIFAR100 = Source(
     name="CIFAR-100",
     shape=(3, 32, 32),
     counts={"train": (500,) * 100, "test": (100,) * 100},
@@ -70,7 +75,7 @@ CIFAR100 = _Source(
     folder="cifar-100-binary",
     pickled="cifar-100-python",
 )
-MNIST = _Source(
+MNIST = Source(
     name="MNIST",
     shape=(1, 28, 28),
     counts={
@@ -88,7 +93,7 @@ MNIST = _Source(
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
 )
-FASHION_MNIST = _Source(
+FASHION_MNIST = Source(
     name="Fashion-MNIST",
     shape=(1, 28, 28),
     counts={"train": (6_000,) * 10, "test": (1_000,) * 10},
@@ -106,8 +111,8 @@ FASHION_MNIST = _Source(
 )
 
 
-def _find(source, data_dir, names):
-    """The first of `names` that is a file in `data_dir`."""
+def _find(source: Source, data_dir: str | os.PathLike, names: tuple[str, ...]) -> Path:
+    """Return the first of `names` that is a file in `data_dir`."""
     data_dir = check_path("data_dir", data_dir)
     for name in names:
         if (data_dir / name).is_file():
@@ -124,10 +129,10 @@ def _find(source, data_dir, names):
     raise FileNotFoundError(f"{looked_for}none of these. {source.advice}")
 
 
-def _read(path, n_bytes):
-    """Up to `n_bytes` + 1 bytes: one too many shows a long file, and makes gzip verify its checksum."""
+def _read(path: Path, n_bytes: int) -> bytes:
+    """Read up to `n_bytes` + 1 bytes: one too many shows a long file, and makes gzip verify its checksum."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
             return stream.read(n_bytes + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
@@ -135,7 +140,8 @@ def _read(path, n_bytes):
         ) from error
 
 
-def _check_size(path, content, n_bytes, layout):
+def _check_size(path: Path, content: bytes, n_bytes: int, layout: str) -> None:
+    """Raise ValueError unless a file has the published size."""
     if len(content) != n_bytes:
         found = len(content) if len(content) < n_bytes else f"more than {n_bytes}"
         raise ValueError(
@@ -144,8 +150,8 @@ def _check_size(path, content, n_bytes, layout):
         )
 
 
-def _compare(path, content, source):
-    """Warns of a file that has all the form of a published one, but is another."""
+def _compare(path: Path, content: bytes, source: Source) -> None:
+    """Warn of a file that has all the form of a published one, but is another."""
     published = source.sha256.get(path.name.removesuffix(".gz"))
     if published is not None and (found := hashlib.sha256(content).hexdigest()) != published:
         warnings.warn(
@@ -157,7 +163,8 @@ def _compare(path, content, source):
         )
 
 
-def _check_labels(where, labels, n_classes):
+def _check_labels(where: Path, labels: np.ndarray, n_classes: int) -> None:
+    """Raise ValueError unless all labels are those of a class."""
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if wrong.size:
         raise ValueError(
@@ -166,8 +173,8 @@ def _check_labels(where, labels, n_classes):
         )
 
 
-def _check_counts(where, source, split, y):
-    """Tells data sets and splits of one format apart, and finds a file that is there twice."""
+def _check_counts(where: Path | str, source: Source, split: str, y: np.ndarray) -> None:
+    """Tell data sets and splits of one format apart, and find a file that is there twice."""
     counts = np.bincount(y, minlength=len(source.counts[split]))
     wrong = np.flatnonzero(counts != source.counts[split])
     if wrong.size:
@@ -178,14 +185,14 @@ def _check_counts(where, source, split, y):
         )
 
 
-def _scale(pixels, shape, out=None):
-    """(n, channel * row * column) bytes to (n, row, column, channel) in [0, 1], without a copy in between."""
+def _scale(pixels: np.ndarray, shape: tuple[int, int, int], out: np.ndarray | None = None) -> np.ndarray:
+    """Turn (n, channel * row * column) bytes into (n, row, column, channel) in [0, 1], without a copy between."""
     images = pixels.reshape(-1, *shape).transpose(0, 2, 3, 1)
     return np.divide(images, np.float32(255), out=out, order="C")
 
 
-def read_cifar(source, data_dir, split):
-    """X and the label bytes, (n, n_label_bytes) uint8, of a split in the CIFAR binary format."""
+def read_cifar(source: Source, data_dir: str | os.PathLike, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read X and the label bytes, (n, n_label_bytes) uint8, of a split in the CIFAR binary format."""
     paths = [_find(source, data_dir, (name, f"{source.folder}/{name}")) for name in source.files[split]]
     channels, height, width = source.shape
     n_samples, n_labels = sum(source.counts[split]), len(source.label_sizes)
@@ -206,8 +213,8 @@ def read_cifar(source, data_dir, split):
     return X, labels
 
 
-def _read_idx(source, path, shape):
-    """The bytes of an IDX file of unsigned bytes: magic number, sizes (big-endian int32), content."""
+def _read_idx(source: Source, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the bytes of an IDX file of unsigned bytes: magic number, sizes (big-endian int32), content."""
     header = (0x0800 + len(shape), *shape)
     n_bytes = 4 * len(header) + math.prod(shape)
     content = _read(path, n_bytes)
@@ -223,8 +230,8 @@ def _read_idx(source, path, shape):
     return np.frombuffer(content, np.uint8, offset=4 * len(header)).reshape(shape)
 
 
-def load_idx(source, data_dir, split):
-    """X and y of a split in the IDX format."""
+def load_idx(source: Source, data_dir: str | os.PathLike | None, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read X and y of a split in the IDX format, from files or from OpenML."""
     check_choice("split", split, source.files)
     if data_dir is None:
         return fetch(source, split)
@@ -237,13 +244,13 @@ def load_idx(source, data_dir, split):
     return _scale(pixels, source.shape), y.astype(np.int64)
 
 
-def fetch(source, split):
-    """X and y of a split from OpenML; the first rows are the training split."""
+def fetch(source: Source, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Fetch X and y of a split from OpenML; the first rows are the training split."""
     from sklearn.datasets import fetch_openml
 
     where = f"OpenML data set {source.openml_id}"
     try:
-        table = fetch_openml(data_id=source.openml_id, as_frame=False)
+        table: Any = fetch_openml(data_id=source.openml_id, as_frame=False)
     except ImportError as error:
         raise ImportError(f"{where} needs pandas to be read. Install pandas, or pass data_dir.") from error
     except OSError as error:
@@ -260,8 +267,8 @@ def fetch(source, split):
     return _scale(_integers(where, table.data[rows], "pixels", 255, np.uint8), source.shape), y
 
 
-def _integers(where, values, name, largest, dtype):
-    """OpenML hands pixels out as floats and classes as strings: exactly the integers in them, or an error."""
+def _integers(where: str, values: np.ndarray, name: str, largest: int, dtype: DTypeLike) -> np.ndarray:
+    """Return exactly the integers in OpenML's values, pixels as floats and classes as strings, or raise."""
     try:
         numeric = values if values.dtype.kind in "biuf" else values.astype(np.float64)
     except ValueError as error:

@@ -10,13 +10,13 @@ import numpy as np
 from .._files import read_npz
 from .._validation import brief, flag, integer, path, seed, unknown
 from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
-from .subsets import chosen_indices, require_enough
+from .subsets import RandomState, chosen_indices, require_enough
 
 LOADERS = {"cifar10": load_cifar10, "fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
 
 
 class Splits(NamedTuple):
-    """What a network is trained on, and what it is scored on.
+    """The examples that a network is trained on, and those that it is scored on.
 
     Attributes
     ----------
@@ -33,14 +33,14 @@ class Splits(NamedTuple):
 
 def load_splits(
     data: str | os.PathLike,
-    data_dir=None,
+    data_dir: str | os.PathLike | None = None,
     *,
     n_train: int | None,
     n_test: int | None,
-    random_state: int = 0,
+    random_state: RandomState = 0,
     at_most: bool = False,
 ) -> Splits:
-    """Images and labels for training and for scoring.
+    """Load images and labels for training and for scoring.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def load_splits(
     random_state : int, default=0
         Seed of the choice.
     at_most : bool, default=False
-        Whether fewer will do, where there are no more. Test examples may then be all that there are.
+        Fewer will do, where there are no more. Test examples may then be all that there are.
 
     Returns
     -------
@@ -84,14 +84,13 @@ def load_splits(
     n_train, n_test = _count("n_train", n_train), _count("n_test", n_test)
     random_state, at_most = seed("random_state", random_state), flag("at_most", at_most)
     if name == "digits" or name.endswith(".npz"):
-        X, y, X_test, y_test = (*load_digits_images(), None, None) if name == "digits" else _from_file(name)
+        X, y, *test = load_digits_images() if name == "digits" else _from_file(name)
         if data_dir is not None:
             raise ValueError(
                 f"data_dir is the folder of {', '.join(LOADERS)}; {name!r} needs none, so leave it out"
             )
         _require_classes(y, n_train, n_test)
-        if X_test is None:
-            X, y, X_test, y_test = _taken_out(X, y, n_test, random_state, at_most)
+        X, y, X_test, y_test = (X, y, *test) if test else _taken_out(X, y, n_test, random_state, at_most)
     else:
         if name not in LOADERS:
             way = "; write np.savez('data.npz', X=X, y=y)" if os.path.exists(name) else ""
@@ -110,37 +109,41 @@ def load_splits(
     return Splits(*_some(X, y, n_train, random_state), *_some(X_test, y_test, n_test, random_state))
 
 
-def _count(name, value) -> int | None:
+def _count(name: str, value: int | None) -> int | None:
     return None if value is None else integer(name, value)
 
 
-def _require_classes(y, *counts):
+def _require_classes(y: np.ndarray, *counts: int | None) -> None:
     require_enough(y, *(count for count in counts if count is not None), len(y))
 
 
-def _taken_out(X, y, n_test, random_state, at_most):
-    """Test examples out of all, in their classes' proportions; all where fewer would be left than classes."""
+def _taken_out(
+    X: np.ndarray, y: np.ndarray, n_test: int | None, random_state: RandomState, at_most: bool
+) -> Splits:
+    """Take test examples out of all, in their classes' proportions; all where fewer would be left than classes."""
+    from sklearn.model_selection import train_test_split
+
     if n_test is None:
         raise ValueError("n_test=None is all test examples, but these data have none of their own; give a number")
     if n_test > len(y) - len(np.unique(y)):
         if at_most:
-            return X[:0], y[:0], X, y
+            return Splits(X[:0], y[:0], X, y)
         raise ValueError(f"n_test={n_test:,} leaves too few of the {len(y):,} examples to train on; ask for fewer")
-    from sklearn.model_selection import train_test_split
+    parts = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
+    X, X_test, y, y_test = map(np.asarray, parts)
+    return Splits(X, y, X_test, y_test)
 
-    X, X_test, y, y_test = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
-    return X, y, X_test, y_test
 
-
-def _some(X, y, n, random_state):
+def _some(X: np.ndarray, y: np.ndarray, n: int | None, random_state: RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Choose n of the examples; None is all."""
     if n is None or n >= len(y):
         return X, y
     chosen = chosen_indices(y, n, random_state)
     return X[chosen], y[chosen]
 
 
-def _from_file(file):
-    """X, y and, if they are there, X_test, y_test of an ``.npz`` file, checked."""
+def _from_file(file: str) -> tuple[np.ndarray, ...]:
+    """Read X, y and, if they are there, X_test, y_test of an ``.npz`` file, checked."""
     names = ("X", "y", "X_test", "y_test")
     try:
         found = read_npz(file, names)
@@ -167,10 +170,11 @@ def _from_file(file):
             if unseen := sorted(set(found[name].tolist()) - set(classes.tolist())):
                 raise ValueError(f"{name} in {file} has labels that y has not: {unseen[:5]}")
             found[name] = np.searchsorted(classes, found[name]).astype(np.int64)
-    return tuple(found.get(name) for name in ("X", "y", "X_test", "y_test"))
+    return tuple(found[name] for name in names if name in found)
 
 
-def _checked(file, name, X, y):
+def _checked(file: str, name: str, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return float32 inputs and labels of a file, or raise an error that names what is wrong."""
     if not np.issubdtype(X.dtype, np.floating):
         raise ValueError(f"{name} in {file} is of {X.dtype}; expected floating numbers, such as pixels in [0, 1]")
     if X.ndim < 2 or y.shape != X.shape[:1] or X.size == 0:

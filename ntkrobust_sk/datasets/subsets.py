@@ -5,13 +5,17 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from .._validation import brief, integer, seed
 
+# A seed as scikit-learn takes it.
+RandomState = int | np.random.RandomState | None
 
-def class_balanced_indices(y, n_samples, *, random_state=0):
-    """Indices of a random subset with the same number of samples from every class.
+
+def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: RandomState = 0) -> np.ndarray:
+    """Choose a random subset with the same number of samples from every class, and return its indices.
 
     With C classes each class gives floor(n_samples / C) samples, drawn without replacement; what remains is
     spread one each over the first classes of a seeded shuffle of the classes. For one integer `random_state`
@@ -86,7 +90,7 @@ def class_balanced_indices(y, n_samples, *, random_state=0):
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
-def require_enough(y, *counts: int) -> None:
+def require_enough(y: np.ndarray, *counts: int) -> None:
     """Raise ValueError unless there is at least one example of every class in each of some counts."""
     n_classes = len(np.unique(y))
     if min(counts) < n_classes:
@@ -96,7 +100,7 @@ def require_enough(y, *counts: int) -> None:
 
 
 def no_more(name: str, asked: int, there: int, what: str) -> int:
-    """How many of those asked for there can be, with a warning where these are fewer."""
+    """Return how many of those asked for there can be, with a warning where these are fewer."""
     if asked > there:
         warnings.warn(
             f"{name}={asked:,}, but there are {there:,} {what}: {name} is {there:,} here",
@@ -106,8 +110,8 @@ def no_more(name: str, asked: int, there: int, what: str) -> int:
     return min(asked, there)
 
 
-def chosen_indices(y, n: int, random_state: int) -> np.ndarray:
-    """n of the examples, balanced over the classes, or in their proportions where a class has too few."""
+def chosen_indices(y: np.ndarray, n: int, random_state: RandomState) -> np.ndarray:
+    """Choose n examples, balanced over the classes, or in their proportions where a class has too few."""
     if np.bincount(y).min() >= -(-n // len(np.unique(y))):
         return class_balanced_indices(y, n, random_state=random_state)
     if n >= len(y):
@@ -116,11 +120,11 @@ def chosen_indices(y, n: int, random_state: int) -> np.ndarray:
         return _all_but(y, len(y) - n, random_state)
     from sklearn.model_selection import train_test_split
 
-    return train_test_split(np.arange(len(y)), train_size=n, random_state=random_state, stratify=y)[0]
+    return np.asarray(train_test_split(np.arange(len(y)), train_size=n, random_state=random_state, stratify=y)[0])
 
 
-def _all_but(y, n_left_out, random_state):
-    """All examples but a few, fewer than there are classes; each is of what is then the largest class."""
+def _all_but(y: np.ndarray, n_left_out: int, random_state: RandomState) -> np.ndarray:
+    """Leave a few examples out, fewer than there are classes, each of what is then the largest class."""
     order = np.random.default_rng(random_state).permutation(len(y))
     for _ in range(n_left_out):
         of_largest = y[order] == np.bincount(y[order]).argmax()

@@ -1,14 +1,20 @@
-"""What all displays share: colours, labels, the axes, and checks of what is drawn."""
+"""The parts that all displays share: colours, labels, the axes, and checks of what is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.frozen import FrozenEstimator
 
 from .._validation import array, brief, check_choice, integer, number
-from ..evolution.results import require_result
+from ..evolution.results import EvolutionResult, require_result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 COLORS = {
     "benign": "#2f6db3",
@@ -35,46 +41,73 @@ LABELS = {
 
 
 class Display:
-    """What the displays share: an axes of the caller's or of their own."""
+    """A figure in an axes of the caller's, or in one of its own.
 
-    def _axes(self, ax):
+    Attributes
+    ----------
+    ax_, figure_
+        Set by ``plot``.
+    """
+
+    ax_: Axes
+    figure_: Figure | SubFigure
+
+    def _axes(self, ax: Axes | None) -> Axes:
+        """Take the caller's axes, or make some."""
         try:
             import matplotlib.pyplot as plt
+            from matplotlib.axes import Axes
         except ImportError as error:
             raise ImportError("figures need matplotlib: pip install 'ntkrobust_sk[plot]'") from error
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
-        if not isinstance(ax, plt.Axes):
+        if not isinstance(ax, Axes):
             raise TypeError(f"ax must be a matplotlib Axes, such as plt.gca(), or None, got {brief(ax)}")
         self.ax_, self.figure_ = ax, ax.figure
         return ax
 
+    def _matrix(self, ax: Axes | None, matrix: np.ndarray, label: str, **colors: Any) -> Axes:
+        """Draw a matrix as colours, with a bar that says what they mean."""
+        ax = self._axes(ax)
+        ax.figure.colorbar(ax.imshow(matrix, **colors), ax=ax, shrink=0.8, label=label)
+        return ax
 
-def legend(ax, loc="best") -> None:
-    """The names of what is drawn, if anything is."""
+
+def finish(ax: Axes, loc: Any = "best", **labels: Any) -> None:
+    """Label the axes and the lines, and take away the frame's upper and right sides."""
+    ax.set(**labels)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=8, loc=loc)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
-def unfrozen(estimator):
+def color_of(name: str, place: int) -> str:
+    """Return the colour of a name, or of its place among the lines of a figure."""
+    return COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
+
+
+def unfrozen(estimator: Any) -> Any:
+    """Take a fitted estimator out of a ``FrozenEstimator``."""
     return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
 
 
-def mapping_of(name, values, what, at_least=1) -> dict:
+def mapping_of(name: str, values: Any, what: str, at_least: int = 1) -> dict:
+    """Return a dict of some entries, or raise a TypeError that says what they should be."""
     if not isinstance(values, dict) or len(values) < at_least:
         raise TypeError(f"{name} must be a dict from names to {what}, got {brief(values)}")
     return values
 
 
-def square_matrix(name, matrix) -> np.ndarray:
+def square_matrix(name: str, matrix: ArrayLike) -> np.ndarray:
+    """Return a finite matrix (n, n) with n >= 1, or raise."""
     matrix = array(name, matrix, ndim=2, finite=True)
     if matrix.shape[0] != matrix.shape[1] or not matrix.size:
         raise ValueError(f"{name} must be square, of shape (n, n) with n >= 1, got {matrix.shape}")
     return matrix
 
 
-def names_of(name, values, n) -> list[str]:
-    """One label for each of n."""
+def names_of(name: str, values: Any, n: int) -> list[str]:
+    """Return one label for each of n, or raise."""
     is_series = isinstance(values, Iterable) and not isinstance(values, str | bytes)
     # an array of no axes says that it can be gone through, and cannot
     found = list(values) if is_series and getattr(values, "shape", None) != () else None
@@ -83,8 +116,8 @@ def names_of(name, values, n) -> list[str]:
     return [str(value) for value in found]
 
 
-def groups_of(groups, n) -> list[tuple[str, int]]:
-    """Names and sizes that sum to n."""
+def groups_of(groups: Any, n: int) -> list[tuple[str, int]]:
+    """Return names and sizes that sum to n, or raise."""
     try:
         found = [(str(label), size) for label, size in groups]
     except (TypeError, ValueError):
@@ -94,8 +127,8 @@ def groups_of(groups, n) -> list[tuple[str, int]]:
     return found
 
 
-def curve_of(name, curve) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs (t,) and values (n_seeds, t)."""
+def curve_of(name: str, curve: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return epochs (t,) and values (n_seeds, t), or raise."""
     if not isinstance(curve, tuple | list) or len(curve) != 2:
         raise ValueError(f"{name} must be (epochs (t,), values (n_seeds, t)), got {brief(curve)}")
     epochs, values = array(f"epochs of {name}", curve[0], ndim=1), array(f"values of {name}", curve[1], ndim=2)
@@ -104,8 +137,8 @@ def curve_of(name, curve) -> tuple[np.ndarray, np.ndarray]:
     return epochs, values
 
 
-def regimes_of(result, regimes) -> list[str]:
-    """The regimes that are asked for, or all that a run has."""
+def regimes_of(result: EvolutionResult, regimes: Iterable[str] | None) -> list[str]:
+    """Return the regimes that are asked for, or all that a run has."""
     known = require_result(result).experiment.regimes
     if regimes is None:
         return list(known)
@@ -117,8 +150,10 @@ def regimes_of(result, regimes) -> list[str]:
     return regimes
 
 
-def epoch_of(result, seed, regime, epoch=None, *, first=False) -> float:
-    """The epoch that is asked for, or the first or the last one that was measured."""
+def epoch_of(
+    result: EvolutionResult, seed: int, regime: str, epoch: float | None = None, *, first: bool = False
+) -> float:
+    """Return the epoch that is asked for, or the first or the last one that was measured."""
     if epoch is not None:
         return number("epoch", epoch, low=0)
     epochs = result.epochs(integer("seed", seed, low=0), regime)
@@ -127,21 +162,14 @@ def epoch_of(result, seed, regime, epoch=None, *, first=False) -> float:
     return epochs[0 if first else -1]
 
 
-def write_numbers(ax, matrix, digits):
-    """Numbers into the cells of a matrix that is small enough for them."""
+def write_numbers(ax: Axes, matrix: np.ndarray, digits: str) -> None:
+    """Write numbers into the cells of a drawn matrix that is small enough for them."""
     if len(matrix) > 20:
         return
     norm = ax.images[-1].norm
     for i, j in np.ndindex(matrix.shape):
-        red, green, blue, _ = ax.images[-1].cmap(norm(matrix[i, j]))
+        red, green, blue, _ = ax.images[-1].get_cmap()(norm(matrix[i, j]))
         bright = 0.299 * red + 0.587 * green + 0.114 * blue
         size = 9 if len(matrix) <= 6 else 6
-        ax.text(
-            j,
-            i,
-            f"{matrix[i, j]:{digits}}",
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="black" if bright > 0.55 else "white",
-        )
+        color = "black" if bright > 0.55 else "white"
+        ax.text(j, i, f"{matrix[i, j]:{digits}}", ha="center", va="center", fontsize=size, color=color)

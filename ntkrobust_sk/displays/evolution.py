@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 
 from .._validation import flag
 from ..analysis.metrics import kernel_distance
-from .base import COLORS, LABELS, OTHER_COLORS, Display, curve_of, legend, mapping_of, regimes_of
+from ..evolution.results import EvolutionResult
+from .base import LABELS, Display, color_of, curve_of, finish, mapping_of, regimes_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class EvolutionDisplay(Display):
@@ -22,7 +29,7 @@ class EvolutionDisplay(Display):
         Logarithmic values.
     """
 
-    def __init__(self, curves, label, log=False):
+    def __init__(self, curves: dict, label: str, log: bool = False):
         self.curves = {
             name: curve_of(f"curves[{name!r}]", curve)
             for name, curve in mapping_of("curves", curves, "(epochs, values)", at_least=0).items()
@@ -30,8 +37,15 @@ class EvolutionDisplay(Display):
         self.label, self.log = str(label), flag("log", log)
 
     @classmethod
-    def from_evolution(cls, result, name="velocity", *, regimes=None, ax=None):
-        """Of "velocity", "distance_to_start", or a number measured at each state, such as "robust".
+    def from_evolution(
+        cls,
+        result: EvolutionResult,
+        name: str = "velocity",
+        *,
+        regimes: Iterable[str] | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw "velocity", "distance_to_start", or a number measured at each state, such as "robust".
 
         Seeds that were stopped early are cut to the epochs that all have.
         """
@@ -44,23 +58,22 @@ class EvolutionDisplay(Display):
                 curves[regime] = found[0][0][:size], np.stack([values[:size] for _, values in found])
         return cls(curves, LABELS.get(name, name.replace("_", " ")), log=name == "velocity").plot(ax)
 
-    def plot(self, ax=None):
-        """Draw into an axes, or a new one; returns the display."""
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw into the given axes, or into new ones."""
         ax = self._axes(ax)
         for place, (regime, (epochs, values)) in enumerate(self.curves.items()):
-            color = COLORS.get(regime, OTHER_COLORS[place % len(OTHER_COLORS)])
+            color = color_of(regime, place)
             ax.plot(epochs, values.mean(0), color=color, label=regime, lw=1.8)
             if len(values) > 1:
                 ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.18, lw=0)
         if self.log:
             ax.set_yscale("log")
-        ax.set(xlabel="epoch", ylabel=self.label)
-        legend(ax)
-        ax.spines[["top", "right"]].set_visible(False)
+        finish(ax, xlabel="epoch", ylabel=self.label)
         return self
 
 
-def _curve(result, seed, regime, name):
+def _curve(result, seed, regime, name) -> tuple[np.ndarray, np.ndarray]:
+    """Compute epochs (t,) and values (t,) of one seed."""
     if name == "velocity":
         return result.velocity(seed, regime)
     if name == "distance_to_start":

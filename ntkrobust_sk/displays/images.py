@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
 
 from .._validation import array, check_choice, integer
+from ..evolution.results import EvolutionResult
 from .base import Display, mapping_of, names_of, regimes_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class ImageGridDisplay(Display):
@@ -16,10 +23,10 @@ class ImageGridDisplay(Display):
     images : dict
         From a name to images (m, h, w, c) with c = 1 or 3, in [0, 1].
     titles : list of str, default=None
-        Of the columns.
+        Titles of the columns.
     """
 
-    def __init__(self, images, titles=None):
+    def __init__(self, images: dict, titles: Iterable[str] | None = None):
         self.images = {
             name: _pictures(f"images[{name!r}]", values)
             for name, values in mapping_of("images", images, "images").items()
@@ -31,8 +38,16 @@ class ImageGridDisplay(Display):
         self.titles = None if titles is None else names_of("titles", titles, n_columns)
 
     @classmethod
-    def from_evolution(cls, result, kind="regression", *, seed=0, regimes=None, ax=None):
-        """What maximises each class's direction in each regime's kernel: "regression" or "eigenvector"."""
+    def from_evolution(
+        cls,
+        result: EvolutionResult,
+        kind: str = "regression",
+        *,
+        seed: int = 0,
+        regimes: Iterable[str] | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw what maximises each class's direction in each regime's kernel: "regression" or "eigenvector"."""
         images = {}
         for regime in regimes_of(result, regimes):
             found = result.images(integer("seed", seed, low=0), regime)
@@ -41,8 +56,8 @@ class ImageGridDisplay(Display):
         n_classes = len(next(iter(images.values())))
         return cls(images, [f"class {c}" for c in range(n_classes)]).plot(ax)
 
-    def plot(self, ax=None):
-        """Draw into an axes, or a new one; returns the display."""
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw into the given axes, or into new ones."""
         ax = self._axes(ax)
         rows = [np.clip(images.astype(float), 0, 1) for images in self.images.values()]
         height, width = rows[0].shape[1:3]
@@ -67,6 +82,7 @@ class ImageGridDisplay(Display):
 
 
 def _pictures(name, values) -> np.ndarray:
+    """Return images (m, h, w, c), or raise."""
     values = array(name, values, ndim=4, finite=True)
     if values.shape[3] not in (1, 3) or not values.size:
         raise ValueError(f"{name} must be images (m, h, w, c) with c = 1 or 3, got {values.shape}")

@@ -1,20 +1,24 @@
-"""Kernels drawn: distances between them, their spectra, what they are specialised on."""
+"""Figures of kernels: distances between them, their spectra, what they are specialised on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import array, brief, integer
 from ..analysis.metrics import kernel_distance, kernel_specialization
 from ..estimators.inputs import positions
 from ..estimators.shared import TangentEstimator
+from ..evolution.results import EvolutionResult
 from .base import (
-    COLORS,
-    OTHER_COLORS,
     Display,
+    color_of,
     epoch_of,
+    finish,
     groups_of,
-    legend,
     mapping_of,
     names_of,
     regimes_of,
@@ -22,6 +26,9 @@ from .base import (
     unfrozen,
     write_numbers,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class KernelDistanceDisplay(Display):
@@ -34,21 +41,26 @@ class KernelDistanceDisplay(Display):
         One for each kernel.
     groups : list of (str, int), default=None
         Names and sizes of runs of kernels that belong together; they are marked in place of the labels.
-
-    Attributes
-    ----------
-    ax_, figure_
-        Set by :meth:`plot`.
     """
 
-    def __init__(self, distances, labels, groups=None):
+    def __init__(
+        self, distances: ArrayLike, labels: Iterable[str], groups: Iterable[tuple[str, int]] | None = None
+    ):
         self.distances = square_matrix("distances", distances)
         self.labels = names_of("labels", labels, len(self.distances))
         self.groups = None if groups is None else groups_of(groups, len(self.distances))
 
     @classmethod
-    def from_evolution(cls, result, *, seed=0, regimes=None, images="clean", ax=None):
-        """Of all states of some regimes of a run (an :class:`~ntkrobust_sk.EvolutionResult`)."""
+    def from_evolution(
+        cls,
+        result: EvolutionResult,
+        *,
+        seed: int = 0,
+        regimes: Iterable[str] | None = None,
+        images: str = "clean",
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw the distances between all states of some regimes of a run."""
         seed, regimes = integer("seed", seed, low=0), regimes_of(result, regimes)
         regimes = [r for r in regimes if result.epochs(seed, r)]
         states = [(seed, regime, epoch) for regime in regimes for epoch in result.epochs(seed, regime)]
@@ -57,18 +69,18 @@ class KernelDistanceDisplay(Display):
         return cls(result.distances(states, images=images), labels, groups).plot(ax)
 
     @classmethod
-    def from_estimator(cls, estimators, X, *, kernel="trace", ax=None):
-        """Of some fitted estimators' kernels on inputs X (n, ...); ``estimators`` maps names to them."""
+    def from_estimator(
+        cls, estimators: dict, X: ArrayLike, *, kernel: Any = "trace", ax: Axes | None = None
+    ) -> Self:
+        """Draw the distances between fitted estimators' kernels on inputs X (n, ...), from a dict by name."""
         mapping_of("estimators", estimators, "fitted estimators")
         grams = [_gram(estimator, X, kernel) for estimator in estimators.values()]
         distances = [[kernel_distance(a, b) for b in grams] for a in grams]
         return cls(distances, list(estimators)).plot(ax)
 
-    def plot(self, ax=None, *, cmap="magma_r"):
-        """Draw into an axes, or a new one; returns the display."""
-        ax = self._axes(ax)
-        image = ax.imshow(self.distances, cmap=cmap, vmin=0)
-        ax.figure.colorbar(image, ax=ax, shrink=0.8, label="kernel distance")
+    def plot(self, ax: Axes | None = None, *, cmap: str = "magma_r") -> Self:
+        """Draw into the given axes, or into new ones."""
+        ax = self._matrix(ax, self.distances, "kernel distance", cmap=cmap, vmin=0)
         if self.groups is None:
             ax.set_xticks(range(len(self.labels)), self.labels, rotation=45, ha="right")
             ax.set_yticks(range(len(self.labels)), self.labels)
@@ -98,7 +110,7 @@ class SpectrumDisplay(Display):
         From a name to eigenvalues, largest first.
     """
 
-    def __init__(self, eigenvalues):
+    def __init__(self, eigenvalues: dict):
         self.eigenvalues = {
             name: array(f"eigenvalues[{name!r}]", values, ndim=1, finite=True)
             for name, values in mapping_of("eigenvalues", eigenvalues, "eigenvalues").items()
@@ -108,8 +120,17 @@ class SpectrumDisplay(Display):
                 raise ValueError(f"eigenvalues[{name!r}] must have a positive sum, got {brief(values)}")
 
     @classmethod
-    def from_evolution(cls, result, *, seed=0, regimes=None, epoch=None, images="clean", ax=None):
-        """Of the regimes' kernels at an epoch (None is the last), and of the first kernel."""
+    def from_evolution(
+        cls,
+        result: EvolutionResult,
+        *,
+        seed: int = 0,
+        regimes: Iterable[str] | None = None,
+        epoch: float | None = None,
+        images: str = "clean",
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw the spectra of the regimes' kernels at an epoch (None is the last), and of the first kernel."""
         found = {}
         for regime in regimes_of(result, regimes):
             first, at = epoch_of(result, seed, regime, first=True), epoch_of(result, seed, regime, epoch)
@@ -118,22 +139,26 @@ class SpectrumDisplay(Display):
         return cls(found).plot(ax)
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, kernel="trace", name=None, ax=None):
-        """Of a fitted estimator's kernel on inputs X (n, ...)."""
-        return cls(
-            {type(estimator).__name__ if name is None else str(name): spectrum(_gram(estimator, X, kernel))}
-        ).plot(ax)
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        *,
+        kernel: Any = "trace",
+        name: str | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw the spectrum of a fitted estimator's kernel on inputs X (n, ...)."""
+        name = type(estimator).__name__ if name is None else str(name)
+        return cls({name: spectrum(_gram(estimator, X, kernel))}).plot(ax)
 
-    def plot(self, ax=None):
-        """Draw into an axes, or a new one; returns the display."""
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw into the given axes, or into new ones."""
         ax = self._axes(ax)
         for place, (name, values) in enumerate(self.eigenvalues.items()):
-            color = COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
-            values = values / np.sum(values)
-            ax.loglog(np.arange(1, len(values) + 1), values, color=color, label=name, lw=1.8)
-        ax.set(xlabel="index", ylabel="share of the trace", ylim=(1e-7, 1.2))
-        legend(ax, "lower left")
-        ax.spines[["top", "right"]].set_visible(False)
+            shares, index = values / np.sum(values), np.arange(1, len(values) + 1)
+            ax.loglog(index, shares, color=color_of(name, place), label=name, lw=1.8)
+        finish(ax, "lower left", xlabel="index", ylabel="share of the trace", ylim=(1e-7, 1.2))
         return self
 
 
@@ -146,32 +171,39 @@ class SpecializationDisplay(Display):
     title : str, default=""
     """
 
-    def __init__(self, matrix, title=""):
+    def __init__(self, matrix: ArrayLike, title: str = ""):
         self.matrix, self.title = square_matrix("matrix", matrix), str(title)
 
     @classmethod
-    def from_evolution(cls, result, regime, *, seed=0, epoch=None, ax=None):
-        """Of a state of a run; None is the last epoch."""
+    def from_evolution(
+        cls,
+        result: EvolutionResult,
+        regime: str,
+        *,
+        seed: int = 0,
+        epoch: float | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw the matrix of a state of a run; None is the last epoch."""
         (regime,) = regimes_of(result, [regime])
         epoch = epoch_of(result, seed, regime, epoch)
         matrix = result.at(seed, regime, epoch)["specialization_matrix"]
         return cls(matrix, f"{regime}, epoch {epoch:g}").plot(ax)
 
     @classmethod
-    def from_estimator(cls, estimator, X, y, *, ax=None):
-        """Of a fitted classifier's class kernel on X (n, ...) with labels y (n,)."""
+    def from_estimator(cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, ax: Axes | None = None) -> Self:
+        """Draw the matrix of a fitted classifier's class kernel on X (n, ...) with labels y (n,)."""
         K, held = _gram(estimator, X, "class"), unfrozen(estimator)
         if not hasattr(held, "classes_"):
             raise TypeError(f"estimator must be a classifier, with classes_, got {brief(held)}")
         Y = np.eye(len(held.classes_))[positions(y, held.classes_, len(K))]
         return cls(kernel_specialization(K, Y), type(held).__name__).plot(ax)
 
-    def plot(self, ax=None, *, cmap="PuOr"):
-        """Draw into an axes, or a new one; returns the display."""
-        ax = self._axes(ax)
+    def plot(self, ax: Axes | None = None, *, cmap: str = "PuOr") -> Self:
+        """Draw into the given axes, or into new ones."""
         reach = max(abs(self.matrix - 1).max(), 1e-12)
-        image = ax.imshow(self.matrix, cmap=cmap, vmin=1 - reach, vmax=1 + reach)
-        ax.figure.colorbar(image, ax=ax, shrink=0.8, label="alignment over that of the mean kernel")
+        label = "alignment over that of the mean kernel"
+        ax = self._matrix(ax, self.matrix, label, cmap=cmap, vmin=1 - reach, vmax=1 + reach)
         ticks = range(len(self.matrix)) if len(self.matrix) <= 12 else []
         ax.set_xticks(ticks)
         ax.set_yticks(ticks)
@@ -179,13 +211,13 @@ class SpecializationDisplay(Display):
         return self
 
 
-def spectrum(K) -> np.ndarray:
-    """Eigenvalues of a Gram matrix (n, n), largest first, without the negatives that rounding leaves."""
+def spectrum(K: ArrayLike) -> np.ndarray:
+    """Compute a Gram matrix's (n, n) eigenvalues, largest first, without the negatives that rounding leaves."""
     return np.maximum(np.linalg.eigvalsh(square_matrix("K", K).astype(np.float64))[::-1], 0)
 
 
 def _gram(estimator, X, kernel):
-    """The tangent kernel of a fitted estimator's network."""
+    """Compute the tangent kernel of a fitted estimator's network."""
     estimator = unfrozen(estimator)
     if not isinstance(estimator, TangentEstimator):
         raise TypeError(

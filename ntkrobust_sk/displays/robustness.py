@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import array, brief, integer
 from ..attacks.entry import require_attack
-from ..evolution.results import require_result
+from ..evolution.results import EvolutionResult, require_result
 from ..robustness.report import radii
 from ..robustness.scoring import robust_accuracy
 from ..robustness.transfer import transfer_matrix
-from .base import COLORS, OTHER_COLORS, Display, legend, mapping_of, names_of, square_matrix, write_numbers
+from .base import Display, color_of, finish, mapping_of, names_of, square_matrix, write_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class RobustnessCurveDisplay(Display):
@@ -25,7 +31,7 @@ class RobustnessCurveDisplay(Display):
         From a name to accuracies (e,).
     """
 
-    def __init__(self, epsilons, accuracies):
+    def __init__(self, epsilons: ArrayLike, accuracies: dict):
         self.epsilons = array("epsilons", epsilons, ndim=1, finite=True)
         self.accuracies = {
             name: array(f"accuracies[{name!r}]", values, ndim=1)
@@ -39,8 +45,18 @@ class RobustnessCurveDisplay(Display):
                 )
 
     @classmethod
-    def from_estimator(cls, estimators, X, y, attack, *, epsilons=None, random_state=0, ax=None):
-        """Of one fitted estimator, or of several by name, under an attack at several radii.
+    def from_estimator(
+        cls,
+        estimators: Any,
+        X: ArrayLike,
+        y: ArrayLike,
+        attack: Any,
+        *,
+        epsilons: ArrayLike | None = None,
+        random_state: Any = 0,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw the curve of one fitted estimator, or of several by name, under an attack at several radii.
 
         Parameters
         ----------
@@ -52,10 +68,11 @@ class RobustnessCurveDisplay(Display):
             None is 0 and nine steps up to twice the attack's own.
         """
         require_attack(attack)
-        if not is_dataclass(attack) or not hasattr(attack, "epsilon"):
+        epsilon = getattr(attack, "epsilon", None)
+        if not is_dataclass(attack) or isinstance(attack, type) or epsilon is None:
             raise TypeError(f"attack must be a dataclass with epsilon, such as PGD, got {brief(attack)}")
         if epsilons is None:
-            epsilons = np.linspace(0, 2 * attack.epsilon, 10)
+            epsilons = np.linspace(0, 2 * epsilon, 10)
         if not isinstance(estimators, dict):
             estimators = {type(estimators).__name__: estimators}
         mapping_of("estimators", estimators, "fitted estimators")
@@ -67,15 +84,12 @@ class RobustnessCurveDisplay(Display):
         }
         return cls(epsilons, accuracies).plot(ax)
 
-    def plot(self, ax=None):
-        """Draw into an axes, or a new one; returns the display."""
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw into the given axes, or into new ones."""
         ax = self._axes(ax)
         for place, (name, values) in enumerate(self.accuracies.items()):
-            color = COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
-            ax.plot(self.epsilons, values, marker="o", ms=4, color=color, label=name)
-        ax.set(xlabel="epsilon", ylabel="accuracy", ylim=(0, 1.02))
-        legend(ax)
-        ax.spines[["top", "right"]].set_visible(False)
+            ax.plot(self.epsilons, values, marker="o", ms=4, color=color_of(name, place), label=name)
+        finish(ax, xlabel="epsilon", ylabel="accuracy", ylim=(0, 1.02))
         return self
 
 
@@ -88,29 +102,36 @@ class TransferDisplay(Display):
     names : list of str
     """
 
-    def __init__(self, matrix, names):
+    def __init__(self, matrix: ArrayLike, names: Iterable[str]):
         self.matrix = square_matrix("matrix", matrix)
         self.names = names_of("names", names, len(self.matrix))
 
     @classmethod
-    def from_evolution(cls, result, *, seed=0, ax=None):
-        """Of the models that stage 2 of a run has made."""
+    def from_evolution(cls, result: EvolutionResult, *, seed: int = 0, ax: Axes | None = None) -> Self:
+        """Draw the matrix of the models that stage 2 of a run has made."""
         found = require_result(result).of_kind("transfer", seed=integer("seed", seed, low=0))
         if not found:
             raise LookupError(f"{result.path} has no transfer matrix for seed {seed}: stage 2 is not finished")
         return cls(found[0]["matrix"], found[0]["names"]).plot(ax)
 
     @classmethod
-    def from_estimators(cls, estimators, X, y, attack, *, random_state=0, ax=None):
-        """Of fitted classifiers or models by name, as :func:`~ntkrobust_sk.transfer_matrix` takes them."""
+    def from_estimators(
+        cls,
+        estimators: dict,
+        X: ArrayLike,
+        y: ArrayLike,
+        attack: Any,
+        *,
+        random_state: Any = 0,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw the matrix of fitted classifiers or models by name, as ``transfer_matrix`` takes them."""
         found = transfer_matrix(estimators, X, y, attack, random_state=random_state)
         return cls(found.matrix, found.names).plot(ax)
 
-    def plot(self, ax=None, *, cmap="viridis"):
-        """Draw into an axes, or a new one; returns the display."""
-        ax = self._axes(ax)
-        image = ax.imshow(self.matrix, cmap=cmap, vmin=0, vmax=1)
-        ax.figure.colorbar(image, ax=ax, shrink=0.8, label="accuracy")
+    def plot(self, ax: Axes | None = None, *, cmap: str = "viridis") -> Self:
+        """Draw into the given axes, or into new ones."""
+        ax = self._matrix(ax, self.matrix, "accuracy", cmap=cmap, vmin=0, vmax=1)
         ax.set_xticks(
             range(len(self.names)), self.names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8
         )

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -43,7 +44,7 @@ FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
 
 @dataclass(frozen=True)
 class KernelEvolution:
-    """The settings of an experiment, and the experiment.
+    """An experiment: its settings, which :meth:`run` carries out.
 
     Parameters
     ----------
@@ -59,21 +60,21 @@ class KernelEvolution:
     epsilon : float, default=0.15
         L∞ radius, in units of the data.
     attack : {"pgd", "fgsm", "n-fgsm"}, default="pgd"
-        In training. Scores are always taken under PGD.
+        The attack in training. Scores are always taken under PGD.
     train_steps, test_steps : int
         PGD steps in training and in scoring.
     clean_step : bool, default=True
         Adversarial training makes a clean update before each adversarial one, as the paper's code does.
     regimes : tuple of {"benign", "adversarial", "flip"}
-        Stage 1. "flip" is the benign network, adversarially trained from ``flip_epoch`` on.
+        Trainings of stage 1. "flip" is the benign network, adversarially trained from ``flip_epoch`` on.
     epochs : int, default=20
-        Of stage 1.
+        Epochs of stage 1.
     flip_epoch : int, default=None
         None is half of the epochs.
     fractions : tuple of float
         Epochs, besides the whole ones, at which states are kept.
     learning_rate, momentum, batch_size
-        Of stochastic gradient descent.
+        Settings of stochastic gradient descent.
     normalize : bool, default=False
         Normalise each channel by the training set, inside of the network, so that epsilon keeps its unit.
     average_decay : float, default=None
@@ -87,7 +88,7 @@ class KernelEvolution:
     stage2_epochs : int, default=10
     stage2_learning_rate : float, default=0.01
     dynamics : tuple of {"standard", "linearized", "centered"}
-        Of stage 2.
+        Models that stage 2 trains.
     stage2 : tuple of {"benign", "adversarial"}
         Training of stage 2.
     freeze_state : bool, default=True
@@ -95,7 +96,8 @@ class KernelEvolution:
     alpha : float, default=1e-2
         Ridge of closed-form regression on the kernel set.
     n_features : int, default=10
-        Eigenfeatures that are scored one by one; see :func:`~ntkrobust_sk.analysis.ntk_features`.
+        Number of the kernel's leading eigenfeatures that are scored one by one; see
+        :func:`~ntkrobust_sk.analysis.ntk_features`. Inputs of the network are no part of them.
     memory : str or int, default="2GiB"
         Budget for kernels and closed-form regression, as for :func:`~ntkrobust_sk.gram`. Regression with the trace
         kernel of a ResNet-18 needs "8GiB". A run may go on with another one; last digits may then differ.
@@ -213,34 +215,36 @@ class KernelEvolution:
 
     @cached_property
     def checkpoints(self) -> tuple[float, ...]:
-        """Epochs at which states are kept and kernels measured."""
+        """Compute the epochs at which states are kept and kernels measured."""
         fractions = (f for f in self.fractions if 0 < f < self.epochs)
         return tuple(sorted({*map(float, range(self.epochs + 1)), *fractions}))
 
     @cached_property
     def flips_at(self) -> float:
-        """Epoch at which the "flip" regime turns adversarial."""
+        """Return the epoch at which the "flip" regime turns adversarial."""
         return float(self.epochs // 2 if self.flip_epoch is None else self.flip_epoch)
 
     @cached_property
     def starts(self) -> tuple[tuple[str, float], ...]:
-        """Where stage 2 starts."""
+        """List where stage 2 starts, as (regime, epoch)."""
         if self.stage2_from is not None:
             return self.stage2_from
         return tuple((regime, float(self.epochs)) for regime in self.regimes if regime != "flip")
 
     @cached_property
-    def train_attack(self):
-        """The attack in training."""
+    def train_attack(self) -> PGD | FGSM | NFGSM:
+        """Make the attack in training."""
         made = {"pgd": partial(PGD, n_steps=self.train_steps), "fgsm": FGSM, "n-fgsm": NFGSM}
         return made[self.attack](self.epsilon)
 
     @cached_property
     def test_attack(self) -> PGD:
-        """The attack in scoring."""
+        """Make the attack in scoring."""
         return PGD(self.epsilon, n_steps=self.test_steps)
 
-    def run(self, out: str | os.PathLike, *, splits: Splits | None = None, progress: bool = True):
+    def run(
+        self, out: str | os.PathLike, *, splits: Splits | None = None, progress: bool = True
+    ) -> EvolutionResult:
         """Run the experiment, or what is left of it.
 
         Parameters
@@ -286,7 +290,7 @@ class KernelEvolution:
         return load_evolution(out)
 
     def fitting(self, n_train: int, n_classes: int) -> KernelEvolution:
-        """The experiment with no more kernel examples and eigenfeatures than there can be, told of in a warning.
+        """Return the experiment with no more kernel examples and eigenfeatures than there can be, and warn of it.
 
         >>> KernelEvolution(n_kernel=200, n_features=0).fitting(200, 10).n_kernel
         200
@@ -302,7 +306,7 @@ class KernelEvolution:
         return replace(self, n_kernel=n_kernel, n_features=n_features)
 
 
-# What suits a data set; a file of the user's own takes the defaults.
+# Settings that suit a data set; a file of the user's own takes the defaults.
 PRESETS = {
     "digits": {},
     "mnist": {"n_train": 5000, "n_test": 500, "epsilon": 0.1, "test_steps": 20, "epochs": 10},
@@ -318,8 +322,8 @@ PRESETS = {
 }
 
 
-def preset(data: str = "digits", **given) -> KernelEvolution:
-    """The experiment that suits a data set, with whatever is given (not None) in its place.
+def preset(data: str = "digits", **given: Any) -> KernelEvolution:
+    """Return the experiment that suits a data set, with whatever is given (not None) in its place.
 
     >>> preset("cifar10", epochs=None, seeds=3).epochs
     10
@@ -328,8 +332,8 @@ def preset(data: str = "digits", **given) -> KernelEvolution:
     return KernelEvolution(data=str(data), **PRESETS.get(data, {}) | given)
 
 
-def settings_of(experiment: KernelEvolution, splits: Splits) -> dict:
-    """What two runs must agree in to be the same; a run may get more seeds, and its data may have moved."""
+def settings_of(experiment: KernelEvolution, splits: Splits) -> dict[str, Any]:
+    """List what two runs must agree in to be the same; a run may get more seeds, and its data may have moved."""
     free = ("seeds", "data_dir", "memory")
     settings = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.name not in free}
     return settings | {"sha256_data": hash_arrays(splits), "version": __version__}
@@ -375,7 +379,7 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
 
 
 def _skipped(experiment, there) -> list[str]:
-    """Tasks that have no result though a later one has: a run that was stopped has none such."""
+    """List tasks that have no result though a later one has: a run that was stopped has none such."""
     names = [task.name for task in tasks_of(experiment)]
     last = max((at for at, name in enumerate(names) if name in there), default=0)
     return [name for name in names[:last] if name not in there]
@@ -389,7 +393,7 @@ def _several(name, values) -> tuple:
 
 
 def _start(start) -> tuple[str, float]:
-    """A regime and an epoch where stage 2 starts."""
+    """Return a regime and an epoch where stage 2 starts, or raise."""
     if not isinstance(start, tuple | list) or len(start) != 2:
         raise ValueError(f"each of stage2_from must be (regime, epoch), got {shown(start)}")
     return start[0], number("epoch in stage2_from", start[1], low=0)

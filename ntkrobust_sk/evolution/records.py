@@ -53,7 +53,7 @@ class ClassMetrics(TypedDict):
     layers: dict[str, LayerMetrics]
 
 
-class CheckpointRecord(_StateRecord, Scores, KernelMetrics, ClassMetrics):
+class Checkpoint(_StateRecord, Scores, KernelMetrics, ClassMetrics):
     """A state of stage 1: its accuracies and kernels; ``kernels`` has the checksums of the stored matrices."""
 
     kind: Literal["checkpoint"]
@@ -66,20 +66,20 @@ class CheckpointRecord(_StateRecord, Scores, KernelMetrics, ClassMetrics):
     kernels: dict[str, str]
 
 
-class StoppedRecord(_StateRecord):
+class Stopped(_StateRecord):
     """An epoch that early stopping has left out, and the ``best`` one before it."""
 
     kind: Literal["stopped"]
     best: float
 
 
-class ClosedFormRecord(_StateRecord, Scores):
+class ClosedForm(_StateRecord, Scores):
     """Kernel regression on the kernel set."""
 
     kind: Literal["closed form"]
 
 
-class SecondStageRecord(_StateRecord, Scores):
+class SecondStage(_StateRecord, Scores):
     """Training on a kernel, or from it; ``robust_restarts`` is robust accuracy under several restarts."""
 
     kind: Literal["stage 2"]
@@ -88,7 +88,7 @@ class SecondStageRecord(_StateRecord, Scores):
     robust_restarts: float
 
 
-class TransferRecord(_Record):
+class Transfer(_Record):
     """Accuracies of every model (columns) on the adversarial examples of every model (rows)."""
 
     kind: Literal["transfer"]
@@ -97,7 +97,7 @@ class TransferRecord(_Record):
     matrix: list[list[float]]
 
 
-class FeaturesRecord(_StateRecord):
+class Features(_StateRecord):
     """The kernel's leading eigenfeatures, scored one by one."""
 
     kind: Literal["features"]
@@ -106,7 +106,7 @@ class FeaturesRecord(_StateRecord):
     robustness: list[float]
 
 
-class ImagesRecord(_StateRecord):
+class Images(_StateRecord):
     """Images of the classes' directions: whether their gradients point that way, and they look like classes."""
 
     kind: Literal["images"]
@@ -118,12 +118,4 @@ class ImagesRecord(_StateRecord):
     eigenvector_recognised: float
 
 
-Record = (
-    CheckpointRecord
-    | StoppedRecord
-    | ClosedFormRecord
-    | SecondStageRecord
-    | TransferRecord
-    | FeaturesRecord
-    | ImagesRecord
-)
+Record = Checkpoint | Stopped | ClosedForm | SecondStage | Transfer | Features | Images

@@ -15,16 +15,7 @@ from .._validation import check_choice
 from ..analysis import metrics
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.store import read_gram
-from .records import (
-    CheckpointRecord,
-    ClosedFormRecord,
-    FeaturesRecord,
-    ImagesRecord,
-    Record,
-    SecondStageRecord,
-    StoppedRecord,
-    TransferRecord,
-)
+from . import records
 from .run_directory import DamagedRunError, RunDirectory
 
 if TYPE_CHECKING:
@@ -46,6 +37,10 @@ class AccuracyRow(NamedTuple):
     robust: list[float]
     robust_restarts: list[float]
 
+    def cells(self) -> list[str]:
+        """Write the row as text: means over seeds, with standard deviations where there are several."""
+        return [self.start, self.dynamics, self.training, *map(_mean, self[3:])]
+
 
 @dataclass(frozen=True)
 class EvolutionResult:
@@ -64,22 +59,22 @@ class EvolutionResult:
 
     path: Path
     experiment: KernelEvolution
-    results: list[Record]
+    results: list[records.Record]
 
     @overload
-    def of_kind(self, kind: Literal["checkpoint"], **where: Any) -> list[CheckpointRecord]: ...
+    def of_kind(self, kind: Literal["checkpoint"], **where: Any) -> list[records.Checkpoint]: ...
     @overload
-    def of_kind(self, kind: Literal["stopped"], **where: Any) -> list[StoppedRecord]: ...
+    def of_kind(self, kind: Literal["stopped"], **where: Any) -> list[records.Stopped]: ...
     @overload
-    def of_kind(self, kind: Literal["closed form"], **where: Any) -> list[ClosedFormRecord]: ...
+    def of_kind(self, kind: Literal["closed form"], **where: Any) -> list[records.ClosedForm]: ...
     @overload
-    def of_kind(self, kind: Literal["stage 2"], **where: Any) -> list[SecondStageRecord]: ...
+    def of_kind(self, kind: Literal["stage 2"], **where: Any) -> list[records.SecondStage]: ...
     @overload
-    def of_kind(self, kind: Literal["transfer"], **where: Any) -> list[TransferRecord]: ...
+    def of_kind(self, kind: Literal["transfer"], **where: Any) -> list[records.Transfer]: ...
     @overload
-    def of_kind(self, kind: Literal["features"], **where: Any) -> list[FeaturesRecord]: ...
+    def of_kind(self, kind: Literal["features"], **where: Any) -> list[records.Features]: ...
     @overload
-    def of_kind(self, kind: Literal["images"], **where: Any) -> list[ImagesRecord]: ...
+    def of_kind(self, kind: Literal["images"], **where: Any) -> list[records.Images]: ...
     @overload
     def of_kind(self, kind: str, **where: Any) -> list[Any]: ...
     def of_kind(self, kind: str, **where: Any) -> list[Any]:
@@ -112,15 +107,14 @@ class EvolutionResult:
             ends = [(s, epochs[-1]) for s in range(self.experiment.seeds) if (epochs := self.epochs(s, regime))]
             if ends:
                 name = f"{regime} network, epoch {ends[0][1]:g}"
-                records = [self.at(seed, regime, epoch) for seed, epoch in ends]
-                rows.append(_row(name, "stage 1", "", records))
+                rows.append(_row(name, "stage 1", "", [self.at(seed, regime, epoch) for seed, epoch in ends]))
         second = {}
         for record in [*self.of_kind("closed form"), *self.of_kind("stage 2")]:
             how = (record["dynamics"], record["training"]) if record["kind"] == "stage 2" else ()
             second.setdefault((f"{record['regime']} kernel, epoch {record['epoch']:g}", how), []).append(record)
-        for (start, how), records in sorted(second.items()):
+        for (start, how), found in sorted(second.items()):
             dynamics, training = how or ("closed form", "benign")
-            rows.append(_row(start, dynamics, training, records))
+            rows.append(_row(start, dynamics, training, found))
         return rows
 
     def epochs(self, seed: int, regime: str) -> list[float]:
@@ -131,7 +125,7 @@ class EvolutionResult:
             return own
         return [epoch for epoch in self.epochs(seed, "benign") if epoch < own[0]] + own
 
-    def at(self, seed: int, regime: str, epoch: float) -> CheckpointRecord:
+    def at(self, seed: int, regime: str, epoch: float) -> records.Checkpoint:
         """Return the measurements of one state."""
         found = self.of_kind("checkpoint", seed=seed, regime=self._kept_as(regime, epoch), epoch=epoch)
         if not found:
@@ -186,9 +180,18 @@ class EvolutionResult:
         return RunDirectory(self.path).arrays("images", f"seed-{seed}", f"{regime}.safetensors")
 
 
-def _row(start, dynamics, training, records) -> AccuracyRow:
+def _mean(values) -> str:
+    if not values:
+        return ""
+    if not np.isfinite(values).all():
+        return "not finite"
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+def _row(start, dynamics, training, found) -> AccuracyRow:
     names = ("clean", "robust", "robust_restarts")
-    return AccuracyRow(start, dynamics, training, *([r[name] for r in records if name in r] for name in names))
+    return AccuracyRow(start, dynamics, training, *([r[name] for r in found if name in r] for name in names))
 
 
 def read_kernel(store: Path, stated: str) -> np.ndarray:

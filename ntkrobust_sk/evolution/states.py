@@ -44,7 +44,7 @@ class Examples(NamedTuple):
 
     @property
     def n_outputs(self) -> int:
-        """The number of classes."""
+        """Count the classes."""
         return int(self.training[1].max()) + 1
 
 

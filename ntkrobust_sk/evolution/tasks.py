@@ -24,17 +24,8 @@ from ..networks.model import Model
 from ..solvers.ridge import solve
 from ..training.checkpoints import DamagedCheckpointError
 from ..training.state import averaged
+from . import records
 from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
-from .records import (
-    CheckpointRecord,
-    ClosedFormRecord,
-    FeaturesRecord,
-    ImagesRecord,
-    Record,
-    SecondStageRecord,
-    StoppedRecord,
-    TransferRecord,
-)
 from .results import IMAGES, kernel_name, read_kernel
 from .states import States, own_epochs
 
@@ -51,7 +42,7 @@ class Task(NamedTuple):
     """A task: its name, the measurement that it asks for, and what it is taken on."""
 
     name: str
-    measure: Callable[..., Record]
+    measure: Callable[..., records.Record]
     arguments: tuple
 
 
@@ -78,26 +69,26 @@ def tasks_of(experiment: KernelEvolution) -> list[Task]:
 
 
 class Measurements:
-    """What is measured on a run's states; the files of a measurement lie beside its record.
+    """The measurements on a run's states: each gives a record, and keeps its files in the run's folder.
 
     Every public method that takes a ``task``, the name under which its record is kept, computes that record.
 
     Parameters
     ----------
     states : States
-    records : iterable of dict
-        Those of a stopped run.
+    found : iterable of dict
+        The records of a stopped run.
 
     Attributes
     ----------
     records : dict from a task's name to its record
     """
 
-    def __init__(self, states: States, records: Iterable[Record]):
+    def __init__(self, states: States, found: Iterable[records.Record]):
         self.states, self.experiment, self.run = states, states.experiment, states.run
-        self.records = {record["task"]: record for record in records}
+        self.records = {record["task"]: record for record in found}
 
-    def take(self, task: Task) -> Record:
+    def take(self, task: Task) -> records.Record:
         """Carry out a task, and remember its record: later ones may depend on it."""
         self.records[task.name] = record = task.measure(self, task.name, *task.arguments)
         return record
@@ -137,8 +128,8 @@ class Measurements:
 
     def best_epoch(self, seed: int, regime: str) -> float | None:
         """Return the best epoch of a regime that ended early, or None."""
-        records = [self.records.get(f"{seed}/{regime}/{e:g}") for e in own_epochs(self.experiment, regime)]
-        scores = {r["epoch"]: r["validation"] for r in records if r and "validation" in r and r["epoch"] % 1 == 0}
+        found = [self.records.get(f"{seed}/{regime}/{e:g}") for e in own_epochs(self.experiment, regime)]
+        scores = {r["epoch"]: r["validation"] for r in found if r and "validation" in r and r["epoch"] % 1 == 0}
         if self.experiment.patience is None or not scores:
             return None
         best = max(scores, key=scores.__getitem__)
@@ -164,11 +155,11 @@ class Measurements:
 
     # records
 
-    def checkpoint(self, task: str, seed: int, regime: str, epoch: float) -> CheckpointRecord | StoppedRecord:
+    def checkpoint(self, task: str, seed: int, regime: str, epoch: float) -> records.Checkpoint | records.Stopped:
         """Measure accuracies and kernels of a state of stage 1."""
         best, patience = self.best_epoch(seed, regime), self.experiment.patience
         if best is not None and patience is not None and epoch > best + patience:
-            return StoppedRecord(task=task, kind="stopped", seed=seed, regime=regime, epoch=epoch, best=best)
+            return records.Stopped(task=task, kind="stopped", seed=seed, regime=regime, epoch=epoch, best=best)
         state, examples = self.states.at(seed, regime, epoch), self.states.examples
         model = averaged(state)
         scores = self._scores(model, seed)
@@ -184,7 +175,7 @@ class Measurements:
             kernels[images] = hash_arrays([K])
             metrics |= {f"{images}_{name}": value for name, value in kernel_metrics(K, y).items()}
         layers = cast(dict, gram("class", model, X, memory=self.experiment.memory, by_layer=True))
-        return CheckpointRecord(
+        return records.Checkpoint(
             task=task,
             kind="checkpoint",
             seed=seed,
@@ -201,20 +192,20 @@ class Measurements:
             **class_metrics(layers, y),
         )
 
-    def closed_form(self, task: str, seed: int, regime: str, epoch: float) -> ClosedFormRecord:
+    def closed_form(self, task: str, seed: int, regime: str, epoch: float) -> records.ClosedForm:
         """Score kernel regression on the kernel set."""
         model = self.model(seed, regime, epoch)
         predictor = self._regression(model, self.kernel(seed, regime, epoch, model))
         scores = self._scores(predictor, seed, MACHINE_ROWS, _without_seed(task))
-        return ClosedFormRecord(task=task, kind="closed form", seed=seed, regime=regime, epoch=epoch, **scores)
+        return records.ClosedForm(task=task, kind="closed form", seed=seed, regime=regime, epoch=epoch, **scores)
 
     def stage_two(
         self, task: str, seed: int, regime: str, epoch: float, dynamics: str, training: str
-    ) -> SecondStageRecord:
+    ) -> records.SecondStage:
         """Score what training on a kernel, or from it, has made."""
         name = _without_seed(task)
         model = self.states.after_stage_two(seed, name, self.model(seed, regime, epoch), dynamics, training)
-        return SecondStageRecord(
+        return records.SecondStage(
             task=task,
             kind="stage 2",
             seed=seed,
@@ -225,7 +216,7 @@ class Measurements:
             **self._scores(model, seed, name=name, restarts=True),
         )
 
-    def transfer(self, task: str, seed: int) -> TransferRecord:
+    def transfer(self, task: str, seed: int) -> records.Transfer:
         """Score every model (columns) on the adversarial examples of every model (rows)."""
         X, y = self.states.examples.test
         models = list(self._models(seed))
@@ -237,9 +228,9 @@ class Measurements:
             matrix.append([accuracy(other, X_adv, y, size) for _, other, size in models])
         names = [name for name, _, _ in models]
         clean = [accuracy(model, X, y, rows) for _, model, rows in models]
-        return TransferRecord(task=task, kind="transfer", seed=seed, names=names, clean=clean, matrix=matrix)
+        return records.Transfer(task=task, kind="transfer", seed=seed, names=names, clean=clean, matrix=matrix)
 
-    def features(self, task: str, seed: int, regime: str) -> FeaturesRecord:
+    def features(self, task: str, seed: int, regime: str) -> records.Features:
         """Score the kernel's leading eigenfeatures at the end of stage 1, clean and attacked."""
         experiment, epoch = self.experiment, self.experiment.checkpoints[-1]
         model, (X_test, y_test) = self.model(seed, regime, epoch), self.states.examples.test
@@ -255,7 +246,7 @@ class Measurements:
             K=self.kernel(seed, regime, epoch, model),
             memory=experiment.memory,
         )
-        return FeaturesRecord(
+        return records.Features(
             task=task,
             kind="features",
             seed=seed,
@@ -266,7 +257,7 @@ class Measurements:
             robustness=found.robustness.tolist(),
         )
 
-    def images(self, task: str, seed: int, regime: str) -> ImagesRecord:
+    def images(self, task: str, seed: int, regime: str) -> records.Images:
         """Draw what maximises each class's regression direction, and its leading eigenvector."""
         epoch, examples = self.experiment.checkpoints[-1], self.states.examples
         model, (X, y) = self.model(seed, regime, epoch), examples.kernel
@@ -280,7 +271,7 @@ class Measurements:
             numbers[f"{name}_correlation"] = float(np.diag(correlations).mean())
             numbers[f"{name}_recognised"] = float(np.mean(correlations.argmax(1) == np.arange(len(correlations))))
         self.run.save(drawn, "images", f"seed-{seed}", f"{regime}.safetensors")
-        return ImagesRecord(task=task, kind="images", seed=seed, regime=regime, epoch=epoch, **numbers)
+        return records.Images(task=task, kind="images", seed=seed, regime=regime, epoch=epoch, **numbers)
 
     # their parts
 
@@ -338,7 +329,7 @@ class Measurements:
         return make_predictor(resolve_kernel("trace"), model, X, dual, offset, memory=self.experiment.memory)
 
 
-def adversarial_names(record: Record, starts: Iterable[tuple[str, float]]) -> list[str]:
+def adversarial_names(record: records.Record, starts: Iterable[tuple[str, float]]) -> list[str]:
     """Return the names under which a task keeps its adversarial examples."""
     if record["kind"] in ("closed form", "stage 2"):
         return [_without_seed(record["task"])]

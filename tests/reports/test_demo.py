@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_run_writes_results_that_other_programs_can_read(finished):
         "versions",
     }
     assert results["settings"]["n_train"] == 200 and results["settings"]["random_state"] == 3
-    assert results["settings"]["epsilon"] == demo.PRESETS["digits"].epsilon
+    assert results["settings"]["epsilon"] == demo.Demo().epsilon
     assert set(results["accuracy"]) == PREDICTORS
     for accuracy in results["accuracy"].values():
         assert 0 <= accuracy["robust"] <= accuracy["clean"] <= 1
@@ -204,20 +205,13 @@ def test_a_demo_in_the_folder_of_another_one_is_refused(tmp_path, capsys):
     assert f"{tmp_path} is in use by process" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
-def test_results_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    demo._write_json(path, {"run": 1})
-    with pytest.raises(TypeError):
-        demo._write_json(path, {"run": object()})
-    assert json.loads(path.read_text()) == {"run": 1}
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", fail)
-        with pytest.raises(OSError, match="disk full"):
-            demo._write_json(path, {"run": 2})
-    assert json.loads(path.read_text()) == {"run": 1}
-    demo._write_json(path, {"run": 3})
-    assert json.loads(path.read_text()) == {"run": 3} and list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize("data", demo.PRESETS)
+def test_the_demo_attacks_as_the_experiment_on_the_same_data_does(data):
+    settings, experiment = demo.settings_for(data), preset(data)
+    assert (settings.data, settings.epsilon, settings.train_steps) == (
+        data,
+        experiment.epsilon,
+        experiment.train_steps,
+    )
+    assert settings.n_train <= experiment.n_train and settings.max_epochs <= experiment.epochs
+    assert demo.settings_for(data, n_test=7, alpha=None) == replace(settings, n_test=7)

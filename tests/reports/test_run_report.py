@@ -1,22 +1,26 @@
 """The report of a run, opened in a real browser: whole, silent, and alive."""
 
 import html
+import importlib
 import json
 import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ntkrobust_sk import KernelEvolution, load_evolution, write_report
 from ntkrobust_sk.datasets.splits import load_splits
+from ntkrobust_sk.evolution.claims import check_claims
 from ntkrobust_sk.evolution.run_directory import RunDirectory
 from ntkrobust_sk.reports.run_report import INK
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+EXAMPLES = str(Path(__file__).parents[2] / "examples")
 EXPERIMENT = KernelEvolution(
     network="mlp",
     n_train=120,
@@ -151,6 +155,23 @@ def test_it_holds_every_claim_with_a_verdict_and_every_accuracy(page, result):
 def test_the_same_results_give_the_same_page(page, result, tmp_path):
     again = write_report(load_evolution(result.path), tmp_path / "again.html")
     assert again.read_text(encoding="utf-8") == page
+
+
+def test_every_claim_has_figures_among_the_examples_and_the_documents_table_is_that_of_the_page(
+    result, page, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    paper_claims, paper_table = map(importlib.import_module, ("paper_claims", "paper_table"))
+    monkeypatch.setattr(KernelEvolution, "run", lambda self, out: result)
+    monkeypatch.setattr("sys.argv", ["paper_claims.py", "--out", str(tmp_path)])
+    paper_claims.main()
+    numbers = re.findall(r"^(\w+): ", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(numbers) == sorted(claim.number for claim in check_claims(result))
+    assert len(list(tmp_path.glob("paper_*.png"))) == len(list(tmp_path.glob("paper_*.json"))) == 7
+    rows = re.findall(r"^\| (.*kernel, epoch.*) \|$", paper_table.section(result.path), re.MULTILINE)
+    assert len(rows) == len(result.of_kind("stage 2")) + len(result.of_kind("closed form"))
+    for row in rows:
+        assert all(f"<td>{cell}</td>" in page for cell in row.split(" | ")[:3])
 
 
 def test_an_unfinished_run_is_reported_as_far_as_it_came(result, tmp_path):
