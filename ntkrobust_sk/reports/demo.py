@@ -237,6 +237,7 @@ def _draw(results, grams, path) -> None:
     distances = [list(row.values()) for row in results["kernel_distance"].values()]
     KernelDistanceDisplay(distances, list(grams)).plot(matrix, cmap="Purples")
     matrix.set_title("Kernel distance")
+    matrix.tick_params(labelsize=8)
     SpectrumDisplay({name: spectrum(K) for name, K in grams.items()}).plot(spectra)
     for text in spectra.get_legend().get_texts():
         text.set_text(f"{text.get_text()} (effective rank {results['effective_rank'][text.get_text()]:.1f})")
