@@ -38,7 +38,7 @@ from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils import all_estimators
 
 from ntkrobust_sk import as_model
-from ntkrobust_sk.sklearn_models.conversion import ADAPTERS, COMPOSITIONS, MACHINES
+from ntkrobust_sk.sklearn_models import ADAPTERS, COMPOSITIONS, MACHINES
 
 try:
     from jax import enable_x64

@@ -21,7 +21,7 @@ execution datasets solvers
 networks
 sklearn_models tangent attacks
 tables kernels
-training analysis testing
+training analysis testing targets
 estimators
 robustness
 evolution

@@ -149,20 +149,20 @@ def attack_examples(
     X = np.asarray(X)
     if X.ndim < 2 or not len(X):
         raise ValueError(f"X must be an array (n, ...) with one row or more, got shape {X.shape}")
-    subject = classifier_under_attack("attack", estimator, _as_fitted(estimator, X.reshape(len(X), -1)), y)
-    attack, keys = subject.usable(attack), keys_of(key_of(random_state), len(X))
+    target = classifier_under_attack("attack", estimator, _as_fitted(estimator, X.reshape(len(X), -1)), y)
+    attack, keys = target.attack_for(attack), keys_of(key_of(random_state), len(X))
     members, flags = {}, ()
     if isinstance(attack, Reports):
-        with subject.precision():
-            found = attack.run(subject.model, subject.inputs(attack), subject.y, key=keys, rows=subject.rows)
+        with target.precision():
+            found = attack.run(target.model, target.inputs(attack), target.y, key=keys, rows=target.rows)
         X_adv, flags = found.x_adv, found.flags
         members = dict(zip(found.names, found.accuracies, strict=True))
     else:
-        X_adv = subject.perturb(attack, keys)
+        X_adv = target.perturb(attack, keys)
     # arrays of strings, not of objects, which only pickle could write
-    classes = np.array(subject.classes.tolist())
-    labels = (classes[at] for at in (subject.y, subject.answers(subject.X), subject.answers(X_adv)))
-    images = (np.asarray(subject.like(of)).reshape(X.shape) for of in (subject.X, X_adv))
+    classes = np.array(target.classes.tolist())
+    labels = (classes[at] for at in (target.y, target.answers(target.X), target.answers(X_adv)))
+    images = (np.asarray(target.in_original_form(of)).reshape(X.shape) for of in (target.X, X_adv))
     return AttackedExamples(*images, *labels, members, flags, repr(attack))
 
 

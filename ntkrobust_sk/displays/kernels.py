@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 
 from .._validation import array, brief, integer
 from ..analysis.metrics import kernel_distance, kernel_specialization
-from ..estimators.inputs import positions
 from ..estimators.shared import TangentEstimator
 from ..evolution.results import EvolutionResult
+from ..targets.labels import encode_labels
 from .base import (
     Display,
     color_of,
@@ -196,7 +196,7 @@ class SpecializationDisplay(Display):
         K, held = _gram(estimator, X, "class"), unfrozen(estimator)
         if not hasattr(held, "classes_"):
             raise TypeError(f"estimator must be a classifier, with classes_, got {brief(held)}")
-        Y = np.eye(len(held.classes_))[positions(y, held.classes_, len(K))]
+        Y = np.eye(len(held.classes_))[encode_labels(y, held.classes_, len(K))]
         return cls(kernel_specialization(K, Y), type(held).__name__).plot(ax)
 
     def plot(self, ax: Axes | None = None, *, cmap: str = "PuOr") -> Self:

@@ -1,28 +1,11 @@
-"""What the estimators answer: predictions in the form of the targets, finite, and plausible under attack."""
+"""What the estimators answer: predictions in the dtype of the inputs, and finite."""
 
 from __future__ import annotations
-
-import warnings
 
 import numpy as np
 
 from .._validation import is_finite
 from .inputs import INTEGERS
-
-# A gain by an attack that is told of: of the score, and in examples, since random starts move a few answers.
-GAIN, GAINED = 0.01, 2.5
-
-
-def warn_of_gain(robust: float, clean: float, n: int) -> None:
-    """Warn if an attack has made the score of n examples better than that of the inputs themselves."""
-    if robust - clean > max(GAIN, GAINED / n):
-        warnings.warn(
-            f"the attack makes the answers better: the score is {robust:.3f} on adversarial examples and "
-            f"{clean:.3f} on the inputs themselves. Its gradients are no guide for this model, so its robust "
-            "score is far too high; attack with Square or AutoAttack too, and see check_evaluation",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def as_answer(values: np.ndarray, X: np.ndarray, what: str = "scores") -> np.ndarray:

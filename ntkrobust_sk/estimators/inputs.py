@@ -1,4 +1,4 @@
-"""Inputs as rows or images, labels as positions, and weights, as the estimators take them."""
+"""Inputs as rows or images, labels and weights, as the estimators take them in ``fit``."""
 
 from __future__ import annotations
 
@@ -8,29 +8,10 @@ import jax
 import numpy as np
 from sklearn.utils.validation import _check_sample_weight
 
-from .._validation import array, brief, positive_tuple, require_regular
+from .._validation import array, brief, positive_tuple
 
 # What reaches networks as it is, besides floating numbers.
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
-
-
-def weights_to_score(y, n: int, sample_weight) -> np.ndarray | None:
-    """Weights (n,) of a score, or an error that names what does not fit n answers, ``y`` or the weights."""
-    require_regular("y", y)
-    n_labels = np.shape(y)[:1] if isinstance(y, list | tuple) else getattr(y, "shape", ())[:1]
-    if n_labels not in ((), (n,)):
-        raise ValueError(f"y must hold one label or target for each of {n} samples, got {n_labels[0]}")
-    if sample_weight is None:
-        return None
-    sample_weight = array("sample_weight", sample_weight, ndim=1)
-    if len(sample_weight) != n:
-        raise ValueError(f"sample_weight must hold one weight for each of {n} samples, got {len(sample_weight)}")
-    if not (np.isfinite(sample_weight) & (sample_weight >= 0)).all() or not sample_weight.any():
-        raise ValueError(
-            "sample_weight must hold finite weights >= 0, at least one of them above 0, got weights from "
-            f"{sample_weight.min()} to {sample_weight.max()}"
-        )
-    return sample_weight
 
 
 def require_one_kind(y: np.ndarray) -> None:
@@ -68,32 +49,6 @@ def checked_weights(sample_weight, X) -> np.ndarray:
     if not weights.any():
         raise ValueError("sample_weight must hold at least one non-zero weight, all are zero")
     return weights
-
-
-def positions(y, classes, n_samples: int) -> np.ndarray:
-    """Where labels y (n,) stand in ``classes`` (C,), int32 (n,).
-
-    Raises
-    ------
-    ValueError
-        For another number of labels than samples, and for labels that are not in ``classes``.
-    """
-    if isinstance(y, np.ma.MaskedArray):
-        raise TypeError("y must hold one label for each sample, got a masked array; leave masked samples out")
-    try:
-        y = np.asarray(y)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"y must hold one label for each sample, got {brief(y)}: {error}") from None
-    # one column of a data frame
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if y.shape != (n_samples,):
-        raise ValueError(f"y must hold one label for each of the {n_samples} samples of X, got shape {y.shape}")
-    # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
-    position = {label: i for i, label in enumerate(classes.tolist())}
-    labels = y.tolist()
-    if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
-        raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
-    return np.array([position[label] for label in labels], dtype=np.int32)
 
 
 def as_rows(X):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import has_fit_parameter
@@ -13,11 +15,14 @@ from ..networks.named import initial_model
 from .shared import TangentEstimator
 
 
-class KernelSourceMixin:
-    """``estimator``: where the kernel comes from."""
+class KernelSource(TangentEstimator):
+    """An estimator that takes its kernel from another one, from a network or from a model: ``estimator``."""
 
-    def _source_shape(self):
-        """Input shape of the estimator that the kernel comes from, where it has one.
+    estimator: Any
+    estimator_: Any
+
+    def _source_shape(self) -> tuple[int, ...] | None:
+        """Return the input shape of the estimator that the kernel comes from, where it has one.
 
         What is cloned forgets what it was fitted on, so only a frozen estimator's fitted shape counts.
         """
@@ -29,7 +34,7 @@ class KernelSourceMixin:
         return None
 
     def _source_model(self, X, y, n_outputs, sample_weight, key) -> Model:
-        """The model whose tangent kernel the estimator takes, by what ``estimator`` is."""
+        """Return the model whose tangent kernel the estimator takes, by what ``estimator`` is."""
         source = self.estimator
         if not hasattr(source, "fit"):
             model = initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
@@ -43,7 +48,8 @@ class KernelSourceMixin:
         fit_params = {}
         if sample_weight is not None and has_fit_parameter(source, "sample_weight"):
             fit_params["sample_weight"] = sample_weight
-        self.estimator_ = clone(source).fit(X, y, **fit_params)
+        copy: Any = clone(source)
+        self.estimator_ = copy.fit(X, y, **fit_params)
         model = getattr(self.estimator_, "model_", None)
         if not isinstance(model, Model):
             raise ValueError(

@@ -19,13 +19,11 @@ from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor
 from ..networks.inputs import host_inputs, params_dtype
 from .answers import as_answer
-from .kernel_source import KernelSourceMixin
+from .kernel_source import KernelSource
 from .shared import TangentEstimator
 
 
-class RobustFeatureSelector(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSourceMixin, TangentEstimator
-):
+class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSource):
     """Coordinates on those eigenvectors of a tangent kernel that stay useful under attack.
 
     φ_i(x) = λ_i^{-1/2} K(x, X) v_i, for the ``n_features`` eigenvectors of highest score among the leading
@@ -137,7 +135,10 @@ class RobustFeatureSelector(
             found = ntk_features(
                 self.kernel,
                 self.model_,
-                *(self.X_fit_, encoded) * 2,
+                self.X_fit_,
+                encoded,
+                self.X_fit_,
+                encoded,
                 attack,
                 n_features=self.n_candidates,
                 key=key_attack,

@@ -19,14 +19,14 @@ from ..networks.inputs import host_inputs, n_params, params_dtype
 from ..networks.named import n_logits
 from ..tangent.gradient_lists import split_biases
 from .answers import as_answer
-from .kernel_source import KernelSourceMixin
+from .kernel_source import KernelSource
 from .shared import TangentEstimator
 
 # Rows of a tile.
 ROWS = 64
 
 
-class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSourceMixin, TangentEstimator):
+class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSource):
     """A network's tangent features: rows whose inner products are the empirical NTK.
 
     Any linear model on them is a kernel machine on the network's tangent kernel.

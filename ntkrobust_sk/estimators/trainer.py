@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import Any
 
 import jax
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -13,15 +14,17 @@ from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
 from ..execution.tiles import NETWORK_ROWS, movable
 from ..networks.inputs import host_inputs, params_dtype
+from ..networks.model import Model
 from ..networks.named import initial_model, n_logits
 from ..tangent.linearization import DYNAMICS, linearize
 from ..training.loop import train
 from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
-from .shared import TangentClassifierMixin, TangentEstimator
+from .classifier import TangentClassifier
+from .shared import TangentEstimator
 
 
-class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
+class AdversarialKernelTrainer(TangentClassifier):
     """A neural network trained benignly or adversarially: stage 1, where the kernel is learned.
 
     Parameters
@@ -163,7 +166,7 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
         return self
 
     def gram(self, X, Y=None, *, kernel="trace", memory="2GiB"):
-        """Empirical NTK of the trained network.
+        """Return the empirical NTK of the trained network.
 
         Parameters
         ----------
@@ -179,15 +182,16 @@ class AdversarialKernelTrainer(TangentClassifierMixin, TangentEstimator):
         """
         return self._gram(kernel, X, Y, memory)
 
-    def _predictor(self):
+    def _scores(self):
         return self.model_
 
-    def _rows(self):
+    @property
+    def _rows(self) -> int:
         return NETWORK_ROWS
 
 
-def fit_by_sgd(self, name, model, X, y, sample_weight, key):
-    """Train ``model`` by the estimator's parameters; sets attribute ``name``, ``loss_curve_`` and ``n_iter_``."""
+def fit_by_sgd(self: Any, name: str, model: Model, X, y, sample_weight, key) -> None:
+    """Train a model by an estimator's parameters; set its attributes ``name``, ``loss_curve_`` and ``n_iter_``."""
     if self.attack is not None:
         admitted(self.attack, X)
     attacks = (Clean(),) if self.attack is None else (Clean(), self.attack)

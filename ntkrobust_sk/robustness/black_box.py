@@ -18,8 +18,8 @@ import numpy as np
 from jax.tree_util import Partial
 from sklearn.pipeline import Pipeline
 
-from ..estimators.inputs import positions
 from ..execution.interrupts import pressed
+from ..targets.labels import encode_labels
 
 # Share of rows on which scores must agree with the answers to be worth more than the answers alone.
 WORTH = 0.5
@@ -64,7 +64,7 @@ class BlackBox:
                 f"{type(self.estimator).__name__}.predict gives {found.shape} labels for {len(given)} inputs; "
                 "what is attacked gives one label for each"
             )
-        return positions(found, self.classes, len(found))
+        return encode_labels(found, self.classes, len(found))
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """Scores (m, C) of rows (m, d)."""

@@ -65,13 +65,13 @@ def minimal_perturbations(
     """
     default = FAB(1.0, norm=norm, bounds=bounds)
     attack = default if attack is None else require_nearest(attack, "attack")
-    subject = classifier_under_attack("minimal_perturbations", estimator, X, y)
-    if subject.opaque is not None:
-        raise TypeError(f"{subject.opaque}, but minimal perturbations need gradients")
-    keys = keys_of(key_of(random_state), len(subject.X))
-    found = distances_by(subject, subject.within(attack), keys)
-    with subject.precision():
-        warn_of_gradients(attack, subject.model, subject.X, subject.y, keys, subject.rows)
+    target = classifier_under_attack("minimal_perturbations", estimator, X, y)
+    if target.no_gradient_because is not None:
+        raise TypeError(f"{target.no_gradient_because}, but minimal perturbations need gradients")
+    keys = keys_of(key_of(random_state), len(target.X))
+    found = distances_by(target, target.within(attack), keys)
+    with target.precision():
+        warn_of_gradients(attack, target.model, target.X, target.y, keys, target.rows)
     return found
 
 
@@ -84,34 +84,34 @@ def require_nearest(attack, name):
     return attack
 
 
-def distances_by(subject, attack, keys) -> np.ndarray:
+def distances_by(target, attack, keys) -> np.ndarray:
     """Distances (n,) to the nearest points found that the estimator answers wrongly."""
     require_nearest(attack, "attack")
-    X, n = subject.inputs(attack), len(subject.X)
+    X, n = target.inputs(attack), len(target.X)
     points = X.copy()
-    with subject.precision():
-        for start in range(0, n, subject.rows):
-            index = np.minimum(np.arange(start, start + subject.rows), n - 1)
-            x, y = jnp.asarray(X[index]), jnp.asarray(subject.y[index])
-            nearest, _ = attack.nearest(subject.model, x, y, key=keys[index].on_device())
-            points[start : start + subject.rows] = np.asarray(nearest)[: n - start]
-    return _valid_distances(subject, attack, points)
+    with target.precision():
+        for start in range(0, n, target.rows):
+            index = np.minimum(np.arange(start, start + target.rows), n - 1)
+            x, y = jnp.asarray(X[index]), jnp.asarray(target.y[index])
+            nearest, _ = attack.nearest(target.model, x, y, key=keys[index].on_device())
+            points[start : start + target.rows] = np.asarray(nearest)[: n - start]
+    return _valid_distances(target, attack, points)
 
 
-def _valid_distances(subject, attack, points):
+def _valid_distances(target, attack, points):
     """Distances to points with values that their features may have, as far as these are answered wrongly.
 
     Rounding, of scores or of values, may bring a point back over the boundary: then one further out in the same
     direction is taken.
     """
     reach = SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds)
-    distances, X = np.full(len(points), np.inf), subject.X
+    distances, X = np.full(len(points), np.inf), target.X
     for factor in (
         FURTHER if isinstance(attack.bounds, Box) and attack.bounds.discrete else (1.0, *A_LITTLE_FURTHER)
     ):
         if factor > 1 and not ((distances == np.inf) & (points != X).any(tuple(range(1, X.ndim)))).any():
             break
         moved = move_to_valid_points(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
-        wrong = (subject.answers(moved) != subject.y) & (distances == np.inf)
+        wrong = (target.answers(moved) != target.y) & (distances == np.inf)
         distances[wrong] = lengths_of(attack.norm, moved[wrong], X[wrong])
     return distances

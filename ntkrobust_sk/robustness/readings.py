@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from textwrap import shorten
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,24 +18,44 @@ from sklearn.utils.validation import check_array
 from .._validation import require_numbers
 from ..execution.loops import without_numbers
 from ..sklearn_models.conversion import model_on
+from ..sklearn_models.differentiable import DifferentiableEstimator
 from ..sklearn_models.guard import compare
 from ..tables.frames import Table, require_free
 from .black_box import BlackBox
 
-# Queries of the black-box attack that takes the place of one with gradients.
-QUERIES = 1000
 # On which an estimator's scores are looked at before it is attacked.
 LOOKED_AT = 32
 
 
-def through_scikit_learn(estimator, X, table):
-    """Numbers (n, ...), their table, a model, why it has no gradients, what it asks; None where there is none."""
+class Reading(NamedTuple):
+    """An estimator as it can be attacked.
+
+    Attributes
+    ----------
+    X : float array (n, ...)
+        Numbers like those that the model takes.
+    table : Table or None
+        The data frame that they stand for, or an array of which some columns are fixed.
+    model : callable pytree
+    no_gradient_because : str or None
+    box : BlackBox or None
+        What the model asks, where it has no gradients.
+    """
+
+    X: np.ndarray
+    table: Table | None
+    model: Callable
+    no_gradient_because: str | None = None
+    box: BlackBox | None = None
+
+
+def through_scikit_learn(estimator: Any, X: Any, table: Table | None) -> Reading:
+    """Read an estimator as a differentiable function of X, or of a table of it, or else as a black box."""
     if table is None:
         require_numbers("X", X)
-        kinds = [np.float64, np.float32]
-        checked = check_array(
-            X, dtype=kinds, allow_nd=True, input_name="X", estimator=estimator, ensure_all_finite="allow-nan"
-        )
+        # scikit-learn's stubs know a name of one dtype alone
+        options: Any = {"dtype": [np.float64, np.float32], "ensure_all_finite": "allow-nan"}
+        checked = check_array(X, allow_nd=True, input_name="X", estimator=estimator, **options)
         if checked.ndim == 2:
             _check_width(estimator, checked.shape[1])
         missing = np.isnan(checked)
@@ -53,8 +75,8 @@ def through_scikit_learn(estimator, X, table):
             from ..tables.columns import encoded_columns
 
             known = known.holding(encoded_columns(estimator, known))
-        table = known if known.has_names or known.fixed.any() else None
-        model, opaque = own_arrays(_model_of(estimator, checked, table)), None
+        table = _needed(known)
+        model = own_arrays(_model_of(estimator, checked, table))
     except Exception as error:
         # whatever scikit-learn itself says of these columns, types and values, it says here
         estimator.predict(X)
@@ -63,17 +85,19 @@ def through_scikit_learn(estimator, X, table):
         if not is_classifier(estimator):
             error.add_note("Only classifiers are attacked as black boxes.")
             raise
-        opaque = str(error)
         table = known.holding(_unmovable(estimator, known))
-        model = None
+        require_free(table)
+        box = _black_box(estimator, table, checked)
+        table = _needed(table)
+        return Reading(checked if table is None else table.coded(), table, box.model, str(error), box)
     if table is not None:
         require_free(table)
-    box = None
-    if model is None:
-        box = _black_box(estimator, table, checked)
-        model = box.model
-        table = table if table.has_names or table.fixed.any() else None
-    return (checked if table is None else table.coded()), table, model, opaque, box
+    return Reading(checked if table is None else table.coded(), table, model)
+
+
+def _needed(table) -> Table | None:
+    """Return a table that has names or fixed columns, and None in place of one that is a mere array."""
+    return table if table.has_names or table.fixed.any() else None
 
 
 def _check_width(estimator, width) -> None:
@@ -87,19 +111,19 @@ def _looked_at(n) -> np.ndarray:
 
 
 def _moved(X, columns) -> np.ndarray:
-    """Rows (m, d) with other values in some columns, well inside of a usual attack's reach."""
+    """Return rows (m, d) with other values in some columns, well inside of a usual attack's reach."""
     moved = X.copy()
     moved[:, columns] += 0.0123 * np.where(np.ptp(X, 0) > 0, np.ptp(X, 0), 1)[columns]
     return moved
 
 
 def _unmovable(estimator, table) -> dict[int, str]:
-    """Columns of which the estimator refuses values that it has not seen in training, with the reason."""
+    """Return the columns of which the estimator refuses values not seen in training, with the reasons."""
     X, free = table.coded()[_looked_at(len(table.numbers))], np.flatnonzero(~table.fixed)
 
     def refusal(columns):
         try:
-            estimator.predict(as_given(table, _moved(X, columns)))
+            estimator.predict(table.decoded(_moved(X, columns)))
         except Exception as error:  # whatever an estimator may raise; the user hears of it
             return error
 
@@ -119,18 +143,12 @@ def _black_box(estimator, table, checked):
     X = table.coded()[_looked_at(len(checked))]
     X = np.concatenate([X, _moved(X, ~table.fixed)])
     if table.has_names or checked.ndim == 2:
-        return BlackBox(estimator, lambda x: as_given(table, x), X)
+        return BlackBox(estimator, table.decoded, X)
     return BlackBox(estimator, lambda x: x.reshape(-1, *checked.shape[1:]), X)
 
 
-def as_given(table, X, coded=True):
-    """Numbers (m, d) in the form in which the table came; coded ones tell the rows of what is fixed."""
-    rows = np.rint(X[:, table.fixed][:, 0]).astype(int) if coded and table.fixed.any() else None
-    return table.like(X, rows)
-
-
 def _model_of(estimator, X, table):
-    """The estimator's differentiable form, of arrays X or of a table's coded rows."""
+    """Return the estimator's differentiable form, of arrays X or of a table's coded rows."""
     if table is None:
         return model_on(X if X.ndim == 2 else None, estimator)
     if not table.fixed.any() and _in_order(estimator, table):
@@ -139,12 +157,12 @@ def _model_of(estimator, X, table):
     from ..tables.columns import table_model
 
     model = table_model(estimator, table)
-    if hasattr(last_step(estimator), "_predictor"):
+    if isinstance(last_step(estimator), DifferentiableEstimator):
         # as accurate as its own precision, and its answers are its highest scores
         return model
     X = table.coded()[_looked_at(len(table.numbers))]
     X = np.concatenate([X, _moved(X, ~table.fixed)])
-    compare(estimator, model, X, lambda x: as_given(table, x))
+    compare(estimator, model, X, table.decoded)
     return model
 
 
@@ -155,12 +173,12 @@ def _in_order(estimator, table) -> bool:
 
 @lru_cache(maxsize=256)
 def scores_of(form):
-    """What a model of this form gives, without computing it; found once for all calls with it."""
+    """Return what a model of this form gives, without computing it; found once for all calls with it."""
     return jax.eval_shape(lambda m, x: m(x), *without_numbers(form))
 
 
-def held(estimator):
-    """What a FrozenEstimator or a search holds."""
+def unwrap(estimator: Any) -> Any:
+    """Return what a FrozenEstimator or a search holds."""
     while True:
         if isinstance(estimator, FrozenEstimator):
             estimator = estimator.estimator
@@ -172,10 +190,11 @@ def held(estimator):
             return estimator
 
 
-def last_step(estimator):
-    return held(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
+def last_step(estimator: Any) -> Any:
+    """Return the last step of a Pipeline, unwrapped, and of something else itself."""
+    return unwrap(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
 
 
-def own_arrays(model):
-    """The model with copies of its NumPy arrays: JAX keeps in mind in which precision it has traced one."""
+def own_arrays(model: Any) -> Any:
+    """Return the model with copies of its NumPy arrays: JAX keeps in mind in which precision it has traced one."""
     return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, model)

@@ -6,6 +6,7 @@ import dataclasses
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ..attacks.threat_model import plain_bounds
 from ..attacks.tiled import warn_of_gradients
 from ..attacks.valid_points import lengths_of
 from ..execution.keys import key_of, keys_of
+from ..tables.frames import fields_of
 from .distances import distances_by, require_nearest
 from .intervals import clopper_pearson
 from .target import classifier_under_attack
@@ -102,31 +104,31 @@ def robustness_report(
     bounds = plain_bounds(bounds)
     if nearest is not None:
         require_nearest(nearest, "nearest")
-    subject = classifier_under_attack("robustness_report", estimator, X, y)
+    target = classifier_under_attack("robustness_report", estimator, X, y)
     largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
-    attacks = _attacks_in(attacks, subject, largest)
-    keys = keys_of(key_of(random_state), len(subject.X))
-    right = subject.answers(subject.X) == subject.y
+    attacks = _attacks_in(attacks, target, largest)
+    keys = keys_of(key_of(random_state), len(target.X))
+    right = target.answers(target.X) == target.y
     distances = np.where(right, np.inf, 0.0)
     fell_at, flags = [], {}
     for name, attack in attacks.items():
-        fell, lengths, said = _falls(subject, attack, epsilons, keys, right)
+        fell, lengths, said = _falls(target, attack, epsilons, keys, right)
         fell_at.append(fell)
         distances = np.minimum(distances, lengths)
         flags |= {f"{name}, {flag}": at for flag, at in said.items()}
-    if subject.opaque is None:
-        nearest = subject.within(FAB(**largest) if nearest is None else _in_ball(nearest, **largest))
-        distances = np.minimum(distances, distances_by(subject, nearest, keys))
-        with subject.precision():
+    if target.no_gradient_because is None:
+        nearest = target.within(FAB(**largest) if nearest is None else _in_ball(nearest, **largest))
+        distances = np.minimum(distances, distances_by(target, nearest, keys))
+        with target.precision():
             looked = PGD(**largest)
-            X = subject.inputs(subject.within(looked))
-            warn_of_gradients(subject.within(looked), subject.model, X, subject.y, keys, subject.rows)
+            X = target.inputs(target.within(looked))
+            warn_of_gradients(target.within(looked), target.model, X, target.y, keys, target.rows)
     return RobustnessReport(
         epsilons=epsilons,
         norm=norm,
         names=tuple(attacks),
-        classes=subject.classes,
-        y=subject.y,
+        classes=target.classes,
+        y=target.y,
         fell_at=np.stack(fell_at),
         distances=distances,
         flags=tuple(f"{flag} (epsilon {', '.join(at)})" for flag, at in flags.items()),
@@ -274,17 +276,18 @@ def radii(name: str, values) -> tuple[float, ...]:
     return tuple(sorted({number(f"each of {name}", value, low=0, unit="in units of the data") for value in given}))
 
 
-def _attacks_in(attacks, subject, largest) -> dict[str, Callable]:
-    """Attacks by name, in the largest ball, that the subject can be attacked with."""
+def _attacks_in(attacks, target, largest) -> dict[str, Callable]:
+    """Attacks by name, in the largest ball, that the target can be attacked with."""
     if attacks is None:
         steps = PGD(**largest, n_steps=40, n_restarts=5)
-        attacks = [steps, AutoAttack(**largest)] if subject.opaque is None else [subject.usable(steps)]
+        has_gradients = target.no_gradient_because is None
+        attacks = [steps, AutoAttack(**largest)] if has_gradients else [target.attack_for(steps)]
     found, replaced = {}, {}
     for name, asked in _named(attacks).items():
         asked = _in_ball(asked, **largest)
-        attack = subject.usable(asked)
+        attack = target.attack_for(asked)
         # of all examples, before any is attacked
-        subject.inputs(attack)
+        target.inputs(attack)
         if type(attack) is type(asked):
             found[name] = attack
         else:
@@ -312,9 +315,9 @@ def _named(attacks) -> dict[str, Callable]:
     return dict(zip(names, attacks, strict=True))
 
 
-def _in_ball(attack, epsilon, norm, bounds):
-    """The attack with another ball, as far as it states one."""
-    stated = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else ()
+def _in_ball(attack: Any, epsilon, norm, bounds) -> Any:
+    """Return the attack with another ball, as far as it states one."""
+    stated = fields_of(attack)
     if "epsilon" not in stated:
         raise TypeError(
             f"attacks: an attack at several radii must be a dataclass with epsilon, such as PGD, got {attack!r}"
@@ -328,7 +331,7 @@ def _in_ball(attack, epsilon, norm, bounds):
     return attack
 
 
-def _falls(subject, attack, epsilons, keys, right):
+def _falls(target, attack, epsilons, keys, right):
     """Where examples fall first (n,), how far their wrongly answered points are (n,), and flags with epsilons."""
     fell, flags = np.where(right, np.inf, 0.0), {}
     lengths = fell.copy()
@@ -336,21 +339,19 @@ def _falls(subject, attack, epsilons, keys, right):
         at = np.flatnonzero(fell == np.inf)
         if epsilon == 0 or not len(at):
             continue
-        found, said = _attacked(subject, dataclasses.replace(attack, epsilon=epsilon), keys, at)
-        broken = subject.answers(found) != subject.y[at]
+        found, said = _attacked(target, dataclasses.replace(attack, epsilon=epsilon), keys, at)
+        broken = target.answers(found) != target.y[at]
         fell[at[broken]] = epsilon
-        lengths[at[broken]] = lengths_of(attack.norm, found[broken], subject.X[at[broken]])
+        lengths[at[broken]] = lengths_of(attack.norm, found[broken], target.X[at[broken]])
         for flag in said:
             flags.setdefault(flag, []).append(f"{epsilon:g}")
     return fell, lengths, flags
 
 
-def _attacked(subject, attack, keys, at):
+def _attacked(target, attack, keys, at):
     """Adversarial examples of rows ``at``, and flags."""
     if not isinstance(attack, Reports):
-        return subject.perturb(attack, keys, at, look=False), ()
-    with subject.precision():
-        found = attack.run(
-            subject.model, subject.inputs(attack, at), subject.y[at], key=keys[at], rows=subject.rows
-        )
+        return target.perturb(attack, keys, at, look=False), ()
+    with target.precision():
+        found = attack.run(target.model, target.inputs(attack, at), target.y[at], key=keys[at], rows=target.rows)
     return found.x_adv, found.flags

@@ -127,15 +127,15 @@ def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99
     """
     confidence, n_queries = number("confidence", confidence, above=0.5, below=1), integer("n_queries", n_queries)
     _require_ball(attack)
-    subject = classifier_under_attack("check_evaluation", estimator, X, y)
-    attack, keys = subject.usable(attack), keys_of(key_of(random_state), len(subject.X))
-    right = subject.answers(subject.X) == subject.y
-    X_adv = subject.perturb(attack, keys)
-    fell = ~right | (subject.answers(X_adv) != subject.y)
+    target = classifier_under_attack("check_evaluation", estimator, X, y)
+    attack, keys = target.attack_for(attack), keys_of(key_of(random_state), len(target.X))
+    right = target.answers(target.X) == target.y
+    X_adv = target.perturb(attack, keys)
+    fell = ~right | (target.answers(X_adv) != target.y)
 
     def falls(attack, keys=keys):
         """Examples (n,) that are wrong after an attack, or before."""
-        return ~right | (subject.answers(subject.perturb(attack, keys)) != subject.y)
+        return ~right | (target.answers(target.perturb(attack, keys)) != target.y)
 
     stronger = falls(_strengthened(attack))
     again = [falls(attack, keys.folded(1 + number)) for number in range(RESTARTS)]
@@ -147,17 +147,17 @@ def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99
     }
     noise = falls(_Noise(attack.epsilon, attack.norm, attack.bounds))
     checks = [
-        _deterministic(subject),
-        _inside(subject, attack, X_adv),
+        _deterministic(target),
+        _inside(target, attack, X_adv),
         _falls_with_radius(by_radius, confidence),
         _not_beaten("more steps do not help the defender", "fewer steps", fell, stronger, confidence),
         _converged(fell, [stronger, *again], confidence),
         _beats_noise(fell, noise),
     ]
     if not isinstance(attack.bounds, Box) or attack.bounds.mask is None:
-        checks.append(_all_fall(falls(_everywhere(attack, subject.X)), confidence))
-    if subject.opaque is None:
-        checks += _gradients(subject)
+        checks.append(_all_fall(falls(_everywhere(attack, target.X)), confidence))
+    if target.no_gradient_because is None:
+        checks += _gradients(target)
     if not isinstance(attack, Square):
         blind = falls(Square(attack.epsilon, n_queries, norm=attack.norm, bounds=attack.bounds))
         name = "an attack without gradients breaks no more"
@@ -209,19 +209,19 @@ def _everywhere(attack, X):
     return dataclasses.replace(whole, step_size=None) if defaults.get("step_size", 1) is None else whole
 
 
-def _deterministic(subject):
-    x = jnp.asarray(subject.X[: subject.rows])
-    with subject.precision():
+def _deterministic(target):
+    x = jnp.asarray(target.X[: target.rows])
+    with target.precision():
         # not compiled: what draws anew in every call of a bare function would draw once
-        first, second = np.asarray(subject.model(x)), np.asarray(subject.model(x))
+        first, second = np.asarray(target.model(x)), np.asarray(target.model(x))
     largest = np.abs(first - second).max()
     passed = bool(largest <= 1e-4 * max(np.abs(first).max(), 1e-30))
     return Check("the model is deterministic", passed, f"two evaluations differ by {largest:.2g} at most")
 
 
-def _inside(subject, attack, X_adv):
-    lengths = np.asarray(NORMS[attack.norm].length(X_adv.astype(float) - subject.X))
-    out = (move_to_valid_points(X_adv, subject.X, attack) != X_adv).reshape(len(X_adv), -1).any(1)
+def _inside(target, attack, X_adv):
+    lengths = np.asarray(NORMS[attack.norm].length(X_adv.astype(float) - target.X))
+    out = (move_to_valid_points(X_adv, target.X, attack) != X_adv).reshape(len(X_adv), -1).any(1)
     detail = (
         f"{type(attack).__name__}, lengths up to {lengths.max():.6g} of {attack.epsilon:.6g}; {out.sum()} of "
         f"{len(out)} are not inside"
@@ -269,12 +269,12 @@ def _beats_noise(fell, noise):
     return Check("the attack beats random noise", bool(fell.sum() > noise.sum() or noise.all()), detail)
 
 
-def _gradients(subject):
+def _gradients(target):
     """That gradients are there, and are the slopes of the scores."""
-    X, y = subject.X[: subject.rows], subject.y[: subject.rows]
-    step = 1e-3 * (float(np.ptp(X[:, subject.free])) or 1.0)
-    with subject.precision():
-        flat, slope, difference, scores = map(np.asarray, _slopes(subject.model, X, y, X.dtype.type(step)))
+    X, y = target.X[: target.rows], target.y[: target.rows]
+    step = 1e-3 * (float(np.ptp(X[:, target.free])) or 1.0)
+    with target.precision():
+        flat, slope, difference, scores = map(np.asarray, _slopes(target.model, X, y, X.dtype.type(step)))
     rounding = 8 * np.finfo(X.dtype).eps * np.abs(scores).max() / step
     wrong = np.abs(slope - difference) > 0.1 * np.abs(slope) + rounding
     return (

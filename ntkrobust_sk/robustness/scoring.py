@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from ..estimators.answers import warn_of_gain
-from ..estimators.inputs import positions, weights_to_score
 from ..execution.keys import key_of
-from ..tables.frames import check_rows
-from .target import attackable, is_function, under_attack
+from ..targets.target import Seed
+from .target import attackable
 
 
-def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state=0) -> float:
-    """The estimator's score on adversarial examples: accuracy, or R² of a regressor.
+def robust_accuracy(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike,
+    attack: Callable,
+    *,
+    sample_weight: ArrayLike | None = None,
+    random_state: Seed = 0,
+) -> float:
+    """Return the estimator's score on adversarial examples: accuracy, or R² of a regressor.
 
     All inputs are attacked, also those that are answered wrongly as they are; where that makes the score better
     than that of the inputs themselves, a warning says so.
@@ -56,33 +63,12 @@ def robust_accuracy(estimator, X, y, attack, *, sample_weight=None, random_state
     >>> robust_accuracy(pipeline, X, y, PGD(epsilon=0.5, bounds=None)) < pipeline.score(X, y)
     True
     """
-    estimator = under_attack(estimator)
-    check_rows(X)
-    if sample_weight is not None and np.shape(X):
-        sample_weight = weights_to_score(y, len(X), sample_weight)
-    if hasattr(estimator, "robust_score"):
-        return estimator.robust_score(X, y, attack, sample_weight=sample_weight, random_state=random_state)
-    if is_function(estimator):
-        subject = attackable(estimator, X, y)
-        X_adv = subject.perturb(subject.usable(attack), key_of(random_state))
-        robust, clean = (
-            float(np.average(subject.answers(inputs) == subject.y, weights=sample_weight))
-            for inputs in (X_adv, subject.X)
-        )
-        warn_of_gain(robust, clean, len(X_adv))
-        return robust
-    X_adv = perturb(estimator, X, y, attack, random_state=random_state)
-    weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-    if getattr(getattr(y, "dtype", None), "kind", None) == "O" and hasattr(estimator, "classes_"):
-        # metrics want to know of what type labels are
-        y = estimator.classes_[positions(y, estimator.classes_, len(X_adv))]
-    robust = float(estimator.score(X_adv, y, **weights))
-    warn_of_gain(robust, float(estimator.score(X, y, **weights)), len(X_adv))
-    return robust
+    target = attackable(estimator, X, y)
+    return target.robust_score(attack, y, sample_weight=sample_weight, random_state=random_state)
 
 
-def perturb(estimator, X, y, attack, *, random_state=0):
-    """Adversarial examples against any estimator that :func:`robust_accuracy` takes.
+def perturb(estimator: Any, X: Any, y: ArrayLike, attack: Callable, *, random_state: Seed = 0) -> Any:
+    """Return adversarial examples against any estimator that :func:`robust_accuracy` takes.
 
     Parameters
     ----------
@@ -108,40 +94,37 @@ def perturb(estimator, X, y, attack, *, random_state=0):
     >>> X_adv.shape, X_adv.dtype
     ((150, 4), dtype('float64'))
     """
-    estimator = under_attack(estimator)
-    if not is_function(estimator) and hasattr(estimator, "perturb"):
-        return estimator.perturb(X, y, attack, random_state=random_state)
-    subject = attackable(estimator, X, y)
-    return subject.like(subject.perturb(subject.usable(attack), key_of(random_state)))
+    target = attackable(estimator, X, y)
+    return target.in_original_form(target.perturb(target.attack_for(attack), key_of(random_state)))
 
 
 @dataclass(frozen=True)
 class RobustScorer:
-    """``scorer(estimator, X, y)``: what :func:`make_robust_scorer` returns. Comparable and picklable."""
+    """A scorer from :func:`make_robust_scorer`, called as ``scorer(estimator, X, y)``; comparable, picklable."""
 
     attack: Callable
     random_state: int | None = 0
     request: bool | str | None = None
 
-    def __call__(self, estimator, X, y, sample_weight=None) -> float:
-        """:func:`robust_accuracy` under this attack."""
+    def __call__(self, estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return :func:`robust_accuracy` under this attack."""
         return robust_accuracy(
             estimator, X, y, self.attack, sample_weight=sample_weight, random_state=self.random_state
         )
 
     def set_score_request(self, *, sample_weight: bool | str | None) -> RobustScorer:
-        """A scorer that asks for ``sample_weight`` (or for metadata of the name given) under metadata routing."""
+        """Return a scorer that asks for ``sample_weight``, or for metadata of this name, where they are routed."""
         return replace(self, request=sample_weight)
 
     def get_metadata_routing(self) -> MetadataRequest:
-        """What scikit-learn's meta-estimators shall pass on to this scorer."""
+        """Return what scikit-learn's meta-estimators shall pass on to this scorer."""
         routing = MetadataRequest(owner=self)
         routing.score.add_request(param="sample_weight", alias=self.request)
         return routing
 
 
 def make_robust_scorer(attack: Callable, *, random_state: int | None = 0) -> RobustScorer:
-    """A scorer for ``GridSearchCV``, ``cross_validate`` and wherever scikit-learn takes ``scoring``.
+    """Make a scorer for ``GridSearchCV``, ``cross_validate`` and wherever scikit-learn takes ``scoring``.
 
     Parameters
     ----------

@@ -106,8 +106,8 @@ def certify(
     (0, 0.49)
     """
     _require_numbers(sigma, n_selection, n_samples, alpha)
-    subject = classifier_under_attack("certify", estimator, X, None, labelled=False)
-    return _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
+    target = classifier_under_attack("certify", estimator, X, None, labelled=False)
+    return _certified(target, sigma, n_selection, n_samples, alpha, random_state)
 
 
 def certified_accuracy(
@@ -156,9 +156,9 @@ def certified_accuracy(
     """
     _require_radii(radii)
     _require_numbers(sigma, n_selection, n_samples, alpha)
-    subject = classifier_under_attack("certified_accuracy", estimator, X, y)
-    found = _certified(subject, sigma, n_selection, n_samples, alpha, random_state)
-    right = (found.labels == np.asarray(subject.classes)[subject.y]) & ~found.abstains
+    target = classifier_under_attack("certified_accuracy", estimator, X, y)
+    found = _certified(target, sigma, n_selection, n_samples, alpha, random_state)
+    right = (found.labels == target.classes[target.y]) & ~found.abstains
     shares = np.mean(right & (found.radii >= np.reshape(radii, (-1, 1))), axis=1)
     return float(shares[0]) if np.ndim(radii) == 0 else shares.reshape(np.shape(radii))
 
@@ -177,38 +177,38 @@ def _require_radii(radii):
         number("radii", value, low=0, unit="in units of the data")
 
 
-def _certified(subject, sigma, n_selection, n_samples, alpha, random_state):
+def _certified(target, sigma, n_selection, n_samples, alpha, random_state):
     seed = int(check_random_state(checked_seed("random_state", random_state)).randint(np.iinfo(np.int32).max))
-    count = (_on_device if subject.opaque is None else _on_host)(subject, float(sigma), seed)
-    chosen = np.array([count(row, 0, n_selection).argmax() for row in range(len(subject.X))])
+    count = (_on_device if target.no_gradient_because is None else _on_host)(target, float(sigma), seed)
+    chosen = np.array([count(row, 0, n_selection).argmax() for row in range(len(target.X))])
     given = np.array([count(row, 1, n_samples)[label] for row, label in enumerate(chosen)])
     p_lower, _ = clopper_pearson(given, n_samples, 1 - 2 * alpha)
     radii = sigma * scipy.stats.norm.ppf(np.maximum(p_lower, 0.5))
-    return Certificates(subject.classes[chosen], p_lower <= 0.5, radii, p_lower)
+    return Certificates(target.classes[chosen], p_lower <= 0.5, radii, p_lower)
 
 
-def _on_host(subject, sigma, seed):
+def _on_host(target, sigma, seed):
     """Return ``count(row, part, n)``: how often each class is answered in n draws, through ``predict``."""
 
     def count(row, part, n):
-        random, counts = np.random.default_rng([seed, row, part]), np.zeros(len(subject.classes), int)
+        random, counts = np.random.default_rng([seed, row, part]), np.zeros(len(target.classes), int)
         for start in range(0, n, DRAWS):
-            noise = sigma * random.normal(size=(min(DRAWS, n - start), *subject.X.shape[1:]))
-            x = subject.X[row] + noise * subject.free
-            counts += np.bincount(subject.answers(x), minlength=len(counts))
+            noise = sigma * random.normal(size=(min(DRAWS, n - start), *target.X.shape[1:]))
+            x = target.X[row] + noise * target.free
+            counts += np.bincount(target.answers(x), minlength=len(counts))
         return counts
 
     return count
 
 
-def _on_device(subject, sigma, seed):
+def _on_device(target, sigma, seed):
     """Return the same function, compiled."""
 
     def count(row, part, n):
-        x, counts = subject.X[row], np.zeros(len(subject.classes), int)
-        operands = (subject.model, x, sigma * subject.free.astype(x.dtype), (seed, row, part), n)
-        with subject.precision():
-            return np.asarray(repeat(_draws, -(-n // DRAWS), counts, *operands, model=subject.model, x=x[None]))
+        x, counts = target.X[row], np.zeros(len(target.classes), int)
+        operands = (target.model, x, sigma * target.free.astype(x.dtype), (seed, row, part), n)
+        with target.precision():
+            return np.asarray(repeat(_draws, -(-n // DRAWS), counts, *operands, model=target.model, x=x[None]))
 
     return count
 

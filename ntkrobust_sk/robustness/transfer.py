@@ -79,22 +79,21 @@ def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> Transf
     require_attack(attack)
     known = {name: getattr(e, "classes_", None) for name, e in estimators.items()}
     known = {name: np.asarray(classes) for name, classes in known.items() if classes is not None}
+    named = [(name, classes.tolist()) for name, classes in known.items()]
+    for name, classes in named[1:]:
+        if classes != named[0][1]:
+            raise ValueError(f"{named[0][0]} and {name} know different classes, {named[0][1]} and {classes}")
     first = next(iter(known.values()), None)
-    for name, classes in known.items():
-        if classes.tolist() != first.tolist():
-            raise ValueError(
-                f"{next(iter(known))} and {name} know different classes, {first.tolist()} and {classes.tolist()}"
-            )
-    subjects = [
+    targets = [
         classifier_under_attack("transfer_matrix", e, X, y, classes=None if hasattr(e, "fit") else first)
         for e in estimators.values()
     ]
     key = key_of(random_state)
-    used = [subject.usable(attack) for subject in subjects]
-    attacked = [s.like(s.perturb(attack, key)) for s, attack in zip(subjects, used, strict=True)]
+    used = [target.attack_for(attack) for target in targets]
+    attacked = [s.in_original_form(s.perturb(attack, key)) for s, attack in zip(targets, used, strict=True)]
     return TransferMatrix(
         names=tuple(estimators),
-        clean=np.array([np.mean(subject.answers(subject.X) == subject.y) for subject in subjects]),
-        matrix=np.array([[np.mean(s.answers(s.read(X_adv)) == s.y) for s in subjects] for X_adv in attacked]),
+        clean=np.array([np.mean(target.answers(target.X) == target.y) for target in targets]),
+        matrix=np.array([[np.mean(s.answers(s.read(X_adv)) == s.y) for s in targets] for X_adv in attacked]),
         attacks=tuple(type(attack).__name__ for attack in used),
     )

@@ -1,6 +1,16 @@
-"""Fitted scikit-learn estimators as models: differentiable functions from inputs to scores."""
+"""Fitted scikit-learn estimators as models: differentiable functions from inputs to scores.
 
-from .conversion import ADAPTERS as ADAPTERS
-from .conversion import COMPOSITIONS as COMPOSITIONS
-from .conversion import MACHINES as MACHINES
+Each family of adapters enters itself into the registry when it is imported.
+"""
+
+from . import compositions as compositions
+from . import gaussian_processes as gaussian_processes
+from . import kernel_machines as kernel_machines
+from . import linear as linear
+from . import transformers as transformers
 from .conversion import as_model as as_model
+from .differentiable import DifferentiableEstimator as DifferentiableEstimator
+from .registry import ADAPTERS as ADAPTERS
+from .registry import COMPOSITIONS as COMPOSITIONS
+from .registry import MACHINES as MACHINES
+from .registry import adapts as adapts

@@ -18,18 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import array, brief, fitting
-from ..execution.tiles import Shaped
 from ..networks.inputs import require_finite
 from ..networks.model import Model, advice, is_foreign
-from . import gaussian_processes as processes
-from . import kernel_machines as machines
-from . import linear, transformers
-from .arrays import namespace
+from .differentiable import DifferentiableEstimator
 from .guard import check_agreement
+from .registry import MACHINES, form_of
 from .remembered_rows import core, width_of
 
 
@@ -95,7 +91,7 @@ def model_on(X, estimator, kernel=None, X_fit=None, single=False):
     """:func:`as_model`, compared on some rows of X (n, d) too; it warns if ``single`` precision is bad."""
     _check_estimator(estimator)
     _check_kernel(estimator, kernel, X_fit)
-    form = _form(estimator, kernel, X_fit)
+    form = form_of(estimator, kernel, X_fit)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(form)):
         raise TypeError(f"the fitted attributes of {type(estimator).__name__} hold complex numbers")
     check_agreement(estimator, form, X, kernel, X_fit, single)
@@ -133,7 +129,7 @@ def _shape_of_inputs(estimator, X_fit):
     last = core(estimator)
     if getattr(last, "kernel", None) == "precomputed":
         return np.shape(X_fit)[1:]
-    if hasattr(estimator, "_predictor"):
+    if isinstance(estimator, DifferentiableEstimator):
         return tuple(estimator.input_shape_)
     width = width_of(estimator)
     return None if width is None else (width,)
@@ -170,125 +166,3 @@ def _imputes(estimator) -> bool:
     from sklearn.impute import SimpleImputer
 
     return any(isinstance(part, SimpleImputer) for part in (estimator, *estimator.get_params().values()))
-
-
-def _form(estimator, kernel=None, X_fit=None, transforms=False):
-    """What the estimator computes, of arrays of NumPy or JAX: its scores, or what it ``transforms`` to."""
-    if hasattr(estimator, "_predictor") and hasattr(estimator, "input_shape_") and not transforms:
-        return Partial(Shaped(tuple(estimator.input_shape_)), estimator._predictor())
-    name = type(estimator).__name__ if type(estimator).__module__.startswith("sklearn.") else None
-    if name in COMPOSITIONS:
-        return COMPOSITIONS[name](estimator, kernel, X_fit, transforms)
-    if name in MACHINES and hasattr(estimator, "transform") >= transforms:
-        return MACHINES[name](estimator, kernel, X_fit)
-    if transforms and name in ALSO_TRANSFORM:
-        return ALSO_TRANSFORM[name](estimator)
-    if name in ADAPTERS and hasattr(estimator, "transform") >= transforms:
-        return ADAPTERS[name](estimator)
-    raise TypeError(
-        f"there is no differentiable form of {type(estimator).__module__}.{type(estimator).__name__}; the "
-        "black-box attack Square works on whatever gives scores"
-    )
-
-
-# Compositions
-
-
-def _part(step):
-    passes = step is None or isinstance(step, str)
-    return Partial(transformers.unchanged) if passes else _form(step, transforms=True)
-
-
-def _pipeline(estimator, kernel, X_fit, transforms):
-    *before, (_, last) = estimator.steps
-    parts = [_part(step) for _, step in before]
-    if getattr(core(last), "kernel", None) == "precomputed" and not all(isinstance(s, str) for _, s in before):
-        raise TypeError(
-            "a Pipeline that transforms a precomputed kernel matrix is no function of inputs: give as_model its "
-            "last step"
-        )
-    parts.append(_part(last) if isinstance(last, str) else _form(last, kernel, X_fit, transforms))
-    return Partial(linear.chained, parts)
-
-
-def _union(estimator, kernel, X_fit, transforms):
-    steps = [(name, step, None) for name, step in estimator.transformer_list]
-    return _side_by_side(steps, estimator.transformer_weights)
-
-
-def _columns(estimator, kernel, X_fit, transforms):
-    found = estimator._transformer_to_input_indices
-    steps = [(name, step, np.asarray(found[name], int)) for name, step, _ in estimator.transformers_]
-    return _side_by_side(steps, estimator.transformer_weights)
-
-
-def _side_by_side(steps, weights):
-    """Transformers next to each other, each on its columns: steps are (name, step, columns or None for all)."""
-    kept = [(name, step, at) for name, step, at in steps if not _drops(step) and (at is None or len(at))]
-    weights = [(weights or {}).get(name) for name, _, _ in kept]
-    factors = [1.0 if weight is None else float(weight) for weight in weights]
-    return Partial(_joined, [_part(step) for _, step, _ in kept], [at for _, _, at in kept], factors)
-
-
-def _joined(parts, columns, weights, x):
-    blocks = [x[:, :0]]
-    for part, at, weight in zip(parts, columns, weights, strict=True):
-        blocks.append(weight * part(x if at is None else x[:, at]))
-    return namespace(x).concatenate(blocks, axis=1)
-
-
-def _drops(step):
-    return isinstance(step, str) and step == "drop"
-
-
-def _search(estimator, kernel, X_fit, transforms):
-    if not hasattr(estimator, "best_estimator_"):
-        raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
-    return _form(estimator.best_estimator_, kernel, X_fit, transforms)
-
-
-def _frozen(estimator, kernel, X_fit, transforms):
-    return _form(estimator.estimator, kernel, X_fit, transforms)
-
-
-# By scikit-learn's names: what holds other estimators; what may need a kernel; the rest.
-COMPOSITIONS = {
-    "ColumnTransformer": _columns,
-    "FeatureUnion": _union,
-    "FrozenEstimator": _frozen,
-    "GridSearchCV": _search,
-    "Pipeline": _pipeline,
-    "RandomizedSearchCV": _search,
-}
-MACHINES = {
-    "KernelPCA": machines.kernel_pca,
-    "KernelRidge": machines.kernel_ridge,
-    "NuSVC": machines.support_vectors,
-    "NuSVR": machines.support_vectors,
-    "Nystroem": machines.nystroem,
-    "SVC": machines.support_vectors,
-    "SVR": machines.support_vectors,
-}
-LINEAR = """ARDRegression BayesianRidge ElasticNet ElasticNetCV HuberRegressor Lasso LassoCV
-LinearDiscriminantAnalysis LinearRegression LinearSVC LinearSVR LogisticRegression LogisticRegressionCV Perceptron
-Ridge RidgeCV RidgeClassifier RidgeClassifierCV SGDClassifier SGDRegressor"""
-SELECTORS = "SelectFromModel SelectKBest SelectPercentile VarianceThreshold"
-ADAPTERS = dict.fromkeys(LINEAR.split(), linear.linear) | dict.fromkeys(SELECTORS.split(), transformers.selector)
-ADAPTERS |= {
-    "FunctionTransformer": transformers.function,
-    "GaussianProcessClassifier": processes.gaussian_classifier,
-    "GaussianProcessRegressor": processes.gaussian_regressor,
-    "MLPClassifier": linear.perceptron,
-    "MLPRegressor": linear.perceptron,
-    "MaxAbsScaler": transformers.max_abs,
-    "MinMaxScaler": transformers.min_max,
-    "Normalizer": transformers.normalizer,
-    "PCA": transformers.pca,
-    "PolynomialFeatures": transformers.polynomial,
-    "RBFSampler": transformers.rbf_sampler,
-    "RobustScaler": transformers.robust,
-    "SimpleImputer": transformers.imputer,
-    "StandardScaler": transformers.standard,
-}
-# Of those that give scores, what they transform to in the middle of a Pipeline.
-ALSO_TRANSFORM = {"LinearDiscriminantAnalysis": linear.discriminant_axes}

@@ -10,6 +10,7 @@ from sklearn.gaussian_process import kernels
 
 from .arrays import error_function, fitted, namespace, root, solve_lower
 from .kernel_machines import expanded_distances, expansion, squared_distances
+from .registry import adapts
 
 
 def covariance(kernel):
@@ -135,6 +136,7 @@ MATERN = {
 }
 
 
+@adapts("GaussianProcessRegressor")
 def gaussian_regressor(estimator):
     """The mean of a Gaussian process regressor."""
     mean, std = fitted(estimator, "_y_train_mean"), fitted(estimator, "_y_train_std")
@@ -143,6 +145,7 @@ def gaussian_regressor(estimator):
     return Partial(expansion, covariance(estimator.kernel_), inputs, dual, mean)
 
 
+@adapts("GaussianProcessClassifier")
 def gaussian_classifier(estimator):
     """Log probabilities of a Gaussian process classifier."""
     if len(estimator.classes_) == 2:
@@ -153,8 +156,9 @@ def gaussian_classifier(estimator):
 
 
 # ∫ σ(z) N(z | μ, s²) dz as a sum of error functions (Williams & Barber 1998); the constants are scikit-learn's.
-LAMBDAS = np.array([0.41, 0.4, 0.37, 0.44, 0.39])[:, None]
-COEFFICIENTS = np.array([-1854.8214151, 3516.89893646, 221.29346712, 128.12323805, -2010.49422654])[:, None]
+# Plain numbers, since JAX keeps in mind in which precision it has traced an array of NumPy.
+LAMBDAS = ((0.41,), (0.4,), (0.37,), (0.44,), (0.39,))
+COEFFICIENTS = ((-1854.8214151,), (3516.89893646,), (221.29346712,), (128.12323805,), (-2010.49422654,))
 
 
 def _laplace(binary):
@@ -171,10 +175,11 @@ def _averaged_sigmoid(kernel, own_variance, z, residual, roots, factor, x):
     v = solve_lower(factor, roots[:, None] * cross.T)
     spread = own_variance(x) - (v**2).sum(0)
     alpha = 1 / (2 * spread)
-    gamma = LAMBDAS * mean
-    integrals = xp.sqrt(xp.pi / alpha) * error_function(gamma * xp.sqrt(alpha / (alpha + LAMBDAS**2)))
+    lambdas, coefficients = np.array(LAMBDAS), np.array(COEFFICIENTS)
+    gamma = lambdas * mean
+    integrals = xp.sqrt(xp.pi / alpha) * error_function(gamma * xp.sqrt(alpha / (alpha + lambdas**2)))
     integrals = integrals / (2 * xp.sqrt(spread * 2 * xp.pi))
-    return (COEFFICIENTS * integrals).sum(0) + 0.5 * COEFFICIENTS.sum()
+    return (coefficients * integrals).sum(0) + 0.5 * coefficients.sum()
 
 
 TINY = 1e-30

@@ -7,6 +7,8 @@ means, ranges), inside and outside of their range, and from inputs at hand. Both
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from sklearn.pipeline import Pipeline
 
 from .._validation import brief
 from .arrays import dense
+from .differentiable import DifferentiableEstimator
 from .kernel_machines import one_vs_rest
 from .remembered_rows import AT_HAND, KEPT, core, is_word, parts, rows_near
 
@@ -29,7 +32,7 @@ SINGLE = 1e-2
 ROUNDED, ROUNDED_SINGLE = 1e-12, 1e-3
 
 
-def check_agreement(estimator, form, X=None, kernel=None, X_fit=None, single=False) -> None:
+def check_agreement(estimator: Any, form: Any, X=None, kernel=None, X_fit: Any = None, single=False) -> None:
     """Raise TypeError where a form's scores are not the estimator's, nor its answers those of the highest scores.
 
     Parameters
@@ -44,26 +47,27 @@ def check_agreement(estimator, form, X=None, kernel=None, X_fit=None, single=Fal
     single : bool, default=False
         Whether to warn if the form's scores are others in single precision.
     """
-    if hasattr(core(estimator), "_predictor"):
+    if isinstance(core(estimator), DifferentiableEstimator):
         # this library's own estimators are their own models; what stands before them in a pipeline is not
         if not hasattr(estimator, "steps") or len(estimator.steps) == 1:
             return
         estimator, form = estimator[:-1], type(form)(form.func, form.args[0][:-1])
-    precomputed = getattr(core(estimator), "kernel", None) == "precomputed"
-    z = np.asarray(X_fit, np.float64) if precomputed else None
+    last, between = core(estimator), cast(Callable, kernel)
+    precomputed = getattr(last, "kernel", None) == "precomputed"
+    z = np.asarray(X_fit if precomputed else [], np.float64)
     rows = z[:KEPT] if precomputed else rows_near(estimator)
     if X is not None and X.shape[1:] == rows.shape[1:]:
         rows = np.concatenate([rows, X[:: max(len(X) // AT_HAND, 1)][:AT_HAND]])
     if kernel is not None:
         rows = rows[-KEPT:]
         _check_kernel(kernel, rows, rows[:2])
-    if precomputed and np.shape(getattr(core(estimator), "X_fit_", None)) == (len(z), len(z)):
-        _check_matrix(estimator, np.asarray(kernel(rows, z)), dense("X_fit_", core(estimator).X_fit_[: len(rows)]))
-    z = z[core(estimator).component_indices_] if precomputed and hasattr(core(estimator), "components_") else z
+    if precomputed and getattr(getattr(last, "X_fit_", None), "shape", None) == (len(z), len(z)):
+        _check_matrix(estimator, np.asarray(between(rows, z)), dense("X_fit_", last.X_fit_[: len(rows)]))
+    z = z[last.component_indices_] if precomputed and hasattr(last, "components_") else z
 
     def own(x):
         # estimators with copy=False write into what they are given
-        return np.asarray(kernel(x, z)) if precomputed else _named(estimator, x.copy())
+        return np.asarray(between(x, z)) if precomputed else _named(estimator, x.copy())
 
     compare(estimator, form, rows, own)
     if single and kernel is None:
@@ -116,7 +120,7 @@ def _check_matrix(estimator, block, known):
         )
 
 
-def compare(estimator, form, rows, own=lambda x: x) -> None:
+def compare(estimator: Any, form: Callable, rows: np.ndarray, own: Callable = lambda x: x) -> None:
     """Raise TypeError unless a form gives an estimator's scores and answers on some rows.
 
     Parameters
@@ -268,7 +272,7 @@ def _named(estimator, x):
     return x if names is None or not _finds_columns(estimator) else frame_of(names, x)
 
 
-def frame_of(names, x):
+def frame_of(names: Any, x: np.ndarray) -> Any:
     """Rows (n, d) as a data frame with these names, of pandas or, where it is missing, of polars."""
     try:
         import pandas as frames

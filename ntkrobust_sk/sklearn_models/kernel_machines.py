@@ -11,6 +11,7 @@ from .._validation import array
 from ..execution.tiles import as_pytree
 from .arrays import dense, fitted, namespace
 from .linear import of_two_classes
+from .registry import MACHINES, adapts
 
 
 def _linear_kernel(gamma, coef0, degree, x, z):
@@ -104,6 +105,7 @@ def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
     return np.asarray(X_fit, np.float64)[index]
 
 
+@adapts("SVC", "SVR", "NuSVC", "NuSVR", into=MACHINES)
 def support_vectors(estimator, kernel, X_fit):
     """Decisions of a support vector machine; of several classes, one against the rest."""
     k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "_gamma", None)))
@@ -172,6 +174,7 @@ def _votes(decisions, sides, confidence):
     return votes + confidence / (3 * (abs(confidence) + 1))
 
 
+@adapts("KernelRidge", into=MACHINES)
 def kernel_ridge(estimator, kernel, X_fit):
     """Predictions of kernel ridge regression."""
     k = _kernel_of(estimator, kernel, **_own_parameters(estimator, estimator.gamma))
@@ -180,6 +183,7 @@ def kernel_ridge(estimator, kernel, X_fit):
     return Partial(expansion, k, z, dual.reshape(len(z), -1), 0.0)
 
 
+@adapts("KernelPCA", into=MACHINES)
 def kernel_pca(estimator, kernel, X_fit):
     """Coordinates on a kernel's principal axes."""
     k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "gamma_", estimator.gamma)))
@@ -198,6 +202,7 @@ def _centred_expansion(kernel, z, scaled, means, mean, x):
     return (block - means - block.mean(1, keepdims=True) + mean) @ scaled
 
 
+@adapts("Nystroem", into=MACHINES)
 def nystroem(estimator, kernel, X_fit):
     """Features of a kernel's Nystroem approximation."""
     # what is None comes from kernel_params here, and only here

@@ -8,6 +8,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from .arrays import dense, fitted, namespace, sigmoid
+from .registry import ALSO_TRANSFORM, adapts
 
 
 def of_two_classes(decision):
@@ -21,6 +22,12 @@ def is_binary(estimator, n_scores: int) -> bool:
     return hasattr(estimator, "classes_") and n_scores == 1
 
 
+LINEAR = """ARDRegression BayesianRidge ElasticNet ElasticNetCV HuberRegressor Lasso LassoCV
+LinearDiscriminantAnalysis LinearRegression LinearSVC LinearSVR LogisticRegression LogisticRegressionCV Perceptron
+Ridge RidgeCV RidgeClassifier RidgeClassifierCV SGDClassifier SGDRegressor"""
+
+
+@adapts(*LINEAR.split())
 def linear(estimator):
     """Products with ``coef_``, and ``intercept_``."""
     weights, offset = np.atleast_2d(fitted(estimator, "coef_")).T, fitted(estimator, "intercept_")
@@ -35,6 +42,7 @@ def _binary_affine(weights, offset, x):
     return of_two_classes((x @ weights + offset)[:, 0])
 
 
+@adapts("LinearDiscriminantAnalysis", into=ALSO_TRANSFORM)
 def discriminant_axes(estimator):
     """What a linear discriminant analysis transforms to."""
     kept = fitted(estimator, "scalings_")[:, : estimator._max_components]
@@ -65,6 +73,7 @@ class _Activation:
         return ACTIVATIONS[self.name](h)
 
 
+@adapts("MLPClassifier", "MLPRegressor")
 def perceptron(estimator):
     """Layers of a perceptron: logits of a classifier, predictions of a regressor."""
     last = estimator.out_activation_

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
 
 from .arrays import fitted, namespace, root
 from .linear import projected
+from .registry import adapts
 
 
+@adapts("StandardScaler")
 def standard(estimator):
     """(x − mean) / scale, each where it is asked for."""
     shift = fitted(estimator, "mean_") if estimator.with_mean else None
     return _shift_then_scale(shift, fitted(estimator, "scale_") if estimator.with_std else None)
 
 
+@adapts("RobustScaler")
 def robust(estimator):
     """(x − median) / range of quantiles, each where it is asked for."""
     shift = fitted(estimator, "center_") if estimator.with_centering else None
@@ -32,12 +36,14 @@ def _shifted(shift, scale, x):
     return (x - shift) * scale
 
 
+@adapts("MinMaxScaler")
 def min_max(estimator):
     """x · scale + min, clipped where it is asked for."""
     low, high = estimator.feature_range if estimator.clip else (-np.inf, np.inf)
     return Partial(_scaled, fitted(estimator, "scale_"), fitted(estimator, "min_"), low, high)
 
 
+@adapts("MaxAbsScaler")
 def max_abs(estimator):
     """x / largest size, clipped where it is asked for (scikit-learn 1.9)."""
     limit = 1.0 if getattr(estimator, "clip", False) else np.inf
@@ -63,6 +69,7 @@ def _largest_size(x):
 LENGTHS = {"l1": _sum_of_sizes, "l2": _euclidean, "max": _largest_size}
 
 
+@adapts("Normalizer")
 def normalizer(estimator):
     """Rows of length one."""
     if estimator.norm not in LENGTHS:
@@ -75,6 +82,7 @@ def _of_length_one(length, x):
     return x / namespace(x).where(size == 0, 1, size)
 
 
+@adapts("PCA")
 def pca(estimator):
     """Coordinates on principal axes."""
     basis = fitted(estimator, "components_").T
@@ -84,6 +92,7 @@ def pca(estimator):
     return Partial(projected, fitted(estimator, "mean_"), basis)
 
 
+@adapts("RBFSampler")
 def rbf_sampler(estimator):
     """Random Fourier features."""
     weights, offset = fitted(estimator, "random_weights_"), fitted(estimator, "random_offset_")
@@ -94,6 +103,7 @@ def _random_waves(share, weights, offset, x):
     return share * namespace(x).cos(x @ weights + offset)
 
 
+@adapts("PolynomialFeatures")
 def polynomial(estimator):
     """Products of features."""
     # which features are multiplied, with a last one that is 1 to fill up
@@ -111,6 +121,7 @@ def _products_of(factors, x):
     return xp.concatenate([x, xp.ones((len(x), 1), x.dtype)], axis=1)[:, factors].prod(2)
 
 
+@adapts("SelectFromModel", "SelectKBest", "SelectPercentile", "VarianceThreshold")
 def selector(estimator):
     """The chosen features."""
     return Partial(_chosen, np.flatnonzero(estimator.get_support()))
@@ -120,6 +131,7 @@ def _chosen(columns, x):
     return x[:, columns]
 
 
+@adapts("SimpleImputer")
 def imputer(estimator):
     """The columns that are kept, with statistics in place of what is missing, and which values were missing."""
     try:
@@ -127,13 +139,14 @@ def imputer(estimator):
     except (TypeError, ValueError):
         raise TypeError("a SimpleImputer of values that are no numbers has no differentiable form") from None
     empty = np.isnan(statistics) & (not estimator.keep_empty_features)
-    indicator = getattr(estimator, "indicator_", None)
-    if estimator.add_indicator and indicator is None:
-        raise TypeError("a SimpleImputer with add_indicator that was fitted without it has no form")
-    shown = np.asarray(indicator.features_ if estimator.add_indicator else [], int)
+    shown: Any = []
+    if estimator.add_indicator:
+        if getattr(estimator, "indicator_", None) is None:
+            raise TypeError("a SimpleImputer with add_indicator that was fitted without it has no form")
+        shown = estimator.indicator_.features_
     # None and pandas.NA are missing as NaN in numbers
     missing = float(estimator.missing_values) if isinstance(estimator.missing_values, Real) else np.nan
-    return Partial(_filled, missing, statistics, np.flatnonzero(~empty), shown)
+    return Partial(_filled, missing, statistics, np.flatnonzero(~empty), np.asarray(shown, int))
 
 
 def _filled(missing, statistics, kept, shown, x):
@@ -143,6 +156,7 @@ def _filled(missing, statistics, kept, shown, x):
     return xp.concatenate([filled[:, kept], unknown[:, shown].astype(x.dtype)], axis=1)
 
 
+@adapts("FunctionTransformer")
 def function(estimator):
     """The identity."""
     if estimator.func is not None:

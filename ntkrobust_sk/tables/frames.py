@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Table:
         Why each column is fixed; None where it may change.
     """
 
-    given: object
+    given: Any
     numbers: np.ndarray
     reasons: tuple[str | None, ...]
 
@@ -65,8 +66,8 @@ class Table:
         """Numbers (n, d) to attack; in fixed columns those of the rows."""
         return np.where(self.fixed, np.arange(len(self.numbers), dtype=float)[:, None], self.numbers)
 
-    def like(self, X: np.ndarray, rows=None):
-        """Numbers (m, d) as a table of this kind, with what stands in fixed columns of ``rows`` (m,).
+    def in_original_form(self, X: np.ndarray, rows: np.ndarray | None = None) -> Any:
+        """Return numbers (m, d) as a table of this kind, with what stands in fixed columns of ``rows`` (m,).
 
         Without ``rows`` they are all the table's, or, where nothing is fixed, of nobody.
         """
@@ -74,13 +75,18 @@ class Table:
             rows = np.arange(len(self.numbers))
         return self._assembled(X, rows)
 
-    def part(self, columns) -> object:
-        """The columns at these positions, as they came."""
+    def decoded(self, X: np.ndarray) -> Any:
+        """Return numbers (m, d) like :meth:`coded`, which tell the rows of what is fixed, as a table."""
+        rows = np.rint(X[:, self.fixed][:, 0]).astype(int) if self.fixed.any() else None
+        return self.in_original_form(X, rows)
+
+    def part(self, columns: np.ndarray) -> Any:
+        """Return the columns at these positions, as they came."""
         return self.given[:, columns]
 
     def within(self, attack):
         """The attack with bounds that keep to the columns that may change, if it is one with bounds."""
-        if not self.fixed.any() or "bounds" not in _fields(attack):
+        if not self.fixed.any() or "bounds" not in fields_of(attack):
             return attack
         bounds = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
         box = bounds if isinstance(bounds, Box) else Box(*bounds)
@@ -122,7 +128,7 @@ def as_table(X) -> Table | None:
     >>> table = as_table(pd.DataFrame({"age": [31, 45], "city": pd.Categorical(["Rome", "Oslo"])}))
     >>> table.named
     "'city' (category)"
-    >>> table.like(table.coded() + [[1.5, 0]]).to_dict("list")
+    >>> table.in_original_form(table.coded() + [[1.5, 0]]).to_dict("list")
     {'age': [32.5, 46.5], 'city': ['Rome', 'Oslo']}
     """
     if isinstance(X, Table):
@@ -318,6 +324,7 @@ def check_rows(X) -> None:
         raise TypeError(f"X must be an array (n, ...) or a data frame, got {brief(X)}")
 
 
-def _fields(attack):
+def fields_of(attack: Any) -> set[str]:
+    """Return the names of an attack's settings, if it is a dataclass, and otherwise none."""
     named = dataclasses.is_dataclass(attack) and not isinstance(attack, type)
     return {field.name for field in dataclasses.fields(attack)} if named else set()

@@ -17,7 +17,7 @@ from ntkrobust_sk.attacks.norms import NORMS
 from ntkrobust_sk.attacks.threat_model import admitted, ball_around, project_into, samples
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.attacks.valid_points import move_to_valid_points
-from ntkrobust_sk.robustness.target import enable_x64
+from ntkrobust_sk.targets.target import enable_x64
 
 KEY = jax.random.key(0)
 N, D = 20, 6

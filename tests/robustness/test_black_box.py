@@ -117,7 +117,7 @@ def test_an_own_attack_that_needs_no_gradients_runs_as_it_is():
 
 @pytest.mark.filterwarnings("ignore:there is no differentiable form")
 def test_tables_name_the_attack_that_has_run(monkeypatch):
-    monkeypatch.setattr("ntkrobust_sk.robustness.readings.QUERIES", 30)
+    monkeypatch.setattr("ntkrobust_sk.robustness.target.QUERIES", 30)
     found = robustness_report(FOREST, X, Y, 0.05, attacks=[PGD(0.1), AutoAttack(0.1), Square(0.1, 20)])
     assert found.names == ("Square", "Square instead of PGD, AutoAttack")
     assert "Square instead of PGD, AutoAttack" in str(found)

@@ -34,7 +34,7 @@ from ntkrobust_sk import (
     robustness_report,
     transfer_matrix,
 )
-from ntkrobust_sk.robustness import readings as subjects
+from ntkrobust_sk.robustness import target as targets
 from ntkrobust_sk.robustness.intervals import clopper_pearson
 
 X, Y = load_iris(return_X_y=True)
@@ -195,7 +195,7 @@ def test_a_pipeline_is_evaluated_in_the_units_of_its_inputs(linear):
 
 
 def test_what_has_no_gradients_is_evaluated_as_a_black_box_and_a_warning_says_so(monkeypatch):
-    monkeypatch.setattr(subjects, "QUERIES", 60)
+    monkeypatch.setattr(targets, "QUERIES", 60)
     forest = RandomForestClassifier(3, random_state=0).fit(X, Y)
     with pytest.warns(UserWarning, match="as a black box, by Square") as caught:
         found = robustness_report(forest, X[::3], Y[::3], [0.02, 0.05])

@@ -48,7 +48,7 @@ from ntkrobust_sk import (
     robustness_report,
     transfer_matrix,
 )
-from ntkrobust_sk.robustness import readings as subjects
+from ntkrobust_sk.robustness import target as targets
 
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::2] / 8, Y[::2]
@@ -341,7 +341,7 @@ def test_scikit_learn_s_estimators_are_attacked_through_their_gradients(estimato
 
 
 def test_what_has_no_gradient_is_attacked_as_a_black_box(monkeypatch):
-    monkeypatch.setattr(subjects, "QUERIES", 60)
+    monkeypatch.setattr(targets, "QUERIES", 60)
     forest = RandomForestClassifier(5, random_state=0).fit(X, Y)
     calibrated = CalibratedClassifierCV(FrozenEstimator(fitted_classifier())).fit(X, Y)
     attacks = (PGD(0.05), PGD(0.1, norm="l2"), PGD(0.05))

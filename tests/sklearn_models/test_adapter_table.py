@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from ntkrobust_sk.sklearn_models import conversion as sklearn_models
+from ntkrobust_sk import sklearn_models
 
 SPEC = importlib.util.spec_from_file_location(
     "table_of_adapters", Path(__file__).parents[2] / "examples" / "table_of_adapters.py"
@@ -50,7 +50,7 @@ def test_an_adapter_that_does_not_read_a_parameter_is_a_fault_even_without_its_g
         return sklearn_models.transformers._shift_then_scale(estimator.mean_, estimator.scale_)
 
     monkeypatch.setitem(sklearn_models.ADAPTERS, "StandardScaler", forgetful)
-    monkeypatch.setattr(sklearn_models, "check_agreement", lambda *given: None)
+    monkeypatch.setattr(sklearn_models.conversion, "check_agreement", lambda *given: None)
     verdicts = {verdict.parameter: verdict for verdict in table.verdicts_on(StandardScaler)}
     assert "differs from the estimator for False" in verdicts["with_mean"].fault
     # and with the guard, what the adapter does not read is refused

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from sklearn import datasets, decomposition, ensemble, feature_selection, kernel_approximation, linear_model, svm
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -25,7 +26,8 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, as_model
+from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, as_model, perturb
+from ntkrobust_sk.sklearn_models import DifferentiableEstimator, registry
 
 try:
     from jax import enable_x64
@@ -248,3 +250,39 @@ def test_what_was_compiled_for_one_estimator_serves_another_of_its_kind(name):
     estimator, y = (CLASSIFIERS[name], Y3) if name in CLASSIFIERS else (REGRESSORS[name], TARGETS[:, 0])
     first, second = (jax.tree.structure(as_model(clone(estimator).fit(X[rows], y[rows]))) for rows in (ALL, ODD))
     assert first == second
+
+
+def test_an_adapter_enters_itself(monkeypatch):
+    class Doubler(StandardScaler):
+        def transform(self, X):
+            return 2 * np.asarray(X)
+
+    Doubler.__module__, fitted = "sklearn.preprocessing", Doubler().fit(X)
+    with pytest.raises(TypeError, match=r"no differentiable form of sklearn\.preprocessing\.Doubler"):
+        as_model(fitted)
+    monkeypatch.setattr(registry, "ADAPTERS", registry.ADAPTERS | {})
+
+    @registry.adapts("Doubler", into=registry.ADAPTERS)
+    def doubled(estimator):
+        return Partial(lambda x: 2 * x)
+
+    np.testing.assert_allclose(as_model(fitted)(QUERIES), 2 * QUERIES, rtol=1e-5)
+
+
+def test_estimators_of_this_library_write_models_of_rows_and_of_images():
+    images = X[:, :4].reshape(-1, 2, 2, 1).astype(np.float32)
+    trainer = AdversarialKernelTrainer(MLP(widths=(5,)), max_epochs=1, random_state=0).fit(images, Y3)
+    assert isinstance(trainer, DifferentiableEstimator)
+    model = trainer.as_model()
+    for inputs in (images, images.reshape(70, 4)):
+        np.testing.assert_array_equal(model(inputs), as_model(trainer)(inputs))
+    np.testing.assert_allclose(model(images), trainer.decision_function(images), rtol=1e-5)
+    with pytest.raises(NotFittedError):
+        AdversarialKernelTrainer().as_model()
+
+
+def test_a_gaussian_process_is_a_model_in_single_precision_after_it_was_attacked_in_double():
+    process = GaussianProcessClassifier().fit(X[:20], Y3[:20])
+    perturb(process, X[:5], Y3[:5], PGD(0.1, 1, bounds=None))
+    found = np.asarray(as_model(process)(X[:5].astype(np.float32)))
+    np.testing.assert_allclose(np.exp(found), process.predict_proba(X[:5]), atol=1e-3)

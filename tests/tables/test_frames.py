@@ -32,8 +32,9 @@ from ntkrobust_sk import (
     robustness_report,
     transfer_matrix,
 )
-from ntkrobust_sk.robustness.target import attackable, enable_x64
+from ntkrobust_sk.robustness.target import attackable
 from ntkrobust_sk.tables.frames import as_table
+from ntkrobust_sk.targets.target import enable_x64
 
 pytestmark = pytest.mark.filterwarnings("ignore:attacks leave these columns")
 N = 80
@@ -99,13 +100,13 @@ def forest():
 @pytest.mark.parametrize("name", FORMS)
 def test_gradients_pass_encoders_and_scores_are_the_pipeline_s_own(name):
     pipeline = fitted(name)
-    subject = attackable(pipeline, FRAME, Y)
-    assert subject.opaque is None
-    moved = subject.X + 0.2 * RNG.uniform(-1, 1, subject.X.shape) * subject.free
+    target = attackable(pipeline, FRAME, Y)
+    assert target.no_gradient_because is None
+    moved = target.X + 0.2 * RNG.uniform(-1, 1, target.X.shape) * target.free
     with enable_x64(True):
-        scores = np.asarray(subject.model(moved))
+        scores = np.asarray(target.model(moved))
     np.testing.assert_allclose(
-        scores[:, 1] - scores[:, 0], pipeline.decision_function(subject.like(moved)), atol=1e-6
+        scores[:, 1] - scores[:, 0], pipeline.decision_function(target.in_original_form(moved)), atol=1e-6
     )
     attack = PGD(0.1, 10, bounds=None)
     X_adv = perturb(pipeline, FRAME, Y, attack)
@@ -255,9 +256,9 @@ def test_frames_that_cannot_be_attacked_are_named(frame, error, message):
 def test_a_table_leads_back_to_the_frame_to_the_last_digit(dtype):
     frame = FRAME.assign(n=pd.array(np.arange(N), dtype=dtype))
     table = as_table(frame)
-    pd.testing.assert_frame_equal(table.like(table.coded()), frame)
+    pd.testing.assert_frame_equal(table.in_original_form(table.coded()), frame)
     rows = np.array([5, 5, 2])
-    pd.testing.assert_frame_equal(table.like(table.coded()[rows], rows), frame.iloc[rows])
+    pd.testing.assert_frame_equal(table.in_original_form(table.coded()[rows], rows), frame.iloc[rows])
 
 
 @pytest.mark.parametrize("last", [LogisticRegression(), SVC()], ids=["linear", "machine"])
@@ -270,10 +271,10 @@ def test_the_guard_of_a_frame_converts_it_once_and_compiles_nothing(last, monkey
         return transform(self, X)
 
     monkeypatch.setattr(ColumnTransformer, "transform", counted)
-    subject = attackable(pipeline, FRAME, Y)
+    target = attackable(pipeline, FRAME, Y)
     # all rows for what stands in fixed columns, and those that are compared
     assert calls == [N, 64]
-    assert type(subject.model(subject.X)) is np.ndarray
+    assert type(target.model(target.X)) is np.ndarray
 
 
 @pytest.mark.parametrize("last", [LogisticRegression(), RandomForestClassifier(3)], ids=["gradients", "black box"])

@@ -1,0 +1,172 @@
+"""What the two kernel machines share: the source of the kernel, and fits in closed form or by gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+
+import jax
+import numpy as np
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from .._arrays import to_numpy
+from .._validation import fitting, require_resolution
+from ..execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
+from ..kernels.gram_matrix import gram_of
+from ..kernels.ntk import resolve_kernel
+from ..kernels.predictors import make_predictor, training_job
+from ..networks.inputs import host_inputs, params_dtype
+from ..networks.named import n_logits
+from ..solvers.direct import SOLVERS, resolve_solver
+from ..solvers.ridge import solve
+from ..tangent.linearization import linearize
+from .attackable import AttackableEstimator
+from .kernel_source import KernelSource
+from .shared import TangentEstimator
+from .trainer import fit_by_sgd
+
+
+class TangentMachine(KernelSource, AttackableEstimator):
+    """A kernel machine on a network's tangent kernel, fitted in closed form or by gradient descent."""
+
+    predictor_: Callable
+
+    _machine_constraints = {
+        **TangentEstimator._shared_constraints,
+        "estimator": "no_validation",
+        "kernel": "no_validation",
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "solver": [StrOptions({*SOLVERS, "sgd"}), callable],
+        "dynamics": [StrOptions({"linearized", "centered"})],
+        "attack": [callable, None],
+        "clean_step": ["boolean"],
+        "max_epochs": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "memory": [str, Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        kernel="trace",
+        alpha=1e-2,
+        solver="cholesky",
+        dynamics="centered",
+        attack=None,
+        clean_step=True,
+        max_epochs=20,
+        batch_size=128,
+        learning_rate=0.01,
+        momentum=0.9,
+        input_shape=None,
+        memory="2GiB",
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.kernel = kernel
+        self.alpha = alpha
+        self.solver = solver
+        self.dynamics = dynamics
+        self.attack = attack
+        self.clean_step = clean_step
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.input_shape = input_shape
+        self.memory = memory
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit_machine(self, X, y, targets, sample_weight, labels):
+        """Fit on targets (n, T) of y; ``labels`` are what a training loss takes: classes, or the targets."""
+        kernel = resolve_kernel(self.kernel)
+        solver = None if self.solver == "sgd" else resolve_solver(self.solver)
+        for name in ("X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_"):
+            # an earlier fit with another solver may have left what this one will not set
+            vars(self).pop(name, None)
+        key_model, key_train = jax.random.split(self._key())
+        model = self._source_model(X, y, targets.shape[1], sample_weight, key_model)
+        self.model_ = model
+        if labels is targets:
+            dtype = params_dtype(model.variables.params)
+            fitting("y", targets, dtype)
+            require_resolution("y", y, dtype, targets=True)
+        if solver is None:
+            self._require_matching_outputs(model, X.dtype, targets.shape[1], "solver='sgd'")
+            if self.attack is not None:
+                X = movable(model, X, params_dtype(model.variables.params), NETWORK_ROWS)
+            start = linearize(model, centered=self.dynamics == "centered")
+            fit_by_sgd(self, "predictor_", start, X, labels, sample_weight, key_train)
+            return self
+        self.X_fit_ = host_inputs("X", X, model.variables.params)
+        if _rank(kernel, model, self.X_fit_) > 2:
+            self._require_matching_outputs(model, X.dtype, targets.shape[1], f"kernel={self.kernel!r}")
+        # before the kernel is computed in vain, this asks whether predictions fit in memory
+        job = training_job(kernel, model, self.X_fit_, targets.shape[1], memory=self.memory)
+        K = gram_of(job, progress=self.verbose > 0)
+        offset = np.average(targets, axis=0, weights=sample_weight)
+        dual = solve(K, targets - offset, alpha=self.alpha, solver=solver, sample_weight=sample_weight)
+        self.dual_coef_, self.intercept_ = to_numpy(dual), offset
+        self.predictor_ = make_predictor(
+            kernel,
+            model,
+            self.X_fit_,
+            self.dual_coef_,
+            offset,
+            memory=self.memory,
+            plan=job.plan,
+            features=job.kept or None,
+        )
+        return self
+
+    def _require_matching_outputs(self, model, dtype, n_targets, what):
+        """Raise ValueError unless the network has one output for each target, in the order of the same classes."""
+        n_outputs = n_logits(model, self.input_shape_, dtype)
+        if n_outputs != n_targets:
+            raise ValueError(
+                f"{what} needs one network output for each class or target, but the network has {n_outputs} "
+                f"and y has {n_targets}; use kernel='trace' or 'pseudo', or a network with n_outputs={n_targets}"
+            )
+        source = self.estimator_ if hasattr(self.estimator, "fit") else None
+        theirs, ours = (getattr(fitted, "classes_", None) for fitted in (source, self))
+        if theirs is not None and ours is not None and theirs.tolist() != ours.tolist():
+            raise ValueError(
+                f"{what} pairs network outputs with classes, but the network was fitted on the classes "
+                f"{theirs.tolist()} and y has {ours.tolist()}; use the same labels, kernel='trace' or 'pseudo', "
+                "or pass the estimator's model_, to pair them by position"
+            )
+
+    def gram(self, X, Y=None):
+        """Return the Gram matrix of the fitted kernel.
+
+        Parameters
+        ----------
+        X : array (n, n_features) or (n, h, w, c)
+        Y : array (m, n_features) or (m, h, w, c), default=None
+            Columns' inputs; None means X.
+
+        Returns
+        -------
+        NumPy array (n, m), (n, m, C) or (n, m, C, C), by the kernel's rank
+        """
+        return self._gram(self.kernel, X, Y, self.memory)
+
+    def _scores(self):
+        return self.predictor_
+
+    @property
+    def _rows(self) -> int:
+        return NETWORK_ROWS if self.solver == "sgd" else MACHINE_ROWS
+
+
+def _rank(kernel, model, X) -> int:
+    """Return the rank of the kernel's blocks, as stated or found without computing one."""
+    if kernel.rank is not None:
+        return kernel.rank
+    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
+    return jax.eval_shape(kernel, model, x, x).ndim

@@ -1,0 +1,178 @@
+"""The target of an attack: a function from numbers to scores, with inputs and labels that have been checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..attacks.entry import require_attack
+from ..attacks.threat_model import admitted
+from ..attacks.tiled import attack_in_tiles
+from ..execution.interrupts import heard
+from ..execution.keys import key_of, keys_of
+from ..execution.tiles import answers
+from ..tables.frames import Table, as_table
+from .labels import weights_to_score
+
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8, of which pyright knows nothing
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+# What ``random_state`` may be.
+Seed: TypeAlias = int | np.random.RandomState | None
+# A gain by an attack that is told of: of the score, and in examples, since random starts move a few answers.
+GAIN, GAINED = 0.01, 2.5
+
+
+def in_double_precision() -> bool:
+    """Return whether JAX computes in double precision where it is not told otherwise."""
+    return jnp.result_type(float) == np.float64
+
+
+@dataclass(frozen=True, eq=False)
+class AttackTarget:
+    """A model with inputs and labels that have been checked, ready to be attacked.
+
+    The highest of the model's scores is its answer. Estimators that answer in another way have targets of their
+    own kind (:class:`~ntkrobust_sk.robustness.target.EstimatorTarget`).
+
+    Attributes
+    ----------
+    source : estimator or model
+    model : callable pytree
+        From inputs like ``X`` to scores.
+    X : array (n, ...)
+        Inputs in the precision in which they are attacked.
+    y : int32 array (n,)
+        Positions in ``classes``; of a regressor its targets, float (n, T); empty where no labels were asked for.
+    classes : array (C,)
+        Empty for a regressor.
+    rows : int
+        Rows of a tile.
+    given : array or data frame
+        X as it came.
+    table : Table or None
+        The data frame, or an array of which some columns are fixed.
+    data_dtype : dtype or None
+        The dtype in which the data were computed, where it is known; inputs may be out of bounds by its rounding.
+    x64 : bool
+        Whether the model is called in double precision.
+    no_gradient_because : str or None
+        The reason why there are no gradients, where there are none.
+    """
+
+    source: Any
+    model: Callable
+    X: np.ndarray
+    y: np.ndarray
+    classes: np.ndarray
+    rows: int
+    given: Any
+    table: Table | None = None
+    data_dtype: np.dtype | None = None
+    x64: bool = field(default_factory=in_double_precision)
+    no_gradient_because: str | None = None
+    # whether fixed columns of the numbers hold the rows that they came from
+    coded: ClassVar[bool] = False
+
+    @property
+    def free(self) -> np.ndarray:
+        """The features that attacks may change, bool, shaped like one input."""
+        return np.ones(self.X.shape[1:], bool) if self.table is None else ~self.table.fixed
+
+    def attack_for(self, attack: Any) -> Any:
+        """Return the attack that this target can be attacked with, kept to the features that may change.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no attack.
+        """
+        return self.within(require_attack(attack))
+
+    def within(self, attack: Any) -> Any:
+        """Return the attack with bounds that keep to the features that may change."""
+        return attack if self.table is None else self.table.within(attack)
+
+    def inputs(self, attack: Callable, at: Any = slice(None)) -> np.ndarray:
+        """Return the inputs of the rows ``at``, checked against the attack's bounds."""
+        return admitted(attack, self.X[at], self.data_dtype)
+
+    def perturb(self, attack: Callable, key, at: Any = slice(None), look: bool = True) -> np.ndarray:
+        """Return adversarial examples of the rows ``at``; ``key`` is one, or one for each of *all* rows."""
+        keys = keys_of(key, len(self.X))
+        X = self.inputs(attack, at)
+        with self.precision():
+            found = attack_in_tiles(attack, self.model, X, self.y[at], key=keys[at], rows=self.rows, look=look)
+        return found if self.table is None else np.where(self.free, found, X)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Give the context in which the model is called: its precision, and Ctrl-C that is heard."""
+        with heard(), enable_x64(self.x64):
+            yield
+
+    def answers(self, X: ArrayLike) -> np.ndarray:
+        """Return the positions in ``classes`` (n,) of the answers to inputs like ``X``; a regressor has none."""
+        X = np.asarray(X, self.X.dtype).reshape(-1, *self.X.shape[1:])
+        with self.precision():
+            return answers(self.model, X, self.rows)
+
+    def in_original_form(self, X: np.ndarray) -> Any:
+        """Return inputs in the form in which they came: a data frame, flat rows, or images."""
+        if self.table is None:
+            return X.reshape(-1, *np.shape(self.given)[1:])
+        X = np.asarray(X, float)
+        if X.shape == self.X.shape:
+            # what has not moved is what it was, to the last digit
+            X = np.where((X == self.X) & self.free, self.table.numbers, X)
+        return self.table.decoded(X) if self.coded else self.table.in_original_form(X)
+
+    def read(self, given: Any) -> np.ndarray:
+        """Return inputs in the form in which they came, of the same rows as ``X``, as this target's numbers."""
+        table = as_table(given) if self.table is not None and self.table.has_names else None
+        numbers = np.asarray(given if table is None else table.numbers, self.X.dtype)
+        return np.where(self.free, numbers.reshape(self.X.shape), self.X)
+
+    def score(self, X: np.ndarray, y: ArrayLike, sample_weight: np.ndarray | None = None) -> float:
+        """Return the score of the answers to inputs like ``X`` with labels or targets y, as these came."""
+        return float(np.average(self.answers(X) == self.y, weights=sample_weight))
+
+    def robust_score(
+        self,
+        attack: Callable,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        random_state: Seed = 0,
+    ) -> float:
+        """Return the score on adversarial examples; warn if it is better than that on the inputs themselves.
+
+        Parameters
+        ----------
+        attack : callable
+        y : array (n,) or (n, T)
+            Labels or targets, as they came.
+        sample_weight : array (n,), default=None
+        random_state : int, RandomState or None, default=0
+        """
+        weights = weights_to_score(y, len(self.X), sample_weight)
+        X_adv = self.perturb(self.attack_for(attack), key_of(random_state))
+        robust, clean = (self.score(inputs, y, weights) for inputs in (X_adv, self.X))
+        if robust - clean > max(GAIN, GAINED / len(X_adv)):
+            warnings.warn(
+                f"the attack makes the answers better: the score is {robust:.3f} on adversarial examples and "
+                f"{clean:.3f} on the inputs themselves. Its gradients are no guide for this model, so its robust "
+                "score is far too high; attack with Square or AutoAttack too, and see check_evaluation",
+                UserWarning,
+                stacklevel=3,
+            )
+        return robust
