@@ -71,7 +71,7 @@ class NTKFeatures:
 
 
 def ntk_features(
-    kernel, model: Model, X, y, X_test, y_test, attack, *, n_features: int, key, K=None, memory="2GiB"
+    kernel, model: Model, X, y, X_test, y_test, attack, *, n_features: int, key, K=None, memory: str | int = "2GiB"
 ) -> NTKFeatures:
     """Usefulness and robustness of a kernel's leading eigenfeatures.
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import numpy as np
@@ -23,35 +23,26 @@ from .._files import read_npz, require_file, write_atomically
 from .._portable import SavedArray
 from .._validation import brief, check_choice, require_numbers
 from .._validation import path as check_path
-from ..attacks.apgd import APGD
-from ..attacks.autoattack import AutoAttack
+from ..attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, NORMS, PGD, AutoAttack, Box, Clean, SigmaZero, Square
 from ..attacks.capabilities import Reports
-from ..attacks.fab import FAB
-from ..attacks.fmn import DDN, FMN
-from ..attacks.norms import NORMS
-from ..attacks.pgd import FGSM, NFGSM, PGD, Clean
-from ..attacks.sigma_zero import SigmaZero
-from ..attacks.square import Square
-from ..attacks.threat_model import Box
-from ..datasets.splits import load_splits
-from ..estimators.kernel_machines import EmpiricalNTKClassifier, EmpiricalNTKRegressor
-from ..estimators.robust_features import RobustFeatureSelector
-from ..estimators.tangent_features import TangentFeatures
-from ..estimators.trainer import AdversarialKernelTrainer
+from ..datasets import load_splits
+from ..estimators import (
+    AdversarialKernelTrainer,
+    EmpiricalNTKClassifier,
+    EmpiricalNTKRegressor,
+    RobustFeatureSelector,
+    TangentFeatures,
+)
 from ..execution.keys import key_of, keys_of
+from ..kernels import ClassNTK, DualPredictor, FullNTK, PrimalPredictor, ProjectedNTK, PseudoNTK, TraceNTK
 from ..kernels.fingerprint import hash_arrays
-from ..kernels.ntk import CallableKernel, ClassNTK, FullNTK, PseudoNTK, TraceNTK
-from ..kernels.predictors import DualPredictor, PrimalPredictor
-from ..kernels.projected import ProjectedNTK
-from ..networks.feedforward import CNN, MLP
-from ..networks.model import Model, Variables
-from ..networks.resnet import ResNet18
-from ..networks.wrappers import Normalized, Stateless
+from ..kernels.ntk import CallableKernel
+from ..networks import CNN, MLP, Model, Normalized, ResNet18, Stateless, Variables
 from ..robustness.intervals import clopper_pearson
 from ..robustness.target import classifier_under_attack
 from ..sklearn_models.guard import frame_of
-from ..solvers.direct import Cholesky, Eigh
-from ..tangent.linearization import Linearized
+from ..solvers import Cholesky, Eigh
+from ..tangent import Linearized
 
 ATTACKS = {
     "apgd": APGD,
@@ -64,6 +55,8 @@ ATTACKS = {
     "sigma-zero": SigmaZero,
     "square": Square,
 }
+# Norms that --norm takes: those in which most attacks exist, and the only ones of some.
+KNOWN_NORMS = tuple(dict.fromkeys([*NORMS, *(kind.norm for kind in ATTACKS.values())]))
 CONFIDENCE = 0.95
 # The arrays of a file of adversarial examples.
 EXAMPLES = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
@@ -154,16 +147,24 @@ def attack_examples(
     members, flags = {}, ()
     if isinstance(attack, Reports):
         with target.precision():
-            found = attack.run(target.model, target.inputs(attack), target.y, key=keys, rows=target.rows)
+            inputs = target.inputs(cast(Any, attack))
+            found = attack.run(target.model, inputs, target.y, key=keys, rows=target.rows)
         X_adv, flags = found.x_adv, found.flags
         members = dict(zip(found.names, found.accuracies, strict=True))
     else:
         X_adv = target.perturb(attack, keys)
     # arrays of strings, not of objects, which only pickle could write
     classes = np.array(target.classes.tolist())
-    labels = (classes[at] for at in (target.y, target.answers(target.X), target.answers(X_adv)))
-    images = (np.asarray(target.in_original_form(of)).reshape(X.shape) for of in (target.X, X_adv))
-    return AttackedExamples(*images, *labels, members, flags, repr(attack))
+    return AttackedExamples(
+        np.asarray(target.in_original_form(target.X)).reshape(X.shape),
+        np.asarray(target.in_original_form(X_adv)).reshape(X.shape),
+        classes[target.y],
+        classes[target.answers(target.X)],
+        classes[target.answers(X_adv)],
+        members,
+        flags,
+        repr(attack),
+    )
 
 
 def _as_fitted(estimator: Any, X: np.ndarray) -> Any:
@@ -198,7 +199,7 @@ def make_attack(
     check_choice("name", name, ATTACKS)
     kind = ATTACKS[name]
     if norm is not None:
-        check_choice("norm", norm, NORMS)
+        check_choice("norm", norm, KNOWN_NORMS)
     stated = {field.name for field in fields(kind)}
     given = {"epsilon": epsilon, "bounds": bounds}
     if norm is not None and "norm" in stated:

@@ -18,14 +18,13 @@ from typing import Any, get_args, get_type_hints
 from .. import __version__
 from .._files import explained, require_file
 from .._validation import path
-from ..attacks.norms import NORMS
 from ..evolution.experiment import ATTACKS, PRESETS, REGIMES, STAGE2, KernelEvolution, preset
 from ..execution.interrupts import heard
 from ..reports.demo import run_demo, settings_for
 from ..reports.run_report import write_report
 from ..tangent.linearization import DYNAMICS
 from .attack import ATTACKS as SAVED_ATTACKS
-from .attack import attack_examples, held_out, load_estimator, make_attack, write_examples
+from .attack import KNOWN_NORMS, attack_examples, held_out, load_estimator, make_attack, write_examples
 
 # What can go wrong without the library being wrong: told in one line.
 EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)
@@ -252,7 +251,7 @@ def _add_attack(commands):
     parser.add_argument(
         "--epsilon", type=_fraction, required=True, help="radius in units of the data, such as 4/255"
     )
-    parser.add_argument("--norm", choices=tuple(NORMS), help="default: linf, or the only one of the attack")
+    parser.add_argument("--norm", choices=KNOWN_NORMS, help="default: linf, or the only one of the attack")
     parser.add_argument("--n-test", type=int, default=500, help="test examples at most, all of them attacked")
     parser.add_argument("--steps", type=int, help="steps of the attack, queries of square")
     given = parser.add_mutually_exclusive_group()

@@ -77,7 +77,7 @@ class RobustnessCurveDisplay(Display):
             estimators = {type(estimators).__name__: estimators}
         mapping_of("estimators", estimators, "fitted estimators")
         epsilons = radii("epsilons", epsilons)
-        attacks = [replace(attack, epsilon=epsilon) for epsilon in epsilons]
+        attacks: list[Any] = [replace(attack, epsilon=epsilon) for epsilon in epsilons]
         accuracies = {
             name: np.array([robust_accuracy(estimator, X, y, one, random_state=random_state) for one in attacks])
             for name, estimator in estimators.items()

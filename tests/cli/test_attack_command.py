@@ -181,8 +181,9 @@ def test_what_was_there_is_kept_when_writing_fails(run, monkeypatch):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_is_made_by_its_name(name):
     attack = make_attack(name, 0.1, bounds=None)
-    assert (attack.epsilon, attack.norm, attack.bounds) == (0.1, "l2" if name == "ddn" else "linf", None)
-    assert make_attack(name, 0.1, norm="l2").norm == "l2"
+    own = {"ddn": "l2", "sigma-zero": "l0"}.get(name)
+    assert (attack.epsilon, attack.norm, attack.bounds) == (0.1, own or "linf", None)
+    assert make_attack(name, 0.1, norm=own or "l2").norm == (own or "l2")
 
 
 GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "fgsm", "n-test": "30"}
