@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,20 +103,19 @@ class APGD(Attack):
         check_choice("loss", self.loss, LOSSES)
 
     def _run(self, given: Given) -> Outcome:
-        model, x, y = given.model, given.x, given.y
-        check_classes(self.loss, given.n_classes, y)
+        check_classes(self.loss, given.n_classes, given.y)
         # ranks among the scores of the input; the first is the answer that has to be changed
         ranks = range(2, min(self.n_targets + 1, given.n_classes) + 1) if self.loss == "targeted-dlr" else (1,)
-        best, lost = x, np.zeros(len(x), bool)
+        best, lost = given.x, np.zeros(len(given.x), bool)
         for run, rank in enumerate(rank for rank in ranks for _ in range(self.n_restarts)):
-            target = _target(model, x, rank)
-            other, lost = _one_run(self, model, x, y, target, fold_keys(given.keys, run), given.ball, lost)
-            best = stronger_example(model, best, other, y) if run else other
+            target = _target(given.model, given.x, rank)
+            other, lost = _one_run(self, given._replace(keys=fold_keys(given.keys, run)), target, lost)
+            best = stronger_example(given.model, best, other, given.y) if run else other
         return Outcome(best, lost)
 
 
 class _State(NamedTuple):
-    """Where the ascent is, for each of n examples."""
+    """The place of the ascent, for each of n examples."""
 
     x: jax.Array
     previous: jax.Array
@@ -140,34 +139,18 @@ class _State(NamedTuple):
     lost: jax.Array
 
 
-def _one_run(attack, model, x, y, target, keys, ball, lost):
+def _one_run(attack, given, target, lost):
     """Climb once, through all radii; return examples (n, d), and where a gradient was not finite (n,)."""
-    first, *narrower = _radii(attack.n_steps, attack.norm)
-    surface = _surface(attack.norm, x, keys, _within(ball, first[0], x.dtype))
-    state = _climbed(attack, *first, surface, model, x, y, target, ball, lost)
-    for radius in narrower:
-        state = _climbed(attack, *radius, state.best, model, x, y, target, ball, state.lost)
+    kind, x = (attack.norm, attack.loss), given.x
+    state: Any = None
+    for radius, n_steps in _radii(attack.n_steps, attack.norm):
+        ball = given.ball._replace(epsilon=(radius * given.ball.epsilon).astype(x.dtype))
+        start = _surface(attack.norm, x, given.keys, ball) if state is None else state.best
+        operands = (given.model, x, given.y, target, ball)
+        state = _begin(*kind, *operands, start, lost if state is None else state.lost)
+        schedule = partial(_schedule, n_steps, attack.norm)
+        state = repeat(_step, n_steps, state, *operands, static=kind, schedule=schedule, length=attack.n_steps)
     return jnp.where(state.fooled[:, None], state.fooling, state.best), state.lost
-
-
-def _climbed(attack, radius, n_steps, start, model, x, y, target, ball, lost) -> _State:
-    """Climb in the ball of one radius."""
-    kind, within = (attack.norm, attack.loss), _within(ball, radius, x.dtype)
-    return repeat(
-        _step,
-        n_steps,
-        _begin(*kind, model, x, y, target, start, within, lost),
-        *(model, x, y, target, within),
-        model=model,
-        x=x,
-        static=kind,
-        schedule=partial(_schedule, n_steps, attack.norm),
-        length=attack.n_steps,
-    )
-
-
-def _within(ball, radius, dtype):
-    return ball._replace(epsilon=(radius * ball.epsilon).astype(dtype))
 
 
 def _schedule(n_steps, norm, length):
@@ -193,7 +176,7 @@ def _surface(norm, x, keys, ball):
 
 
 @partial(jax.jit, static_argnames=("norm", "loss"))
-def _begin(norm, loss, model, x, y, target, start, ball, lost):
+def _begin(norm, loss, model, x, y, target, ball, start, lost):
     start = project(NORMS[norm], x, start, ball)
     value, fooled, gradient = _ascend(loss, model, start, y, target)
     n, changed = len(x), _n_changed(start, x)

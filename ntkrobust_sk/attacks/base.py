@@ -49,7 +49,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 
 class Outcome(NamedTuple):
-    """What an attack has made of rows (n, d), and where a gradient on the way was not finite (n,)."""
+    """The rows (n, d) that an attack has made, and where a gradient on the way was not finite (n,)."""
 
     x: jax.Array
     lost: Any = False
@@ -114,11 +114,6 @@ class Attack(AttackSettings, ABC):
         """
         checked = given(self, model, x, y, key)
         return self._run(checked).x.reshape(checked.shape)
-
-    @property
-    def _first_step(self) -> float:
-        """The length of a step, in units of the data; 0 where the attack finds it by itself."""
-        return 0.0
 
     @abstractmethod
     def _run(self, given: Given) -> Outcome:

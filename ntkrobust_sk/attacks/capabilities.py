@@ -12,7 +12,7 @@ from ..execution.keys import Keys
 
 @runtime_checkable
 class InBall(Protocol):
-    """What states the ball into which its examples are put."""
+    """An attack that states the ball into which its examples are put."""
 
     epsilon: float
     norm: str

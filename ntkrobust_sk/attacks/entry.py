@@ -30,7 +30,7 @@ CALL = "attack(model, x, y, key=key)"
 
 
 class Given(NamedTuple):
-    """What an attack works on: n examples as flat rows.
+    """The checked model, labels and keys of n examples, and the examples as flat rows.
 
     Attributes
     ----------
@@ -103,8 +103,7 @@ def trusted(attack: Any, model: Callable, x: jax.Array, y: jax.Array, keys: jax.
     """Bring checked inputs, labels and keys of an attack into the form that it works on."""
     shape = x.shape
     model, x = on_rows(model, x)
-    ball = ball_around(x, attack.epsilon, attack.bounds, attack._first_step)
-    return Given(model, x, y, keys, ball, shape, n_classes)
+    return Given(model, x, y, keys, ball_around(x, attack.epsilon, attack.bounds), shape, n_classes)
 
 
 def inputs_of(attack: Any, x: Any) -> jax.Array:

@@ -85,9 +85,7 @@ class FAB(MinimumNorm):
             for restart in range(self.n_restarts):
                 number = target * self.n_restarts + restart
                 start = _around(self.norm, x, fold_keys(keys, number), ball, found) if restart else x
-                _, found = repeat(
-                    _step, self.n_steps, (start, found), *operands, model=model, x=x, static=(self.norm,)
-                )
+                _, found = repeat(_step, self.n_steps, (start, found), *operands, static=(self.norm,))
         return found
 
 

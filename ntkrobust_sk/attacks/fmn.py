@@ -19,7 +19,7 @@ from ..execution.loops import repeat
 from .losses import answers_wrongly, log_odds, margin
 from .minimum_norm import Found, MinimumNorm
 from .norms import NORMS
-from .threat_model import Box, free, project, usable
+from .threat_model import Box, free, in_dtype_of, project, usable
 
 # Where steps end, as a share of the first one, and where the relative change of the radius ends.
 LEAST_STEP, LEAST_GAMMA = 0.01, 1e-4
@@ -75,10 +75,6 @@ class FMN(MinimumNorm):
     gamma: float = 0.05
     bounds: tuple | Box | None = (0.0, 1.0)
 
-    @property
-    def _first_step(self) -> float:
-        return self.step_size
-
     def _search(self, given, found):
         return _walked(self, _fmn_step, given, jnp.inf, found)
 
@@ -133,16 +129,12 @@ class DDN(MinimumNorm):
     bounds: tuple | Box | None = (0.0, 1.0)
     norm = "l2"
 
-    @property
-    def _first_step(self) -> float:
-        return self.step_size
-
     def _search(self, given, found):
         return _walked(self, _ddn_step, given, self.radius, found)
 
 
 class _State(NamedTuple):
-    """Where the walk is, for each of n examples, and the radius (n,) of the ball that holds it."""
+    """The place of the walk, for each of n examples, and the radius (n,) of the ball that holds it."""
 
     x: jax.Array
     radius: jax.Array
@@ -151,14 +143,15 @@ class _State(NamedTuple):
 
 def _walked(attack, step, given, radius, found) -> Found:
     """Walk from the input, with balls whose first radius is given, and return what was found."""
-    model, x = given.model, given.x
+    x = given.x
     state = _State(x, jnp.full(len(x), radius, x.dtype), found)
-    operands = (model, x, given.y, given.ball, jnp.asarray(attack.gamma, x.dtype), attack.n_steps)
-    return repeat(step, attack.n_steps, state, *operands, model=model, x=x, static=(attack.norm,)).found
+    numbers = in_dtype_of(x, attack.step_size, attack.gamma)
+    operands = (given.model, x, given.y, given.ball, *numbers, attack.n_steps)
+    return repeat(step, attack.n_steps, state, *operands, static=(attack.norm,)).found
 
 
 @partial(jax.jit, static_argnames="norm")
-def _fmn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
+def _fmn_step(norm, state, number, model, x, y, ball, first_step, gamma, n_steps):
     now = number / n_steps
 
     def total(z):
@@ -176,14 +169,14 @@ def _fmn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
     # a little beyond the linearisation's zero too, on which rounding would let the iterate rest
     outwards = jnp.where(ever, state.radius, distance + margins / slope) * (1 + gamma)
     radius = jnp.where(wrong, jnp.minimum(state.radius * (1 - gamma), found.distance), outwards)
-    ahead = state.x - cosine(ball.step_size, LEAST_STEP * ball.step_size, now) * NORMS["l2"].steepest(gradient)
+    ahead = state.x - cosine(first_step, LEAST_STEP * first_step, now) * NORMS["l2"].steepest(gradient)
     # within bounds first, so that no length is spent on what they take away
     ahead = jnp.clip(ahead, ball.lower, ball.upper)
     return _State(project(NORMS[norm], x, ahead, ball._replace(epsilon=radius[:, None])), radius, found)
 
 
 @partial(jax.jit, static_argnames="norm")
-def _ddn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
+def _ddn_step(norm, state, number, model, x, y, ball, first_step, gamma, n_steps):
     now = number / n_steps
 
     def total(z):
@@ -196,7 +189,7 @@ def _ddn_step(norm, state, number, model, x, y, ball, gamma, n_steps):
     gradient = _movable(gradient, state.x, ball)
     distance = NORMS[norm].length(state.x - x).reshape(-1)
     radius = state.radius * jnp.where(wrong, 1 - gamma, 1 + gamma)
-    step_size = cosine(ball.step_size, LEAST_STEP * ball.step_size, now)
+    step_size = cosine(first_step, LEAST_STEP * first_step, now)
     direction = NORMS[norm].steepest(state.x - x + step_size * NORMS[norm].steepest(gradient))
     ahead = jnp.clip(x + radius[:, None] * direction, ball.lower, ball.upper)
     return _State(ahead, radius, found.or_nearer(state.x, wrong, distance))

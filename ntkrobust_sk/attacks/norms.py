@@ -1,14 +1,16 @@
 """Norms: balls around zero, steepest directions, nearest points.
 
 Each has the same functions, of one or of many examples at once. ``room`` (how far each feature may go) and
-``free`` (which may go further) matter to L1 alone: in the others bounds are met by clipping afterwards.
+``free`` (which may go further) matter to L1 alone: in the others bounds are met by clipping afterwards. NumPy's
+``norm`` takes ``order``; ``dual`` names the norm in which gradients have their length; ``is_sparse`` says that the
+steepest steps change few features, so that bounds are part of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,78 +18,50 @@ import jax.numpy as jnp
 
 def flat_norm(v: jax.Array) -> jax.Array:
     """Return the Euclidean norm of each example, broadcastable against it, without underflow or overflow."""
-    axes = tuple(range(1, v.ndim))
-    largest = jnp.max(jnp.abs(v), axis=axes, keepdims=True)
+    largest = _over_features(jnp.max, jnp.abs(v))
     scaled = v / jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
+    return largest * jnp.sqrt(_over_features(jnp.sum, scaled * scaled))
 
 
-class Norm:
-    """A norm in which attacks climb.
-
-    Attributes
-    ----------
-    order : float
-        As NumPy's ``norm`` takes it.
-    dual : str
-        Name of the dual norm, in which gradients have their length.
-    is_sparse : bool
-        Whether its steepest steps change few features, so that bounds are part of them.
-    """
-
-    order: ClassVar[float]
-    dual: ClassVar[str]
-    is_sparse: ClassVar[bool] = False
-
-    def sample(self, key: jax.Array, shape: tuple[int, ...], dtype: Any, epsilon: Any, free: Any = True):
-        """Draw uniformly from the ball of radius epsilon of the features that are ``free``, for one example."""
-        raise NotImplementedError
-
-    def length(self, delta: jax.Array) -> jax.Array:
-        """Return the length of each example's change, broadcastable against it."""
-        raise NotImplementedError
-
-    def steepest(self, gradient: jax.Array, free: Any = True) -> jax.Array:
-        """Return the direction of unit norm along which a linear function rises most, for each example."""
-        raise NotImplementedError
-
-    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
-        """Return the nearest point of the ball, for each example."""
-        raise NotImplementedError
+def _over_features(reduce, v):
+    """Reduce each example to one number, broadcastable against it."""
+    return reduce(v, axis=tuple(range(1, v.ndim)), keepdims=True)
 
 
 @dataclass(frozen=True)
-class Linf(Norm):
+class Linf:
     """The largest change of any feature."""
 
-    order = float("inf")
+    order = jnp.inf
     dual = "l1"
+    is_sparse = False
 
-    def sample(self, key, shape, dtype, epsilon, free=True):
+    def sample(self, key: jax.Array, shape: tuple, dtype: Any, epsilon: Any, free: Any = True) -> jax.Array:
         """Draw uniformly from the ball, for one example."""
         return jnp.where(free, jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0), 0) * epsilon
 
-    def length(self, delta):
+    def length(self, delta: jax.Array) -> jax.Array:
         """Return the length of each example's change."""
-        return jnp.max(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
+        return _over_features(jnp.max, jnp.abs(delta))
 
-    def steepest(self, gradient, free=True):
+    def steepest(self, gradient: jax.Array, free: Any = True) -> jax.Array:
         """Return the steepest direction, for each example."""
         return jnp.sign(gradient)
 
-    def project(self, delta, epsilon, room=jnp.inf):
+    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
         """Return the nearest point of the ball, for each example."""
         return jnp.clip(delta, -epsilon, epsilon)
 
 
 @dataclass(frozen=True)
-class L2(Norm):
+class L2:
     """The Euclidean length of the change of all features."""
 
     order = 2
     dual = "l2"
+    is_sparse = False
 
-    def sample(self, key, shape, dtype, epsilon, free=True):
+    def sample(self, key: jax.Array, shape: tuple, dtype: Any, epsilon: Any, free: Any = True) -> jax.Array:
         """Draw uniformly from the ball, for one example."""
         key_direction, key_radius = jax.random.split(key)
         direction = jnp.where(free, jax.random.normal(key_direction, shape, dtype), 0)
@@ -95,22 +69,22 @@ class L2(Norm):
         radius = jax.random.uniform(key_radius, (), dtype) ** (1 / n_free)
         return epsilon * radius * direction / jnp.sqrt(jnp.maximum(jnp.sum(direction**2), jnp.finfo(dtype).tiny))
 
-    def length(self, delta):
+    def length(self, delta: jax.Array) -> jax.Array:
         """Return the length of each example's change."""
         return flat_norm(delta)
 
-    def steepest(self, gradient, free=True):
+    def steepest(self, gradient: jax.Array, free: Any = True) -> jax.Array:
         """Return the steepest direction, for each example."""
         length = flat_norm(gradient)
         return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
 
-    def project(self, delta, epsilon, room=jnp.inf):
+    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
         """Return the nearest point of the ball, for each example."""
         return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
 
 
 @dataclass(frozen=True)
-class L1(Norm):
+class L1:
     """The sum of the changes of all features. Its steepest steps and nearest points are sparse.
 
     Bounds matter more to it than to the others, since a feature may run into its bound long before epsilon is
@@ -121,15 +95,15 @@ class L1(Norm):
     dual = "linf"
     is_sparse = True
 
-    def sample(self, key, shape, dtype, epsilon, free=True):
+    def sample(self, key: jax.Array, shape: tuple, dtype: Any, epsilon: Any, free: Any = True) -> jax.Array:
         """Draw uniformly from the ball, for one example."""
         key_direction, key_rest = jax.random.split(key)
         direction = jnp.where(free, jax.random.laplace(key_direction, shape, dtype), 0)
         return epsilon * direction / (jnp.sum(jnp.abs(direction)) + jax.random.exponential(key_rest, (), dtype))
 
-    def length(self, delta):
+    def length(self, delta: jax.Array) -> jax.Array:
         """Return the length of each example's change."""
-        return jnp.sum(jnp.abs(delta), axis=tuple(range(1, delta.ndim)), keepdims=True)
+        return _over_features(jnp.sum, jnp.abs(delta))
 
     def steepest(self, gradient: jax.Array, free: Any = True, count: Any = 1) -> jax.Array:
         """Return the direction along which a linear function rises most; of unit norm where it can move.
@@ -142,14 +116,13 @@ class L1(Norm):
         movable = jnp.where(free, size, 0)
 
         def few_above(threshold):
-            return jnp.sum(movable > threshold, axis=axes, keepdims=True) < count
+            return _over_features(jnp.sum, movable > threshold) < count
 
-        axes = tuple(range(1, gradient.ndim))
-        below, _ = bisect(few_above, jnp.max(movable, axis=axes, keepdims=True))
-        n_moved = jnp.sum(movable > below, axis=axes, keepdims=True)
+        below, _ = bisect(few_above, _over_features(jnp.max, movable))
+        n_moved = _over_features(jnp.sum, movable > below)
         return jnp.where(size > below, jnp.sign(gradient), 0) / jnp.maximum(n_moved, 1)
 
-    def project(self, delta, epsilon, room=jnp.inf):
+    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
         """Return the nearest point of the ball in which each feature changes by ``room`` at most.
 
         |u_i| = min(max(|δ_i| − λ, 0), room_i) with the least λ >= 0 at which they sum up to epsilon or less.
@@ -159,10 +132,7 @@ class L1(Norm):
         def shrunk(rate):
             return jnp.clip(size - rate, 0, room)
 
-        low, high = bisect(
-            lambda rate: self.length(shrunk(rate)) <= epsilon,
-            jnp.max(size, axis=tuple(range(1, delta.ndim)), keepdims=True),
-        )
+        low, high = bisect(lambda rate: self.length(shrunk(rate)) <= epsilon, _over_features(jnp.max, size))
         more, less = shrunk(low), shrunk(high)
         # between the two the sum is linear, up to rounding
         missing, gap = epsilon - self.length(less), self.length(more) - self.length(less)
@@ -195,7 +165,7 @@ class L0:
 
     def length(self, delta: jax.Array) -> jax.Array:
         """Return how many features of each example change, broadcastable against it."""
-        return jnp.sum(delta != 0, axis=tuple(range(1, delta.ndim)), keepdims=True).astype(delta.dtype)
+        return _over_features(jnp.sum, delta != 0).astype(delta.dtype)
 
     def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
         """Return the nearest point of the ball, for each example: its largest changes, of equal ones the first."""
@@ -204,6 +174,7 @@ class L0:
         return jnp.where(rank + 1 <= epsilon, delta, 0)
 
 
+Norm = Linf | L2 | L1
 # The norms that attacks know, and what the ball of an attack may be measured in.
 NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2(), "l1": L1()}
 LENGTHS: dict[str, Norm | L0] = {**NORMS, "l0": L0()}

@@ -57,7 +57,7 @@ from .base import Attack, Outcome
 from .entry import Given
 from .losses import answers_wrongly, ascent_losses
 from .norms import NORMS
-from .threat_model import Ball, Box, ball_around, project, start_in_ball, steepest, unusable
+from .threat_model import Box, ball_around, in_dtype_of, project, start_in_ball, steepest, unusable
 
 
 @dataclass(frozen=True)
@@ -123,21 +123,17 @@ class PGD(Attack):
     n_restarts: int = 1
     bounds: tuple | Box | None = (0.0, 1.0)
 
-    @property
-    def _first_step(self) -> float:
-        return 2 * self.epsilon / self.n_steps if self.step_size is None else self.step_size
-
     def _run(self, given: Given) -> Outcome:
-        best = self._ascended(given, given.keys)
+        best = self._ascended(given)
         for restart in range(1, self.n_restarts):
-            other = self._ascended(given, fold_keys(given.keys, restart), best.lost)
+            other = self._ascended(given._replace(keys=fold_keys(given.keys, restart)), best.lost)
             best = Outcome(stronger_example(given.model, best.x, other.x, given.y), other.lost)
         return best
 
-    def _ascended(self, given, keys, lost=None) -> Outcome:
-        norm, x = NORMS[self.norm], given.x
-        start = start_in_ball(norm, x, keys, given.ball) if self.random_start else x
-        return pgd_steps(self.norm, given.model, x, start, given.y, given.ball, self.n_steps, lost)
+    def _ascended(self, given, lost=None) -> Outcome:
+        start = start_in_ball(NORMS[self.norm], given.x, given.keys, given.ball) if self.random_start else given.x
+        length = 2 * self.epsilon / self.n_steps if self.step_size is None else self.step_size
+        return pgd_steps(self.norm, given, start, length, self.n_steps, lost)
 
 
 @dataclass(frozen=True)
@@ -157,12 +153,8 @@ class FGSM(Attack):
     norm: str = "linf"
     bounds: tuple | Box | None = (0.0, 1.0)
 
-    @property
-    def _first_step(self) -> float:
-        return self.epsilon
-
     def _run(self, given: Given) -> Outcome:
-        return pgd_steps(self.norm, given.model, given.x, given.x, given.y, given.ball, 1)
+        return pgd_steps(self.norm, given, given.x, self.epsilon, 1)
 
 
 @dataclass(frozen=True)
@@ -211,34 +203,26 @@ class NFGSM(Attack):
         noise = ball_around(given.x, self.noise * self.epsilon, self.bounds)
         noisy = start_in_ball(NORMS[self.norm], given.x, given.keys, noise)
         length = self.epsilon if self.step_size is None else self.step_size
-        step = ball_around(noisy, length, self.bounds, length)
-        return pgd_steps(self.norm, given.model, noisy, noisy, given.y, step, 1)
+        ball = ball_around(noisy, length, self.bounds)
+        return pgd_steps(self.norm, given._replace(x=noisy, ball=ball), noisy, length, 1)
 
 
-def pgd_steps(
-    norm: str,
-    model: Callable,
-    x: jax.Array,
-    start: jax.Array,
-    y: jax.Array,
-    ball: Ball,
-    n_steps: int,
-    lost: jax.Array | None = None,
-) -> Outcome:
-    """Climb the loss from ``start`` (n, d), by steps of the ball's step size, each projected to the ball around x.
+def pgd_steps(norm: str, given: Given, start: jax.Array, length: float, n_steps: int, lost: Any = None) -> Outcome:
+    """Climb the loss from ``start`` (n, d) by steps of a length, each projected to the ball.
 
     ``lost`` (n,) says where a gradient was not finite before.
     """
-    state = start, np.zeros(len(x), bool) if lost is None else lost
-    return Outcome(*repeat(_step, n_steps, state, model, x, y, ball, model=model, x=x, static=(norm,)))
+    state = start, np.zeros(len(start), bool) if lost is None else lost
+    operands = (given.model, given.x, given.y, given.ball, *in_dtype_of(given.x, length))
+    return Outcome(*repeat(_step, n_steps, state, *operands, static=(norm,)))
 
 
 @partial(jax.jit, static_argnames="norm")
-def _step(norm, state, now, model, x, y, ball):
+def _step(norm, state, now, model, x, y, ball, length):
     x_adv, lost = state
     scores = with_fast_gradients(model)
     gradient = jax.grad(lambda z: ascent_losses(scores(z), y).sum())(x_adv)
-    ahead = x_adv + ball.step_size * steepest(NORMS[norm], gradient, x_adv, ball)
+    ahead = x_adv + length * steepest(NORMS[norm], gradient, x_adv, ball)
     return project(NORMS[norm], x, ahead, ball), lost | unusable(gradient, ball)
 
 

@@ -20,7 +20,7 @@ from .fmn import cosine
 from .losses import margin
 from .minimum_norm import Found, MinimumNorm
 from .norms import LENGTHS
-from .threat_model import Box, usable
+from .threat_model import Box, in_dtype_of, usable
 
 # The last step, as a share of the first one, and the change of the threshold, as a share of a step.
 LAST_STEP, THRESHOLD_RATE = 0.1, 0.01
@@ -84,19 +84,16 @@ class SigmaZero(MinimumNorm):
         threshold = number("threshold", self.threshold, low=0, unit="in units of the data")
         object.__setattr__(self, "threshold", threshold)
 
-    @property
-    def _first_step(self) -> float:
-        return self.step_size
-
     def _search(self, given: Given, found: Found) -> Found:
-        model, x = given.model, given.x
+        x = given.x
         state = _State(x, jnp.full(len(x), self.threshold, x.dtype), found)
-        operands = (model, x, given.y, given.ball, jnp.asarray(self.sigma, x.dtype), self.n_steps)
-        return repeat(_step, self.n_steps, state, *operands, model=model, x=x).found
+        numbers = in_dtype_of(x, self.step_size, self.sigma)
+        operands = (given.model, x, given.y, given.ball, *numbers, self.n_steps)
+        return repeat(_step, self.n_steps, state, *operands).found
 
 
 class _State(NamedTuple):
-    """Where the search is, for each of n examples, and below which changes (n,) are put back."""
+    """The search's place for each of n examples, and the threshold (n,) below which changes are put back."""
 
     x: jax.Array
     threshold: jax.Array
@@ -104,7 +101,7 @@ class _State(NamedTuple):
 
 
 @jax.jit
-def _step(state, number, model, x, y, ball, sigma, n_steps):
+def _step(state, number, model, x, y, ball, first_step, sigma, n_steps):
     def total(z):
         margins = margin(with_fast_gradients(model)(z), y)
         squares = (z - x) ** 2
@@ -116,7 +113,7 @@ def _step(state, number, model, x, y, ball, sigma, n_steps):
     found = state.found.having_met(gradient, margins, ball).or_nearer(state.x, wrong, count)
     gradient = usable(gradient, ball)
     largest = jnp.max(jnp.abs(gradient), axis=1, keepdims=True)
-    step_size = cosine(ball.step_size, LAST_STEP * ball.step_size, number / n_steps)
+    step_size = cosine(first_step, LAST_STEP * first_step, number / n_steps)
     ahead = state.x - step_size * gradient / jnp.where(largest > 0, largest, 1)
     ahead = jnp.clip(ahead, ball.lower, ball.upper)
     threshold = jnp.maximum(state.threshold + THRESHOLD_RATE * step_size * jnp.where(wrong, 1, -1), 0)

@@ -79,23 +79,16 @@ class Square(Attack):
         object.__setattr__(self, "share", number("share", self.share, above=0, high=1))
 
     def _run(self, given: Given) -> Outcome:
-        model, x, shape = given.model, given.x, given.shape[1:]
-        kind, operands = (self.norm, shape), (model, x, given.y, given.keys, given.ball)
-        plan = np.arange(1, self.n_queries), _sizes(self.n_queries, self.share, shape)
-        state = repeat(
-            _query,
-            self.n_queries - 1,
-            _begin(*kind, *operands),
-            *operands,
-            model=model,
-            x=x,
-            static=kind,
-            schedule=lambda _: plan,
-        )
-        return Outcome(state.x)
+        kind, n_steps = (self.norm, given.shape[1:]), self.n_queries - 1
+        operands = (given.model, given.x, given.y, given.keys, given.ball)
+        plan = np.arange(1, self.n_queries), _sizes(self.n_queries, self.share, given.shape[1:])
+        start = _begin(*kind, *operands)
+        return Outcome(repeat(_query, n_steps, start, *operands, static=kind, schedule=lambda _: plan).x)
 
 
 class _State(NamedTuple):
+    """The best points (n, d) so far, and their margins (n,)."""
+
     x: jax.Array
     margin: jax.Array
 

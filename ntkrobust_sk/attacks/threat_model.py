@@ -119,10 +119,9 @@ def _positions(name, values) -> tuple[int, ...]:
 
 
 class Ball(NamedTuple):
-    """The numbers of an attack, arrays so that other values do not compile again."""
+    """The ball of an attack, in arrays, so that other values do not compile again."""
 
     epsilon: Any
-    step_size: Any
     lower: Any
     upper: Any
 
@@ -269,20 +268,19 @@ def _with_discrete(box, X, rounding):
     return X
 
 
-def ball_around(x, epsilon: float, bounds: tuple | Box | None, step_size: float = 0.0) -> Ball:
-    """Return the numbers of an attack in the dtype of the inputs ``x`` (n, ...).
+def ball_around(x: Any, epsilon: float, bounds: tuple | Box | None) -> Ball:
+    """Return the ball of an attack in the dtype of the inputs ``x`` (n, ...)."""
+    return Ball(*in_dtype_of(x, epsilon), *limits_of(bounds, x))
 
-    Raises
-    ------
-    ValueError
-        For numbers that the dtype cannot hold, and bounds of another number of features.
-    """
+
+def in_dtype_of(x: Any, *lengths: float) -> list[np.ndarray]:
+    """Return an attack's numbers in the dtype of its inputs, or raise ValueError if they are none there."""
     dtype = np.dtype(x.dtype)
     with np.errstate(over="ignore"):
-        lengths = [np.asarray(v).astype(dtype) for v in (epsilon, step_size)]
-    if not np.isfinite(lengths).all():
-        raise ValueError(f"epsilon={epsilon:g} and steps of {step_size:g} must be numbers in {dtype}")
-    return Ball(*lengths, *limits_of(bounds, x))
+        found = [np.asarray(length).astype(dtype) for length in lengths]
+    if not np.isfinite(found).all():
+        raise ValueError(f"epsilon and steps must be numbers in {dtype}, got {', '.join(map(str, lengths))}")
+    return found
 
 
 def limits_of(bounds: tuple | Box | None, x: Any) -> list:

@@ -16,7 +16,7 @@ from ..networks.model import Model
 from ..networks.named import NETWORKS, initial_model
 from ..networks.wrappers import Normalized
 from ..tangent.linearization import linearize
-from ..training.resumable import Stage, kept_states, state_file
+from ..training.resumable import TrainingConfig, checkpointed_states, state_file
 from ..training.state import TrainState
 from .records import Record
 from .run_directory import RunDirectory
@@ -104,14 +104,14 @@ class States:
         mean, std = X.mean(axes, dtype=np.float64), X.std(axes, dtype=np.float64)
         return Model(Normalized(model.network, tuple(mean.tolist()), tuple(std.tolist())), model.variables)
 
-    def stage(self, training: str, learning_rate: float, **options) -> Stage:
+    def stage(self, training: str, learning_rate: float, **options) -> TrainingConfig:
         """Say how "benign" training goes; any other is adversarial."""
         experiment = self.experiment
         attacks = (Clean(),)
         if training != "benign":
             attacks = (*attacks, experiment.train_attack) if experiment.clean_step else (experiment.train_attack,)
         common = {"momentum": experiment.momentum, "batch_size": experiment.batch_size}
-        return Stage(attacks, learning_rate, **common, **options)
+        return TrainingConfig(attacks, learning_rate, **common, **options)
 
     def at(self, seed: int, regime: str, epoch: float) -> TrainState:
         """Find the state of a regime at an epoch, or train up to it."""
@@ -156,7 +156,9 @@ class States:
     def _kept(self, seed, name, stage, start, epochs, keep_all=True):
         folder = self.folder(seed, name)
         path, place = self.run.path.joinpath(*folder), self.run.place(*folder)
-        return kept_states(path, stage, start, *self.examples.training, epochs, keep_all=keep_all, of=place)
+        return checkpointed_states(
+            path, stage, start, *self.examples.training, epochs, keep_all=keep_all, of=place
+        )
 
     def folder(self, seed: int, name: str) -> tuple[str, ...]:
         """Return the place of a regime's states in the run, or of those of ``stage2/...``."""

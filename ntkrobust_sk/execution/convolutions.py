@@ -9,8 +9,9 @@ turned around. The convolutions of any function are taken so by rewriting its ja
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def _has_plain(jaxpr) -> bool:
 
 
 def loops_well(function: Callable, *args) -> bool:
-    """Whether a loop over :func:`with_fast_gradients` of it is as fast as its steps alone.
+    """Tell whether a loop over :func:`with_fast_gradients` of it is as fast as its steps alone.
 
     It is where all convolutions are plain, or where there is something better than a CPU.
     """
@@ -110,13 +111,13 @@ def _as_before(eqn, function):
     return jax.checkpoint(function, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
 
 
-def subjaxpr(eqn) -> tuple:
+def subjaxpr(eqn: Any) -> tuple:
     """Return the jaxpr inside of an equation of :data:`INLINED`, and its constants."""
     inner = eqn.params[INLINED[eqn.primitive.name]]
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
 
 
-def bind(eqn, inputs) -> list:
+def bind(eqn: Any, inputs: Sequence) -> list:
     """Return the outputs of an equation of a jaxpr."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     # JAX before 0.10 returns the subfunctions beside the parameters
@@ -125,7 +126,7 @@ def bind(eqn, inputs) -> list:
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
-def is_plain(eqn) -> bool:
+def is_plain(eqn: Any) -> bool:
     """Tell whether it is an ordinary convolution of images, with or without strides, on a CPU."""
     if eqn.primitive.name != CONVOLUTION or not on_host():
         return False
@@ -137,12 +138,12 @@ def is_plain(eqn) -> bool:
     return plain and channels_last
 
 
-def is_strided(eqn) -> bool:
-    """Whether it is a plain one with strides, whose gradient XLA is slow at everywhere."""
+def is_strided(eqn: Any) -> bool:
+    """Tell whether it is a plain one with strides, whose gradient XLA is slow at everywhere."""
     return is_plain(eqn) and max(eqn.params["window_strides"]) > 1
 
 
-def plain_convolution(eqn, lhs, rhs):
+def plain_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Return the convolution, with the gradient of its input taken phase by phase."""
 
     @jax.custom_vjp
@@ -159,7 +160,7 @@ def plain_convolution(eqn, lhs, rhs):
 
 
 def _by_phases(eqn, delta, rhs, shape):
-    """Cotangents (n, *out, o) of the output as those (n, h, w, c) of the input."""
+    """Return cotangents (n, *out, o) of the output as those (n, h, w, c) of the input."""
     strides, padding = eqn.params["window_strides"], eqn.params["padding"]
     first = [low // s for (low, _), s in zip(padding, strides, strict=True)]
     last = [-(-(low + size) // s) for (low, _), size, s in zip(padding, shape[1:3], strides, strict=True)]

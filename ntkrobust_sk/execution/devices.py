@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +28,7 @@ def default_devices() -> tuple:
     return (jax.local_devices(backend=one)[0] if isinstance(one, str) else one,)
 
 
-def on_host(devices=None) -> bool:
+def on_host(devices: Sequence[Any] | None = None) -> bool:
     """Tell whether devices, by default those of :func:`default_devices`, are the host's own processor.
 
     >>> on_host(jax.local_devices(backend="cpu"))
@@ -36,7 +38,7 @@ def on_host(devices=None) -> bool:
     return platforms <= set(HOST_PLATFORMS)
 
 
-def at_host():
+def at_host() -> AbstractContextManager:
     """Return a context in which the host's processor computes, if JAX has a backend for it."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -44,12 +46,12 @@ def at_host():
         return nullcontext()
 
 
-def by_rows(devices) -> Sharding:
+def by_rows(devices: Sequence[Any]) -> Sharding:
     """Spread the first axis over the devices."""
     return _sharding(devices, PartitionSpec("rows"))
 
 
-def everywhere(devices) -> Sharding:
+def everywhere(devices: Sequence[Any]) -> Sharding:
     """Put all of it on every device."""
     return _sharding(devices, PartitionSpec())
 
@@ -72,7 +74,7 @@ def host_threads() -> int:
     return max((library["num_threads"] for library in blas().info()), default=1)
 
 
-def on_one_cpu(devices) -> bool:
+def on_one_cpu(devices: Sequence[Any]) -> bool:
     """Tell whether there is one device, which is the host's processor."""
     return len(devices) == 1 and on_host(devices)
 

@@ -25,8 +25,7 @@ def repeat(
     n_steps: int,
     state: Any,
     *operands: Any,
-    model: Callable,
-    x: Any,
+    evaluated: tuple | None = None,
     static: tuple = (),
     schedule: Callable[[int], Any] | None = None,
     length: int | None = None,
@@ -44,8 +43,8 @@ def repeat(
     state : pytree
     *operands : pytree
         Arrays that stay the same in all steps.
-    model, x : callable, array
-        What the steps evaluate; they decide which loop is faster.
+    evaluated : (model, x), default=None
+        What the steps evaluate, which decides which loop is faster. None takes the first two operands.
     static : tuple, default=()
         Hashable values for which the loop is compiled.
     schedule : callable, default=None
@@ -56,6 +55,7 @@ def repeat(
     training : bool, default=False
         Whether the steps take gradients by the model's parameters.
     """
+    model, x = evaluated or operands[:2]
     if prefers_compiled_loop(model, x, training):
         plan = None if schedule is None else schedule(length or n_steps)
         return _compiled_loop(step, static, state, plan, n_steps, operands)

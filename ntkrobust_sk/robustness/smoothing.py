@@ -206,9 +206,10 @@ def _on_device(target, sigma, seed):
 
     def count(row, part, n):
         x, counts = target.X[row], np.zeros(len(target.classes), int)
-        operands = (target.model, x, sigma * target.free.astype(x.dtype), (seed, row, part), n)
+        near, operands = (target.model, x[None]), (sigma * target.free.astype(x.dtype), (seed, row, part), n)
         with target.precision():
-            return np.asarray(repeat(_draws, -(-n // DRAWS), counts, *operands, model=target.model, x=x[None]))
+            state = repeat(_draws, -(-n // DRAWS), counts, target.model, x, *operands, evaluated=near)
+            return np.asarray(state)
 
     return count
 

@@ -6,8 +6,8 @@ from .checkpoints import save_checkpoint as save_checkpoint
 from .loop import train as train
 from .optimizers import averaging as averaging
 from .optimizers import sgd as sgd
-from .resumable import Stage as Stage
-from .resumable import kept_states as kept_states
+from .resumable import TrainingConfig as TrainingConfig
+from .resumable import checkpointed_states as checkpointed_states
 from .state import TrainingDivergedError as TrainingDivergedError
 from .state import TrainState as TrainState
 from .state import averaged as averaged

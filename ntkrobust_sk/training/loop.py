@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import brief, flag, integer, number
 from ..attacks.entry import require_attack
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
 
 def train(
     start: Model | TrainState,
-    X,
-    y,
+    X: ArrayLike,
+    y: ArrayLike,
     *,
     key: jax.Array | None = None,
     optimizer: optax.GradientTransformation,
     attacks: tuple = (Clean(),),
     epochs: int | Iterable[float] = 1,
     batch_size: int = 128,
-    sample_weight=None,
+    sample_weight: ArrayLike | None = None,
     freeze_state: bool = False,
 ) -> Iterator[TrainState]:
     """Train by mini-batches, one optimiser step per batch and per attack.
@@ -123,8 +124,7 @@ def _states(state, data, static, epochs) -> Iterator[TrainState]:
                 _batch_step,
                 count,
                 state,
-                model=state.model,
-                x=data.first,
+                evaluated=(state.model, data.first),
                 static=static,
                 schedule=partial(data.take, step, count),
                 length=CHUNK,

@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..networks.model import Model
 from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
@@ -16,10 +18,13 @@ from .loop import train
 from .optimizers import Averaged, averaging, sgd
 from .state import TrainState, initial_state, with_hyperparameters
 
+if TYPE_CHECKING:
+    import optax
+
 
 @dataclass(frozen=True)
-class Stage:
-    """How a stage is trained.
+class TrainingConfig:
+    """The way in which a stage is trained.
 
     Attributes
     ----------
@@ -41,7 +46,7 @@ class Stage:
     average_decay: float | None = None
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> optax.GradientTransformation:
         """Return stochastic gradient descent, with or without an average."""
         return sgd() if self.average_decay is None else averaging(sgd(), self.average_decay)
 
@@ -55,12 +60,12 @@ class Stage:
         return replace(state, opt_state=jax.device_put(average))
 
 
-def kept_states(
+def checkpointed_states(
     folder: Path,
-    stage: Stage,
+    stage: TrainingConfig,
     start: TrainState,
-    X,
-    y,
+    X: ArrayLike,
+    y: ArrayLike,
     epochs: Sequence[float],
     *,
     keep_all: bool = True,
@@ -72,7 +77,7 @@ def kept_states(
     ----------
     folder : Path
         Of this stage alone.
-    stage : Stage
+    stage : TrainingConfig
     start : TrainState
     X, y : array
         Training examples.

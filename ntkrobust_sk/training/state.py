@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from ..execution.keys import one_key
 from ..networks.inputs import PyTree, params_dtype
 from ..networks.model import Model, Variables, require_model
 from .optimizers import Averaged, check_optimizer
+
+if TYPE_CHECKING:
+    import optax
 
 
 @partial(
@@ -48,7 +52,7 @@ class TrainState:
 
 
 class TrainingDivergedError(ArithmeticError):
-    """The loss or an update became NaN or infinite.
+    """An error: the loss or an update became NaN or infinite.
 
     Attributes
     ----------
@@ -78,7 +82,7 @@ def averaged(state: TrainState) -> Model:
     return Model(state.model.network, Variables(state.opt_state.mean, state.model.variables.state))
 
 
-def initial_state(model: Model, key: jax.Array | None, optimizer) -> TrainState:
+def initial_state(model: Model, key: jax.Array | None, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step."""
     if not isinstance(model, Model):
         require_model(model, "start, a Model or a TrainState,")

@@ -359,7 +359,7 @@ def test_the_nearest_point_of_a_plane_is_that_of_a_general_solver(norm, seed):
     if seed % 2:
         r = (0.2 + 0.7 * rng.uniform()) * np.where(w > 0, w * lower, w * upper).sum()
     with enable_x64(True):
-        ball = Ball(*(jnp.asarray(v) for v in (0.1, 0.1, 0.0, 1.0)))
+        ball = Ball(*(jnp.asarray(v) for v in (0.1, 0.0, 1.0)))
         (d,) = np.asarray(to_plane(NORMS[norm], *(jnp.asarray([v]) for v in (w, r, x)), ball))
     assert w @ d == pytest.approx(r, abs=1e-9) and (d >= lower - 1e-12).all() and (d <= upper + 1e-12).all()
     if norm == "linf":
@@ -381,7 +381,7 @@ def test_the_nearest_point_of_a_plane_is_that_of_a_general_solver(norm, seed):
 
 
 def test_a_plane_out_of_reach_is_approached_as_far_as_the_bounds_allow():
-    ball = Ball(*(jnp.asarray(v, jnp.float32) for v in (0.1, 0.1, 0.0, 1.0)))
+    ball = Ball(*(jnp.asarray(v, jnp.float32) for v in (0.1, 0.0, 1.0)))
     d = to_plane(NORMS["linf"], jnp.array([[1.0, -2.0]]), jnp.array([100.0]), jnp.array([[0.25, 0.5]]), ball)
     np.testing.assert_allclose(d, [[0.75, -0.5]])
 

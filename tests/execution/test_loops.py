@@ -74,7 +74,7 @@ def test_a_schedule_is_gone_through_as_far_as_there_are_steps(compiled, monkeypa
     monkeypatch.setattr(loops, "prefers_compiled_loop", lambda *_: compiled)
     x, start = np.ones(3, np.float32), np.float32(1)
     for n_steps in (0, 1, 4):
-        options = {"model": jnp.sin, "x": x, "static": (2,), "schedule": schedule, "length": 6}
+        options = {"evaluated": (jnp.sin, x), "static": (2,), "schedule": schedule, "length": 6}
         found, expected = loops.repeat(slid, n_steps, start, x, **options), start
         for step in range(n_steps):
             expected = 2 * expected + 3 * step + 1
@@ -89,7 +89,7 @@ def test_other_numbers_of_steps_compile_nothing():
         return state + number * x
 
     for n_steps in (1, 5, 9):
-        assert loops.repeat(step, n_steps, 0.0, 1.0, model=as_pytree(jnp.sin), x=1.0) == sum(range(n_steps))
+        assert loops.repeat(step, n_steps, 0.0, 1.0, evaluated=(as_pytree(jnp.sin), 1.0)) == sum(range(n_steps))
     assert len(set(map(type, traces))) == 1 and len(traces) <= 2
 
 

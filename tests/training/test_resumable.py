@@ -15,7 +15,7 @@ from ntkrobust_sk import MLP, PGD, Clean, Model, Variables, train
 from ntkrobust_sk.training import resumable as stages
 from ntkrobust_sk.training.checkpoints import save_checkpoint
 from ntkrobust_sk.training.optimizers import averaging
-from ntkrobust_sk.training.resumable import Stage, kept_states, state_file
+from ntkrobust_sk.training.resumable import TrainingConfig, checkpointed_states, state_file
 from ntkrobust_sk.training.state import averaged
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -32,9 +32,9 @@ X = rng.uniform(size=(N, N_FEATURES)).astype(np.float32)
 Y = np.arange(N) % N_CLASSES
 
 STAGES = {
-    "benign": Stage((Clean(),), RATE, MOMENTUM, BATCH),
-    "adversarial": Stage((Clean(), PGD(0.1, n_steps=1)), RATE, MOMENTUM, BATCH),
-    "averaged": Stage((Clean(),), RATE, MOMENTUM, BATCH, average_decay=DECAY),
+    "benign": TrainingConfig((Clean(),), RATE, MOMENTUM, BATCH),
+    "adversarial": TrainingConfig((Clean(), PGD(0.1, n_steps=1)), RATE, MOMENTUM, BATCH),
+    "averaged": TrainingConfig((Clean(),), RATE, MOMENTUM, BATCH, average_decay=DECAY),
 }
 BENIGN = STAGES["benign"]
 
@@ -47,7 +47,7 @@ def plain(stage, epochs=EPOCHS):
 
 
 def kept(folder, stage=BENIGN, epochs=EPOCHS, **options):
-    return kept_states(folder, stage, stage.first_state(MODEL, KEY), X, Y, epochs, **options)
+    return checkpointed_states(folder, stage, stage.first_state(MODEL, KEY), X, Y, epochs, **options)
 
 
 def quietly(states):
@@ -153,8 +153,8 @@ class Counting:
 def test_the_state_of_the_network_moves_unless_it_is_frozen(freeze_state, batches, folder):
     kernel = {"kernel": jnp.ones((N_FEATURES, N_CLASSES))}
     model = Model(Counting(), Variables(kernel, {"batches": jnp.zeros((), jnp.float32)}))
-    stage = Stage((Clean(),), RATE, batch_size=BATCH, freeze_state=freeze_state)
-    [(_, state)] = kept_states(folder, stage, stage.first_state(model, KEY), X, Y, [1.0])
+    stage = TrainingConfig((Clean(),), RATE, batch_size=BATCH, freeze_state=freeze_state)
+    [(_, state)] = checkpointed_states(folder, stage, stage.first_state(model, KEY), X, Y, [1.0])
     assert state.model.variables.state["batches"] == batches
 
 

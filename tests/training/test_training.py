@@ -622,7 +622,7 @@ def test_a_batch_never_waits_for_the_host(loop):
 
     def two(state, batches):
         options = {"static": static, "schedule": lambda length: batches, "training": True}
-        return repeat(training_module._batch_step, 2, state, model=state.model, x=X[:1], **options)
+        return repeat(training_module._batch_step, 2, state, evaluated=(state.model, X[:1]), **options)
 
     traced = jax.eval_shape(two, state, batches)
     assert traced.step.shape == ()
