@@ -55,6 +55,8 @@ def repeat(
     training : bool, default=False
         Whether the steps take gradients by the model's parameters.
     """
+    if n_steps < 1:  # a schedule without entries has none to look at
+        return state
     model, x = evaluated or operands[:2]
     if prefers_compiled_loop(model, x, training):
         plan = None if schedule is None else schedule(length or n_steps)

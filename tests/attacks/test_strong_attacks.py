@@ -476,6 +476,14 @@ def test_it_needs_no_gradient():
     assert accuracy(steps, Square(0.2, 300)(steps, X, y, key=KEY), y) < 0.8
 
 
+def test_one_query_is_the_start_alone():
+    model = network()
+    X, y = data(model)
+    for norm in NORMS:
+        found = examples(Square(0.3, 1, norm=norm), model, X, y)
+        assert np.isfinite(found).all() and (found != X).any()
+
+
 # AutoAttack
 
 

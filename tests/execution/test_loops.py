@@ -66,6 +66,7 @@ def slid(by, state, now, x):
 
 
 def schedule(length):
+    assert length
     return np.arange(length, dtype=np.float32), np.ones(length, np.float32)
 
 
