@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .._validation import is_finite
@@ -9,14 +11,14 @@ from .inputs import INTEGERS
 
 
 def as_answer(values: np.ndarray, X: np.ndarray, what: str = "scores") -> np.ndarray:
-    """Finite scores or features in the inputs' dtype, or in double precision where these are integers."""
+    """Return finite scores or features in the inputs' dtype, or in double precision where these are integers."""
     with np.errstate(over="ignore"):
         values = values.astype(X.dtype if X.dtype.kind == "f" else np.float64, copy=False)
     return require_finite_answers(values, what)
 
 
 def require_finite_answers(values: np.ndarray, what: str = "scores") -> np.ndarray:
-    """Scores or features (n, ...), or ValueError: what is not finite is no answer."""
+    """Return scores or features (n, ...), or raise ValueError: what is not finite is no answer."""
     if not is_finite(values):
         lost = ~np.isfinite(values.reshape(len(values), -1)).all(1)
         said = "NaN" if np.isnan(values).any() else "infinite"
@@ -28,8 +30,8 @@ def require_finite_answers(values: np.ndarray, what: str = "scores") -> np.ndarr
     return values
 
 
-def kept_dtypes(X) -> list:
-    """The dtypes that inputs may have; the first is that of what has another one."""
+def kept_dtypes(X: Any) -> list:
+    """Return the dtypes that inputs may have; the first is that of what has another one."""
     floating = [np.float64, np.float32]
     if isinstance(X, list | tuple):
         kinds = {np.asarray(X).dtype.kind}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.tree_util import Partial
 from numpy.typing import ArrayLike
+from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import fitting
@@ -44,6 +45,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
     """A classifier or a regressor that is a differentiable function, with attacks on itself."""
 
     attack: Callable | None
+    classes_: np.ndarray
 
     @abstractmethod
     def _answers(self, scores: np.ndarray) -> np.ndarray:
@@ -113,7 +115,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
         if table is not None:
             require_free(table)
             warn_of_fixed(table)
-        model, dtype, classes = self.as_model(), self._dtype, getattr(self, "classes_", np.zeros(0))
+        model, dtype, classes = self.as_model(), self._dtype, self.classes_ if is_classifier(self) else np.zeros(0)
         inputs = movable(model, inputs, dtype, self._rows)
         return _OwnTarget(
             source=self,
@@ -127,14 +129,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
             data_dtype=inputs.dtype,
         )
 
-    def perturb(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        attack: Callable | None = None,
-        *,
-        random_state: Seed = 0,
-    ) -> Any:
+    def perturb(self, X: Any, y: ArrayLike, attack: Callable | None = None, *, random_state: Seed = 0) -> Any:
         """Return adversarial examples against this very estimator.
 
         Parameters

@@ -23,7 +23,6 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
     """A classifier with labels of any type, class weights and probabilities."""
 
     class_weight: dict | str | None
-    classes_: np.ndarray
 
     def _validated_labels(self, X: Any, y: Any, sample_weight: ArrayLike | None, known_shape=None):
         """Return X as (n, *input_shape_), labels as positions (n,), and weights (n,) or None; set ``classes_``."""

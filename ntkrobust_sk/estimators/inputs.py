@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import _check_sample_weight
 
 from .._validation import array, brief, positive_tuple
@@ -35,14 +37,14 @@ def require_one_kind(y: np.ndarray) -> None:
         )
 
 
-def require_finite_targets(y) -> None:
+def require_finite_targets(y: ArrayLike) -> None:
     """Raise ValueError for targets that hold NaN or infinity."""
     if not np.isfinite(np.asarray(y, dtype=float)).all():
         raise ValueError("y must hold finite targets, but has NaN or infinity")
 
 
-def checked_weights(sample_weight, X) -> np.ndarray:
-    """Weights (n,) of the samples X (n, ...), each finite and >= 0; None is one for each."""
+def checked_weights(sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray:
+    """Return weights (n,) of the samples X (n, ...), each finite and >= 0; None is one for each."""
     if sample_weight is not None:
         sample_weight = array("sample_weight", sample_weight, ndim=1)
     weights = _check_sample_weight(sample_weight, X.reshape(len(X), -1), ensure_non_negative=True)
@@ -51,16 +53,18 @@ def checked_weights(sample_weight, X) -> np.ndarray:
     return weights
 
 
-def as_rows(X):
-    """Flat rows, and the shape of the images that they were, or None."""
+def as_rows(X: Any) -> tuple[Any, tuple[int, ...] | None]:
+    """Return flat rows, and the shape of the images that they were, or None."""
     if isinstance(X, np.ndarray | jax.Array) and X.ndim > 2:
         X = np.asarray(X)
         return X.reshape(len(X), math.prod(X.shape[1:])), X.shape[1:]
     return X, None
 
 
-def input_shape(given, image_shape, known_shape, n_features) -> tuple[int, ...]:
-    """The shape of one input, from the parameter, the images, the source of the kernel or the row length."""
+def input_shape(
+    given: Any, image_shape: tuple[int, ...] | None, known_shape: tuple[int, ...] | None, n_features: int
+) -> tuple[int, ...]:
+    """Return the shape of one input, from the parameter, the images, the kernel's source or the row length."""
     shape = image_shape or known_shape if given is None else positive_tuple("input_shape", given)
     if shape is None:
         return (n_features,)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import StrOptions
 
 from .._validation import require_numbers
 from ..targets.labels import weights_to_score
+from ..targets.target import Seed
 from .classifier import TangentClassifier
 from .inputs import checked_weights, require_finite_targets
 from .tangent_machine import TangentMachine
 
 
 class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
-    """Classification with the empirical tangent kernel of a network: stage 2, lazy training.
+    """A classifier with the empirical tangent kernel of a network: stage 2, lazy training.
 
     The closed-form solvers regress on the classes' indicators, less their (weighted) frequencies, which are
     added back to the scores.
@@ -89,23 +94,23 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        kernel="trace",
-        alpha=1e-2,
-        solver="cholesky",
-        dynamics="centered",
-        attack=None,
-        clean_step=True,
-        max_epochs=20,
-        batch_size=128,
-        learning_rate=0.01,
-        momentum=0.9,
-        input_shape=None,
-        class_weight=None,
-        memory="2GiB",
-        random_state=None,
-        verbose=0,
+        kernel: str | Callable = "trace",
+        alpha: float = 1e-2,
+        solver: str | Callable = "cholesky",
+        dynamics: str = "centered",
+        attack: Callable | None = None,
+        clean_step: bool = True,
+        max_epochs: int = 20,
+        batch_size: int = 128,
+        learning_rate: float = 0.01,
+        momentum: float = 0.9,
+        input_shape: tuple[int, ...] | None = None,
+        class_weight: dict | str | None = None,
+        memory: str | int = "2GiB",
+        random_state: Seed = None,
+        verbose: int = 0,
     ):
         super().__init__(
             estimator,
@@ -126,7 +131,7 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
         )
         self.class_weight = class_weight
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on inputs X (n, n_features) or (n, h, w, c) and labels y (n,) of any type.
 
         ``sample_weight`` (n,) weighs the samples, also in the fit of an unfitted ``estimator``.
@@ -138,7 +143,7 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
 
 
 class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
-    """Kernel ridge regression with the empirical tangent kernel of a network.
+    """A kernel ridge regressor with the empirical tangent kernel of a network.
 
     Parameters
     ----------
@@ -198,7 +203,7 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
 
     _parameter_constraints = TangentMachine._machine_constraints
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on inputs X (n, n_features) or (n, h, w, c) and real targets y (n,) or (n, T)."""
         self._validate_params()
         X, y = self._validated(
@@ -210,11 +215,11 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
         targets = y.reshape(len(y), -1).astype(float)
         return self._fit_machine(X, y, targets, sample_weight, labels=targets)
 
-    def predict(self, X) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         """Return predictions (n,) or (n, T) for X (n, n_features) or (n, h, w, c)."""
         return self._answers(self._evaluate(X))
 
-    def score(self, X, y, sample_weight=None) -> float:
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return R² on X (n, n_features) or (n, h, w, c) and targets y (n,) or (n, T)."""
         return self._score(y, self.predict(X), sample_weight)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -18,13 +20,14 @@ from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor
 from ..networks.inputs import host_inputs, params_dtype
+from ..targets.target import Seed
 from .answers import as_answer
 from .kernel_source import KernelSource
 from .shared import TangentEstimator
 
 
 class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSource):
-    """Coordinates on those eigenvectors of a tangent kernel that stay useful under attack.
+    """A transformer to those eigenvectors of a tangent kernel that stay useful under attack.
 
     φ_i(x) = λ_i^{-1/2} K(x, X) v_i, for the ``n_features`` eigenvectors of highest score among the leading
     ``n_candidates``. A linear model on them is kernel regression without the other directions: the split into
@@ -88,16 +91,16 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        kernel="trace",
-        attack=None,
-        n_features=10,
-        n_candidates=30,
-        criterion="robustness",
-        input_shape=None,
-        memory="2GiB",
-        random_state=None,
+        kernel: str = "trace",
+        attack: Callable | None = None,
+        n_features: int = 10,
+        n_candidates: int = 30,
+        criterion: str = "robustness",
+        input_shape: tuple[int, ...] | None = None,
+        memory: str | int = "2GiB",
+        random_state: Seed = None,
     ):
         self.estimator = estimator
         self.kernel = kernel
@@ -109,7 +112,7 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
         self.memory = memory
         self.random_state = random_state
 
-    def fit(self, X, y):
+    def fit(self, X: Any, y: Any) -> Self:
         """Score the eigenfeatures of inputs X (n, n_features) or (n, h, w, c) and labels y (n,)."""
         self._validate_params()
         if self.criterion == "robustness":
@@ -157,8 +160,8 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
         self._n_features_out = len(self.support_)
         return self
 
-    def transform(self, X):
-        """Features (n, n_features) of X (n, n_features_in) or (n, h, w, c)."""
+    def transform(self, X: Any) -> np.ndarray:
+        """Return features (n, n_features) of X (n, n_features_in) or (n, h, w, c)."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
         return as_answer(evaluate(self.features_, X, MACHINE_ROWS), X, "features")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any, Self
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -18,6 +20,7 @@ from ..kernels.tile_program import tile_program
 from ..networks.inputs import host_inputs, n_params, params_dtype
 from ..networks.named import n_logits
 from ..tangent.gradient_lists import split_biases
+from ..targets.target import Seed
 from .answers import as_answer
 from .kernel_source import KernelSource
 from .shared import TangentEstimator
@@ -75,13 +78,13 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        kernel="pseudo",
-        n_components=None,
-        input_shape=None,
-        memory="2GiB",
-        random_state=None,
+        kernel: str = "pseudo",
+        n_components: int | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        memory: str | int = "2GiB",
+        random_state: Seed = None,
     ):
         self.estimator = estimator
         self.kernel = kernel
@@ -90,7 +93,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         self.memory = memory
         self.random_state = random_state
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Learn the input shape, and the network where ``estimator`` has to be fitted (then y is needed)."""
         self._validate_params()
         X, _ = self._validated(X, reset=True, known_shape=self._source_shape())
@@ -105,8 +108,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
             self._kernel = ProjectedNTK(int(self.n_components), seed, of=self.kernel)
         return self
 
-    def transform(self, X):
-        """Features (n, P) or (n, C·P) of X (n, n_features) or (n, h, w, c)."""
+    def transform(self, X: Any) -> np.ndarray:
+        """Return features (n, P) or (n, C·P) of X (n, n_features) or (n, h, w, c)."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
         dtype = params_dtype(self.model_.variables.params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,10 +21,11 @@ from ..networks.named import n_logits
 from ..solvers.direct import SOLVERS, resolve_solver
 from ..solvers.ridge import solve
 from ..tangent.linearization import linearize
+from ..targets.target import Seed
 from .attackable import AttackableEstimator
 from .kernel_source import KernelSource
 from .shared import TangentEstimator
-from .trainer import fit_by_sgd
+from .trainer import SGD_CONSTRAINTS, fit_by_sgd
 
 
 class TangentMachine(KernelSource, AttackableEstimator):
@@ -33,38 +35,33 @@ class TangentMachine(KernelSource, AttackableEstimator):
 
     _machine_constraints = {
         **TangentEstimator._shared_constraints,
+        **SGD_CONSTRAINTS,
         "estimator": "no_validation",
         "kernel": "no_validation",
         "alpha": [Interval(Real, 0, None, closed="left")],
         "solver": [StrOptions({*SOLVERS, "sgd"}), callable],
         "dynamics": [StrOptions({"linearized", "centered"})],
-        "attack": [callable, None],
-        "clean_step": ["boolean"],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "momentum": [Interval(Real, 0, 1, closed="left")],
         "memory": [str, Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        kernel="trace",
-        alpha=1e-2,
-        solver="cholesky",
-        dynamics="centered",
-        attack=None,
-        clean_step=True,
-        max_epochs=20,
-        batch_size=128,
-        learning_rate=0.01,
-        momentum=0.9,
-        input_shape=None,
-        memory="2GiB",
-        random_state=None,
-        verbose=0,
+        kernel: str | Callable = "trace",
+        alpha: float = 1e-2,
+        solver: str | Callable = "cholesky",
+        dynamics: str = "centered",
+        attack: Callable | None = None,
+        clean_step: bool = True,
+        max_epochs: int = 20,
+        batch_size: int = 128,
+        learning_rate: float = 0.01,
+        momentum: float = 0.9,
+        input_shape: tuple[int, ...] | None = None,
+        memory: str | int = "2GiB",
+        random_state: Seed = None,
+        verbose: int = 0,
     ):
         self.estimator = estimator
         self.kernel = kernel
@@ -141,7 +138,7 @@ class TangentMachine(KernelSource, AttackableEstimator):
                 "or pass the estimator's model_, to pair them by position"
             )
 
-    def gram(self, X, Y=None):
+    def gram(self, X: Any, Y: Any = None) -> np.ndarray:
         """Return the Gram matrix of the fitted kernel.
 
         Parameters

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
 import jax
+import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 from tqdm.auto import tqdm
 
@@ -17,11 +20,22 @@ from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model
 from ..networks.named import initial_model, n_logits
 from ..tangent.linearization import DYNAMICS, linearize
+from ..targets.target import Seed
 from ..training.loop import train
 from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
 from .classifier import TangentClassifier
 from .shared import TangentEstimator
+
+# Parameters of training by gradient descent.
+SGD_CONSTRAINTS = {
+    "attack": [callable, None],
+    "clean_step": ["boolean"],
+    "max_epochs": [Interval(Integral, 0, None, closed="left")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "momentum": [Interval(Real, 0, 1, closed="left")],
+}
 
 
 class AdversarialKernelTrainer(TangentClassifier):
@@ -93,32 +107,27 @@ class AdversarialKernelTrainer(TangentClassifier):
 
     _parameter_constraints = {
         **TangentEstimator._shared_constraints,
+        **SGD_CONSTRAINTS,
         "network": "no_validation",
-        "attack": [callable, None],
-        "clean_step": ["boolean"],
         "dynamics": [StrOptions(set(DYNAMICS))],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "momentum": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
     def __init__(
         self,
-        network=None,
+        network: Any = None,
         *,
-        input_shape=None,
-        attack=None,
-        clean_step=True,
-        dynamics="standard",
-        max_epochs=20,
-        batch_size=128,
-        learning_rate=0.05,
-        momentum=0.9,
-        class_weight=None,
-        random_state=None,
-        verbose=0,
+        input_shape: tuple[int, ...] | None = None,
+        attack: Callable | None = None,
+        clean_step: bool = True,
+        dynamics: str = "standard",
+        max_epochs: int = 20,
+        batch_size: int = 128,
+        learning_rate: float = 0.05,
+        momentum: float = 0.9,
+        class_weight: dict | str | None = None,
+        random_state: Seed = None,
+        verbose: int = 0,
     ):
         self.network = network
         self.input_shape = input_shape
@@ -133,7 +142,7 @@ class AdversarialKernelTrainer(TangentClassifier):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Train on inputs and labels.
 
         Parameters
@@ -165,7 +174,9 @@ class AdversarialKernelTrainer(TangentClassifier):
         fit_by_sgd(self, "model_", model, X, encoded, sample_weight, key_train)
         return self
 
-    def gram(self, X, Y=None, *, kernel="trace", memory="2GiB"):
+    def gram(
+        self, X: Any, Y: Any = None, *, kernel: str | Callable = "trace", memory: str | int = "2GiB"
+    ) -> np.ndarray:
         """Return the empirical NTK of the trained network.
 
         Parameters
@@ -190,7 +201,9 @@ class AdversarialKernelTrainer(TangentClassifier):
         return NETWORK_ROWS
 
 
-def fit_by_sgd(self: Any, name: str, model: Model, X, y, sample_weight, key) -> None:
+def fit_by_sgd(
+    self: Any, name: str, model: Model, X: np.ndarray, y: np.ndarray, sample_weight: Any, key: Any
+) -> None:
     """Train a model by an estimator's parameters; set its attributes ``name``, ``loss_curve_`` and ``n_iter_``."""
     if self.attack is not None:
         admitted(self.attack, X)
@@ -210,7 +223,7 @@ def fit_by_sgd(self: Any, name: str, model: Model, X, y, sample_weight, key) -> 
         attacks=attacks,
         epochs=self.max_epochs,
         batch_size=self.batch_size,
-        sample_weight=sample_weight,
+        sample_weight=weights,
     )
     self.loss_curve_, self.n_iter_ = [], 0
     description = f"{type(self).__name__} ({'benign' if self.attack is None else type(self.attack).__name__})"

@@ -12,6 +12,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from jax.tree_util import Partial
 from sklearn.pipeline import Pipeline
 
 from ..execution.interrupts import pressed
+from ..sklearn_models.kernel_machines import one_vs_rest
 from ..targets.labels import encode_labels
 
 # Share of rows on which scores must agree with the answers to be worth more than the answers alone.
@@ -26,7 +28,7 @@ WORTH = 0.5
 
 
 class BlackBox:
-    """A fitted classifier's scores, of rows in the form in which attacks see them.
+    """The scores of a fitted classifier that is asked on the host, of rows in the form in which attacks see them.
 
     Parameters
     ----------
@@ -53,11 +55,11 @@ class BlackBox:
 
     @property
     def model(self) -> Partial:
-        """From rows to scores (m, C), a pytree. It knows this object by number: one program serves all."""
+        """Return the function from rows to scores (m, C), a pytree that knows this object by number."""
         return Partial(_Asked(len(self.classes)), np.int32(self._number))
 
-    def answers(self, given) -> np.ndarray:
-        """Positions in the classes (m,) of what ``predict`` answers."""
+    def answers(self, given: Any) -> np.ndarray:
+        """Return the positions in the classes (m,) of what ``predict`` answers."""
         found = np.asarray(self.estimator.predict(given))
         if found.shape != (len(given),):
             raise TypeError(
@@ -67,7 +69,7 @@ class BlackBox:
         return encode_labels(found, self.classes, len(found))
 
     def scores(self, X: np.ndarray) -> np.ndarray:
-        """Scores (m, C) of rows (m, d)."""
+        """Return scores (m, C) of rows (m, d)."""
         given = self.like(X)
         found = None if self.scores_of is None else self.scores_of(given)
         if found is not None and not self.lifts and np.isfinite(found).all():
@@ -83,7 +85,7 @@ class BlackBox:
         return found
 
     def _chosen(self, X):
-        """A function from inputs to scores, or None; and whether its highest must be made the answer."""
+        """Return a function from inputs to scores, or None; and whether its highest must be made the answer."""
         name, given = type(self.estimator).__name__, self.like(X)
         answers, found = self.answers(given), []
         for of, scores_of in _readings(self.estimator, len(self.classes)):
@@ -134,6 +136,7 @@ class _Asked:
 
 
 def _on_host(number, x):
+    """Ask the black box of this number for scores of rows."""
     box = _BOXES[int(number)]
     try:
         if pressed():
@@ -156,6 +159,7 @@ def _nothing():
 
 
 def _is_no_interrupt(record) -> bool:
+    """Return whether a log record tells of something else than Ctrl-C."""
     return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
@@ -164,13 +168,14 @@ logging.getLogger("jax._src.callback").addFilter(_is_no_interrupt)
 
 
 def _bits_on_host(number, bits):
+    """Ask the black box for scores in double precision, both ways as bits."""
     bits = np.ascontiguousarray(bits)
     scores = _on_host(number, bits.view(np.float64)[..., 0])
     return np.ascontiguousarray(scores).view(np.uint32).reshape(*scores.shape, 2)
 
 
 def _readings(estimator, n_classes):
-    """Names and functions that may give scores, the most telling first."""
+    """Yield names and functions that may give scores, the most telling first."""
     decision, probabilities = (_method(estimator, name) for name in ("decision_function", "predict_proba"))
     if decision is not None:
         plain = ("decision_function", lambda given: _as_scores(decision(given), n_classes))
@@ -181,19 +186,20 @@ def _readings(estimator, n_classes):
 
 
 def _method(estimator, name):
-    """A method that works, or None; some are there only to say that they are not."""
+    """Return a method that works, or None; some are there only to say that they are not."""
     method = getattr(estimator, name, None)
     return method if callable(method) else None
 
 
 def _is_pairwise(estimator) -> bool:
+    """Return whether an estimator decides between pairs of classes."""
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]
     return getattr(estimator, "decision_function_shape", None) == "ovo" and len(estimator.classes_) > 2
 
 
 def _as_scores(found, n_classes):
-    """Scores (m, C), float64, or None for what is something else."""
+    """Return scores (m, C), float64, or None for what is something else."""
     if isinstance(found, list) and len({np.shape(part) for part in found}) != 1:
         return None
     found = np.asarray(found)
@@ -206,17 +212,8 @@ def _as_scores(found, n_classes):
 
 
 def _votes(found, n_classes):
-    """Scores of classes from those of their pairs (0, 1), (0, 2), ..., positive for a pair's first; or None.
-
-    A vote for each pair that a class wins, and its decisions, squeezed between two votes.
-    """
-    pairs = list(itertools.combinations(range(n_classes), 2))
-    found = np.asarray(found)
-    if n_classes < 3 or found.ndim != 2 or found.shape[1] != len(pairs) or found.dtype.kind not in "iuf":
+    """Return scores of classes from those of their pairs, or None for what is something else."""
+    found, n_pairs = np.asarray(found), n_classes * (n_classes - 1) // 2
+    if n_classes < 3 or found.ndim != 2 or found.shape[1] != n_pairs or found.dtype.kind not in "iuf":
         return None
-    sides = np.zeros((len(pairs), n_classes))
-    for row, (first, second) in zip(sides, pairs, strict=True):
-        row[first], row[second] = 1, -1
-    wins = found >= 0
-    votes, sums = wins @ np.maximum(sides, 0) + ~wins @ np.maximum(-sides, 0), found @ sides
-    return votes + sums / (3 * (np.abs(sums) + 1))
+    return one_vs_rest(found, n_classes)

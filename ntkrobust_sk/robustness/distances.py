@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import brief
 from ..attacks.capabilities import FindsNearest
@@ -14,7 +16,8 @@ from ..attacks.fab import FAB
 from ..attacks.threat_model import Box
 from ..attacks.tiled import warn_of_gradients
 from ..attacks.valid_points import lengths_of, move_to_valid_points
-from ..execution.keys import key_of, keys_of
+from ..execution.keys import Keys, key_of, keys_of
+from ..targets.target import AttackTarget, Seed
 from .target import classifier_under_attack
 
 # How far out, in units of the distance found, a wrong answer is looked for where rounding has taken it away: that
@@ -24,9 +27,16 @@ FURTHER = (1.0, *A_LITTLE_FURTHER, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 def minimal_perturbations(
-    estimator, X, y, attack=None, *, norm="linf", bounds=(0.0, 1.0), random_state=0
+    estimator: Any,
+    X: Any,
+    y: ArrayLike,
+    attack: Any = None,
+    *,
+    norm: str = "linf",
+    bounds: Any = (0.0, 1.0),
+    random_state: Seed = 0,
 ) -> np.ndarray:
-    """Distances to the nearest wrongly answered points that a minimum-norm attack finds.
+    """Return distances to the nearest wrongly answered points that a minimum-norm attack finds.
 
     Each is an upper bound of the true distance.
 
@@ -75,7 +85,8 @@ def minimal_perturbations(
     return found
 
 
-def require_nearest(attack, name):
+def require_nearest(attack: Any, name: str) -> FindsNearest:
+    """Return an attack that finds nearest points, or raise TypeError."""
     require_attack(attack, name)
     if not isinstance(attack, FindsNearest):
         raise TypeError(
@@ -84,8 +95,8 @@ def require_nearest(attack, name):
     return attack
 
 
-def distances_by(target, attack, keys) -> np.ndarray:
-    """Distances (n,) to the nearest points found that the estimator answers wrongly."""
+def distances_by(target: AttackTarget, attack: Any, keys: Keys) -> np.ndarray:
+    """Return distances (n,) to the nearest points found that the estimator answers wrongly."""
     require_nearest(attack, "attack")
     X, n = target.inputs(attack), len(target.X)
     points = X.copy()
@@ -99,7 +110,7 @@ def distances_by(target, attack, keys) -> np.ndarray:
 
 
 def _valid_distances(target, attack, points):
-    """Distances to points with values that their features may have, as far as these are answered wrongly.
+    """Return distances to points with values that features may have, as far as they are answered wrongly.
 
     Rounding, of scores or of values, may bring a point back over the boundary: then one further out in the same
     direction is taken.

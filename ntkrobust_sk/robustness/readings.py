@@ -172,7 +172,7 @@ def _in_order(estimator, table) -> bool:
 
 
 @lru_cache(maxsize=256)
-def scores_of(form):
+def scores_of(form: Any) -> Any:
     """Return what a model of this form gives, without computing it; found once for all calls with it."""
     return jax.eval_shape(lambda m, x: m(x), *without_numbers(form))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import array, brief, check_choice, number
 from ..attacks.autoattack import AutoAttack
@@ -22,6 +23,7 @@ from ..attacks.tiled import warn_of_gradients
 from ..attacks.valid_points import lengths_of
 from ..execution.keys import key_of, keys_of
 from ..tables.frames import fields_of
+from ..targets.target import Seed
 from .distances import distances_by, require_nearest
 from .intervals import clopper_pearson
 from .target import classifier_under_attack
@@ -30,19 +32,19 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def robustness_report(
-    estimator,
-    X,
-    y,
-    epsilons,
+    estimator: Any,
+    X: Any,
+    y: ArrayLike,
+    epsilons: float | Sequence[float],
     *,
-    norm="linf",
-    bounds=(0.0, 1.0),
-    attacks=None,
-    nearest=None,
-    confidence=0.95,
-    random_state=0,
+    norm: str = "linf",
+    bounds: Any = (0.0, 1.0),
+    attacks: Any = None,
+    nearest: Any = None,
+    confidence: float = 0.95,
+    random_state: Seed = 0,
 ) -> RobustnessReport:
-    """Accuracy under several attacks at several radii, by class, with confidence intervals.
+    """Return accuracy under several attacks at several radii, by class, with confidence intervals.
 
     An example that has fallen to an attack at one radius has fallen at all larger ones, since it lies in their
     balls too. So it is not attacked again, and accuracy cannot rise with epsilon.
@@ -138,7 +140,7 @@ def robustness_report(
 
 @dataclass(frozen=True, eq=False)
 class RobustnessReport:
-    """What :func:`robustness_report` has found. Printed, it is a table.
+    """The accuracies and distances that :func:`robustness_report` has found; printed, they are a table.
 
     Attributes
     ----------
@@ -173,43 +175,43 @@ class RobustnessReport:
 
     @property
     def clean_accuracy(self) -> float:
-        """Accuracy on the examples as they are."""
+        """Return the accuracy on the examples as they are."""
         return float(np.mean(self.fell_at[0] > 0))
 
     @property
     def accuracies(self) -> np.ndarray:
-        """Robust accuracies (n_attacks, n_epsilons)."""
+        """Return robust accuracies (n_attacks, n_epsilons)."""
         return self._standing().mean(2)
 
     @property
     def worst_accuracies(self) -> np.ndarray:
-        """Share (n_epsilons,) of examples that stand under all of the attacks."""
+        """Return the share (n_epsilons,) of examples that stand under all of the attacks."""
         return self._standing().all(0).mean(1)
 
     @property
     def intervals(self) -> np.ndarray:
-        """Clopper–Pearson intervals (n_attacks, n_epsilons, 2) of ``accuracies``."""
+        """Return Clopper–Pearson intervals (n_attacks, n_epsilons, 2) of ``accuracies``."""
         standing = self._standing()
         return np.stack(clopper_pearson(standing.sum(2), standing.shape[2], self.confidence), axis=-1)
 
     @property
     def class_accuracies(self) -> np.ndarray:
-        """Robust accuracies (C, n_attacks, n_epsilons); NaN for a class without examples."""
+        """Return robust accuracies (C, n_attacks, n_epsilons); NaN for a class without examples."""
         members = self.y == np.arange(len(self.classes))[:, None]
         counts = members.sum(1)[:, None, None]
         found = np.einsum("cn,aen->cae", members.astype(float), self._standing())
         return np.where(counts, found / np.maximum(counts, 1), np.nan)
 
-    def quantiles(self, q=QUANTILES) -> np.ndarray:
-        """Quantiles of the distances: of a share q of the examples the minimal perturbation is at most so long."""
+    def quantiles(self, q: float | Sequence[float] = QUANTILES) -> np.ndarray:
+        """Return quantiles of the distances: of a share q of the examples none is longer."""
         is_one = isinstance(q, numbers.Number) or getattr(q, "shape", None) == ()
-        q = array("q", [q] if is_one else q, finite=True).astype(float)
-        if not q.size or (q < 0).any() or (q > 1).any():
+        shares = array("q", [q] if is_one else q, finite=True).astype(float)
+        if not shares.size or (shares < 0).any() or (shares > 1).any():
             raise ValueError(f"q must be one or more shares from 0 to 1, got {brief(q)}")
-        return np.quantile(self.distances, q[0] if is_one else q, method="inverted_cdf")
+        return np.quantile(self.distances, shares[0] if is_one else shares, method="inverted_cdf")
 
-    def to_frame(self):
-        """A data frame with a row for each attack, epsilon and class, and for all classes together.
+    def to_frame(self) -> Any:
+        """Return a data frame with a row for each attack, epsilon and class, and for all classes together.
 
         Returns
         -------
@@ -264,8 +266,8 @@ class RobustnessReport:
         return self.fell_at[:, None, :] > np.array(self.epsilons)[:, None]
 
 
-def radii(name: str, values) -> tuple[float, ...]:
-    """Radii in ascending order, without repetition, of a number or a sequence of numbers."""
+def radii(name: str, values: Any) -> tuple[float, ...]:
+    """Return radii in ascending order, without repetition, of a number or a sequence of numbers."""
     shape = getattr(values, "shape", None)
     is_sequence = isinstance(values, list | tuple | range) or (isinstance(shape, tuple) and len(shape) == 1)
     given = list(values) if is_sequence else [values]
@@ -277,7 +279,7 @@ def radii(name: str, values) -> tuple[float, ...]:
 
 
 def _attacks_in(attacks, target, largest) -> dict[str, Callable]:
-    """Attacks by name, in the largest ball, that the target can be attacked with."""
+    """Return attacks by name, in the largest ball, that the target can be attacked with."""
     if attacks is None:
         steps = PGD(**largest, n_steps=40, n_restarts=5)
         has_gradients = target.no_gradient_because is None
@@ -332,7 +334,7 @@ def _in_ball(attack: Any, epsilon, norm, bounds) -> Any:
 
 
 def _falls(target, attack, epsilons, keys, right):
-    """Where examples fall first (n,), how far their wrongly answered points are (n,), and flags with epsilons."""
+    """Return where examples fall first (n,), the lengths of what made them fall (n,), and flags with epsilons."""
     fell, flags = np.where(right, np.inf, 0.0), {}
     lengths = fell.copy()
     for epsilon in epsilons:
@@ -349,7 +351,7 @@ def _falls(target, attack, epsilons, keys, right):
 
 
 def _attacked(target, attack, keys, at):
-    """Adversarial examples of rows ``at``, and flags."""
+    """Return adversarial examples of the rows ``at``, and flags."""
     if not isinstance(attack, Reports):
         return target.perturb(attack, keys, at, look=False), ()
     with target.precision():

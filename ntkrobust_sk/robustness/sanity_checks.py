@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from numpy.typing import ArrayLike
 
 from .._validation import brief, integer, number
 from ..attacks.capabilities import InBall
@@ -26,6 +28,7 @@ from ..attacks.square import Square
 from ..attacks.threat_model import Box
 from ..attacks.valid_points import move_to_valid_points
 from ..execution.keys import example_keys, key_of, keys_of
+from ..targets.target import Seed
 from .intervals import clopper_pearson
 from .target import classifier_under_attack
 
@@ -59,26 +62,35 @@ class Check:
 
 
 class Checks(tuple):
-    """Checks in their order. Printed, it has one line for each."""
+    """The checks of an evaluation in their order; printed, they have one line each."""
 
     __slots__ = ()
 
     @property
     def passed(self) -> bool:
-        """Whether all have passed."""
+        """Return whether all have passed."""
         return all(check.passed for check in self)
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of those that have not."""
+        """Return the names of those that have not passed."""
         return tuple(check.name for check in self if not check.passed)
 
     def __str__(self):
         return "\n".join(map(str, self))
 
 
-def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99, random_state=0) -> Checks:
-    """Whether an attack's robust accuracy is what a defence is worth, or what hides it.
+def check_evaluation(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike,
+    attack: Any,
+    *,
+    n_queries: int = 1000,
+    confidence: float = 0.99,
+    random_state: Seed = 0,
+) -> Checks:
+    """Check whether an attack's robust accuracy is what a defence is worth, or what hides it.
 
     A defence that only hides its gradients, such as rounding before the network, looks robust to an attack by
     gradients and fails here. What passes everything may still fall to an attack made for it.
@@ -134,7 +146,7 @@ def check_evaluation(estimator, X, y, attack, *, n_queries=1000, confidence=0.99
     fell = ~right | (target.answers(X_adv) != target.y)
 
     def falls(attack, keys=keys):
-        """Examples (n,) that are wrong after an attack, or before."""
+        """Return which examples (n,) are wrong after an attack, or before."""
         return ~right | (target.answers(target.perturb(attack, keys)) != target.y)
 
     stronger = falls(_strengthened(attack))
@@ -190,7 +202,7 @@ def _require_ball(attack):
 
 
 def _strengthened(attack):
-    """The attack with more steps or queries; several steps in place of a single one."""
+    """Return the attack with more steps or queries; several steps in place of a single one."""
     stated = {field.name for field in dataclasses.fields(attack)}
     for name in ("n_steps", "n_queries"):
         if name in stated:
@@ -199,7 +211,7 @@ def _strengthened(attack):
 
 
 def _everywhere(attack, X):
-    """The attack in a ball that holds everything within the bounds, or everything that is like the data."""
+    """Return the attack in a ball that holds everything within the bounds, or everything like the data."""
     low, high = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
     low, high = np.where(np.isfinite(low), low, X.min()), np.where(np.isfinite(high), high, X.max())
     widths = np.broadcast_to((high - low).ravel(), X[0].size)
@@ -246,7 +258,7 @@ def _falls_with_radius(by_radius, confidence):
 
 
 def _not_beaten(name, weaker_name, weaker, stronger, confidence):
-    """A check that the weaker of two attacks breaks nothing that the stronger one leaves, but by chance."""
+    """Check that the weaker of two attacks breaks nothing that the stronger one leaves, but by chance."""
     alone = np.sum(weaker & ~stronger)
     detail = f"{alone} examples fall to {weaker_name} alone, {np.sum(stronger & ~weaker)} to the other alone"
     return Check(name, not _beats(weaker, stronger, confidence), detail)
@@ -270,7 +282,7 @@ def _beats_noise(fell, noise):
 
 
 def _gradients(target):
-    """That gradients are there, and are the slopes of the scores."""
+    """Check that gradients are there, and are the slopes of the scores."""
     X, y = target.X[: target.rows], target.y[: target.rows]
     step = 1e-3 * (float(np.ptp(X[:, target.free])) or 1.0)
     with target.precision():
@@ -293,7 +305,7 @@ def _gradients(target):
 
 @jax.jit
 def _slopes(model, x, y, step):
-    """Where the loss is flat; the margin's slope along its gradient, and as a difference (n,); scores (n, C)."""
+    """Return where the loss is flat, the margin's slope as gradient and as difference (n,), and scores (n, C)."""
 
     def margins(z):
         scores = model(z)

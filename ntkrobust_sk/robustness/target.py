@@ -114,7 +114,7 @@ class EstimatorTarget(AttackTarget):
         return float(self.source.score(self.in_original_form(X), y, **weights))
 
 
-def attackable(estimator: Any, X: Any, y: Any, *, classes=None, labelled: bool = True) -> AttackTarget:
+def attackable(estimator: Any, X: Any, y: Any, *, classes: Any = None, labelled: bool = True) -> AttackTarget:
     """Check an estimator, or a model, with inputs and labels, and make it ready to be attacked.
 
     Parameters

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import brief
 from ..attacks.entry import require_attack
 from ..execution.keys import key_of
+from ..targets.target import Seed
 from .target import classifier_under_attack
 
 
 @dataclass(frozen=True, eq=False)
 class TransferMatrix:
-    """What :func:`transfer_matrix` has found.
+    """The accuracies that :func:`transfer_matrix` has found.
 
     Attributes
     ----------
@@ -33,8 +36,10 @@ class TransferMatrix:
     attacks: tuple[str, ...] = ()
 
 
-def transfer_matrix(estimators: dict, X, y, attack, *, random_state=0) -> TransferMatrix:
-    """Accuracy of every model on the adversarial examples against every model.
+def transfer_matrix(
+    estimators: dict[str, Any], X: Any, y: ArrayLike, attack: Any, *, random_state: Seed = 0
+) -> TransferMatrix:
+    """Return the accuracy of every model on the adversarial examples against every model.
 
     Parameters
     ----------

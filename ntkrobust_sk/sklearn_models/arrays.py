@@ -6,6 +6,8 @@ compared with their estimators at once, since nothing is compiled there.
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,36 +15,39 @@ import scipy.special
 
 from .._validation import array
 
+# An array of NumPy, or of JAX (traced or not).
+Array: TypeAlias = Any
 
-def namespace(x):
-    """``jax.numpy`` for what is JAX's (traced or not), else ``numpy``."""
+
+def namespace(x: Any) -> Any:
+    """Return ``jax.numpy`` for what is JAX's (traced or not), else ``numpy``."""
     return jnp if isinstance(x, jax.Array) else np
 
 
-def error_function(x):
-    """erf, where x lives."""
+def error_function(x: Array) -> Array:
+    """Compute erf, where x lives."""
     return (jax.scipy.special if isinstance(x, jax.Array) else scipy.special).erf(x)
 
 
-def sigmoid(x):
-    """1 / (1 + exp(-x)), where x lives."""
+def sigmoid(x: Array) -> Array:
+    """Compute 1 / (1 + exp(-x)), where x lives."""
     return (jax.scipy.special if isinstance(x, jax.Array) else scipy.special).expit(x)
 
 
-def solve_lower(factor, x):
-    """``factor``⁻¹ x for a lower triangle (n, n) and x (n, m), where x lives."""
+def solve_lower(factor: np.ndarray, x: Array) -> Array:
+    """Compute ``factor``⁻¹ x for a lower triangle (n, n) and x (n, m), where x lives."""
     linalg = jax.scipy.linalg if isinstance(x, jax.Array) else scipy.linalg
     return linalg.solve_triangular(factor, x, lower=True)
 
 
-def root(squares):
-    """Square root, with the derivative 0 at 0."""
+def root(squares: Array) -> Array:
+    """Compute the square root, with the derivative 0 at 0."""
     xp, positive = namespace(squares), squares > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, squares, 1.0)), 0.0)
 
 
-def fitted(estimator, name: str) -> np.ndarray:
-    """An estimator's attribute as a dense NumPy array of one axis or more.
+def fitted(estimator: Any, name: str) -> np.ndarray:
+    """Return an estimator's attribute as a dense NumPy array of one axis or more.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def fitted(estimator, name: str) -> np.ndarray:
     return dense(f"{type(estimator).__name__}.{name}", getattr(estimator, name))
 
 
-def dense(name: str, values) -> np.ndarray:
-    """Values, sparse ones too, as a dense NumPy array of real numbers with one axis or more."""
+def dense(name: str, values: Any) -> np.ndarray:
+    """Return values, sparse ones too, as a dense NumPy array of real numbers with one axis or more."""
     values = values.toarray() if hasattr(values, "toarray") else values
     return array(name, np.atleast_1d(values) if np.ndim(values) == 0 else values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from .registry import MACHINES, form_of
 from .remembered_rows import core, width_of
 
 
-def as_model(estimator, *, kernel=None, X_fit=None):
+def as_model(estimator: Any, *, kernel: Any = None, X_fit: Any = None) -> Partial:
     """Write the scores of a fitted estimator as a differentiable function of its input.
 
     The function is compared with the estimator's own scores and answers, on a few rows inside and outside of the
@@ -87,8 +88,8 @@ def as_model(estimator, *, kernel=None, X_fit=None):
     return model_on(None, estimator, kernel, X_fit, single=jnp.result_type(float) == np.float32)
 
 
-def model_on(X, estimator, kernel=None, X_fit=None, single=False):
-    """:func:`as_model`, compared on some rows of X (n, d) too; it warns if ``single`` precision is bad."""
+def model_on(X: Any, estimator: Any, kernel: Any = None, X_fit: Any = None, single: bool = False) -> Partial:
+    """Return :func:`as_model`, compared on rows of X (n, d) too; warn if ``single`` precision is bad."""
     _check_estimator(estimator)
     _check_kernel(estimator, kernel, X_fit)
     form = form_of(estimator, kernel, X_fit)
@@ -125,7 +126,7 @@ def _check_kernel(estimator, kernel, X_fit):
 
 
 def _shape_of_inputs(estimator, X_fit):
-    """Of one input, or None."""
+    """Return the shape of one input, or None where it is not known."""
     last = core(estimator)
     if getattr(last, "kernel", None) == "precomputed":
         return np.shape(X_fit)[1:]
@@ -137,7 +138,7 @@ def _shape_of_inputs(estimator, X_fit):
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The door of a model: inputs as arrays, of the shape that its estimator was fitted on."""
+    """The checks before a model: inputs become arrays of the shape that its estimator was fitted on."""
 
     shape: tuple[int, ...] | None
     # estimators whose models have one form share what is compiled
@@ -162,7 +163,7 @@ class _Inputs:
 
 
 def _imputes(estimator) -> bool:
-    """Whether NaN may be filled in somewhere in the estimator; where it is not, the result tells."""
+    """Return whether NaN may be filled in somewhere in the estimator; where it is not, the result tells."""
     from sklearn.impute import SimpleImputer
 
     return any(isinstance(part, SimpleImputer) for part in (estimator, *estimator.get_params().values()))

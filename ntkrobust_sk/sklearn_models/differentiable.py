@@ -29,9 +29,9 @@ class DifferentiableEstimator(ABC):
     @property
     @abstractmethod
     def _rows(self) -> int:
-        """The rows of a tile in which the estimator is evaluated and attacked."""
+        """Return the number of rows in a tile that is evaluated or attacked."""
 
     @property
     @abstractmethod
     def _dtype(self) -> np.dtype:
-        """The dtype in which the estimator computes."""
+        """Return the dtype in which the estimator computes."""

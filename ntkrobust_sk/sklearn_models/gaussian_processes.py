@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
@@ -13,8 +14,8 @@ from .kernel_machines import expanded_distances, expansion, squared_distances
 from .registry import adapts
 
 
-def covariance(kernel):
-    """``k(x, z)`` of a scikit-learn Gaussian process kernel between different points, a pytree."""
+def covariance(kernel: Any) -> Partial:
+    """Return ``k(x, z)`` of a scikit-learn Gaussian process kernel between different points, a pytree."""
     kind = type(kernel)
     if kind in (kernels.Sum, kernels.Product):
         return Partial(_sum if kind is kernels.Sum else _product, covariance(kernel.k1), covariance(kernel.k2))
@@ -37,13 +38,13 @@ def covariance(kernel):
     raise TypeError(f"the Gaussian process kernel {kernel!r} has no differentiable form here")
 
 
-def variance(kernel):
-    """``k(x, x)`` of each row, for the kernels that :func:`covariance` knows; white noise counts here."""
+def variance(kernel: Any) -> Partial:
+    """Return ``k(x, x)`` of each row, for the kernels that :func:`covariance` knows; white noise counts here."""
     kind = type(kernel)
     if kind in (kernels.Sum, kernels.Product):
-        return Partial(_sum_at if kind is kernels.Sum else _product_at, variance(kernel.k1), variance(kernel.k2))
+        return Partial(_sum if kind is kernels.Sum else _product, variance(kernel.k1), variance(kernel.k2))
     if kind is kernels.Exponentiation:
-        return Partial(_power_at, variance(kernel.kernel), kernel.exponent)
+        return Partial(_power, variance(kernel.kernel), kernel.exponent)
     if kind is kernels.ConstantKernel:
         return Partial(_constant_at, _number(kernel.constant_value))
     if kind is kernels.WhiteKernel:
@@ -54,33 +55,22 @@ def variance(kernel):
 
 
 def _number(value):
-    """A kernel's number, or one for each feature as an array: scikit-learn takes lists and tuples too."""
+    """Return a kernel's number, or one for each feature as an array: scikit-learn takes lists and tuples too."""
     value = np.asarray(value, np.float64)
     return float(value) if value.ndim == 0 else value
 
 
-def _sum(first, second, x, z):
-    return first(x, z) + second(x, z)
+# Of a covariance, which is asked for two sets of points, and of a variance, which is asked for one.
+def _sum(first, second, *points):
+    return first(*points) + second(*points)
 
 
-def _sum_at(first, second, x):
-    return first(x) + second(x)
+def _product(first, second, *points):
+    return first(*points) * second(*points)
 
 
-def _product(first, second, x, z):
-    return first(x, z) * second(x, z)
-
-
-def _product_at(first, second, x):
-    return first(x) * second(x)
-
-
-def _power(inner, exponent, x, z):
-    return inner(x, z) ** exponent
-
-
-def _power_at(inner, exponent, x):
-    return inner(x) ** exponent
+def _power(inner, exponent, *points):
+    return inner(*points) ** exponent
 
 
 def _constant(value, x, z):
@@ -137,8 +127,8 @@ MATERN = {
 
 
 @adapts("GaussianProcessRegressor")
-def gaussian_regressor(estimator):
-    """The mean of a Gaussian process regressor."""
+def gaussian_regressor(estimator: Any) -> Partial:
+    """Write the mean of a Gaussian process regressor."""
     mean, std = fitted(estimator, "_y_train_mean"), fitted(estimator, "_y_train_std")
     inputs = fitted(estimator, "X_train_")
     dual = fitted(estimator, "alpha_").reshape(len(inputs), -1) * std
@@ -146,8 +136,8 @@ def gaussian_regressor(estimator):
 
 
 @adapts("GaussianProcessClassifier")
-def gaussian_classifier(estimator):
-    """Log probabilities of a Gaussian process classifier."""
+def gaussian_classifier(estimator: Any) -> Partial:
+    """Write log probabilities of a Gaussian process classifier."""
     if len(estimator.classes_) == 2:
         return Partial(_log_of_two, _laplace(estimator.base_estimator_))
     if estimator.multi_class != "one_vs_rest":
@@ -162,7 +152,7 @@ COEFFICIENTS = ((-1854.8214151,), (3516.89893646,), (221.29346712,), (128.123238
 
 
 def _laplace(binary):
-    """Probability (n,) of the second class in a binary Gaussian process classifier."""
+    """Write the probability (n,) of the second class in a binary Gaussian process classifier."""
     names = ("y_train_", "pi_", "W_sr_", "L_", "X_train_")
     y, pi, roots, factor, inputs = (fitted(binary, name) for name in names)
     kernel = binary.kernel_

@@ -32,7 +32,9 @@ SINGLE = 1e-2
 ROUNDED, ROUNDED_SINGLE = 1e-12, 1e-3
 
 
-def check_agreement(estimator: Any, form: Any, X=None, kernel=None, X_fit: Any = None, single=False) -> None:
+def check_agreement(
+    estimator: Any, form: Any, X: Any = None, kernel: Any = None, X_fit: Any = None, single: bool = False
+) -> None:
     """Raise TypeError where a form's scores are not the estimator's, nor its answers those of the highest scores.
 
     Parameters
@@ -111,7 +113,7 @@ def _check_kernel(kernel, x, z):
 
 
 def _check_matrix(estimator, block, known):
-    """The kernel of the training inputs is the matrix that a machine was fitted on, where it has kept this."""
+    """Check that the kernel of the training inputs is the matrix that the machine was fitted on and has kept."""
     off = abs(block - known).max()
     if not off <= PRECISION[4] * abs(known).max():
         raise TypeError(
@@ -175,7 +177,7 @@ def _compare(estimator, form, rows, own):
 
 
 def _check_labels(estimator, scores, labels):
-    """The highest score's class is the answer, where one is clearly the highest."""
+    """Check that the class of the highest score is the answer, where one is clearly the highest."""
     ordered = np.sort(scores, axis=1)
     # votes of pairs of classes may be tied, and then predict and decision_function have different rules
     clear = 2 / 3 if _is_pairwise(estimator) else 0.02
@@ -198,7 +200,7 @@ def _method_of(estimator) -> str:
 
 
 def _ahead(estimator, x):
-    """The last step of a Pipeline and what it is given for x, so that what comes before is computed once."""
+    """Return the last step of a Pipeline and what it is given for x, so that the others run once."""
     if type(estimator) is not Pipeline or is_word(estimator.steps[-1][1]):
         return estimator, x
     for _, step in estimator.steps[:-1]:
@@ -211,7 +213,7 @@ def _is_pairwise(estimator) -> bool:
 
 
 def _own_scores(estimator, method, x):
-    """The estimator's own answers (n, k), as they are compared: probabilities by their logarithm."""
+    """Return the estimator's own answers (n, k), as they are compared: probabilities by their logarithm."""
     scores = _as_columns(getattr(estimator, method)(x))
     if _is_pairwise(estimator) and core(estimator).decision_function_shape == "ovo":
         return one_vs_rest(scores, len(estimator.classes_))
@@ -219,7 +221,7 @@ def _own_scores(estimator, method, x):
 
 
 def _comparable(method, scores, expected):
-    """A form's scores (n, C) as :func:`_own_scores` gives the estimator's."""
+    """Return a form's scores (n, C) as :func:`_own_scores` gives the estimator's."""
     if method == "predict_proba":
         return log_softmax(scores, axis=1)
     if method == "decision_function" and scores.shape[1] == 2 and expected.shape[1] == 1:
@@ -228,7 +230,7 @@ def _comparable(method, scores, expected):
 
 
 def _as_columns(values) -> np.ndarray:
-    """Answers as an array (n, k): those of a data frame, sparse ones, or one number for each row."""
+    """Return answers as an array (n, k): those of a data frame, sparse ones, or one number for each row."""
     values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
     return values.reshape(len(values), -1)
 
@@ -246,13 +248,13 @@ def _beyond_rounding(method, found, expected, precision=None, rounded=ROUNDED):
 
 
 def _rounded(rows, dtype):
-    """The rows with other last bits, of numbers of a precision."""
+    """Return the rows with other last bits, of numbers of a precision."""
     signs = np.where(np.indices(rows.shape).sum(0) % 2, 1, -1)
     return rows * (1 + 2 * np.finfo(dtype).eps * signs)
 
 
 def _culprit(estimator, form, rows, own) -> str:
-    """The first step of a Pipeline whose own form differs, for the message."""
+    """Name the first step of a Pipeline whose own form differs, for the message."""
     if not hasattr(estimator, "steps"):
         return ""
     given = own(rows)
@@ -267,13 +269,13 @@ def _culprit(estimator, form, rows, own) -> str:
 
 
 def _named(estimator, x):
-    """Rows as a data frame, where an estimator finds its columns by their names."""
+    """Return rows as a data frame, where an estimator finds its columns by their names."""
     names = getattr(estimator, "feature_names_in_", None)
     return x if names is None or not _finds_columns(estimator) else frame_of(names, x)
 
 
 def frame_of(names: Any, x: np.ndarray) -> Any:
-    """Rows (n, d) as a data frame with these names, of pandas or, where it is missing, of polars."""
+    """Return rows (n, d) as a data frame with these names, of pandas or, where it is missing, of polars."""
     try:
         import pandas as frames
     except ImportError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
 
 from .._validation import array
 from ..execution.tiles import as_pytree
-from .arrays import dense, fitted, namespace
+from .arrays import Array, dense, fitted, namespace
 from .linear import of_two_classes
 from .registry import MACHINES, adapts
 
@@ -50,13 +51,13 @@ KERNELS = {
 }
 
 
-def squared_distances(x, z):
-    """(n, m), of rows x (n, d) and z (m, d), by differences: exact where they are close."""
+def squared_distances(x: Array, z: Array) -> Array:
+    """Compute squared distances (n, m) of rows x (n, d), z (m, d) by differences, exact where they are close."""
     return ((x[:, None] - z) ** 2).sum(2)
 
 
-def expanded_distances(x, z):
-    """The same as |x|² + |z|² − 2⟨x, z⟩ from the rows' centre: one product, for what is smooth where they meet."""
+def expanded_distances(x: Array, z: Array) -> Array:
+    """Compute them as |x|² + |z|² − 2⟨x, z⟩ from z's centre: one product, for what is smooth where they meet."""
     centre = z.mean(0)
     x, z = x - centre, z - centre
     return (x**2).sum(1)[:, None] + (z**2).sum(1) - 2 * x @ z.T
@@ -68,7 +69,7 @@ def _unit(x):
 
 
 def _kernel_of(estimator, given, **parameters):
-    """``kernel(x, z)`` of a machine, a pytree, given those parameters that scikit-learn computes it with."""
+    """Return ``kernel(x, z)`` of a machine, a pytree, given the parameters that scikit-learn computes it with."""
     own = estimator.kernel
     if given is not None:
         return as_pytree(given)
@@ -89,7 +90,7 @@ def _own_parameters(estimator, gamma):
 
 
 def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
-    """The rows that a kernel machine compares with: those that it kept, or those of ``X_fit``."""
+    """Return the rows that a kernel machine compares with: those that it kept, or those of ``X_fit``."""
     if estimator.kernel != "precomputed":
         return np.asarray(dense(f"the inputs of {type(estimator).__name__}", kept), np.float64)
     if X_fit is None:
@@ -106,8 +107,8 @@ def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
 
 
 @adapts("SVC", "SVR", "NuSVC", "NuSVR", into=MACHINES)
-def support_vectors(estimator, kernel, X_fit):
-    """Decisions of a support vector machine; of several classes, one against the rest."""
+def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
+    """Write decisions of a support vector machine; of several classes, one against the rest."""
     k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "_gamma", None)))
     # with a callable kernel, scikit-learn keeps all training inputs and none as support vectors
     kept = estimator._BaseLibSVM__Xfit[estimator.support_] if callable(estimator.kernel) else None
@@ -131,8 +132,8 @@ def support_vectors(estimator, kernel, X_fit):
     return Partial(_one_vs_rest_expansion, k, z, weights.T, offset, sides, weights.T @ sides, offset @ sides)
 
 
-def expansion(kernel, z, weights, offset, x):
-    """Weighted sums of a kernel's values at x and z."""
+def expansion(kernel: Any, z: Array, weights: Array, offset: Any, x: Array) -> Array:
+    """Compute weighted sums of a kernel's values at x and z."""
     return kernel(x, z) @ weights + offset
 
 
@@ -147,7 +148,7 @@ def _one_vs_rest_expansion(kernel, z, weights, offset, sides, summed_weights, su
 
 
 def sides_of_pairs(n_classes: int) -> np.ndarray:
-    """For each pair of classes (i, j), i < j, a row with +1 at i and −1 at j."""
+    """Return a row with +1 at i and −1 at j for each pair of classes (i, j), i < j."""
     pairs = list(combinations(range(n_classes), 2))
     sides = np.zeros((len(pairs), n_classes))
     for row, (i, j) in zip(sides, pairs, strict=True):
@@ -155,8 +156,8 @@ def sides_of_pairs(n_classes: int) -> np.ndarray:
     return sides
 
 
-def one_vs_rest(decisions, n_classes: int):
-    """Scores (n, C) of decisions between pairs (n, C (C − 1) / 2), positive for the first class of a pair.
+def one_vs_rest(decisions: Array, n_classes: int) -> Array:
+    """Compute scores (n, C) of decisions between pairs (n, C (C − 1) / 2), positive for a pair's first class.
 
     They are scikit-learn's ``decision_function_shape="ovr"`` of its ``"ovo"``: votes, and less than a vote for how
     clear they were.
@@ -175,8 +176,8 @@ def _votes(decisions, sides, confidence):
 
 
 @adapts("KernelRidge", into=MACHINES)
-def kernel_ridge(estimator, kernel, X_fit):
-    """Predictions of kernel ridge regression."""
+def kernel_ridge(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
+    """Write predictions of kernel ridge regression."""
     k = _kernel_of(estimator, kernel, **_own_parameters(estimator, estimator.gamma))
     dual = fitted(estimator, "dual_coef_")
     z = _training_inputs(estimator, estimator.X_fit_, X_fit, len(dual))
@@ -184,8 +185,8 @@ def kernel_ridge(estimator, kernel, X_fit):
 
 
 @adapts("KernelPCA", into=MACHINES)
-def kernel_pca(estimator, kernel, X_fit):
-    """Coordinates on a kernel's principal axes."""
+def kernel_pca(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
+    """Write coordinates on a kernel's principal axes."""
     k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "gamma_", estimator.gamma)))
     values, vectors = fitted(estimator, "eigenvalues_"), fitted(estimator, "eigenvectors_")
     z = _training_inputs(estimator, estimator.X_fit_, X_fit, len(vectors))
@@ -203,8 +204,8 @@ def _centred_expansion(kernel, z, scaled, means, mean, x):
 
 
 @adapts("Nystroem", into=MACHINES)
-def nystroem(estimator, kernel, X_fit):
-    """Features of a kernel's Nystroem approximation."""
+def nystroem(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
+    """Write features of a kernel's Nystroem approximation."""
     # what is None comes from kernel_params here, and only here
     spare, own = estimator.kernel_params or {}, _own_parameters(estimator, estimator.gamma)
     parameters = {name: spare.get(name) if value is None else value for name, value in own.items()}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
 
-from .arrays import dense, fitted, namespace, sigmoid
+from .arrays import Array, dense, fitted, namespace, sigmoid
 from .registry import ALSO_TRANSFORM, adapts
 
 
-def of_two_classes(decision):
-    """Scores (n, 2) of a decision function (n,) that is positive for the second class."""
+def of_two_classes(decision: Array) -> Array:
+    """Return scores (n, 2) of a decision function (n,) that is positive for the second class."""
     xp = namespace(decision)
     return xp.stack([xp.zeros_like(decision), decision], axis=1)
 
 
-def is_binary(estimator, n_scores: int) -> bool:
-    """Whether one score stands for two classes."""
+def is_binary(estimator: Any, n_scores: int) -> bool:
+    """Return whether one score stands for two classes."""
     return hasattr(estimator, "classes_") and n_scores == 1
 
 
@@ -28,8 +30,8 @@ Ridge RidgeCV RidgeClassifier RidgeClassifierCV SGDClassifier SGDRegressor"""
 
 
 @adapts(*LINEAR.split())
-def linear(estimator):
-    """Products with ``coef_``, and ``intercept_``."""
+def linear(estimator: Any) -> Partial:
+    """Write products with ``coef_``, and ``intercept_``."""
     weights, offset = np.atleast_2d(fitted(estimator, "coef_")).T, fitted(estimator, "intercept_")
     return Partial(_binary_affine if is_binary(estimator, weights.shape[1]) else _affine, weights, offset)
 
@@ -43,15 +45,15 @@ def _binary_affine(weights, offset, x):
 
 
 @adapts("LinearDiscriminantAnalysis", into=ALSO_TRANSFORM)
-def discriminant_axes(estimator):
-    """What a linear discriminant analysis transforms to."""
+def discriminant_axes(estimator: Any) -> Partial:
+    """Write what a linear discriminant analysis transforms to."""
     kept = fitted(estimator, "scalings_")[:, : estimator._max_components]
     centre = fitted(estimator, "xbar_") if estimator.solver == "svd" else np.zeros(len(kept))
     return Partial(projected, centre, kept)
 
 
-def projected(centre, basis, x):
-    """Coordinates of the rows of x from a centre."""
+def projected(centre: Array, basis: Array, x: Array) -> Array:
+    """Compute coordinates of the rows of x from a centre."""
     return (x - centre) @ basis
 
 
@@ -74,8 +76,8 @@ class _Activation:
 
 
 @adapts("MLPClassifier", "MLPRegressor")
-def perceptron(estimator):
-    """Layers of a perceptron: logits of a classifier, predictions of a regressor."""
+def perceptron(estimator: Any) -> Partial:
+    """Write the layers of a perceptron: logits of a classifier, predictions of a regressor."""
     last = estimator.out_activation_
     if hasattr(estimator, "classes_"):
         known = ("logistic", "softmax")
@@ -101,8 +103,8 @@ def _first_of_two(x):
     return of_two_classes(x[:, 0])
 
 
-def chained(parts, x):
-    """One function after the other."""
+def chained(parts: list[Callable], x: Array) -> Array:
+    """Compute one function after the other."""
     for part in parts:
         x = part(x)
     return x

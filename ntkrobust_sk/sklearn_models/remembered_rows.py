@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,8 @@ KEPT, AT_HAND = 4, 8
 # What an estimator answers
 
 
-def core(estimator):
-    """What answers in the end: of a Pipeline its last step, of a search what it has found."""
+def core(estimator: Any) -> Any:
+    """Return what answers in the end: of a Pipeline its last step, of a search what it has found."""
     while True:
         if hasattr(estimator, "steps"):
             estimator = estimator.steps[-1][1]
@@ -34,16 +35,16 @@ def core(estimator):
 # What an estimator knows of its inputs
 
 
-def width_of(estimator):
-    """The number of features that an estimator takes, or None where it does not know."""
+def width_of(estimator: Any) -> int | None:
+    """Return the number of features that an estimator takes, or None where it does not know."""
     width = getattr(estimator, "n_features_in_", None)
     for step in () if width is not None else parts(estimator):
         width = width_of(step) if width is None else width
     return width
 
 
-def parts(estimator):
-    """Estimators inside of this one that see the same inputs."""
+def parts(estimator: Any) -> tuple[Any, ...]:
+    """Return estimators inside of this one that see the same inputs."""
     if hasattr(estimator, "steps"):
         # before the first that knows its inputs, nothing changes them
         steps = [step for _, step in estimator.steps if not is_word(step)]
@@ -56,19 +57,20 @@ def parts(estimator):
     return (estimator.estimator,) if type(estimator).__name__ == "FrozenEstimator" else ()
 
 
-def is_word(step) -> bool:
+def is_word(step: Any) -> bool:
+    """Return whether a step is a word, such as "passthrough", or None."""
     return step is None or isinstance(step, str)
 
 
 def _changes_nothing(step) -> bool:
-    """Whether it is an imputer that keeps complete rows as they are."""
+    """Return whether it is an imputer that keeps complete rows as they are."""
     indicated = getattr(getattr(step, "indicator_", None), "features_", ())
     known = getattr(step, "statistics_", None)
     return known is not None and not len(indicated) and all(value == value for value in known)
 
 
-def rows_near(estimator) -> np.ndarray:
-    """Rows (n, d), always the same, around the inputs that an estimator was trained on, as far as it knows."""
+def rows_near(estimator: Any) -> np.ndarray:
+    """Return rows (n, d), always the same, around the inputs that an estimator was trained on."""
     kept = _kept_rows(estimator)
     width = (width_of(estimator) or 3) if kept is None else kept.shape[1]
     centre, spread = _range(estimator, width)
@@ -78,7 +80,7 @@ def rows_near(estimator) -> np.ndarray:
 
 
 def _kept_rows(estimator):
-    """Some of an estimator's training inputs, or None."""
+    """Return some of an estimator's training inputs, or None."""
     if hasattr(estimator, "steps"):
         return _pulled_back(estimator.steps)
     for part in parts(estimator):
@@ -100,7 +102,7 @@ def _kept_rows(estimator):
 
 
 def _pulled_back(steps):
-    """The rows that one of the steps keeps, as inputs of the first."""
+    """Return the rows that one of the steps keeps, as inputs of the first."""
     steps = [step for _, step in steps if not is_word(step) and not _changes_nothing(step)]
     for at, keeper in enumerate(steps):
         rows = _kept_rows(keeper)
@@ -117,7 +119,7 @@ INVERTIBLE = ("MaxAbsScaler", "MinMaxScaler", "PCA", "RobustScaler", "StandardSc
 
 
 def _range(estimator, width):
-    """Centre and spread of the training inputs, each (d,) or a number, as far as an estimator knows them."""
+    """Return centre and spread of the training inputs, each (d,) or a number, as far as an estimator knows."""
 
     def knows(name):
         return getattr(estimator, name, None) is not None

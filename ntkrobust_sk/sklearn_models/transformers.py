@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from jax.tree_util import Partial
 
-from .arrays import fitted, namespace, root
+from .arrays import Array, fitted, namespace, root
 from .linear import projected
 from .registry import adapts
 
 
 @adapts("StandardScaler")
-def standard(estimator):
-    """(x − mean) / scale, each where it is asked for."""
+def standard(estimator: Any) -> Partial:
+    """Write (x − mean) / scale, each where it is asked for."""
     shift = fitted(estimator, "mean_") if estimator.with_mean else None
     return _shift_then_scale(shift, fitted(estimator, "scale_") if estimator.with_std else None)
 
 
 @adapts("RobustScaler")
-def robust(estimator):
-    """(x − median) / range of quantiles, each where it is asked for."""
+def robust(estimator: Any) -> Partial:
+    """Write (x − median) / range of quantiles, each where it is asked for."""
     shift = fitted(estimator, "center_") if estimator.with_centering else None
     return _shift_then_scale(shift, fitted(estimator, "scale_") if estimator.with_scaling else None)
 
@@ -37,15 +37,15 @@ def _shifted(shift, scale, x):
 
 
 @adapts("MinMaxScaler")
-def min_max(estimator):
-    """x · scale + min, clipped where it is asked for."""
+def min_max(estimator: Any) -> Partial:
+    """Write x · scale + min, clipped where it is asked for."""
     low, high = estimator.feature_range if estimator.clip else (-np.inf, np.inf)
     return Partial(_scaled, fitted(estimator, "scale_"), fitted(estimator, "min_"), low, high)
 
 
 @adapts("MaxAbsScaler")
-def max_abs(estimator):
-    """x / largest size, clipped where it is asked for (scikit-learn 1.9)."""
+def max_abs(estimator: Any) -> Partial:
+    """Write x / largest size, clipped where it is asked for (scikit-learn 1.9)."""
     limit = 1.0 if getattr(estimator, "clip", False) else np.inf
     return Partial(_scaled, 1 / fitted(estimator, "scale_"), np.zeros(1), -limit, limit)
 
@@ -70,8 +70,8 @@ LENGTHS = {"l1": _sum_of_sizes, "l2": _euclidean, "max": _largest_size}
 
 
 @adapts("Normalizer")
-def normalizer(estimator):
-    """Rows of length one."""
+def normalizer(estimator: Any) -> Partial:
+    """Write rows of length one."""
     if estimator.norm not in LENGTHS:
         raise TypeError(f"a Normalizer with the norm {estimator.norm!r} has no differentiable form")
     return Partial(_of_length_one, Partial(LENGTHS[estimator.norm]))
@@ -83,8 +83,8 @@ def _of_length_one(length, x):
 
 
 @adapts("PCA")
-def pca(estimator):
-    """Coordinates on principal axes."""
+def pca(estimator: Any) -> Partial:
+    """Write coordinates on principal axes."""
     basis = fitted(estimator, "components_").T
     if estimator.whiten:
         spread = np.sqrt(fitted(estimator, "explained_variance_"))
@@ -93,8 +93,8 @@ def pca(estimator):
 
 
 @adapts("RBFSampler")
-def rbf_sampler(estimator):
-    """Random Fourier features."""
+def rbf_sampler(estimator: Any) -> Partial:
+    """Write random Fourier features."""
     weights, offset = fitted(estimator, "random_weights_"), fitted(estimator, "random_offset_")
     return Partial(_random_waves, math.sqrt(2 / estimator.n_components), weights, offset)
 
@@ -104,8 +104,8 @@ def _random_waves(share, weights, offset, x):
 
 
 @adapts("PolynomialFeatures")
-def polynomial(estimator):
-    """Products of features."""
+def polynomial(estimator: Any) -> Partial:
+    """Write products of features."""
     # which features are multiplied, with a last one that is 1 to fill up
     n, powers = estimator.n_features_in_, estimator.powers_
     factors = np.full((len(powers), max(int(powers.sum(1).max(initial=0)), 1)), n)
@@ -122,8 +122,8 @@ def _products_of(factors, x):
 
 
 @adapts("SelectFromModel", "SelectKBest", "SelectPercentile", "VarianceThreshold")
-def selector(estimator):
-    """The chosen features."""
+def selector(estimator: Any) -> Partial:
+    """Write the chosen features."""
     return Partial(_chosen, np.flatnonzero(estimator.get_support()))
 
 
@@ -132,8 +132,8 @@ def _chosen(columns, x):
 
 
 @adapts("SimpleImputer")
-def imputer(estimator):
-    """The columns that are kept, with statistics in place of what is missing, and which values were missing."""
+def imputer(estimator: Any) -> Partial:
+    """Write the columns that are kept, with statistics for what is missing, and which values were missing."""
     try:
         statistics = np.asarray(estimator.statistics_, np.float64)
     except (TypeError, ValueError):
@@ -157,13 +157,13 @@ def _filled(missing, statistics, kept, shown, x):
 
 
 @adapts("FunctionTransformer")
-def function(estimator):
-    """The identity."""
+def function(estimator: Any) -> Partial:
+    """Write the identity."""
     if estimator.func is not None:
         raise TypeError("a FunctionTransformer with a function of its own has no differentiable form")
     return Partial(unchanged)
 
 
-def unchanged(x):
+def unchanged(x: Array) -> Array:
     """Give back x."""
     return x

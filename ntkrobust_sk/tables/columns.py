@@ -8,6 +8,7 @@ with every option is right by construction, and gradients pass to the columns th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
@@ -24,8 +25,8 @@ from .frames import Table
 LARGEST_BLOCK = 2**28
 
 
-def encoded_columns(estimator, table: Table) -> dict[int, str]:
-    """Positions of the columns that the estimator reads as categories, whatever they hold, with the reason.
+def encoded_columns(estimator: Any, table: Table) -> dict[int, str]:
+    """Return positions of the columns that the estimator reads as categories, with the reason.
 
     Of a Pipeline, ColumnTransformer or FeatureUnion those that an encoder takes; a change by less than one would
     make unknown categories of them.
@@ -53,8 +54,8 @@ def _encoded(step, table, columns):
     return [entry for s, at in inner for entry in _encoded(s, table, at)]
 
 
-def table_model(estimator, table: Table) -> Callable:
-    """The estimator's scores as a function of :meth:`~ntkrobust_sk.tables.Table.coded` rows (m, d), a pytree.
+def table_model(estimator: Any, table: Table) -> Callable:
+    """Return the estimator's scores as a function of :meth:`~ntkrobust_sk.tables.Table.coded` rows, a pytree.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def table_model(estimator, table: Table) -> Callable:
 
 
 def _form(step, table, columns):
-    """What the step makes of the table's columns, of rows of the whole table."""
+    """Return what the step makes of the table's columns, of rows of the whole table."""
     step = _held(step)
     fixed = table.fixed[columns]
     if _passes(step):
@@ -86,7 +87,7 @@ def _form(step, table, columns):
 
 
 def _without_door(step):
-    """What a step computes, of arrays of NumPy too, since it is compared with the step's own answers there."""
+    """Return what a step computes, of arrays of NumPy too, since it is compared with its own answers there."""
     return model_on(None, step).args[0]
 
 
@@ -103,9 +104,9 @@ def _pipeline(estimator, table, columns):
 
 def _side_by_side(estimator, table, columns):
     parts = list(_parts(estimator, table, columns))
-    own, blocks, weights = None, [], estimator.transformer_weights or {}
-    if any(table.fixed[at].all() for _, _, at in parts):
-        own = _dense(estimator.transform(table.part(columns)))
+    blocks, weights = [], estimator.transformer_weights or {}
+    needs_own = any(table.fixed[at].all() for _, _, at in parts)
+    own = _dense(estimator.transform(table.part(columns))) if needs_own else np.zeros((0, 0))
     for name, step, at in parts:
         if table.fixed[at].all():
             # weights included
@@ -117,7 +118,7 @@ def _side_by_side(estimator, table, columns):
 
 
 def _parts(estimator, table, columns):
-    """Names, transformers and the positions of their columns in the table."""
+    """Yield names, transformers and the positions of their columns in the table."""
     known, names = getattr(estimator, "feature_names_in_", None), [table.names[at] for at in columns]
     for name, step, _ in estimator.transformers_:
         index = np.asarray(estimator._transformer_to_input_indices[name], int)
@@ -128,7 +129,7 @@ def _parts(estimator, table, columns):
 
 
 def _imputed(step, table, columns):
-    """Complete columns as they are, between what the imputer makes of those with missing values."""
+    """Return complete columns as they are, between what the imputer makes of those with missing values."""
     own = _dense(step.transform(table.part(columns)))
     # columns without any value in training are left out
     kept = np.array([at for at, column in enumerate(columns) if step.keep_empty_features or _is_known(step, at)])
@@ -143,7 +144,7 @@ def _is_known(imputer, at):
 
 
 def _values(table, columns):
-    """The columns' numbers."""
+    """Return the columns' numbers."""
     fixed = table.fixed[columns]
     if not fixed.any():
         return Partial(_chosen, columns)

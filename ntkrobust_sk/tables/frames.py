@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,29 +41,29 @@ class Table:
 
     @property
     def fixed(self) -> np.ndarray:
-        """Which columns stay as they are, bool (d,)."""
+        """Return which columns stay as they are, bool (d,)."""
         return np.array([reason is not None for reason in self.reasons])
 
-    has_names = False
+    has_names: ClassVar[bool] = False
 
     @property
     def names(self) -> list:
-        """The columns' names; of an array their positions."""
+        """Return the columns' names; of an array their positions."""
         return list(range(self.numbers.shape[1]))
 
     @property
     def named(self) -> str:
-        """The fixed columns with the reasons, for a message."""
+        """Return the fixed columns with the reasons, for a message."""
         found = zip(self.names, self.reasons, strict=True)
         return ", ".join(f"{name!r} ({reason})" for name, reason in found if reason is not None)
 
     def holding(self, reasons: dict[int, str]) -> Table:
-        """The table with more columns fixed, by position."""
+        """Return the table with more columns fixed, by position."""
         found = tuple(old or reasons.get(at) for at, old in enumerate(self.reasons))
         return replace(self, reasons=found)
 
     def coded(self) -> np.ndarray:
-        """Numbers (n, d) to attack; in fixed columns those of the rows."""
+        """Return numbers (n, d) to attack; in fixed columns those of the rows."""
         return np.where(self.fixed, np.arange(len(self.numbers), dtype=float)[:, None], self.numbers)
 
     def in_original_form(self, X: np.ndarray, rows: np.ndarray | None = None) -> Any:
@@ -84,12 +84,12 @@ class Table:
         """Return the columns at these positions, as they came."""
         return self.given[:, columns]
 
-    def within(self, attack):
-        """The attack with bounds that keep to the columns that may change, if it is one with bounds."""
+    def within(self, attack: Any) -> Any:
+        """Return the attack with bounds that keep to the columns that may change, if it is one with bounds."""
         if not self.fixed.any() or "bounds" not in fields_of(attack):
             return attack
         bounds = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
-        box = bounds if isinstance(bounds, Box) else Box(*bounds)
+        box = bounds if isinstance(bounds, Box) else Box(bounds[0], bounds[1])
         free = ~self.fixed if box.mask is None else np.asarray(box.mask) & self._of_our_width(box.mask)
         held = [group for group in box.one_hot if not free[[at for at in group if at < len(free)]].all()]
         free[[at for group in held for at in group]] = False
@@ -112,8 +112,8 @@ class Table:
         return result
 
 
-def as_table(X) -> Table | None:
-    """A data frame as a Table, and None of what is none.
+def as_table(X: Any) -> Table | None:
+    """Return a data frame as a Table, and None of what is none.
 
     Raises
     ------
@@ -152,14 +152,14 @@ def as_table(X) -> Table | None:
     return kind(X, numbers, tuple(reason for _, reason in read_columns))
 
 
-def require_own_names(names) -> None:
+def require_own_names(names: list) -> None:
     """Raise ValueError for columns of one name."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"X has several columns named {twice[0]!r}; give each column a name of its own")
 
 
 def _checked(values, is_integer):
-    """A column of numbers, or None and why it stays as it is."""
+    """Return a column of numbers, or None and why it stays as it is."""
     if not np.isfinite(values).all():
         return None, "missing or infinite values"
     if is_integer and len(values) and np.abs(values).max() > LARGEST_INTEGER:
@@ -193,15 +193,17 @@ def _polars_column(frame, at):
 
 
 class PandasTable(Table):
-    """A pandas.DataFrame."""
+    """A table that is a pandas.DataFrame."""
 
     has_names = True
 
     @property
     def names(self) -> list:
+        """Return the columns' names."""
         return self.given.columns.tolist()
 
-    def part(self, columns):
+    def part(self, columns: np.ndarray) -> Any:
+        """Return the columns at these positions, as they came."""
         return self.given.iloc[:, columns]
 
     def _assembled(self, X, rows):
@@ -229,7 +231,7 @@ class PandasTable(Table):
 
 
 def _pandas_dtype(dtype, values):
-    """The dtype of a column's new values: its own, but floating where integers have become others."""
+    """Return the dtype of a column's new values: its own, but floating where integers have become others."""
     if isinstance(dtype, np.dtype) and dtype.kind == "f":
         return dtype
     import pandas as pd
@@ -244,20 +246,20 @@ def _pandas_dtype(dtype, values):
 
 
 def _arrow_double():
-    import pyarrow
+    import pyarrow  # pyright: ignore[reportMissingImports]  (there where a column is of pandas' Arrow types)
 
     return pyarrow.float64()
 
 
 def _are_integers(values, dtype) -> bool:
-    """Whether numbers are integers that a dtype (a NumPy one, or one with that name) holds."""
+    """Return whether numbers are integers that a dtype (a NumPy one, or one with that name) holds."""
     plain = np.dtype(getattr(dtype, "numpy_dtype", dtype))
     limits = np.iinfo(plain)
     return bool((values == np.rint(values)).all() and ((values >= limits.min) & (values <= limits.max)).all())
 
 
 def _rounded_inwards(values, own, dtype):
-    """Values that a dtype holds, and not further away from the table's own than they were."""
+    """Return values that a dtype holds, and not further away from the table's own than they were."""
     if not isinstance(dtype, np.dtype) or dtype.kind != "f" or dtype.itemsize >= 8:
         return values
     found = values.astype(dtype)
@@ -266,15 +268,17 @@ def _rounded_inwards(values, own, dtype):
 
 
 class PolarsTable(Table):
-    """A polars.DataFrame."""
+    """A table that is a polars.DataFrame."""
 
     has_names = True
 
     @property
     def names(self) -> list:
+        """Return the columns' names."""
         return list(self.given.columns)
 
-    def part(self, columns):
+    def part(self, columns: np.ndarray) -> Any:
+        """Return the columns at these positions, as they came."""
         return self.given[:, [int(at) for at in columns]]
 
     def _assembled(self, X, rows):
@@ -315,7 +319,7 @@ def warn_of_fixed(table: Table) -> None:
         )
 
 
-def check_rows(X) -> None:
+def check_rows(X: Any) -> None:
     """Raise TypeError for what is neither an array nor a frame, with advice."""
     require_regular("X", X)
     if np.iscomplexobj(X):

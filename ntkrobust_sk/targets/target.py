@@ -85,7 +85,7 @@ class AttackTarget:
 
     @property
     def free(self) -> np.ndarray:
-        """The features that attacks may change, bool, shaped like one input."""
+        """Return which features attacks may change, bool, shaped like one input."""
         return np.ones(self.X.shape[1:], bool) if self.table is None else ~self.table.fixed
 
     def attack_for(self, attack: Any) -> Any:
@@ -106,7 +106,7 @@ class AttackTarget:
         """Return the inputs of the rows ``at``, checked against the attack's bounds."""
         return admitted(attack, self.X[at], self.data_dtype)
 
-    def perturb(self, attack: Callable, key, at: Any = slice(None), look: bool = True) -> np.ndarray:
+    def perturb(self, attack: Callable, key: Any, at: Any = slice(None), look: bool = True) -> np.ndarray:
         """Return adversarial examples of the rows ``at``; ``key`` is one, or one for each of *all* rows."""
         keys = keys_of(key, len(self.X))
         X = self.inputs(attack, at)
