@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import StrOptions
 from .._validation import require_numbers
 from ..targets.labels import weights_to_score
 from ..targets.target import Seed
-from .classifier import TangentClassifier
+from .attackable import TangentClassifier
 from .inputs import checked_weights, require_finite_targets
 from .tangent_machine import TangentMachine
 

@@ -22,8 +22,7 @@ from ..kernels.predictors import make_predictor
 from ..networks.inputs import host_inputs, params_dtype
 from ..targets.target import Seed
 from .answers import as_answer
-from .kernel_source import KernelSource
-from .shared import TangentEstimator
+from .shared import KernelSource, TangentEstimator
 
 
 class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSource):

@@ -1,4 +1,4 @@
-"""What all estimators share: inputs as rows or images, a seed, and the checks of parameters."""
+"""What all estimators share: inputs as rows or images, a seed, checked parameters, and the source of a kernel."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from .._portable import without_jax_arrays
-from .._validation import fitting, integer, number, require_numbers, require_regular
+from .._validation import (
+    brief,
+    fitting,
+    integer,
+    number,
+    positive_tuple,
+    require_numbers,
+    require_regular,
+    require_resolution,
+)
 from .._validation import seed as checked_seed
 from ..execution.keys import key_of
 from ..execution.memory import parse_memory
 from ..kernels.gram_matrix import gram
+from ..networks.inputs import params_dtype
 from ..networks.model import Model
+from ..networks.named import initial_model
 from ..tables.frames import require_own_names
 from ..targets.target import Seed
 from .answers import kept_dtypes
@@ -101,3 +113,49 @@ class TangentEstimator(BaseEstimator):
         X, _ = self._validated(X, reset=False)
         Y = None if Y is None else self._validated(Y, reset=False)[0]
         return np.asarray(gram(kernel, self.model_, X, Y, memory=memory))
+
+
+class KernelSource(TangentEstimator):
+    """An estimator that takes its kernel from another one, from a network or from a model: ``estimator``."""
+
+    estimator: Any
+    estimator_: Any
+
+    def _source_shape(self) -> tuple[int, ...] | None:
+        """Return the input shape of the estimator that the kernel comes from, where it has one.
+
+        What is cloned forgets what it was fitted on, so only a frozen estimator's fitted shape counts.
+        """
+        fitted = ("input_shape_",) if isinstance(self.estimator, FrozenEstimator) else ()
+        for name in (*fitted, "input_shape"):
+            shape = getattr(self.estimator, name, None)
+            if shape is not None:
+                return positive_tuple(f"estimator.{name}", shape)
+        return None
+
+    def _source_model(self, X, y, n_outputs, sample_weight, key) -> Model:
+        """Return the model whose tangent kernel the estimator takes, by what ``estimator`` is."""
+        source = self.estimator
+        if not hasattr(source, "fit"):
+            model = initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
+            require_resolution("X", X, params_dtype(model.variables.params))
+            return model
+        if isinstance(source, type) or not hasattr(source, "get_params"):
+            way = f"; write {source.__name__}(...)" if isinstance(source, type) else ""
+            raise TypeError(f"estimator must be an instance of a scikit-learn estimator, got {brief(source)}{way}")
+        if y is None and not isinstance(source, FrozenEstimator):
+            raise ValueError(f"fit needs y, because {source!r} has to be trained on labels")
+        fit_params = {}
+        if sample_weight is not None and has_fit_parameter(source, "sample_weight"):
+            fit_params["sample_weight"] = sample_weight
+        copy: Any = clone(source)
+        self.estimator_ = copy.fit(X, y, **fit_params)
+        model = getattr(self.estimator_, "model_", None)
+        if not isinstance(model, Model):
+            raise ValueError(
+                f"estimator must leave a Model in `model_` when fitted, as AdversarialKernelTrainer does; "
+                f"{source!r} does not"
+            )
+        if not isinstance(self.estimator_, TangentEstimator):  # which has looked in its own fit
+            require_resolution("X", X, params_dtype(model.variables.params))
+        return model

@@ -22,8 +22,7 @@ from ..networks.named import n_logits
 from ..tangent.gradient_lists import split_biases
 from ..targets.target import Seed
 from .answers import as_answer
-from .kernel_source import KernelSource
-from .shared import TangentEstimator
+from .shared import KernelSource, TangentEstimator
 
 # Rows of a tile.
 ROWS = 64

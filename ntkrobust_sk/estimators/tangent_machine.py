@@ -23,8 +23,7 @@ from ..solvers.ridge import solve
 from ..tangent.linearization import linearize
 from ..targets.target import Seed
 from .attackable import AttackableEstimator
-from .kernel_source import KernelSource
-from .shared import TangentEstimator
+from .shared import KernelSource, TangentEstimator
 from .trainer import SGD_CONSTRAINTS, fit_by_sgd
 
 

@@ -24,7 +24,7 @@ from ..targets.target import Seed
 from ..training.loop import train
 from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
-from .classifier import TangentClassifier
+from .attackable import TangentClassifier
 from .shared import TangentEstimator
 
 # Parameters of training by gradient descent.
@@ -223,7 +223,7 @@ def fit_by_sgd(
         attacks=attacks,
         epochs=self.max_epochs,
         batch_size=self.batch_size,
-        sample_weight=weights,
+        sample_weight=sample_weight,
     )
     self.loss_curve_, self.n_iter_ = [], 0
     description = f"{type(self).__name__} ({'benign' if self.attack is None else type(self.attack).__name__})"

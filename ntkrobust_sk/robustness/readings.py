@@ -18,8 +18,8 @@ from sklearn.utils.validation import check_array
 from .._validation import require_numbers
 from ..execution.loops import without_numbers
 from ..sklearn_models.conversion import model_on
-from ..sklearn_models.differentiable import DifferentiableEstimator
 from ..sklearn_models.guard import compare
+from ..sklearn_models.registry import DifferentiableEstimator
 from ..tables.frames import Table, require_free
 from .black_box import BlackBox
 

@@ -25,7 +25,7 @@ from ..execution.loops import form_of
 from ..execution.tiles import NETWORK_ROWS, as_pytree, movable
 from ..networks.inputs import params_dtype
 from ..networks.model import Model, failure
-from ..sklearn_models.differentiable import DifferentiableEstimator
+from ..sklearn_models.registry import DifferentiableEstimator
 from ..tables.frames import as_table, check_rows, require_free, warn_of_fixed
 from ..targets.labels import encode_labels
 from ..targets.target import AttackTarget, in_double_precision

@@ -9,8 +9,8 @@ from . import kernel_machines as kernel_machines
 from . import linear as linear
 from . import transformers as transformers
 from .conversion import as_model as as_model
-from .differentiable import DifferentiableEstimator as DifferentiableEstimator
 from .registry import ADAPTERS as ADAPTERS
 from .registry import COMPOSITIONS as COMPOSITIONS
 from .registry import MACHINES as MACHINES
+from .registry import DifferentiableEstimator as DifferentiableEstimator
 from .registry import adapts as adapts

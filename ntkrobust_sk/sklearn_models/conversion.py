@@ -24,9 +24,8 @@ from sklearn.utils.validation import check_is_fitted
 from .._validation import array, brief, fitting
 from ..networks.inputs import require_finite
 from ..networks.model import Model, advice, is_foreign
-from .differentiable import DifferentiableEstimator
 from .guard import check_agreement
-from .registry import MACHINES, form_of
+from .registry import MACHINES, DifferentiableEstimator, form_of
 from .remembered_rows import core, width_of
 
 

@@ -18,8 +18,8 @@ from sklearn.pipeline import Pipeline
 
 from .._validation import brief
 from .arrays import dense
-from .differentiable import DifferentiableEstimator
 from .kernel_machines import one_vs_rest
+from .registry import DifferentiableEstimator
 from .remembered_rows import AT_HAND, KEPT, core, is_word, parts, rows_near
 
 # Relative differences that rounding may make of sums of many terms of both signs, by the dtype of the answers.
