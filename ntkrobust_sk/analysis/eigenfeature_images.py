@@ -18,7 +18,7 @@ from .eigenfeatures import class_kernels
 
 @dataclass(frozen=True)
 class EigenfeatureImages:
-    """What :func:`eigenfeature_images` draws.
+    """The images that :func:`eigenfeature_images` draws.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class EigenfeatureImages:
 def eigenfeature_images(
     model: Model, X, coefficients, *, n_steps: int = 100, step_size: float = 0.02, bounds=(0.0, 1.0)
 ) -> EigenfeatureImages:
-    """For each output c the image whose gradient points most along v_c = Σ_i u_ic ∇f_c(x_i).
+    """Draw for each output c the image whose gradient points most along v_c = Σ_i u_ic ∇f_c(x_i).
 
     cos(∇f_c(x), v_c) is raised by signed-gradient steps from grey, the middle of the bounds, and the best image
     on the way is kept.
@@ -92,7 +92,7 @@ def eigenfeature_images(
 
 
 def _plain_range(bounds) -> tuple[float, float]:
-    """Low and high of images, both finite."""
+    """Return low and high of images, if both are finite."""
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise ValueError(f"bounds must be (low, high), got {brief(bounds)}")
     low = number("low of bounds", bounds[0])
@@ -100,7 +100,7 @@ def _plain_range(bounds) -> tuple[float, float]:
 
 
 def regression_coefficients(K_classes, y, *, alpha: float = 1e-2) -> np.ndarray:
-    """K_c⁻¹ y_c for every class: ridge regression on ±1 by each class kernel, (n, C) of (n, n, C).
+    """Compute K_c⁻¹ y_c for every class: ridge regression on ±1 by each class kernel, (n, C) of (n, n, C).
 
     ``alpha`` is relative to each kernel's mean diagonal.
     """
@@ -113,7 +113,7 @@ def regression_coefficients(K_classes, y, *, alpha: float = 1e-2) -> np.ndarray:
 
 
 def class_eigenvectors(K_classes, y, index: int = 0) -> np.ndarray:
-    """Eigenvector number ``index`` of each class kernel, (n, C), signed to favour the kernel's own class."""
+    """Return eigenvector ``index`` of each class kernel, (n, C), signed to favour the kernel's own class."""
     (K_classes, y), columns = class_kernels(K_classes, y), []
     index = integer("index", index, low=0, high=len(y) - 1)
     for c in range(K_classes.shape[2]):
@@ -130,7 +130,7 @@ def _logit(model, params, x, c):
 
 
 def _combined_gradient(model, X, coefficients, c, rows: int = 64):
-    """Σ_i u_i ∇f_c(x_i), a pytree like the parameters."""
+    """Compute Σ_i u_i ∇f_c(x_i), a pytree like the parameters."""
     total = None
     for start in range(0, len(X), rows):
         missing = max(0, start + rows - len(X))

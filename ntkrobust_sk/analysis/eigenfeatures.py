@@ -20,7 +20,7 @@ from ..attacks.tiled import attack_in_tiles
 from ..execution.tiles import MACHINE_ROWS, evaluate, movable
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
-from ..kernels.predictors import make_predictor
+from ..kernels.predictors import make_predictor, training_job
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model, require_model
 from ..solvers.matrices import require_symmetric
@@ -32,7 +32,7 @@ NEGLIGIBLE = 1e-7
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FeaturePredictor:
-    """Scores from one eigenfeature: x ↦ φ(x) wᵀ.
+    """The predictor of one eigenfeature: x ↦ φ(x) wᵀ.
 
     Attributes
     ----------
@@ -45,13 +45,13 @@ class FeaturePredictor:
     weights: jax.Array
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scores (n, C)."""
+        """Compute the scores (n, C) of inputs (n, ...)."""
         return self.feature(x) @ self.weights
 
 
 @dataclass(frozen=True)
 class NTKFeatures:
-    """What :func:`ntk_features` finds.
+    """The eigenfeatures that :func:`ntk_features` finds.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class NTKFeatures:
 def ntk_features(
     kernel, model: Model, X, y, X_test, y_test, attack, *, n_features: int, key, K=None, memory: str | int = "2GiB"
 ) -> NTKFeatures:
-    """Usefulness and robustness of a kernel's leading eigenfeatures.
+    """Compute usefulness and robustness of a kernel's leading eigenfeatures.
 
     Parameters
     ----------
@@ -134,8 +134,11 @@ def ntk_features(
     targets = _indicators(y)
     eigenvalues, eigenvectors = leading_eigenpairs(K, n_features)
     usefulness, robustness = np.empty((2, len(eigenvalues)))
+    # features of X are computed once for all predictors, if they fit
+    job = training_job(kernel, model, X, 1, memory=memory)
     for i, (value, vector) in enumerate(zip(eigenvalues, eigenvectors.T, strict=True)):
-        feature = make_predictor(kernel, model, X, vector[:, None] / value, [0.0], memory=memory)
+        dual = vector[:, None] / value
+        feature = make_predictor(kernel, model, X, dual, [0.0], memory=memory, plan=job.plan, features=job.kept)
         weights = jnp.asarray((vector @ targets)[None], params_dtype(params))
         predictor = FeaturePredictor(feature, weights)
         usefulness[i] = np.mean(evaluate(predictor, X_test, MACHINE_ROWS).argmax(1) == y_test)
@@ -148,7 +151,7 @@ def ntk_features(
 
 
 def leading_eigenpairs(K, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The n largest eigenvalues of a Gram matrix, or as many as are not rounding, and eigenvectors (N, n)."""
+    """Return the n largest eigenvalues of a Gram matrix that are no rounding, and their eigenvectors (N, n)."""
     K = np.asarray(array("K", K), dtype=np.float64)
     require_symmetric(K, "K")
     eigenvalues, eigenvectors = np.linalg.eigh(K)
@@ -166,7 +169,7 @@ def _labels(name, y) -> np.ndarray:
 
 
 def class_kernels(K_classes, y) -> tuple[np.ndarray, np.ndarray]:
-    """A class kernel (n, n, C) in double precision and labels 0..C-1 (n,)."""
+    """Return a class kernel (n, n, C) in double precision and labels 0..C-1 (n,)."""
     K_classes, y = array("K_classes", K_classes, ndim=3, finite=True).astype(np.float64), _labels("y", y)
     n, m, n_classes = K_classes.shape
     if n != m or not K_classes.size:
@@ -183,4 +186,5 @@ def _indicators(y) -> np.ndarray:
 
 
 def no_attack(model, x, y, *, key):
+    """Return the inputs as they are."""
     return x

@@ -19,7 +19,7 @@ COMPLEX = "biufc"
 
 
 def kernel_distance(K1, K2):
-    """Kernel distance S(K1, K2) = 1 - ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F), uncentred.
+    """Compute the kernel distance S(K1, K2) = 1 - ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F), uncentred.
 
     From Fort et al. 2020, arXiv:2010.15110. Computed as ½ ‖K1/‖K1‖ - K2/‖K2‖‖², which keeps its digits when
     two kernels are close.
@@ -51,7 +51,9 @@ def kernel_distance(K1, K2):
 
 
 def kernel_velocity(K1, K2, dt):
-    """Kernel velocity S(K_t, K_{t+dt}) / dt, S the `kernel_distance` (Fort et al. 2020, arXiv:2010.15110).
+    """Compute the kernel velocity S(K_t, K_{t+dt}) / dt, S the `kernel_distance`.
+
+    From Fort et al. 2020, arXiv:2010.15110.
 
     Parameters
     ----------
@@ -82,7 +84,7 @@ def kernel_velocity(K1, K2, dt):
 
 
 def polar_dynamics(K_t, K_start, K_end):
-    """Radius and angle of a kernel on its way through training (Tsilivis & Kempe 2022, arXiv:2210.05577).
+    """Compute radius and angle of a kernel on its way through training (Tsilivis & Kempe 2022, arXiv:2210.05577).
 
     radius = ‖K_t - K_start‖ / ‖K_end - K_start‖ and cos(angle) = ⟨K_t, K_start⟩ / (‖K_t‖ ‖K_start‖), in the
     Frobenius norm. For an eigenspace, pass the matrices truncated to it, Σ_{i in space} λ_i v_i v_iᵀ.
@@ -122,7 +124,7 @@ def polar_dynamics(K_t, K_start, K_end):
 
 
 def effective_rank(K, kind="entropy"):
-    """Number of directions that a kernel uses.
+    """Count the directions that a kernel uses.
 
     With p_i = λ_i / Σ_j λ_j: "entropy" is exp(-Σ_i p_i ln p_i) (Roy & Vetterli 2007); "participation" is
     tr(K)² / ‖K‖_F² = 1 / Σ_i p_i², which is never larger and costs O(n²) instead of an eigendecomposition.
@@ -161,7 +163,9 @@ def effective_rank(K, kind="entropy"):
 
 
 def top_mass(K, k):
-    """Share of the squared spectrum in the top k eigenvalues, Σ_{i≤k} λ_i² / Σ_i λ_i² (arXiv:2210.05577).
+    """Return the share of the top k eigenvalues in the squared spectrum, Σ_{i≤k} λ_i² / Σ_i λ_i².
+
+    From Tsilivis & Kempe 2022, arXiv:2210.05577.
 
     Parameters
     ----------
@@ -192,7 +196,7 @@ def top_mass(K, k):
 
 
 def kernel_alignment(K1, K2, centered=False):
-    """Cosine of two kernels, ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F); centred, it is CKA.
+    """Compute the cosine of two kernels, ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F); centred, it is CKA.
 
     Uncentred: Cristianini et al. 2001. Centred, with H K H in place of K, H = I - 11ᵀ/n: Cortes et al. 2012
     (arXiv:1203.0550), Kornblith et al. 2019 (arXiv:1905.00414).
@@ -224,7 +228,7 @@ def kernel_alignment(K1, K2, centered=False):
 
 
 def target_alignment(K, y, centered=False):
-    """Alignment of a kernel with its targets, A(K, Y Yᵀ) = ⟨K, Y Yᵀ⟩_F / (‖K‖_F ‖Y Yᵀ‖_F).
+    """Compute the alignment of a kernel with its targets, A(K, Y Yᵀ) = ⟨K, Y Yᵀ⟩_F / (‖K‖_F ‖Y Yᵀ‖_F).
 
     For a vector, yᵀKy / (‖K‖_F ‖y‖²) (Cristianini et al. 2001). Centred as in Baratin et al. 2021,
     arXiv:2008.00938.
@@ -263,10 +267,10 @@ def target_alignment(K, y, centered=False):
 
 
 def kernel_specialization(K_classes, Y, normalization="kernels", centered=False):
-    """Does the kernel of each output prefer its own class? M(c, d) = A(K_c, y_d y_dᵀ) (Shan & Bordelon 2021).
+    """Compute how much the kernel of each output prefers its own class, from M(c, d) = A(K_c, y_d y_dᵀ).
 
-    Their kernel specialisation matrix, Eq. 9 of arXiv:2105.14301, divides M by a mean over classes. Two
-    normalisations circulate, and their numbers are not comparable: name yours when you report one.
+    The kernel specialisation matrix of Shan & Bordelon 2021 (arXiv:2105.14301, Eq. 9) divides M by a mean over
+    classes. Two normalisations circulate, and their numbers are not comparable: name yours when you report one.
 
     =============  =================================  ======================================================
     normalization  computes                           diagonal of a specialised kernel
@@ -337,7 +341,7 @@ def kernel_specialization(K_classes, Y, normalization="kernels", centered=False)
 
 
 def _gram(K, name, centered=False):
-    """A validated float64 Gram matrix and its Frobenius norm, centred if asked for."""
+    """Return a validated float64 Gram matrix and its Frobenius norm, centred if asked for."""
     K = array(name, K, kinds=COMPLEX)
     norm, _ = require_symmetric(K, name)
     K = np.asarray(K, dtype=np.float64)
@@ -366,7 +370,7 @@ def _gram_pair(centered=False, **kernels):
 
 
 def _targets(name, y, n, centered):
-    """Targets (n, C), times the power of two that makes the largest about one: no measure sees it."""
+    """Return targets (n, C), times the power of two that makes the largest about one: no measure sees it."""
     Y = array(name, y, kinds=COMPLEX, finite=True)
     if np.iscomplexobj(Y):
         raise ValueError(f"{name} must be real.")
@@ -383,7 +387,7 @@ def _targets(name, y, n, centered):
 
 
 def _spectrum(K):
-    """Eigenvalues, ascending, with the negatives that rounding leaves set to zero."""
+    """Return the eigenvalues, ascending, with the negatives that rounding leaves set to zero."""
     K, _ = _gram(K, "K")
     eigenvalues = np.linalg.eigvalsh(K)
     smallest, largest = eigenvalues[0], eigenvalues[-1]

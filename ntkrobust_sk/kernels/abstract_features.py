@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..execution.devices import by_rows, default_devices, everywhere, host_threads, on_host
-from ..networks.inputs import inputs_dtype, params_dtype
+from ..execution.precision import x64_enabled
+from ..networks.inputs import PyTree, inputs_dtype, params_dtype
 from ..networks.model import Model
 from ..tangent.gradient_lists import DIGITS, round_features
 from .ntk import Kernel
@@ -81,7 +82,11 @@ class AbstractFeatures:
         if digits is None:
             return compute
         packed = not on_host(self.devices)
-        return lambda model, x, directions: round_features(compute(model, x, directions), digits, packed=packed)
+
+        def rounded(model, x, directions):
+            return round_features(cast(list, compute(model, x, directions)), digits, packed=packed)
+
+        return rounded
 
     def row_bytes(self, n_directions: int) -> int:
         """Count the bytes of one row's features."""
@@ -136,19 +141,17 @@ def abstract_features(
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
     devices, digits = tuple(devices or default_devices()), digits if digits in DIGITS else None
-    return AbstractFeatures(
-        kernel, tree, shapes, tuple(input_shape), inputs, devices, digits, jax.config.jax_enable_x64
-    )
+    return AbstractFeatures(kernel, tree, shapes, tuple(input_shape), inputs, devices, digits, x64_enabled())
 
 
 @lru_cache(maxsize=256)
 def output_directions(abstract: AbstractFeatures) -> np.ndarray:
     """Return the kernel's directions (R, C), which depend on shapes alone."""
-    return np.asarray(abstract.kernel.output_directions(abstract.model, abstract.tile(1)))
+    return np.asarray(abstract.kernel.output_directions(abstract.model, cast(jax.Array, abstract.tile(1))))
 
 
 @lru_cache(maxsize=256)
-def compiled_features(abstract: AbstractFeatures, rows: int, n_directions: int):
+def compiled_features(abstract: AbstractFeatures, rows: int, n_directions: int) -> jax.stages.Compiled:
     """Compile the features of a model at a tile of inputs (rows, ...), for directions (n_directions, C)."""
     everything, spread = everywhere(abstract.devices), by_rows(abstract.devices)
     compute = jax.jit(abstract.function(), in_shardings=(everything, spread, everything))
@@ -156,6 +159,6 @@ def compiled_features(abstract: AbstractFeatures, rows: int, n_directions: int):
 
 
 @lru_cache(maxsize=256)
-def _shapes(abstract: AbstractFeatures, n_directions: int):
+def _shapes(abstract: AbstractFeatures, n_directions: int) -> PyTree:
     """Return the shapes of one row's features."""
     return jax.eval_shape(abstract.function(), abstract.model, abstract.tile(1), abstract.directions(n_directions))

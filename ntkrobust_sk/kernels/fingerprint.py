@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -90,7 +91,7 @@ SLOT = types.MemberDescriptorType
 
 @dataclasses.dataclass
 class _Reading:
-    """What was read so far.
+    """The record of what was read so far.
 
     Attributes
     ----------
@@ -112,7 +113,7 @@ class _Reading:
 
 
 def fingerprint(function: Callable, *args) -> tuple[str, Any]:
-    """SHA-256 of what a function computes for arguments of these shapes, and the shapes of its results.
+    """Return the SHA-256 of what a function computes for arguments of these shapes, and the shapes of its results.
 
     Parameters
     ----------
@@ -144,17 +145,17 @@ def fingerprint(function: Callable, *args) -> tuple[str, Any]:
 
 
 def hash_arrays(arrays: Iterable) -> str:
-    """SHA-256 of arrays: their dtypes, the shapes of their rows, their bytes."""
+    """Return the SHA-256 of arrays: their dtypes, the shapes of their rows, their bytes."""
     digest = hashlib.sha256()
     for array in arrays:
         array = np.ascontiguousarray(array)
         digest.update(f"{array.dtype.str}{array.shape[1:]}".encode())
-        digest.update(array.tobytes() if array.dtype.hasobject else memoryview(array).cast("B"))
+        digest.update(array.tobytes() if array.dtype.hasobject else array.data.cast("B"))
     return digest.hexdigest()
 
 
 def without_addresses(value) -> str:
-    """How a value prints, without addresses, which change from process to process."""
+    """Return how a value prints, without addresses, which change from process to process."""
     return re.sub(r"( at )?0x[0-9a-f]+", "", repr(value))
 
 
@@ -166,7 +167,7 @@ def _joined(kind: str, parts: Iterable[bytes]) -> bytes:
 
 
 def _of(value, seen: _Reading) -> bytes:
-    """Digest of any value."""
+    """Return the digest of any value."""
     if type(value) in PLAIN:
         return _joined(type(value).__name__, [repr(value).encode()])
     if isinstance(value, np.ndarray | np.generic | jax.Array):
@@ -178,7 +179,7 @@ def _of(value, seen: _Reading) -> bytes:
 
 
 def _of_array(array, seen) -> bytes:
-    if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return _joined(
             "key", [str(jax.random.key_impl(array)).encode(), _of_array(jax.random.key_data(array), seen)]
         )
@@ -227,7 +228,7 @@ def _name(kind: type) -> str:
 
 
 def _is_known(value) -> bool:
-    """Whether a function, class or module of a known package can be had by its name."""
+    """Tell whether a function, class or module of a known package can be had by its name."""
     if isinstance(value, types.ModuleType):
         return value.__name__.split(".")[0] in KNOWN and value.__name__ != "numpy.random"
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
@@ -243,7 +244,7 @@ def _is_known(value) -> bool:
 
 
 def _of_class(value, seen) -> bytes:
-    """Of the attributes and methods of a class, and of those that it comes from."""
+    """Return the digest of a class: its attributes and methods, and those of the classes that it comes from."""
     held = {name: part for name, part in vars(value).items() if name not in OF_CLASSES}
     return _joined(
         "class", [_name(value).encode(), _of(held, seen), *(_of(base, seen) for base in value.__bases__)]
@@ -251,15 +252,16 @@ def _of_class(value, seen) -> bytes:
 
 
 def _of_instance(value, seen) -> bytes:
-    """Of an object's state, and of its class where that may be changed."""
+    """Return the digest of an object: its state, and its class where that may be changed."""
     kind = type(value)
     if isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType):
         return _joined("method", [value.__name__.encode(), _of(value.__self__, seen)])
     slots = [name for cls in kind.__mro__ for name, part in vars(cls).items() if isinstance(part, SLOT)]
     held = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
     parts = [_name(kind).encode(), _of(kind, seen) if seen.outside else b"", _of(held, seen)]
-    if hasattr(value, "__wrapped__") and kind.__module__.split(".")[0] in KNOWN:
-        return _joined("wrapped", [*parts, _of(value.__wrapped__, seen)])
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is not None and kind.__module__.split(".")[0] in KNOWN:
+        return _joined("wrapped", [*parts, _of(wrapped, seen)])
     if kind.__new__ is not object.__new__:
         # made by compiled code, which may hold more than it shows
         seen.doubt(f"an object {_name(kind)}")
@@ -267,7 +269,7 @@ def _of_instance(value, seen) -> bytes:
 
 
 def _of_function(function, seen) -> bytes:
-    """Of its code, its defaults, its attributes, and of whatever it refers to."""
+    """Return the digest of a function: its code, defaults and attributes, and whatever it refers to."""
     code, cells = function.__code__, function.__closure__ or ()
     held = [cell.cell_contents for cell in cells if cell != types.CellType()]
     named = {}
@@ -281,7 +283,7 @@ def _of_function(function, seen) -> bytes:
 
 
 def _names(code, seen) -> set[str]:
-    """Names of what code takes from outside of itself, that of the functions in it too."""
+    """Return the names of what code takes from outside of itself, the code of functions in it included."""
     found = set()
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -297,7 +299,7 @@ def _names(code, seen) -> set[str]:
 
 
 def _of_jaxpr(jaxpr, seen) -> bytes:
-    """Equations in their order, variables by the order in which they come."""
+    """Return the digest of a jaxpr: equations in their order, variables by the order in which they come."""
     numbers: dict[Any, int] = {}
 
     def atom(held) -> bytes:

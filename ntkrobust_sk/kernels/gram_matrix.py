@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def gram(
     plan: Plan | bool = False,
     progress: bool = False,
 ):
-    """Gram matrix of a kernel over inputs.
+    """Compute the Gram matrix of a kernel over inputs.
 
     Every tile has the same shape, the last ones padded, so an entry's value does not depend on the other rows
     of the call (its last bits depend on its place in the tile). The features of a row are computed once for
@@ -169,14 +170,14 @@ def gram(
 
 
 @heard()
-def gram_of(job: TileJob, progress: bool = False):
+def gram_of(job: TileJob, progress: bool = False) -> Any:
     """Compute the Gram matrix of a job whose arguments are checked; see :func:`gram`."""
     return _assembled(job, None, progress)[0]
 
 
 def _assembled(job: TileJob, n_jobs, progress) -> list:
     """Return the finished matrices, one for each parameter array or one in all."""
-    tiles, rows, result = job.tiles(), job.plan.rows, None
+    tiles, rows, result = job.tiles(), job.plan.rows, []
     finished = _finished_tiles(job, tiles, n_jobs)
     for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
         with own_precision(blocks[0]):
@@ -201,7 +202,7 @@ def _check_options(*, by_layer, progress, n_jobs, plan) -> None:
 
 
 def _checked_dtype(dtype, kernel, own) -> str | None:
-    """The name of the precision of products, or None."""
+    """Return the name of the precision of products, or None."""
     if dtype is None:
         return None
     dtype = floating("dtype", dtype, ("float32", "float64", own.name, *DIGITS))
@@ -236,7 +237,7 @@ def _has_same_numbers(job: TileJob, store) -> bool:
     """Tell whether entries of a finished tile come out again: what no fingerprint sees, numbers show."""
     n, m = store.array.shape[:2]
     rows, chunk, symmetric = job.plan.rows, job.plan.chunk, job.Y is None
-    X, Y = job.X[:n], None if symmetric else job.Y[:m]
+    X, Y = job.X[:n], None if job.Y is None else job.Y[:m]
     # a tile on the diagonal takes the features of its rows alone
     tiles = sorted(replace(job, X=X, Y=Y).tiles(), key=lambda tile: tile[0] != tile[1])
     held = next((tile for tile in tiles if store.holds(*tile)), None)
@@ -247,7 +248,7 @@ def _has_same_numbers(job: TileJob, store) -> bool:
     few = replace(
         job,
         X=X[first],
-        Y=None if symmetric and first == second else (X if symmetric else Y)[second],
+        Y=None if symmetric and first == second else (X if Y is None else Y)[second],
         plan=replace(job.plan, rows=chunk, panel=1),
     )
     ((_, (block,)),) = compute_tiles(few, [(0, 0)])
@@ -261,7 +262,7 @@ def _has_same_numbers(job: TileJob, store) -> bool:
 
 
 def _scale(K, symmetric):
-    """sqrt(K_ii K_jj) of each entry (i, j); where no diagonal is there, of the largest of row i and column j."""
+    """Return sqrt(K_ii K_jj) for each entry (i, j), or of the largest in row and column without a diagonal."""
     size = np.abs(K).reshape(*K.shape[:2], -1).max(2)
     own = [np.diagonal(size)] * 2 if symmetric else []
     rows, columns = own if symmetric and (own[0] > 0).all() else (size.max(1), size.max(0))
@@ -305,7 +306,7 @@ def _finished_tiles(job: TileJob, tiles, n_jobs, width=None):
         tasks = (delayed(_work)(*piece, sizes) for piece in pieces)
         try:
             for done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(tasks):
-                for tile, blocks in done:
+                for tile, blocks in done or ():
                     left.discard(tile)
                     yield tile, blocks
             return
@@ -349,7 +350,7 @@ def _empty(size, block):
 
 
 def _write(result, block, i, j):
-    """Place what of the block lies inside the result."""
+    """Place the part of a block that lies inside the result."""
     # slicing a JAX array would compile anew for every ragged end
     block = np.asarray(block) if isinstance(result, np.ndarray) else block
     block = block[: result.shape[0] - i, : result.shape[1] - j]

@@ -24,6 +24,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_loader
 from types import ModuleType, SimpleNamespace
 
+import jax.core as jax_core
 import jax.interpreters.ad
 import jax.numpy as jnp
 import scipy.linalg
@@ -34,7 +35,7 @@ PACKAGE = "neural_tangents"
 
 
 def import_neural_tangents() -> ModuleType:
-    """The package neural-tangents 0.6.5, all of it but ``experimental``.
+    """Import the package neural-tangents 0.6.5, all of it but ``experimental``.
 
     Its own documentation holds, with these warnings: ``empirical_ntk_fn`` is one to two orders of magnitude slower
     without ``vmap_axes=0``; ``batch`` judges by the first blocks whether x1 is x2; the functions of ``predict``
@@ -82,7 +83,7 @@ def _forget() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of neural-tangents where they are installed, and has them loaded with the views."""
+    """A finder of neural-tangents' modules where they are installed, which has them loaded with the views."""
 
     def __init__(self, views: dict[str, ModuleType]):
         self.views = views
@@ -95,7 +96,7 @@ class _Finder(MetaPathFinder):
         found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, found), None)
         if spec is not None:
-            spec.loader = _Loader(fullname, spec.origin, self.views)
+            spec.loader = _Loader(fullname, str(spec.origin), self.views)
         return spec
 
 
@@ -105,14 +106,14 @@ class _Empty(Loader):
 
 
 class _Loader(SourceFileLoader):
-    """Runs a module with an ``import`` statement that knows the views."""
+    """A loader that runs a module with an ``import`` statement that knows the views."""
 
     def __init__(self, fullname: str, path: str, views: dict[str, ModuleType]):
         super().__init__(fullname, path)
         self.views = views
 
     def exec_module(self, module):
-        module.__builtins__ = {**vars(builtins), "__import__": self._import}
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
         for name, replacement in _REPLACEMENTS.get(module.__name__, {}).items():
             setattr(module, name, replacement)
@@ -124,7 +125,7 @@ class _Loader(SourceFileLoader):
 
 
 class _View(ModuleType):
-    """What a module has, and more names."""
+    """A module's names, and more."""
 
     def __init__(self, module: ModuleType, **names):
         super().__init__(module.__name__)
@@ -136,9 +137,9 @@ class _View(ModuleType):
 
 
 def _views() -> dict[str, ModuleType]:
-    """The modules of JAX that neural-tangents is to see otherwise than they are."""
+    """Return the modules of JAX that neural-tangents is to see otherwise than they are."""
     core = _View(
-        jax.core,
+        jax_core,
         Jaxpr=Jaxpr,
         JaxprEqn=JaxprEqn,
         Literal=Literal,
@@ -153,16 +154,21 @@ def _views() -> dict[str, ModuleType]:
         source_info_util=SimpleNamespace(transform_name_stack=jax.named_scope),
     )
     util = ModuleType("jax.util")
-    util.safe_map = lambda f, *args: [f(*each) for each in zip(*args, strict=True)]
-    util.safe_zip = lambda *args: list(zip(*args, strict=True))
+    vars(util)["safe_map"] = lambda f, *args: [f(*each) for each in zip(*args, strict=True)]
+    vars(util)["safe_zip"] = lambda *args: list(zip(*args, strict=True))
     interpreters = _View(jax.interpreters, ad=ad)
     top = _View(jax, core=core, interpreters=interpreters, util=util)
-    views = {"core": core, "interpreters": interpreters, "interpreters.ad": ad, "util": util}
+    views: dict[str, ModuleType] = {
+        "core": core,
+        "interpreters": interpreters,
+        "interpreters.ad": ad,
+        "util": util,
+    }
     return {"jax": top} | {f"jax.{name}": view for name, view in views.items()}
 
 
 def _outputs_and_pullback(fn, mode, _j_rules, _s_rules, _fwd, *primals):
-    """Outputs, and what collects derivatives going backward through the equations of the tangent map."""
+    """Return outputs, and a function that collects derivatives backward through the tangent map's equations."""
     with jax.disable_jit():  # no rule of theirs is for an equation that holds others
         outputs, tangent_map = jax.linearize(fn, *primals)
         jaxpr = jax.make_jaxpr(tangent_map)(*primals)
@@ -184,7 +190,7 @@ def _outputs_and_pullback(fn, mode, _j_rules, _s_rules, _fwd, *primals):
 
 
 def _transpose(eqn: JaxprEqn | None, cotangent, *inputs) -> list:
-    """Cotangents of the linear ones of an equation's inputs, and None for the others."""
+    """Return the cotangents of the linear ones of an equation's inputs, and None for the others."""
     if eqn is None:  # the identity
         return [cotangent]
     linear = [is_undefined_primal(value) for value in inputs]
@@ -206,7 +212,7 @@ def _transpose(eqn: JaxprEqn | None, cotangent, *inputs) -> list:
 
 def _flops(f, optimized: bool, *args, **kwargs) -> float:
     lowered = jax.jit(f).lower(*args, **kwargs)
-    return (lowered.compile() if optimized else lowered).cost_analysis()["flops"]
+    return ((lowered.compile() if optimized else lowered).cost_analysis() or {})["flops"]
 
 
 def _eigvalsh(a, eigvals: tuple[int, int]):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ TangentGradients = list[DenseGradients | OuterProducts]
 
 @dataclass(frozen=True)
 class TangentKernel:
-    """Inner products of gradients of ⟨d_r, f⟩: what the empirical tangent kernels share."""
+    """A kernel of inner products of gradients of ⟨d_r, f⟩: what the empirical tangent kernels share."""
 
     rank: ClassVar[int]
     # Whether features are the gradients themselves, and may be computed for a few directions at a time.
@@ -60,7 +60,7 @@ class TangentKernel:
         return self.rank == 4 if type(self).features is TangentKernel.features else self
 
     def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """Block (n, m, ...) of inputs (n, ...) and (m, ...)."""
+        """Compute the block (n, m, ...) of inputs (n, ...) and (m, ...)."""
         require_model(model)
         x1, x2 = (_checked(name, x, model) for name, x in (("x1", x1), ("x2", x2)))
         with jax.default_matmul_precision("highest"):
@@ -73,21 +73,23 @@ class TangentKernel:
         return block
 
     def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
-        """Directions in output space, (R, C): the logits, one by one."""
+        """Return the directions d_r in output space, (R, C): here the logits, one by one."""
         return identity_directions(model, x)
 
     def features(self, model: Model, x: jax.Array, directions: jax.Array | None = None) -> TangentGradients:
-        """Gradients of ⟨d_r, f⟩ at every input, whole or as factors, by parameter array; biases may be with
-        their weights."""
+        """Compute the gradients of ⟨d_r, f⟩ at every input, dense or as outer products, by parameter array.
+
+        Biases may be in the entry of their weights.
+        """
         directions = self.output_directions(model, x) if directions is None else directions
         return tangent_features(model, x, directions, all_pairs=self.rank == 4)
 
     def contract(self, f1: TangentGradients, f2: TangentGradients) -> jax.Array:
-        """Block of two sets of features, in NumPy if they are NumPy arrays."""
-        return sum(self.contract_layers(f1, f2))
+        """Compute the block of two sets of features, in NumPy if they are NumPy arrays."""
+        return cast(jax.Array, sum(self.contract_layers(f1, f2)))
 
     def contract_layers(self, f1: TangentGradients, f2: TangentGradients, dtype=None) -> list[jax.Array]:
-        """One block for each entry of the features, computed in ``dtype``; the kernel is their sum."""
+        """Compute one block for each entry of the features, in ``dtype``; the kernel is their sum."""
         if dtype is None:
             return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
         return [self._contract_layer(a.astype(dtype), b.astype(dtype)) for a, b in zip(f1, f2, strict=True)]
@@ -115,7 +117,7 @@ class TangentKernel:
         return a.inner_sum(b) if self.rank == 2 else a.inner(b).transpose(1, 2, 0)
 
     def fold(self, features: TangentGradients, dual: jax.Array) -> list[jax.Array]:
-        """Training points as tangents, one array for each parameter array, of dual coefficients (n, T).
+        """Fold training points into tangents, one array for each parameter array, by dual coefficients (n, T).
 
         Rank 2: W_rt = Σ_i dual_it ∇⟨d_r, f(x_i)⟩, (R, T, *leaf.shape). Rank 3: w_r = Σ_i dual_ir ∇⟨d_r,
         f(x_i)⟩, (R, *leaf.shape). Rank 4: their sum over r, (1, *leaf.shape).
@@ -128,7 +130,7 @@ class TangentKernel:
         return [leaf[:, 0] if self.rank == 3 else leaf.sum(0) for leaf in folded]
 
     def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
-        """Scores (n, T) of tangents as :meth:`fold` makes them."""
+        """Compute the scores (n, T) of tangents as :meth:`fold` makes them."""
         if not can_push(model, x):
             return self._predict_from_features(model, tangents, x)
         if self.rank == 2:
@@ -137,19 +139,20 @@ class TangentKernel:
         return jnp.einsum("cnc->nc", scores) if self.rank == 3 else scores[0]
 
     def _predict_from_features(self, model, tangents, x):
-        """The same by products with the query's own features, where nothing can be pushed forward."""
+        """Compute the scores by products with the query's features, where nothing can be pushed forward."""
         features = split_biases(self.features(model, x))
         n_directions = _n_directions(features[0])
-        scores = 0
+        terms = []
         for leaf, some in zip(features, jax.tree.leaves(tangents), strict=True):
             some = some if self.rank == 2 else jnp.broadcast_to(some, (n_directions, *some.shape[1:]))[:, None]
-            scores = scores + contract_with_tangents(leaf, some)
+            terms.append(contract_with_tangents(leaf, some))
+        scores = cast(jax.Array, sum(terms))
         return scores.sum(0) if self.rank == 2 else scores[:, :, 0].T
 
 
 @dataclass(frozen=True)
 class TraceNTK(TangentKernel):
-    """Mean over the classes of the class kernels: K(x, x') = (1/C) Σ_c ⟨∇f_c(x), ∇f_c(x')⟩.
+    """The mean over the classes of the class kernels: K(x, x') = (1/C) Σ_c ⟨∇f_c(x), ∇f_c(x')⟩.
 
     The combined kernel of Loo et al. 2022 (arXiv:2210.12030), the trace of the full kernel **divided by C**
     (neural-tangents' ``trace_axes=(-1,)``). It has no cross-class terms.
@@ -167,7 +170,7 @@ class TraceNTK(TangentKernel):
     rank = 2
 
     def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
-        """The logits over √C, (C, C)."""
+        """Return the logits over √C, (C, C)."""
         identity = identity_directions(model, x)
         return identity / math.sqrt(len(identity))
 
@@ -195,7 +198,7 @@ class FullNTK(TangentKernel):
 
 @dataclass(frozen=True)
 class PseudoNTK(TangentKernel):
-    """Kernel of the scaled sum of logits: K(x, x') = ⟨∇g(x), ∇g(x')⟩ with g = (1/√C) Σ_c f_c.
+    """The kernel of the scaled sum of logits: K(x, x') = ⟨∇g(x), ∇g(x')⟩ with g = (1/√C) Σ_c f_c.
 
     N × N at 1/C of the trace kernel's cost (Mohamadi et al. 2023, arXiv:2206.12543). It approaches the trace
     kernel for wide networks at initialisation; on trained networks it is another kernel, so report its
@@ -205,7 +208,7 @@ class PseudoNTK(TangentKernel):
     rank = 2
 
     def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
-        """The sum of the logits over √C, (1, C)."""
+        """Return the sum of the logits over √C, (1, C)."""
         identity = identity_directions(model, x)
         return identity.sum(0, keepdims=True) / math.sqrt(len(identity))
 
@@ -294,7 +297,7 @@ def resolve_kernel(kernel: str | Callable) -> Kernel:
 
 
 def _checked(name, x, model):
-    """Inputs (n, ...) of a kernel, as the network takes them."""
+    """Return inputs (n, ...) of a kernel as the network takes them."""
     x = finite_inputs(name, x, model.variables.params)
     if x.ndim < 2:
         raise ValueError(f"{name} must hold inputs of the model, of shape (n, ...), got shape {x.shape}")

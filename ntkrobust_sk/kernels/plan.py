@@ -14,6 +14,7 @@ True
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -43,7 +44,7 @@ PANEL_ROWS = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes that a Gram matrix is computed with.
+    """The sizes that a Gram matrix is computed with.
 
     Depends on kernel, network, memory and devices. The number of rows counts, to the next power of two, only
     where there are so few that a tile or panel would not be filled.
@@ -90,12 +91,12 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """How often the directions are gone through."""
+        """The number of passes over the directions."""
         return -(-self.n_directions // self.directions)
 
     @property
     def peak_bytes(self) -> int:
-        """Features of a panel and of one more tile, and the working space.
+        """The bytes of the features of a panel and of one more tile, and of the working space.
 
         The result is not in it, nor, where the directions take several passes, the unfinished tiles: parts of it.
         """
@@ -114,18 +115,18 @@ class Plan:
 
 
 def make_plan(
-    kernel,
+    kernel: str | Callable,
     model: Model,
     input_shape: tuple[int, ...],
-    memory: int,
+    memory: int | str,
     *,
-    n_rows=None,
-    devices=None,
-    sizes=None,
+    n_rows: int | None = None,
+    devices: Sequence | None = None,
+    sizes: tuple[int, int] | None = None,
     dtype=None,
     inputs=None,
 ) -> Plan:
-    """The plan for a kernel of a model's network, by compiling what computes one tile's features.
+    """Make the plan for a kernel of a model's network, by compiling what computes one tile's features.
 
     Parameters
     ----------
@@ -210,7 +211,7 @@ def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize:
 def fixed_plan(
     kernel, model: Model, input_shape: tuple[int, ...], rows: int, panel: int = 1, directions=None, inputs=None
 ) -> Plan:
-    """A plan of given sizes, whatever memory it takes; nothing is compiled yet. For tests of kernels.
+    """Make a plan of given sizes, for tests of kernels, whatever memory it takes; nothing is compiled yet.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ import numpy as np
 from .._portable import Portable
 from .._validation import array, fitting
 from ..execution.memory import parse_memory, readable
+from ..execution.precision import enable_x64
 from ..networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
 from ..networks.model import Model, check_model, require_model
 from .abstract_features import abstract_features
@@ -20,16 +21,11 @@ from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
 from .tiles import TileJob
 
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class DualPredictor(Portable):
-    """Kernel predictor x ↦ offset + Σ_i K(x, x_i) dual_i, evaluated against every training point.
+    """The kernel predictor x ↦ offset + Σ_i K(x, x_i) dual_i, evaluated against every training point.
 
     Attributes
     ----------
@@ -48,7 +44,7 @@ class DualPredictor(Portable):
     offset: jax.Array
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scores (n, C)."""
+        """Compute the scores (n, C) of inputs (n, ...)."""
         block = self.kernel(self.model, x, self.x_fit)
         equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
         return self.offset + jnp.einsum(equation, block, self.dual_coef, precision=jax.lax.Precision.HIGHEST)
@@ -76,7 +72,7 @@ class PrimalPredictor(Portable):
     offset: jax.Array
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Scores (n, C)."""
+        """Compute the scores (n, C) of inputs (n, ...)."""
         return self.offset + self.kernel.predict(self.model, self.tangents, x)
 
 
@@ -143,15 +139,14 @@ def make_predictor(
     dual[: len(X)] = dual_coef
     passes = []
     for start in range(0, plan.n_directions, plan.directions):
-        size, folded = min(plan.directions, plan.n_directions - start), None
+        size, folded = min(plan.directions, plan.n_directions - start), []
         for tile in range(n_tiles):
             found = job.row_features(tile, start)
             part = dual[tile * plan.rows : (tile + 1) * plan.rows]
             with enable_x64(True):
                 part = _of_pass(kernel, part, start, plan.directions)
                 # zeros to begin with: one program serves the first tile and the others
-                folded = _nothing_folded(kernel, found, part) if folded is None else folded
-                folded = _add_folded(kernel, folded, found, part)
+                folded = _add_folded(kernel, folded or _nothing_folded(kernel, found, part), found, part)
         passes.append([fitting("the sum over X of dual_coef", np.asarray(leaf)[:size], dtype) for leaf in folded])
     tangents = [jnp.asarray(np.concatenate(parts)) for parts in zip(*passes, strict=True)]
     if kernel.has_gradients:
@@ -229,7 +224,7 @@ def _answers_primally(kernel, model, X, n_targets, budget) -> bool:
 
 
 def _tangent_bytes(kernel, model, n_directions, n_targets) -> int:
-    """What the primal form keeps."""
+    """Count the bytes that the primal form keeps."""
     n_tangents = {2: n_directions * n_targets, 3: n_directions, 4: 1}[kernel.rank]
     params = model.variables.params
     return n_tangents * n_params(params) * params_dtype(params).itemsize
@@ -258,7 +253,7 @@ def require_room(
 
 
 def _of_pass(kernel, dual, start, n_directions):
-    """The dual coefficients of a pass over directions: all of them, or a class kernel's own columns."""
+    """Return the dual coefficients of a pass over directions: all, or a class kernel's own columns."""
     if kernel.rank != 3:
         return dual
     own = dual[:, start : start + n_directions]

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from .._validation import LARGEST_SEED, check_choice, integer
 from ..networks.model import Model
@@ -26,7 +28,7 @@ PROJECTABLE = {name: KERNELS[name] for name in ("trace", "pseudo")}
 
 @dataclass(frozen=True)
 class ProjectedNTK(TangentKernel):
-    """Unbiased estimate of the trace (or pseudo) kernel from k random projections of the tangent features.
+    """An unbiased estimate of the trace (or pseudo) kernel from k random projections of the tangent features.
 
     Memory N × k and time linear in N; the error falls as 1/√k. The same seed gives the same projections, so
     matrices of different inputs belong together; networks at different parameters share them too.
@@ -58,7 +60,7 @@ class ProjectedNTK(TangentKernel):
 
     def __post_init__(self):
         object.__setattr__(self, "n_components", integer("n_components", self.n_components, high=2**31 - 1))
-        if not isinstance(self.seed, jax.core.Tracer):  # of a mean over seeds, compiled once
+        if not isinstance(self.seed, Tracer):  # of a mean over seeds, compiled once
             object.__setattr__(self, "seed", integer("seed", self.seed, low=0, high=LARGEST_SEED))
         check_choice("of, the kernel to project,", self.of, PROJECTABLE)
 
@@ -68,21 +70,24 @@ class ProjectedNTK(TangentKernel):
         return PROJECTABLE[self.of]
 
     def output_directions(self, model: Model, x: jax.Array) -> jax.Array:
-        """Directions in output space, (R, C)."""
+        """Return the directions in output space, (R, C)."""
         return self.base.output_directions(model, x)
 
     def features(self, model: Model, x: jax.Array, directions: jax.Array | None = None) -> TangentGradients:
-        """Projections (n, k) of the gradients of all directions together, as one entry."""
+        """Compute the projections (n, k) of the gradients of all directions together, as one entry."""
         keys = jax.random.split(jax.random.key(self.seed), len(jax.tree.leaves(model.variables.params)))
         leaves = split_biases(self.base.features(model, x, directions))
         with jax.default_matmul_precision("highest"):
-            projected = sum(_project(key, leaf, self.n_components) for key, leaf in zip(keys, leaves, strict=True))
+            parts = [_project(key, leaf, self.n_components) for key, leaf in zip(keys, leaves, strict=True)]
+            projected = cast(jax.Array, sum(parts))
         return [DenseGradients(projected[None], Layout((self.n_components,)))]
 
     def predict(self, model: Model, tangents, x: jax.Array) -> jax.Array:
-        """Scores (n, T) of what ``fold`` makes of dual coefficients."""
+        """Compute the scores (n, T) of what ``fold`` makes of dual coefficients."""
         (projected,) = self.features(model, x)
-        return jnp.einsum("rnk,rtk->nt", projected.values, tangents[0], precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum(
+            "rnk,rtk->nt", cast(DenseGradients, projected).values, tangents[0], precision=jax.lax.Precision.HIGHEST
+        )
 
 
 def _project(key, leaf: DenseGradients | OuterProducts, k: int) -> jax.Array:
@@ -90,7 +95,7 @@ def _project(key, leaf: DenseGradients | OuterProducts, k: int) -> jax.Array:
 
 
 def _hashed(key, gradients, k):
-    """Count sketch (n, k) of gradients (r, n, p).
+    """Compute the count sketch (n, k) of gradients (r, n, p).
 
     The r·p entries are laid in rows of k, each row with random signs and turned by a random number of
     places; then the rows are summed. Entries of one row never meet, others do with probability 1/k.
@@ -107,7 +112,7 @@ def _hashed(key, gradients, k):
 
 
 def _rank_one(key, leaf, k):
-    """Projections (n, k) of Σ_s δ_s ⊗ h_s on k random rank-one sign matrices, over √k."""
+    """Project Σ_s δ_s ⊗ h_s on k random rank-one sign matrices, over √k: (n, k)."""
     n_directions, n, n_groups, n_positions, n_out = leaf.cotangents.shape
     of_inputs, of_cotangents = jax.random.split(key)
     b = jax.random.rademacher(of_cotangents, (n_groups, n_directions * n_out, k), leaf.cotangents.dtype)

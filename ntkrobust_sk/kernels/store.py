@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ SUM_BYTES = 16
 
 
 class DamagedTileError(OSError):
-    """A tile on disk cannot be read or does not match its checksum."""
+    """The error of a tile on disk that cannot be read or does not match its checksum."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class GramStore:
     identity: str
 
     def holds(self, i: int, j: int) -> bool:
-        """Whether tile (i, j) was finished."""
+        """Tell whether tile (i, j) was finished."""
         return self.tile_path(i, j).is_file() and self._kept_sum(i, j) is not None
 
     def write(self, i: int, j: int, block: np.ndarray, mirrored: np.ndarray | None = None) -> None:
@@ -106,7 +106,7 @@ class GramStore:
             ) from error
 
     def read(self) -> np.ndarray:
-        """The whole matrix, every tile checked.
+        """Read the whole matrix, and check every tile.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class GramStore:
         return result
 
     def _tiles(self) -> Iterator[tuple[int, int]]:
-        """All tiles, each of which is there, before memory is taken for them."""
+        """Yield all tiles if each of them is there, before memory is taken for them."""
         height, width = (-(-size // self.rows) for size in self.array.shape[:2])
         # not itertools.product, which would first list what a damaged size asks for
         for i, j in ((i, j) for i in range(height) for j in range(width)):
@@ -129,7 +129,7 @@ class GramStore:
             yield i, j
 
     def read_tile(self, i: int, j: int) -> np.ndarray:
-        """Tile (i, j), checked."""
+        """Read tile (i, j), and check it."""
         if not self.tile_path(i, j).is_file():
             raise self._damaged(i, j, "it is not there")
         try:
@@ -157,12 +157,12 @@ class GramStore:
         )
 
     def _pair(self, i, j):
-        """Files of a tile and of its mirror image, without which it would count as finished."""
+        """Return the files of a tile and of its mirror image, without which it would count as finished."""
         tiles = {(i, j), (j, i)} if self.symmetric else {(i, j)}
         return [self.tile_path(*tile) for tile in sorted(tiles)]
 
     def tile_path(self, i: int, j: int) -> Path:
-        """File of a tile."""
+        """Return the path of a tile's file."""
         return self.path.joinpath("c", str(i), str(j), *["0"] * (self.array.ndim - 2))
 
     def _region(self, i, j):
@@ -171,13 +171,13 @@ class GramStore:
         return rows, slice(j * self.rows, min((j + 1) * self.rows, m))
 
     def _sum(self, i, j, block) -> bytes:
-        """Of a tile's numbers, its place and its store."""
+        """Return the checksum of a tile's numbers, its place and its store."""
         digest = hashlib.blake2b(f"{self.identity} {i} {j} {block.shape}".encode(), digest_size=SUM_BYTES)
-        digest.update(memoryview(np.ascontiguousarray(block, self.array.dtype)).cast("B"))
+        digest.update(np.ascontiguousarray(block, self.array.dtype).data.cast("B"))
         return digest.digest()
 
     def _sum_path(self, i) -> Path:
-        """File of the checksums of a row of tiles, one after the other."""
+        """Return the path of the checksums of a row of tiles, one after the other."""
         return self.path / "checksums" / str(i)
 
     def _keep_sum(self, i, j, found: bytes):
@@ -199,8 +199,8 @@ class GramStore:
         return None
 
 
-def read_gram(path) -> np.ndarray:
-    """The matrix in the finished store at ``path``, every tile checked.
+def read_gram(path: str | os.PathLike) -> np.ndarray:
+    """Read the matrix in the finished store at ``path``, and check every tile.
 
     Raises
     ------
@@ -217,8 +217,11 @@ def read_gram(path) -> np.ndarray:
     return _opened(path, read_header(path), "r").read()
 
 
-def stored_sizes(path) -> tuple[int, int] | None:
-    """Rows of a tile and directions of a pass of the store at ``path``, on which its entries' last bits depend."""
+def stored_sizes(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Return the rows of a tile and the directions of a pass of the store at ``path``, if there is one.
+
+    The last bits of its entries depend on these.
+    """
     path = check_path("store", path)
     if _is_free(path):
         return None
@@ -227,8 +230,10 @@ def stored_sizes(path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def open_store(path, job: TileJob, dtype, tail, function: str, has_same_numbers) -> Iterator[GramStore]:
-    """The store at ``path``, made if there is none, made larger if X has new rows, and held alone.
+def open_store(
+    path, job: TileJob, dtype, tail: tuple[int, ...], function: str, has_same_numbers: Callable[[GramStore], bool]
+) -> Iterator[GramStore]:
+    """Open the store at ``path`` alone: it is made if there is none, and made larger if X has new rows.
 
     Parameters
     ----------
@@ -288,7 +293,7 @@ def open_store(path, job: TileJob, dtype, tail, function: str, has_same_numbers)
 
 
 def _is_free(path) -> bool:
-    """Whether a store may be made there: nothing is, or an empty folder."""
+    """Tell whether a store may be made there: nothing is, or an empty folder."""
     if not path.exists() and not path.is_symlink():
         return True
     return path.is_dir() and all(is_part(file) for file in path.iterdir())
@@ -307,8 +312,11 @@ def _opened(path, there, mode) -> GramStore:
 
 
 def _enlarged(store, there, X, Y) -> GramStore:
-    """With room for new rows. Tiles that were cut off by the old end go first, so that a stop leaves no half of
-    one; then what zarr and what the attributes say of the size changes at once."""
+    """Return the store with room for new rows.
+
+    Tiles that were cut off by the old end go first, so that a stop leaves no half of one; then the size that zarr
+    goes by changes, and with it what the attributes say.
+    """
     old = store.array.shape[:2]
     height, width = (-(-size // store.rows) for size in old)
     with explained(store.path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +14,10 @@ import numpy as np
 from .. import __version__
 from .._files import read_json
 from .._validation import brief, check_choice, integer
+from ..networks.model import Model
 from ..tangent.gradient_lists import DIGITS
 from .fingerprint import UNSURE, hash_arrays, without_addresses
+from .ntk import Kernel
 
 # Of what a store holds and how; what was written in another one is refused.
 FORMAT = 3
@@ -25,10 +29,11 @@ WRITERS = ("jax", "python")
 
 
 class StoreMismatchError(ValueError):
-    """The store was computed from something else, or is none."""
+    """The error of a store that was computed from something else, or is none."""
 
 
-def import_zarr():
+def import_zarr() -> Any:
+    """Import zarr, or say how to install it."""
     try:
         import zarr
         import zarr.codecs
@@ -38,16 +43,18 @@ def import_zarr():
     return zarr
 
 
-def matrix_shape(there) -> tuple[int, ...]:
+def matrix_shape(there: dict) -> tuple[int, ...]:
+    """Return the shape of the matrix that a store's attributes state."""
     return (there["n_X"], there.get("n_Y", there["n_X"]), *there["tail"])
 
 
-def numpy_dtype(there) -> str:
+def numpy_dtype(there: dict) -> str:
+    """Return the dtype of the numbers in a store."""
     return "float32" if there["dtype"] in DIGITS else there["dtype"]
 
 
-def zarr_metadata(there) -> bytes:
-    """The file ``zarr.json`` of a store with these attributes, and with their checksum."""
+def zarr_metadata(there: dict) -> bytes:
+    """Return the file ``zarr.json`` of a store with these attributes, and with their checksum."""
     zarr, files = import_zarr(), {}
     there = there | {"sha256": _digest(there)}
     zarr.create_array(
@@ -67,8 +74,8 @@ def _digest(there) -> str:
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
-def read_header(path) -> dict:
-    """What a store says of itself, found to fit together; nothing is allocated for it before."""
+def read_header(path: Path) -> dict:
+    """Read what a store says of itself, and check that it fits together; nothing is allocated for it before."""
     file = path / "zarr.json"
     try:
         metadata = read_json(file)
@@ -106,7 +113,7 @@ def read_header(path) -> dict:
 
 
 def _require_fitting(metadata, there):
-    """What zarr goes by must be what our attributes ask for."""
+    """Raise ValueError unless what zarr goes by is what our attributes ask for."""
     chunk = [there["tile_rows"], there["tile_rows"], *there["tail"]]
     codecs = [(codec["name"], codec.get("configuration", {}).get("endian")) for codec in metadata["codecs"]]
     keys = metadata["chunk_key_encoding"]
@@ -125,7 +132,8 @@ def _require_fitting(metadata, there):
             raise ValueError(f"{name} is {brief(found)}, where its attributes ask for {brief(expected)}")
 
 
-def require_same(path, there, made_from, X, Y):
+def require_same(path: Path, there: dict, made_from: dict, X: np.ndarray, Y: np.ndarray | None) -> None:
+    """Raise StoreMismatchError unless a store was computed from the same, or from the first rows of it."""
     functions = [str(function) for function in (made_from["sha256_function"], there.get("sha256_function"))]
     for why in (function.removeprefix(UNSURE) for function in functions if function.startswith(UNSURE)):
         raise StoreMismatchError(
@@ -142,25 +150,27 @@ def require_same(path, there, made_from, X, Y):
             differences.append(f"{name}: {brief(there.get(name))} there, {brief(here)} here")
     for name, inputs in (("X", X), ("Y", Y)):
         n_there, hash_there = there.get(f"n_{name}"), there.get(f"sha256_{name}")
-        if (n_there is None) != (inputs is None):
-            differences.append(f"{name}: {n_there} rows there, {None if inputs is None else len(inputs)} here")
-        elif inputs is not None and n_there > len(inputs):
+        if n_there is None or inputs is None:
+            if n_there is not None or inputs is not None:
+                differences.append(f"{name}: {n_there} rows there, {None if inputs is None else len(inputs)} here")
+        elif n_there > len(inputs):
             differences.append(f"{name}: {n_there} rows there, only {len(inputs)} here")
-        elif inputs is not None and hash_there != hash_arrays([inputs[:n_there]]):
+        elif hash_there != hash_arrays([inputs[:n_there]]):
             differences.append(f"{name}: the first {n_there} rows hold other numbers")
     if differences:
         raise mismatch(path, "; ".join(differences))
 
 
-def mismatch(path, difference):
+def mismatch(path: Path, difference: str) -> StoreMismatchError:
+    """Return the error of a store that was computed from something else."""
     return StoreMismatchError(
         f"the Gram store {path} was computed from something else, and nothing of it was changed. {difference}. "
         "Use another path, or delete this one"
     )
 
 
-def provenance(kernel, model, dtype, function) -> dict:
-    """Whatever an entry's value depends on, to the last bit."""
+def provenance(kernel: Kernel, model: Model, dtype, function: str) -> dict:
+    """Return whatever an entry's value depends on, to the last bit."""
     name = dtype if dtype in DIGITS else str(np.dtype(dtype))
     if name not in (*DTYPES, *DIGITS):
         raise ValueError(f"a store holds {', '.join(DTYPES)}, not {name}; give dtype='float32'")
@@ -177,6 +187,7 @@ def provenance(kernel, model, dtype, function) -> dict:
     }
 
 
-def described_inputs(X, Y) -> dict:
+def described_inputs(X: np.ndarray, Y: np.ndarray | None) -> dict:
+    """Return the numbers of rows and columns, and fingerprints of their inputs."""
     known = {"n_X": len(X), "sha256_X": hash_arrays([X])}
     return known if Y is None else known | {"n_Y": len(Y), "sha256_Y": hash_arrays([Y])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ class TileProgram:
     plan: Plan
     in_numpy: bool
 
-    def __call__(self, x: np.ndarray, start: int = 0):
+    def __call__(self, x: np.ndarray, start: int = 0) -> Any:
         """Compute features of a tile, or hand on the inputs where the kernel has none.
 
         Parameters

@@ -4,39 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..execution.devices import blas, everywhere, host_threads, on_host, on_one_cpu
+from ..execution.precision import enable_x64
 from ..networks.model import Model
 from ..tangent.gradient_lists import DIGITS, split_biases
 from .ntk import Kernel
 from .plan import Plan
 from .tile_program import TileProgram, tile_program
 
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
-
-
 # The units of a GPU that take products of rounded numbers.
 UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
 
 
 def all_tiles(rows: int, n: int, m: int | None) -> list[tuple[int, int]]:
-    """Indices (i, j) of the tiles of an (n, m) matrix, or of the upper half when it is symmetric (m None)."""
+    """Return the indices (i, j) of an (n, m) matrix's tiles, or of the upper half of a symmetric one (m None)."""
     height, width = -(-n // rows), -(-(n if m is None else m) // rows)
     return [(i, j) for i in range(height) for j in range(0 if m is not None else i, width)]
 
 
 def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None) -> list[list[tuple[int, int]]]:
-    """The tiles of each panel of rows, and of each ``width`` columns if that is given.
+    """Return the tiles of each panel of rows, and of each ``width`` columns if that is given.
 
     >>> by_panel([(0, 0), (0, 1), (0, 2), (1, 1)], panel=2, width=2)
     [[(0, 0), (0, 1), (1, 1)], [(0, 2)]]
@@ -49,7 +45,7 @@ def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None)
 
 @dataclass(frozen=True, eq=False)
 class TileJob:
-    """What the tiles of one Gram matrix are computed from.
+    """The arguments from which the tiles of one Gram matrix are computed.
 
     Attributes
     ----------
@@ -103,7 +99,7 @@ class TileJob:
         """Return the indices (i, j) of all tiles, or of the upper half where the matrix is symmetric."""
         return all_tiles(self.plan.rows, len(self.X), None if self.Y is None else len(self.Y))
 
-    def row_features(self, tile: int, start: int = 0):
+    def row_features(self, tile: int, start: int = 0) -> Any:
         """Compute the features of a tile of rows, or take those that are kept."""
         if self.kept is None:
             return self._features(self._row_program, self.X, tile, start)
@@ -111,7 +107,7 @@ class TileJob:
             self.kept[tile, start] = self._features(self._row_program, self.X, tile, start)
         return self.kept[tile, start]
 
-    def column_features(self, tile: int, start: int = 0):
+    def column_features(self, tile: int, start: int = 0) -> Any:
         """Compute the features of a tile of columns."""
         if self.Y is None:
             return self.row_features(tile, start)
@@ -185,7 +181,7 @@ def contract_on_host(job: TileJob, lefts: list, right) -> list:
     def contract(piece):
         # what overflows is found in the result
         with np.errstate(over="ignore", invalid="ignore"):
-            layers = job.kernel.contract_layers(*piece, job.products_dtype)
+            layers = job.kernel.blocks(job.model, piece[0], piece[1], job.products_dtype)
             return layers if by_layer or size == 1 else [_added_up(layers)]
 
     if alone:
@@ -199,7 +195,7 @@ def contract_on_host(job: TileJob, lefts: list, right) -> list:
 
 
 def _added_up(layers):
-    """The sum of blocks that nobody else needs, in the first one's place."""
+    """Add up blocks that nobody else needs, in the first one's place."""
     total, *others = layers
     for block in others:
         total += block
@@ -224,8 +220,8 @@ def _contract(kernel, model, left, right, dtype, by_layer):
         return blocks if by_layer or len(blocks) == 1 else [sum(blocks)]
 
 
-def own_precision(block):
-    """JAX computes with what is there in double precision in single precision unless told otherwise."""
+def own_precision(block) -> AbstractContextManager:
+    """Return a context in which JAX computes with a block in its own precision, double precision included."""
     return enable_x64(True) if block.dtype == np.float64 else nullcontext()
 
 
@@ -236,6 +232,6 @@ def _symmetrized(block):
         return both
 
 
-def transpose(block):
-    """The block of (x', x): examples swapped, and classes swapped where both are there."""
+def transpose(block: Any) -> Any:
+    """Return the block of (x', x): examples swapped, and classes swapped where both are there."""
     return block.transpose((1, 0, *reversed(range(2, block.ndim)))) if block.ndim == 4 else block.swapaxes(0, 1)

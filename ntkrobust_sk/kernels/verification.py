@@ -1,4 +1,4 @@
-"""Whether a network's gradients are read rightly: the reading, compared with a plain backward pass.
+"""The comparison of a network's gradients, as they are read from its structure, with a plain backward pass.
 
 What is verified is how the network's jaxpr is read, which depends on the network and on shapes, not on numbers. So
 a few rows are enough, and numbers are chosen such that nothing can hide: inputs and parameters are moved a little
@@ -21,15 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..execution.devices import at_host
+from ..execution.precision import enable_x64, x64_enabled
 from ..networks.model import Model, Variables
 from ..tangent.gradient_lists import split_biases
 from ..tangent.gradients import DenseGradients
 from ..tangent.jaxpr import subjaxprs
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 # Rows that are compared: more than one, since they must not see each other.
 ROWS = 2
@@ -70,7 +66,7 @@ def verify(kernel, model: Model, x: np.ndarray) -> bool:
     """
     leaves, tree = jax.tree.flatten(model)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    about = (tree, shapes, x.shape[1:], x.dtype, jax.config.jax_enable_x64)
+    about = (tree, shapes, x.shape[1:], x.dtype, x64_enabled())
     if (kernel, about) in _VERIFIED:
         return False
     # at the host: GPUs are slow in double precision, and lack algorithms for some convolutions
@@ -101,22 +97,21 @@ def verify(kernel, model: Model, x: np.ndarray) -> bool:
 
 
 def relative_error_to_backward(kernel, n_directions: int, model: Model, x: np.ndarray) -> tuple[float, float]:
-    """How far both ways are apart, and how far they may be; in double precision where the network allows it."""
-    with enable_x64(True):
-        try:
-            program = _errors.trace(kernel, n_directions, *jax.tree.map(_double, (model, x)), jax.random.key(0))
-            lowered = program.lower()
-        except Exception:  # for whatever reason it has no such form; without one its own errors come below
-            program = None
-    own, errors = jax.random.key(0), None
-    if program is not None and _form(program.out_info[1]) == _own_form(kernel, n_directions, model, x):
+    """Return how far both ways are apart, and may be; in double precision where the network allows it."""
+    own, traced, errors = jax.random.key(0), None, None
+    # a network may have no such form, for whatever reason; without one its own errors come below
+    with enable_x64(True), suppress(Exception):
+        program = _errors.trace(kernel, n_directions, *jax.tree.map(_double, (model, x)), jax.random.key(0))
+        traced = program, program.lower()
+    if traced and _form(traced[0].out_info[1]) == _own_form(kernel, n_directions, model, x):
         # a host callback that knows single precision alone fails when it runs
         with enable_x64(True), suppress(jax.errors.JaxRuntimeError):
-            errors = _run(lowered, *jax.tree.map(_double, (model, x)), own)
-    if errors is None:
+            errors = _run(traced[1], *jax.tree.map(_double, (model, x)), own)
+    if errors is None or traced is None:
         program = _errors.trace(kernel, n_directions, model, x, own)
-        errors = _run(program.lower(), model, x, own)
-    eps = _coarsest(program.jaxpr.jaxpr)
+        traced = program, program.lower()
+        errors = _run(traced[1], model, x, own)
+    eps = _coarsest(traced[0].jaxpr.jaxpr)
     if not np.isfinite(errors).all():
         return math.nan, EXACT
     return float(errors.max()), EXACT if eps <= jnp.finfo(jnp.float64).eps else min(0.3, 30 * eps**0.5)
@@ -130,7 +125,7 @@ def _run(lowered, *arguments) -> np.ndarray:
 
 @cache
 def _quickly() -> dict:
-    """Those options of quick compilation that this compiler knows."""
+    """Return those options of quick compilation that this compiler knows."""
     least = jax.jit(lambda: 0).lower()
 
     def knows(option):
@@ -174,19 +169,19 @@ def _norm(array):
 
 
 def _at_host(leaf):
-    """In NumPy, so that no device holds it; but keys have no such form."""
+    """Return a leaf in NumPy, so that no device holds it; but keys have no such form."""
     return leaf if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else np.asarray(leaf)
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
-    """As many rows as are compared, the missing ones with a row's entries in another order."""
+    """Return as many rows as are compared, the missing ones with a row's entries in another order."""
     while len(x) < ROWS:
         x = np.concatenate([x, np.roll(x[:1].reshape(1, -1), len(x), axis=1).reshape(1, *x.shape[1:])])
     return x
 
 
 def _case(model, x, moved):
-    """Model and inputs that are compared: as they are, or moved a little."""
+    """Return the model and the inputs that are compared: as they are, or moved a little."""
     if not moved:
         return model, x
     random = np.random.default_rng(0)
@@ -205,7 +200,7 @@ def _case(model, x, moved):
 
 
 def _double(leaf):
-    """In double precision, whatever is floating."""
+    """Return a leaf in double precision, if it is floating."""
     dtype = jnp.result_type(leaf)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return np.asarray(leaf, np.complex128)
@@ -213,13 +208,13 @@ def _double(leaf):
 
 
 def _own_form(kernel, n_directions, model, x):
-    """The form of the features in the network's own precision."""
+    """Return the form of the features in the network's own precision."""
     found = jax.eval_shape(partial(_errors, kernel, n_directions), model, x, jax.random.key(0))
     return _form(found[1])
 
 
 def _form(features) -> list:
-    """How each array's gradient is read, and its sizes but for rows and directions."""
+    """Return how each array's gradient is read, and its sizes but for rows and directions."""
     return [
         (jax.tree.structure(leaf), leaf.values.shape[2:])
         if isinstance(leaf, DenseGradients)
@@ -229,7 +224,7 @@ def _form(features) -> list:
 
 
 def _coarsest(jaxpr) -> float:
-    """The resolution of the coarsest dtype in which a jaxpr computes."""
+    """Return the resolution of the coarsest dtype in which a jaxpr computes."""
     found = [0.0]
     for eqn in jaxpr.eqns:
         dtypes = [getattr(var.aval, "dtype", np.dtype(bool)) for var in eqn.outvars]

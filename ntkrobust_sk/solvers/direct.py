@@ -20,11 +20,11 @@ EIGH_MAX_SIZE = 32_766
 
 
 class SingularGramError(np.linalg.LinAlgError):
-    """The matrix is not positive definite to working precision, so no solution of it can be trusted."""
+    """The error of a matrix that is not positive definite to working precision: no solution can be trusted."""
 
 
 class InaccurateSolveError(np.linalg.LinAlgError):
-    """A solver returned, but its answer does not satisfy the equations."""
+    """The error of a solver whose answer does not satisfy the equations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class _DirectSolver:
 
 @dataclass(frozen=True, kw_only=True)
 class Cholesky(_DirectSolver):
-    """Solve A X = B by A = L Lᵀ: n³/3 multiply-adds, and one n×n array besides A.
+    """A solver of A X = B by A = L Lᵀ: n³/3 multiply-adds, and one n×n array besides A.
 
     There is no jitter: a matrix that is not positive definite to working precision, with an eigenvalue
     <= 10 √n eps ‖A‖_F (found by inverse iteration), is an error. Only one triangle of A is factored.
@@ -86,7 +86,7 @@ class Cholesky(_DirectSolver):
 
 @dataclass(frozen=True, kw_only=True)
 class Eigh(_DirectSolver):
-    """Solve A X = B by A = V Λ Vᵀ: ten to thirty times the work of `Cholesky`, and the choice for singular A.
+    """A solver of A X = B by A = V Λ Vᵀ: ten to thirty times the work of `Cholesky`, also for singular A.
 
     Refuses n > 32,766, where the 32-bit sizes of LAPACK and cuSOLVER overflow and eigenvectors become NaN.
 
@@ -134,7 +134,7 @@ SOLVERS = {"cholesky": Cholesky(), "eigh": Eigh()}
 
 
 def resolve_solver(solver):
-    """A solver from its name, or the object itself if it can be called as ``solver(A, B)``.
+    """Return the solver of a name, or the object itself if it can be called as ``solver(A, B)``.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def _cholesky_solve(A, B, norm):
 
 
 def _condition_number(L, norm, start):
-    """Lower bound on ‖A‖_F ‖A⁻¹‖ for A = L Lᵀ, by inverse iteration from the row of the smallest pivot.
+    """Return a lower bound on ‖A‖_F ‖A⁻¹‖, A = L Lᵀ, by inverse iteration from the row of the smallest pivot.
 
     The first step already gives at least ‖A‖_F / L_kk²; but pivots alone can miss a singular A.
     """

@@ -14,12 +14,12 @@ _ROWS_AT_ONCE = 1024
 
 
 def rounding(n, A):
-    """The largest relative error, of an eigenvalue or a residual, that is put down to rounding."""
+    """Return the largest relative error, of an eigenvalue or a residual, that is put down to rounding."""
     return 10 * math.sqrt(n) * float(array_namespace(A).finfo(A.dtype).eps)
 
 
 def solver_array(name, values):
-    """An array of numbers where it is solved; what is no array of some library goes through NumPy's checks."""
+    """Return an array of numbers where it is solved, with NumPy's checks for what is no array of some library."""
     if isinstance(values, np.ma.MaskedArray) or hasattr(values, "tocsr"):
         return array(name, values)
     if str(getattr(values, "dtype", "")).startswith("key"):
@@ -78,7 +78,7 @@ def require_symmetric(A, name):
 
 
 def frobenius(a):
-    """Frobenius norm in double precision, by squares that neither overflow nor vanish; NaN if it is not finite."""
+    """Compute the Frobenius norm in double precision, without over- or underflow; NaN if it is not finite."""
     xp = array_namespace(a)
     a = xp.astype(a, xp.float64, copy=False)
     largest = float(xp.max(xp.abs(a)))
@@ -88,11 +88,13 @@ def frobenius(a):
     return largest * math.sqrt(float(xp.sum(a * a)))
 
 
-def require_square(A, name):
+def require_square(A, name: str) -> None:
+    """Raise ValueError unless a matrix is square, and not empty."""
     if A.ndim != 2 or A.shape[0] != A.shape[1] or A.shape[0] == 0:
         raise ValueError(f"{name} must be square, of shape (n, n) with n >= 1; got shape {tuple(A.shape)}.")
 
 
-def require_real(a, name):
+def require_real(a, name: str) -> None:
+    """Raise ValueError for complex numbers."""
     if "complex" in str(a.dtype):  # isdtype would do, but NumPy's refuses bfloat16
         raise ValueError(f"{name} must be real, got {a.dtype}: take the real part if the imaginary one is zero.")

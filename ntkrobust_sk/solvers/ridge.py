@@ -11,7 +11,7 @@ from .matrices import require_real, solver_array
 
 
 def solve(gram, targets, *, alpha, solver="cholesky", sample_weight=None):
-    """Dual coefficients of kernel ridge regression, for a trace, class or full kernel.
+    """Compute the dual coefficients of kernel ridge regression, for a trace, class or full kernel.
 
     Minimises Σ_i w_i ‖y_i - f(x_i)‖² + λ ‖f‖² over f(x) = K(x, X) a, with w_i = 1 without weights
     (Saunders, Gammerman & Vovk 1998). The ridge is relative to the Gram matrix,
@@ -85,7 +85,7 @@ def solve(gram, targets, *, alpha, solver="cholesky", sample_weight=None):
 
 
 def _ridge_solve(gram, targets, ridge, root, solver):
-    """W^½ u with (W^½ K W^½ + ridge I) u = W^½ y, the form of weighted ridge that takes zero weights."""
+    """Return W^½ u with (W^½ K W^½ + ridge I) u = W^½ y, the form of weighted ridge that takes zero weights."""
     xp = array_namespace(gram)
     size = targets.shape[0]
     # One assignment casts to float64 and carries out any permutation: the only copy of the Gram matrix here.
@@ -103,7 +103,7 @@ def _ridge_solve(gram, targets, ridge, root, solver):
 
 
 def _checked_answer(u, targets, solver):
-    """What a solver has returned, in the library of the targets, if it is a finite array of their shape."""
+    """Return a solver's answer in the library of the targets, if it is a finite array of their shape."""
     wanted = f"solver must return a finite array of shape {tuple(targets.shape)}, but {brief(solver)} returned"
     if not hasattr(u, "shape") or tuple(u.shape) != tuple(targets.shape):
         raise ValueError(f"{wanted} {brief(u)}")
@@ -144,13 +144,11 @@ def _require_kernel_system(gram, targets):
             "gram must have shape (n, n), (n, n, C) or (n, n, C, C), the kernel of the training samples with "
             f"themselves; got {shape}."
         )
+    n, n_outputs = gram.shape[0], gram.shape[-1]
     if len(shape) == 2:
-        wanted, fits = (
-            f"({shape[0]},) or ({shape[0]}, C)",
-            targets.ndim in (1, 2) and targets.shape[0] == shape[0],
-        )
+        wanted, fits = f"({n},) or ({n}, C)", targets.ndim in (1, 2) and targets.shape[0] == n
     else:
-        wanted, fits = f"({shape[0]}, {shape[2]})", tuple(targets.shape) == (shape[0], shape[2])
+        wanted, fits = f"({n}, {n_outputs})", tuple(targets.shape) == (n, n_outputs)
     if not fits or 0 in targets.shape:
         raise ValueError(
             f"targets must have shape {wanted} for a gram of shape {shape}; got {tuple(targets.shape)}."

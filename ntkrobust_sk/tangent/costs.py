@@ -15,10 +15,10 @@ USES_PER_GRADIENT = 64
 
 
 def forms_gradient(n_positions: int, n_in: int, n_out: int, n_directions: int, all_pairs: bool) -> bool:
-    """Whether forming gradients is cheaper than keeping their factors, in operations for each pair of rows.
+    """Tell whether dense gradients are cheaper than outer products, in operations for each pair of rows.
 
-    Formed: o·k for every pair of directions, and s·o·k once a row and direction. As factors: the products of all
-    positions' inputs, s²·k, and for every pair of directions those of the cotangents, s²·o, entries of two
+    Dense: o·k for every pair of directions, and s·o·k once a row and direction. As outer products: the products of
+    all positions' inputs, s²·k, and for every pair of directions those of the cotangents, s²·o, entries of two
     arrays that are multiplied. Depends on nothing but the network's shapes.
     """
     pairs = n_directions**2 if all_pairs else n_directions
@@ -28,7 +28,7 @@ def forms_gradient(n_positions: int, n_in: int, n_out: int, n_directions: int, a
 
 
 def contraction_bytes(leaf: DenseGradients | OuterProducts, itemsize: int, all_pairs: bool = False) -> int:
-    """What an inner product of two tiles like this takes at most, in a precision of so many bytes.
+    """Count the bytes that an inner product of two tiles takes at most, in a precision of ``itemsize`` bytes.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from .per_example import contract_gradients, layer_gradients
 def tangent_features(
     model: Model, x: jax.Array, directions=None, *, all_pairs: bool = False
 ) -> list[DenseGradients | OuterProducts]:
-    """Gradients of every ⟨d_r, f⟩ at every input, one entry for each parameter array.
+    """Compute the gradients of every ⟨d_r, f⟩ at every input, one entry for each parameter array.
 
     Parameters
     ----------
@@ -38,24 +38,24 @@ def tangent_features(
 
 
 def identity_directions(model: Model, x) -> jax.Array:
-    """One direction for each logit, (C, C), in single precision at least."""
+    """Return one direction for each logit, (C, C), in single precision at least."""
     logits = jax.eval_shape(lambda model, x: model(x), model, x)
     return jnp.eye(logits.shape[1], dtype=jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def contract_features(model: Model, x: jax.Array, tangents: PyTree, directions=None) -> jax.Array:
-    """Σ_r ⟨∇⟨d_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape)."""
+    """Compute Σ_r ⟨∇⟨d_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape)."""
     with jax.default_matmul_precision("highest"):
         return contract_gradients(_as_function(model), model.variables.params, x, tangents, directions)
 
 
 def can_push(model: Model, x: jax.Array) -> bool:
-    """Whether :func:`push` and :func:`contract_features` are possible, and as exact as the features."""
+    """Tell whether :func:`push` and :func:`contract_features` are possible, and as exact as the features."""
     return pushes_forward(_as_function(model), model.variables.params, x)
 
 
 def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
-    """J(x) w for m tangent vectors w: array (m, n, C) from leaves (m, *leaf.shape)."""
+    """Compute J(x) w for m tangent vectors w: array (m, n, C) from leaves (m, *leaf.shape)."""
     apply = _as_function(model)
 
     def one(tangent):
@@ -69,5 +69,5 @@ def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
 
 
 def _as_function(model: Model):
-    """The logits as a function of parameters and inputs."""
+    """Return the logits as a function of parameters and inputs."""
     return lambda params, x: Model(model.network, Variables(params, model.variables.state))(x)

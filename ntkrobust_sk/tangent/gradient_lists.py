@@ -1,7 +1,8 @@
-"""Lists of gradients, one entry for each parameter array: joined, split, stacked, rounded, contracted."""
+"""Lists of gradients, one entry for each parameter array."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import jax
@@ -15,7 +16,7 @@ DIGITS = {"tf32": 10, "bf16": 7}
 
 
 def split_biases(features: list[DenseGradients | OuterProducts]) -> list[DenseGradients | OuterProducts]:
-    """One entry for each parameter array, in their order, from features in which biases are with their weights."""
+    """Return one entry for each parameter array, in their order, from those that hold biases with weights."""
     result, biases = [], {}
     for leaf in features:
         if isinstance(leaf, AffineOuterProducts):
@@ -28,8 +29,8 @@ def split_biases(features: list[DenseGradients | OuterProducts]) -> list[DenseGr
     return result
 
 
-def contract_with_tangents(leaf: DenseGradients | OuterProducts, tangents):
-    """⟨G_r(x), W_rt⟩ for tangents W (r, t, *shape) of one parameter array: (r, n, t)."""
+def contract_with_tangents(leaf: DenseGradients | OuterProducts, tangents: jax.Array) -> jax.Array:
+    """Compute ⟨G_r(x), W_rt⟩ for tangents W (r, t, *shape) of one parameter array: (r, n, t)."""
 
     def of_direction(part, some):
         return jax.vmap(lambda tangent: part.push(tangent)[0], out_axes=1)(some)
@@ -46,8 +47,10 @@ def contract_with_tangents(leaf: DenseGradients | OuterProducts, tangents):
 def round_features(
     features: list[DenseGradients | OuterProducts], name: str, packed: bool = False
 ) -> list[DenseGradients | OuterProducts]:
-    """Features with the digits that "tf32" or "bf16" keep, in single precision, or bfloat16 where they are to be
-    ``packed`` and that holds them; tables' rows as they are."""
+    """Round features to the digits that "tf32" or "bf16" keep; rows of tables stay as they are.
+
+    They are in single precision, or in bfloat16 where they are to be ``packed`` and that holds them.
+    """
 
     def one(array):
         if array.dtype.kind in "iu":
@@ -59,18 +62,18 @@ def round_features(
     return jax.tree.map(one, features)
 
 
-def concatenate_tiles(parts, n: int) -> list[DenseGradients | OuterProducts]:
-    """Features of n examples in all, in NumPy, from those of a few at a time.
+def concatenate_tiles(parts: Iterable, n: int) -> list[DenseGradients | OuterProducts]:
+    """Collect features of n examples, in NumPy, from those of a few at a time.
 
     Parameters
     ----------
     parts : iterable of lists of DenseGradients or OuterProducts
     n : int
     """
-    whole, at = None, 0
+    whole, at = [], 0
     for part in parts:
         part = jax.tree.map(np.asarray, part)
-        whole = [leaf.empty(n) for leaf in part] if whole is None else whole
+        whole = whole or [leaf.empty(n) for leaf in part]
         size = part[0].n
         for leaf, rows in zip(whole, part, strict=True):
             leaf.write(at, rows)
@@ -79,7 +82,7 @@ def concatenate_tiles(parts, n: int) -> list[DenseGradients | OuterProducts]:
 
 
 def concatenate_uses(parts: list[OuterProducts]) -> OuterProducts:
-    """The gradient of an array that is used more than once: all uses' positions, one after the other."""
+    """Return the gradient of an array that is used more than once: all uses' positions, one after the other."""
     if len(parts) == 1:
         return parts[0]
     inputs = jnp.concatenate([part.inputs for part in parts], axis=-2)

@@ -1,4 +1,4 @@
-"""Gradients of one parameter array for many examples and directions, whole or as factors.
+"""Gradients of one parameter array for many examples and directions, dense or as outer products.
 
 A linear layer's gradient is a sum of outer products over the positions s at which its weights are applied,
 G_ok = Σ_s δ_so h_sk, with h what the weights see and δ the cotangent of what they give (a dense layer has one
@@ -16,6 +16,7 @@ positions, k inputs and o outputs of the layer in one group, p = g·o·k.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,10 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# In NumPy or JAX.
+Array = Any
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter array is seen as (g, o, k): reshapes and transpositions, one after the other.
+    """The view of a parameter array as (g, o, k): reshapes and transpositions, one after the other.
 
     Attributes
     ----------
@@ -38,19 +42,19 @@ class Layout:
     shape: tuple[int, ...]
     steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def followed_by(self, name: str, argument) -> Layout:
-        """The layout with one more step."""
+    def followed_by(self, name: str, argument: Iterable[int]) -> Layout:
+        """Return the layout with one more step."""
         return Layout(self.shape, (*self.steps, (name, tuple(map(int, argument)))))
 
-    def view(self, array):
-        """An array (..., *shape) as the layout has it."""
+    def view(self, array: Array) -> Array:
+        """Return an array (..., *shape) as the layout has it."""
         lead = array.ndim - len(self.shape)
         for name, argument in self.steps:
             array = _step(array, lead, name, argument)
         return array
 
-    def inverse(self, array):
-        """The inverse of :meth:`view` of an array whose last axes are flattened, (..., p)."""
+    def inverse(self, array: Array) -> Array:
+        """Undo :meth:`view` for an array whose last axes are flattened, (..., p)."""
         lead, shapes = array.shape[:-1], [self.shape]
         for name, argument in self.steps:
             shapes.append(argument if name == "reshape" else tuple(shapes[-1][a] for a in argument))
@@ -70,7 +74,7 @@ def _step(array, lead, name, argument):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class DenseGradients:
-    """Gradients themselves.
+    """The gradients themselves.
 
     Attributes
     ----------
@@ -79,61 +83,61 @@ class DenseGradients:
         Of a parameter array into p numbers.
     """
 
-    values: Any
+    values: Array
     layout: Layout = field(metadata={"static": True})
 
     @property
     def n(self) -> int:
-        """Number of examples."""
+        """The number of examples."""
         return self.values.shape[1]
 
     def empty(self, n: int) -> DenseGradients:
-        """For n examples, in NumPy, not written yet."""
+        """Return uninitialised NumPy gradients of the same layout for n examples."""
         n_directions, _, p = self.values.shape
         return DenseGradients(np.empty((n_directions, n, p), self.values.dtype), self.layout)
 
     def write(self, at: int, rows: DenseGradients) -> None:
-        """Place some examples' from the one at ``at`` on."""
+        """Write the gradients of some examples, from the one at ``at`` on."""
         self.values[:, at : at + rows.n] = rows.values
 
     def __getitem__(self, rows) -> DenseGradients:
-        """Of some examples."""
+        """Return the gradients of the examples ``rows``."""
         return DenseGradients(self.values[:, rows], self.layout)
 
-    def inner(self, other: DenseGradients):
-        """⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
+    def inner(self, other: DenseGradients) -> Array:
+        """Return ⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
         return _product(self.values, other.values.swapaxes(1, 2))
 
-    def inner_sum(self, other: DenseGradients):
-        """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
+    def inner_sum(self, other: DenseGradients) -> Array:
+        """Return Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
         return _summed_products(self.values, other.values)
 
-    def inner_all(self, other: DenseGradients):
-        """⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
+    def inner_all(self, other: DenseGradients) -> Array:
+        """Return ⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
         left, right = (g.values.reshape(-1, g.values.shape[2]) for g in (self, other))
         return _product(left, right.T).reshape(*self.values.shape[:2], *other.values.shape[:2])
 
-    def push(self, tangent):
-        """⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
+    def push(self, tangent: Array) -> Array:
+        """Return ⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
         return self.values @ self.layout.view(tangent).reshape(-1)
 
-    def weighted(self, weights):
-        """Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
+    def weighted(self, weights: Array) -> Array:
+        """Return Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
         return weights.swapaxes(1, 2) @ self.values.astype(weights.dtype)
 
     def astype(self, dtype) -> DenseGradients:
-        """In another precision."""
+        """Return the same gradients cast to ``dtype``."""
         return DenseGradients(self.values.astype(dtype), self.layout)
 
     def dense(self) -> DenseGradients:
-        """Itself."""
+        """Return the gradients as they are."""
         return self
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class OuterProducts:
-    """Gradients as sums of outer products, not formed.
+    """The gradients as sums of outer products, not formed.
 
     Attributes
     ----------
@@ -144,36 +148,36 @@ class OuterProducts:
         Of a parameter array into (g, o, k).
     """
 
-    inputs: Any
-    cotangents: Any
+    inputs: Array
+    cotangents: Array
     layout: Layout = field(metadata={"static": True})
 
     @property
     def n(self) -> int:
-        """Number of examples."""
+        """The number of examples."""
         return self.inputs.shape[0]
 
     def empty(self, n: int) -> OuterProducts:
-        """For n examples, in NumPy, not written yet."""
+        """Return uninitialised NumPy gradients of the same layout for n examples."""
         inputs = np.empty((n, *self.inputs.shape[1:]), self.inputs.dtype)
         n_directions, _, *rest = self.cotangents.shape
         return replace(self, inputs=inputs, cotangents=np.empty((n_directions, n, *rest), self.cotangents.dtype))
 
     def write(self, at: int, rows: OuterProducts) -> None:
-        """Place some examples' from the one at ``at`` on."""
+        """Write the gradients of some examples, from the one at ``at`` on."""
         self.inputs[at : at + rows.n] = rows.inputs
         self.cotangents[:, at : at + rows.n] = rows.cotangents
 
     def __getitem__(self, rows) -> OuterProducts:
-        """Of some examples."""
+        """Return the gradients of the examples ``rows``."""
         return replace(self, inputs=self.inputs[rows], cotangents=self.cotangents[:, rows])
 
-    def products(self, other: OuterProducts):
-        """⟨h_s, h'_s'⟩ of what the weights see: (g, n, s, m, s')."""
+    def products(self, other: OuterProducts) -> Array:
+        """Return ⟨h_s, h'_s'⟩ of what the weights see: (g, n, s, m, s')."""
         return _input_products(self.inputs, other.inputs)
 
-    def inner(self, other: OuterProducts):
-        """⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
+    def inner(self, other: OuterProducts) -> Array:
+        """Return ⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
         products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
             # one position: all directions in one product
@@ -184,15 +188,15 @@ class OuterProducts:
         pairs = zip(self.cotangents, other.cotangents, strict=True)
         return _stack([(products * _row_products(a, b)).sum((0, 2, 4)) for a, b in pairs])
 
-    def inner_sum(self, other: OuterProducts):
-        """Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
+    def inner_sum(self, other: OuterProducts) -> Array:
+        """Return Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
         if not self.inputs.shape[1:3] == other.inputs.shape[1:3] == (1, 1):
             return self.inner(other).sum(0)
         products = self.products(other)[0, :, 0, :, 0]
         return products * _summed_products(self.cotangents[:, :, 0, 0], other.cotangents[:, :, 0, 0])
 
-    def inner_all(self, other: OuterProducts):
-        """⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
+    def inner_all(self, other: OuterProducts) -> Array:
+        """Return ⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
         products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
             # one position: all directions in one product
@@ -206,13 +210,13 @@ class OuterProducts:
         rows = [_stack([(products * _row_products(a, b)).sum((0, 2, 4)) for b in right]) for a in left]
         return _stack(rows).swapaxes(1, 2)
 
-    def push(self, tangent):
-        """⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
+    def push(self, tangent: Array) -> Array:
+        """Return ⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
         seen = _seen(self.inputs, self.layout.view(tangent))
         return (self.cotangents * seen).sum((2, 3, 4))
 
-    def weighted(self, weights):
-        """Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
+    def weighted(self, weights: Array) -> Array:
+        """Return Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
         n, g, s, _ = self.inputs.shape
         inputs = _as_vectors(self.inputs, self._n_in(), weights.dtype).transpose(1, 0, 2, 3).reshape(g, n * s, -1)
 
@@ -230,12 +234,12 @@ class OuterProducts:
         return math.prod(self.layout.shape) // (self.cotangents.shape[2] * self.cotangents.shape[4])
 
     def astype(self, dtype) -> OuterProducts:
-        """In another precision."""
+        """Return the same gradients cast to ``dtype``."""
         inputs = self.inputs if self.inputs.dtype.kind in "iu" else self.inputs.astype(dtype)
         return replace(self, inputs=inputs, cotangents=self.cotangents.astype(dtype))
 
     def dense(self) -> DenseGradients:
-        """The gradients, formed."""
+        """Form the gradients."""
         n_directions, n = self.cotangents.shape[:2]
         inputs = _as_vectors(self.inputs, self._n_in(), self.cotangents.dtype)
         gradients = self.cotangents.swapaxes(3, 4) @ inputs
@@ -245,7 +249,7 @@ class OuterProducts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class AffineOuterProducts(OuterProducts):
-    """Gradients of a layer's weights and of its bias, a weight on one more input that is always one.
+    """The gradients of a layer's weights and of its bias, a weight on one more input that is always one.
 
     Inner products are those of both together, at the cost of the weights' alone. Everything else is asked of
     the :meth:`parts`.
@@ -261,12 +265,12 @@ class AffineOuterProducts(OuterProducts):
     bias: int = field(metadata={"static": True})
     bias_layout: Layout = field(metadata={"static": True})
 
-    def products(self, other: OuterProducts):
-        """⟨h_s, h'_s'⟩ + 1: (1, n, s, m, s')."""
+    def products(self, other: OuterProducts) -> Array:
+        """Return ⟨h_s, h'_s'⟩ + 1: (1, n, s, m, s')."""
         return super().products(other) + 1
 
     def parts(self) -> tuple[OuterProducts, OuterProducts]:
-        """Of the weights, and of the bias."""
+        """Return the gradients of the weights and those of the bias."""
         xp = np if isinstance(self.inputs, np.ndarray) else jnp
         ones = xp.ones_like(self.inputs[..., :1])
         weights = OuterProducts(self.inputs, self.cotangents, self.layout)
@@ -274,7 +278,7 @@ class AffineOuterProducts(OuterProducts):
 
 
 def _product(left, right):
-    """The matrix product; what is kept in 16 bits is summed, and given back, in single precision."""
+    """Return the matrix product; what is kept in 16 bits is summed, and given back, in single precision."""
     narrow = jnp.issubdtype(left.dtype, jnp.floating) and left.dtype.itemsize == 2
     if isinstance(left, np.ndarray):
         return left.astype(np.float32) @ right.astype(np.float32) if narrow else left @ right
@@ -282,12 +286,12 @@ def _product(left, right):
 
 
 def _summed_products(left, right):
-    """Σ_r left_r right_rᵀ, (n, m), of arrays (r, n, k) and (r, m, k)."""
+    """Return Σ_r left_r right_rᵀ, (n, m), for arrays (r, n, k) and (r, m, k)."""
     return _product(left, right.swapaxes(1, 2)).sum(0)
 
 
 def _over_groups(array):
-    """The sum over the first axis, without a copy where there is only one group."""
+    """Sum over the first axis, without a copy where there is only one group."""
     return array[0] if len(array) == 1 else array.sum(0)
 
 
@@ -296,7 +300,7 @@ def _stack(arrays):
 
 
 def _row_products(a, b):
-    """⟨a_ngs, b_mgt⟩ for arrays (n, g, s, k) and (m, g, t, k): (g, n, s, m, t)."""
+    """Return ⟨a_ngs, b_mgt⟩ for arrays (n, g, s, k) and (m, g, t, k): (g, n, s, m, t)."""
     (n, g, s, k), (m, _, t, _) = a.shape, b.shape
     left = a.swapaxes(0, 1).reshape(g, n * s, k)
     right = b.swapaxes(0, 1).reshape(g, m * t, k)
@@ -311,14 +315,14 @@ def _input_products(a, b):
 
 
 def _as_vectors(inputs, n_in, dtype):
-    """Inputs (n, g, s, k), rows of the identity written out."""
+    """Return inputs (n, g, s, k), with rows of the identity written out."""
     if inputs.dtype.kind not in "iu":
         return inputs.astype(dtype)
     return (inputs == np.arange(n_in)).astype(dtype)
 
 
 def _seen(inputs, tangent):
-    """What a tangent (g, o, k) of the weights gives on the inputs: (n, g, s, o)."""
+    """Apply a tangent (g, o, k) of the weights to the inputs: (n, g, s, o)."""
     if inputs.dtype.kind not in "iu":
         return inputs @ tangent.swapaxes(-1, -2)
     return tangent[0].T[inputs[:, 0, :, 0]][:, None]

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,28 +53,28 @@ class ParameterUse:
         ]
 
     def sources(self) -> list[_FromParams]:
-        """Where the operands come from."""
+        """Return where the operands come from."""
         return [kind for kind, own in zip(self.kinds, self.from_params, strict=True) if own]
 
     def operands(self) -> list:
-        """The inputs that depend on parameters alone."""
+        """Return the inputs that depend on parameters alone."""
         return [value for value, own in zip(self.inputs, self.from_params, strict=True) if own]
 
     def rebind(self, operands: list) -> list:
-        """The equation's outputs as a function of those inputs."""
+        """Evaluate the equation as a function of those inputs."""
         replaced = iter(operands)
         mixed = zip(self.inputs, self.from_params, strict=True)
         return bind(self.eqn, [next(replaced) if own else value for value, own in mixed])
 
     def outer_products(self, cotangents: list) -> OuterProducts | None:
-        """The only operand's gradient as outer products, where the equation is linear in it in such a way."""
+        """Return the only operand's gradient as outer products, where the equation is linear in it so."""
         form = LINEAR.get(self.eqn.primitive.name)
         if form is None or sum(self.from_params) != 1 or cotangents[0] is None:
             return None
         return form(self.eqn, self.inputs, self.from_params, cotangents[0])
 
     def operand_gradients(self, cotangents: list) -> list:
-        """Cotangents (R, ...) of the outputs, pulled back to the operands."""
+        """Pull cotangents (R, ...) of the outputs back to the operands."""
         products = self.outer_products(cotangents)
         if products is not None and products.inputs.dtype.kind not in "iu":
             (operand,) = self.operands()
@@ -88,8 +88,10 @@ class ParameterUse:
         return jax.vmap(pull_one)(cotangents)
 
     def contract(self, cotangents: list, tangents: list, dtype) -> jax.Array:
-        """Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,), summed in ``dtype``
-        or better."""
+        """Return Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,).
+
+        It is summed in ``dtype`` or better.
+        """
         products = self.outer_products(cotangents) if self.eqn.primitive.name == "conv_general_dilated" else None
         if products is not None and products.inputs.shape[1] == 1:
             # (s, k), (c, s, o) and (c, t, o, k)
@@ -102,12 +104,12 @@ class ParameterUse:
 
         changes = jax.vmap(jax.vmap(push))(tangents)
         terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
-        return sum(_summed(_flat(c, 1), _flat(d, 2), dtype) for c, d in terms)
+        return cast(jax.Array, sum(_summed(_flat(c, 1), _flat(d, 2), dtype) for c, d in terms))
 
 
 @dataclass
 class _Walk:
-    """Evaluates a jaxpr, keeping apart what depends on parameters alone and what depends on the data."""
+    """An evaluation of a jaxpr that keeps apart what depends on parameters alone and what depends on the data."""
 
     probes: list | None = None
     # what depends on data is left out, where only the operands are wanted
@@ -115,7 +117,7 @@ class _Walk:
     uses: list[ParameterUse] = field(default_factory=list)
 
     def run(self, jaxpr, consts, args, kinds) -> tuple[list, list]:
-        """Values and kinds (CONST, DATA or _FromParams) of the outputs."""
+        """Return the values and kinds (CONST, DATA or _FromParams) of the outputs."""
         env = dict(zip(jaxpr.constvars, ((c, CONST) for c in consts), strict=True))
         env |= dict(zip(jaxpr.invars, zip(args, kinds, strict=True), strict=True))
 
@@ -140,7 +142,8 @@ class _Walk:
     def _equation(self, eqn, inputs, kinds) -> list[tuple]:
         from_params = [kind for kind in kinds if isinstance(kind, _FromParams)]
         if from_params and eqn.primitive.name in INLINED:
-            return list(zip(*self.run(*subjaxpr(eqn), inputs, kinds), strict=True))
+            inner, consts = subjaxpr(eqn)
+            return list(zip(*self.run(inner, consts, inputs, kinds), strict=True))
         if self.operands_only and DATA in kinds:
             outputs = [None] * len(eqn.outvars)
         elif self.probes is not None and DATA in kinds and is_strided(eqn):
@@ -167,7 +170,7 @@ def _is_var(atom) -> bool:
 
 
 def _origin(eqn, inputs, kinds) -> _Origin | None:
-    """The origin of an equation's output where it only reorders, casts or scales one parameter array."""
+    """Return the origin of an output that only reorders, casts or scales one parameter array, or None."""
     name, shapes = eqn.primitive.name, [jnp.shape(value) for value in inputs]
     out = eqn.outvars[0].aval
     at = next(i for i, kind in enumerate(kinds) if isinstance(kind, _FromParams))
@@ -195,7 +198,7 @@ def _origin(eqn, inputs, kinds) -> _Origin | None:
 
 @dataclass
 class TracedNetwork:
-    """Where parameters meet one example, and how to pull cotangents back to there.
+    """The places where parameters meet one example, and how to pull cotangents back to them.
 
     Attributes
     ----------
@@ -248,26 +251,29 @@ def find_parameter_uses(apply, params, z) -> TracedNetwork:
 
 
 def _summed(cotangents, changes, dtype):
-    """Σ_ce ⟨cotangents (c, e), changes (c, t, e)⟩, (t,)."""
+    """Return Σ_ce ⟨cotangents (c, e), changes (c, t, e)⟩, (t,)."""
     wide = jnp.promote_types(cotangents.dtype, dtype)
     return jnp.einsum("ce,cte->t", cotangents, changes, preferred_element_type=wide).real.astype(dtype)
 
 
 def _flat(array, n_axes: int):
-    """All but the first axes made one."""
+    """Make all but the first axes one."""
     return array.reshape(*array.shape[:n_axes], -1)
 
 
 def pushes_forward(apply: Callable, params, x) -> bool:
-    """Whether tangents can be pushed through a network: not where it has a backward pass of its own alone
-    (``custom_vjp``), nor, without loss of digits, where its parameters have several dtypes."""
+    """Tell whether tangents can be pushed through a network.
+
+    They cannot where it has a backward pass of its own alone (``custom_vjp``), nor, without loss of digits, where
+    its parameters have several dtypes.
+    """
     if len({jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) > 1:
         return False
     return not holds_custom_vjp(jax.make_jaxpr(apply)(params, x).jaxpr)
 
 
 def holds_custom_vjp(jaxpr) -> bool:
-    """Whether a jaxpr holds a function that has a backward pass of its own alone."""
+    """Tell whether a jaxpr holds a function that has a backward pass of its own alone."""
     return any(
         eqn.primitive.name.startswith("custom_vjp") or any(map(holds_custom_vjp, subjaxprs(eqn)))
         for eqn in jaxpr.eqns
@@ -275,7 +281,7 @@ def holds_custom_vjp(jaxpr) -> bool:
 
 
 def subjaxprs(eqn) -> list:
-    """All jaxprs inside of an equation."""
+    """Return all jaxprs inside of an equation."""
     values = [v for value in eqn.params.values() for v in (value if isinstance(value, tuple | list) else [value])]
     inner = [getattr(value, "jaxpr", value) for value in values]
     return [value for value in inner if hasattr(value, "eqns")]

@@ -57,7 +57,7 @@ def _convolution(eqn, inputs, from_params, cotangents) -> OuterProducts | None:
 
 
 def _look_up(eqn, inputs, from_params, cotangents) -> OuterProducts | None:
-    """Rows of a table, one for each index."""
+    """Return the gradient of a table of which rows are looked up, one for each index."""
     numbers, table, indices = eqn.params["dimension_numbers"], jnp.shape(inputs[0]), inputs[1]
     whole_rows = tuple(eqn.params["slice_sizes"]) == (1, *table[1:])
     plain = numbers.collapsed_slice_dims == (0,) and numbers.start_index_map == (0,)
@@ -78,21 +78,24 @@ LINEAR = {"dot_general": _product, "conv_general_dilated": _convolution, "gather
 
 
 def _forms_gradient(n_positions: int, n_tangents: int) -> bool:
-    """Whether forming a filter's gradient, S multiply-adds an entry, and contracting it with T tangents is
-    cheaper than contracting cotangents and tangents first, S·T an entry."""
+    """Tell whether a filter's gradient is formed before it meets T tangents, S multiply-adds an entry.
+
+    Contracting cotangents and tangents first takes S·T an entry.
+    """
     return n_positions + n_tangents + ENTRY_COST < n_positions * n_tangents
 
 
 def contract_convolution(patches, delta, matrices):
-    """(T,) from patches (S, K), cotangents (C, S, O) and tangents (C, T, O, K)."""
+    """Contract patches (S, K), cotangents (C, S, O) and tangents (C, T, O, K) to (T,)."""
     if _forms_gradient(len(patches), matrices.shape[1]):
         return jnp.einsum("cok,ctok->t", jnp.einsum("sk,cso->cok", patches, delta), matrices)
     return jnp.einsum("stk,sk->t", jnp.einsum("cso,ctok->stk", delta, matrices), patches)
 
 
 def _patches(eqn, lhs):
-    """What the filter sees at each position: (S, window, input channels), S over the convolution's batch and
-    output positions.
+    """Return what the filter sees at each position: (S, window, input channels).
+
+    S goes over the convolution's batch and output positions.
 
     A filter's gradient is Σ_positions patch ⊗ cotangent, one matrix product; XLA would compute the same sum
     as a grouped convolution.

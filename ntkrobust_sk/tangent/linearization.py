@@ -43,7 +43,7 @@ class Linearized:
         return _at_anchor(self.network.init(key, input_shape))
 
     def apply(self, params, state, x, *, train=False):
-        """Logits (n, C) and the unchanged anchor. The anchor's own state stays in evaluation mode."""
+        """Return the logits (n, C) and the unchanged anchor, whose own state stays in evaluation mode."""
 
         def at(theta):
             return self.network.apply(theta, state.state, x, train=False)[0]
@@ -53,7 +53,7 @@ class Linearized:
 
 
 def linearize(model: Model, *, centered: bool = False) -> Model:
-    """The model's linearisation around its own parameters.
+    """Return the model's linearisation around its own parameters.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def linearize(model: Model, *, centered: bool = False) -> Model:
 
 
 def _value_and_change(function, at, tangent):
-    """f(θ) and J(θ) ω; transposed from its backward pass where the function has one of its own alone."""
+    """Return f(θ) and J(θ) ω, by the transposed backward pass where a function has one of its own alone."""
     if not holds_custom_vjp(jax.make_jaxpr(function)(at).jaxpr):
         return jax.jvp(function, (at,), (tangent,))
     value, pull = jax.vjp(function, at)

@@ -35,7 +35,7 @@ OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom
 def layer_gradients(
     apply: Callable, params, x: jax.Array, directions: jax.Array, *, all_pairs: bool = False
 ) -> list[DenseGradients | OuterProducts]:
-    """Gradients of ⟨d_r, f(x_i)⟩ with respect to the parameters, one array's after the other.
+    """Compute the gradients of ⟨d_r, f(x_i)⟩ with respect to the parameters, one array's after the other.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def layer_gradients(
     directions : array (R, C)
     all_pairs : bool, default=False
         Whether gradients of different directions will be contracted with each other, which decides what is
-        cheaper: gradients, or their factors.
+        cheaper: dense gradients, or outer products.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def layer_gradients(
 
 
 def per_example_gradients(apply: Callable, params, x: jax.Array):
-    """Gradient of every output of every example with respect to the parameters.
+    """Compute the gradient of every output of every example with respect to the parameters.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def per_example_gradients(apply: Callable, params, x: jax.Array):
 
 
 def contract_gradients(apply: Callable, params, x: jax.Array, tangents, directions=None) -> jax.Array:
-    """Σ_r ⟨∂⟨d_r, f(x_i)⟩/∂θ, tangents_rt⟩ without the gradients: one number for each example and each t.
+    """Compute Σ_r ⟨∂⟨d_r, f(x_i)⟩/∂θ, tangents_rt⟩ without the gradients, for each example and each t.
 
     A convolution whose gradient is cheaper to form than to avoid has it formed; see ``_forms_gradient``.
 
@@ -137,7 +137,7 @@ def contract_gradients(apply: Callable, params, x: jax.Array, tangents, directio
 
 
 def _gradients(apply, params, z, directions, all_pairs) -> list[DenseGradients | OuterProducts]:
-    """:func:`layer_gradients` of the one example z (1, ...)."""
+    """Compute :func:`layer_gradients` of the one example z (1, ...)."""
     traced = find_parameter_uses(apply, params, z)
     units, size = _in_units(directions, traced.logits.dtype)
     cotangents = traced.cotangents(units)
@@ -160,14 +160,13 @@ def _gradients(apply, params, z, directions, all_pairs) -> list[DenseGradients |
             flat = pulled.get(i, jnp.zeros((len(directions), *jnp.shape(leaf)), jnp.result_type(leaf)))
             flat = flat.reshape(len(directions), 1, -1).astype(dtype) * size.astype(dtype)
             result.append(DenseGradients(flat, Layout(jnp.shape(leaf))))
-        elif form.inputs.dtype.kind not in "iu" and forms_gradient(
-            *form.inputs.shape[2:], form.cotangents.shape[-1], n_directions, all_pairs
-        ):
+            continue
+        n_positions, n_in = form.inputs.shape[2:]
+        n_out, is_index = form.cotangents.shape[-1], form.inputs.dtype.kind in "iu"
+        if not is_index and forms_gradient(n_positions, n_in, n_out, n_directions, all_pairs):
             result.append(form.dense())
         elif i in biases:
-            bias_layout = Layout(jnp.shape(leaves[biases[i]])).followed_by(
-                "reshape", (1, form.cotangents.shape[-1], 1)
-            )
+            bias_layout = Layout(jnp.shape(leaves[biases[i]])).followed_by("reshape", (1, n_out, 1))
             result.append(AffineOuterProducts(form.inputs, form.cotangents, form.layout, biases[i], bias_layout))
             with_weights.add(biases[i])
         else:
@@ -176,7 +175,7 @@ def _gradients(apply, params, z, directions, all_pairs) -> list[DenseGradients |
 
 
 def _in_units(directions, dtype) -> tuple[jax.Array, jax.Array]:
-    """Seeds in units of their largest entry, and that entry.
+    """Return directions in units of their largest entry, and that entry.
 
     Zeros and ones are exact in half precision, where 1/√C is not: its rounding would be in all gradients alike.
     """
@@ -186,7 +185,7 @@ def _in_units(directions, dtype) -> tuple[jax.Array, jax.Array]:
 
 
 def _biases(traced, products) -> dict[int, int]:
-    """Weights and their biases, as positions of parameter arrays.
+    """Return weights and their biases, as positions of parameter arrays.
 
     A bias is added to what a product or convolution gives along the last axis, the weights' outputs, before
     anything else happens to it; neither array is used elsewhere.
@@ -211,7 +210,7 @@ def _biases(traced, products) -> dict[int, int]:
 
 
 def _gives_outputs_last(eqn) -> bool:
-    """Whether the last axis of an equation's output holds its weights' outputs, all of them."""
+    """Tell whether the last axis of an equation's output holds its weights' outputs, all of them."""
     if eqn.primitive.name == "conv_general_dilated":
         last = eqn.outvars[0].aval.ndim - 1
         return eqn.params["feature_group_count"] == 1 and eqn.params["dimension_numbers"].out_spec[1] == last
@@ -226,13 +225,14 @@ def _is_one(scale) -> bool:
 
 
 def _as_of_parameter(use, source, cotangents, size, dtype) -> OuterProducts | None:
-    """The outer products of a use, times ``size``, as those of the (real) parameter array that its operand is."""
-    form = None if source.origin is None else use.outer_products(cotangents)
-    if form is None:
+    """Return the outer products of a use, times ``size``, as those of the (real) parameter array in it."""
+    origin = source.origin
+    form = None if origin is None else use.outer_products(cotangents)
+    if origin is None or form is None:
         return None
-    seen = source.origin.layout
+    seen = origin.layout
     layout = Layout(seen.shape, _merged((*seen.steps, *form.layout.steps)))
-    scale = size if _is_one(source.origin.scale) else size * source.origin.scale
+    scale = size if _is_one(origin.scale) else size * origin.scale
     # sums over positions and rows in the parameters' own precision, whatever their layer computes in; scaled in it
     # too, since what is rounded there would be so in all gradients alike
     wide = jnp.promote_types(form.cotangents.dtype, dtype)
@@ -249,20 +249,20 @@ def _as_of_parameter(use, source, cotangents, size, dtype) -> OuterProducts | No
 
 
 def _merged(steps):
-    """Steps without the reshapes that another reshape follows."""
+    """Leave out the reshapes that another reshape follows."""
     pairs = itertools.pairwise((*steps, ("end", ())))
     return tuple(step for step, after in pairs if not step[0] == after[0] == "reshape")
 
 
 def _common_form(parts) -> OuterProducts | None:
-    """All uses of one parameter array as one, if all are outer products of the same layout."""
+    """Return all uses of one parameter array as one, if all are outer products of the same layout."""
     if not parts or any(part is None or part.layout != parts[0].layout for part in parts):
         return None
     return concatenate_uses(parts) if len({part.inputs.dtype for part in parts}) == 1 else None
 
 
 def _pulled_back(traced, cotangents, leaves, tree, rest) -> dict[int, jax.Array]:
-    """Gradients (R, *leaf.shape) of the parameter arrays in ``rest``, through the operands that they enter."""
+    """Compute gradients (R, *leaf.shape) of the arrays in ``rest``, through the operands that they enter."""
     concerned = [any(source.leaves & set(rest) for source in use.sources()) for use in traced.uses]
 
     def operands_of(some):

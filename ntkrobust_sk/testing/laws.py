@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._validation import flag, number, positive_tuple
+from ..execution.precision import enable_x64
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.plan import fixed_plan
-from ..kernels.predictors import DualPredictor, enable_x64, make_predictor
+from ..kernels.predictors import DualPredictor, make_predictor
 from ..networks.inputs import host_inputs, require_finite
 from ..networks.model import Model, Network, require_model
 from .strategies import TILE_ROWS
@@ -29,7 +30,7 @@ def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float |
     Those are :func:`check_shape`, :func:`check_symmetric`, :func:`check_positive_semidefinite`,
     :func:`check_permutation_equivariance`, :func:`check_diagonal`, :func:`check_tiling_invariance` and
     :func:`check_dtype_drift`, on blocks of rank 2, 3 and 4 alike; :func:`check_scaling` for tangent kernels;
-    and :func:`check_predictor` for kernels with ``fold`` and ``predict``.
+    and :func:`check_predictor` for tangent kernels.
 
     Parameters
     ----------
