@@ -242,7 +242,7 @@ def attack_step(name: str) -> dict:
 
 
 def in_own_process(*arguments) -> dict:
-    """What ``--peak`` prints: peak memory can only be measured in a process of its own."""
+    """Measure what ``--peak`` prints: peak memory can only be measured in a process of its own."""
     command = [sys.executable, __file__, "--peak", *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -343,7 +343,7 @@ CASES = {
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Describe what the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     return (

@@ -1,4 +1,4 @@
-"""What it costs to prove that a network is read rightly, beside the first Gram matrix and later ones.
+"""The cost of checking that a network is read rightly, beside the first Gram matrix and later ones.
 
     python examples/bench_proof.py
 

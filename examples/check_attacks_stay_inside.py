@@ -86,7 +86,7 @@ def inputs(bounds, n: int, dtype: str, seed: int) -> np.ndarray:
 
 
 def outside(x_adv: np.ndarray, x: np.ndarray, attack) -> tuple[int, float]:
-    """How many examples are where they must not be, and the largest distance in units of epsilon.
+    """Count examples that are where they must not be, and measure the largest distance in units of epsilon.
 
     Parameters
     ----------

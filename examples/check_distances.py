@@ -74,7 +74,7 @@ def problem(n_features: int, n_classes: int, scale: float, at_bounds: float, fix
 
 
 def exact_distances(norm, weights, offset, X, y, mask) -> np.ndarray:
-    """Of each input (n,): the nearest plane where the score of its label meets another's."""
+    """Compute each input's (n,) distance to the nearest plane where the score of its label meets another's."""
     weights, offset, X = (np.asarray(values, np.float64) for values in (weights, offset, X))
     found = np.full(len(X), np.inf)
     for i, label in enumerate(y):

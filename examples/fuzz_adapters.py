@@ -76,12 +76,12 @@ def composed(random):
 
 
 def weights(random):
-    """Of the parts 0 and 1, or of one, or none."""
+    """Draw weights for the parts 0 and 1, for one of them, or none."""
     return random.choice([None, {"0": 3.0}, {"0": 0.2, "1": 5.0}, {"1": 0.0}])
 
 
 def last(random):
-    """What answers."""
+    """Draw an estimator that answers."""
     kernel = str(random.choice(KERNELS))
     # libsvm may go on for hours on large numbers
     svc = {

@@ -461,7 +461,7 @@ def _is_raised(filename, line) -> bool:
 
 
 def _judged(result, template, texts, names) -> tuple[str, str]:
-    """Whether a result may be what it is."""
+    """Tell whether a result may be what it is."""
     if not _is_finite(result):
         return "silent", f"not finite: {type(result).__name__}"
     shaped = {a.name: texts.get(i, a.text) for i, a in enumerate(template.arguments)}.get(template.note)
@@ -477,7 +477,7 @@ def _judged(result, template, texts, names) -> tuple[str, str]:
 
 
 def fits(kind: str, value, names: dict) -> bool:
-    """Whether a value is of a kind that a function may take without an error."""
+    """Tell whether a value is of a kind that a function may take without an error."""
     if kind.endswith("?"):
         return value is None or fits(kind[:-1], value, names)
     is_bool = isinstance(value, bool | np.bool_)

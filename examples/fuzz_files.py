@@ -55,7 +55,7 @@ COLUMNS = ("refused", "right", "warned", *FAULTS)
 
 
 def same(found, expected) -> bool:
-    """Whether two results are equal to the bit: arrays, numbers, text, and containers or objects of these."""
+    """Tell whether two results are equal to the bit: arrays, numbers, text, and containers or objects of these."""
     if isinstance(expected, np.ndarray):
         same_kind = isinstance(found, np.ndarray) and (found.dtype, found.shape) == (
             expected.dtype,
@@ -453,7 +453,7 @@ def make_published(name: str, suffix: str) -> Callable[[Path], None]:
 
 
 def read_published(name: str, load: str) -> Callable[[Path], Any]:
-    """What the loader makes of them."""
+    """Return what the loader makes of them."""
 
     def read(folder: Path):
         from ntkrobust_sk.datasets import loaders as datasets
@@ -514,7 +514,7 @@ def read_run(folder: Path):
 
 
 def right_part(found, expected) -> bool:
-    """Whether all that is there is right, and nothing before it is gone: then it is a run that has not ended."""
+    """Tell whether all that is there is right, and nothing before it is gone: a run that has not ended."""
     tasks = [name for name, value in expected.items() if isinstance(value, dict)]
     there = [name for name in tasks if name in found]
     return (
@@ -602,7 +602,7 @@ def _ring(signum, frame):
 
 @dataclass(frozen=True)
 class Case:
-    """What was done to the files of one kind, and what came of it."""
+    """The changes to the files of one kind, and what came of them."""
 
     kind: str
     number: int

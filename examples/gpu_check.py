@@ -1,4 +1,4 @@
-"""Whether the library does on a GPU what it promises, how fast, and in how much memory: one command, JSON out.
+"""A check of what the library promises on a GPU, how fast, and in how much memory: one command, JSON out.
 
     python examples/gpu_check.py --out gpu_check.json             # at most 4 minutes
     python examples/gpu_check.py --out gpu_check.json --long      # training, attacks and larger kernels too
@@ -37,7 +37,7 @@ LOOK, LEAST = 0.05, 3.0
 
 @dataclass(frozen=True)
 class Section:
-    """What is checked at once.
+    """A part of the check, carried out by one function.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ def parsed(arguments):
 
 
 def environment_of(options, folder) -> dict:
-    """What the sections' processes find in their environment; what is set already stays."""
+    """Return the environment of the sections' processes; what is set already stays."""
     places = [str(HERE), str(HERE.parent), *map(str, sorted(Path(options.wheels or os.devnull).glob("*.whl")))]
     path = os.pathsep.join(filter(None, [*places, os.environ.get("PYTHONPATH")]))
     cache = {"JAX_COMPILATION_CACHE_DIR": options.cache or os.path.join(folder, "cache")}
@@ -143,7 +143,7 @@ def results(sections, folder, toy, environment, deadline):
 
 
 def of_one_process(batch, folder, toy, environment, deadline):
-    """What sections of one process found, to the first that did not end by itself."""
+    """Run the sections of one process, and return what they found, to the first that did not end by itself."""
     names = [section.name for section in batch]
     command = [sys.executable, str(HERE / "gpu_check.py"), "--results", str(folder), "--only", *names]
     command += ["--toy"] if toy else []
@@ -171,12 +171,12 @@ def of_one_process(batch, folder, toy, environment, deadline):
 
 
 def is_done(path) -> bool:
-    """Whether a section has ended by itself."""
+    """Tell whether a section has ended by itself."""
     return path.exists() and json.loads(path.read_text())["status"] != "running"
 
 
 def outcome(path, child, log, seconds, reason) -> dict:
-    """What a section found, or how it ended."""
+    """Return what a section found, or how it ended."""
     found = json.loads(path.read_text()) if path.exists() else {}
     if found.get("status", "running") != "running":
         return found

@@ -61,7 +61,7 @@ class NotRun(Exception):
 
 
 class Report:
-    """What a section has found, on disk after each figure, so that nothing is lost if the section is ended."""
+    """The findings of a section, on disk after each figure, so that nothing is lost if the section is ended."""
 
     def __init__(self, path: Path):
         self.path, self.started = path, time.monotonic()
@@ -119,7 +119,7 @@ def run(names, folder: Path, toy: bool) -> None:
 
 
 def on_gpu() -> bool:
-    """Whether JAX computes on a GPU."""
+    """Tell whether JAX computes on a GPU."""
     return jax.default_backend() == "gpu"
 
 
@@ -271,7 +271,7 @@ def rates(toy) -> dict:
 
 
 def check_rates(report, toy):
-    """What this device does at most."""
+    """Measure what this device does at most."""
     require_gpu(toy)
     for name, rate in rates(toy).items():
         report.note(f"{name}: T{'B' if name == 'copy' else 'FLOP'}/s", rate / 1e12)
@@ -446,7 +446,7 @@ def forward_operations(model, shape) -> float:
 
 
 def share_of_floor(report, what, seconds, operations, rate) -> None:
-    """How near a timing is to what the ceiling allows."""
+    """Tell how near a timing is to what the ceiling allows."""
     report.note(f"{what}: seconds", seconds)
     report.note(f"{what}: share of its floor", operations / rate / seconds)
 

@@ -243,7 +243,7 @@ VALUES_OF = {
 
 @dataclass
 class Verdict:
-    """What happened to a parameter."""
+    """The fate of a parameter."""
 
     estimator: str
     parameter: str
@@ -260,7 +260,7 @@ class Verdict:
 
     @property
     def stated(self) -> str | None:
-        """What READ and IRRELEVANT say, or None."""
+        """Return what READ and IRRELEVANT say, or None."""
         if self.parameter in READ.get(self.estimator, "").split():
             return "read"
         return "irrelevant" if self.reason else None
@@ -271,7 +271,7 @@ class Verdict:
 
     @property
     def fault(self) -> str:
-        """What is wrong with it, or nothing."""
+        """Say what is wrong with it, or nothing."""
         name = f"{self.estimator}({self.parameter}=...)"
         if self.wrong:
             return f"{name}: the model differs from the estimator for {', '.join(self.wrong)}"
@@ -325,7 +325,7 @@ def _inside(interval, default):
 
 
 def own_answers(estimator) -> np.ndarray:
-    """What scikit-learn answers, in the form in which models answer."""
+    """Return what scikit-learn answers, in the form in which models answer."""
     if hasattr(estimator, "decision_function_shape"):
         # the model's scores are always those of one class against the rest
         estimator = copy.copy(estimator).set_params(decision_function_shape="ovr", break_ties=False)
@@ -339,7 +339,7 @@ def own_answers(estimator) -> np.ndarray:
 
 
 def agrees(estimator) -> bool:
-    """Whether the model's answers are the estimator's; TypeError where there is no model."""
+    """Tell whether the model's answers are the estimator's; TypeError where there is no model."""
     model = as_model(estimator)
     found, own = np.asarray(model(jnp.asarray(QUERIES))), own_answers(estimator)
     if not hasattr(estimator, "decision_function") and hasattr(estimator, "classes_"):

@@ -60,7 +60,7 @@ KNOWN_NORMS = tuple(dict.fromkeys([*NORMS, *(kind.norm for kind in ATTACKS.value
 CONFIDENCE = 0.95
 # The arrays of a file of adversarial examples.
 EXAMPLES = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
-# What a file of skops may build besides scikit-learn's types: data alone, which runs nothing when it is built.
+# Types that a file of skops may build besides scikit-learn's: data alone, which runs nothing when it is built.
 TRUSTED = (
     *(AdversarialKernelTrainer, EmpiricalNTKClassifier, EmpiricalNTKRegressor, TangentFeatures),
     *(RobustFeatureSelector, Model, Variables, SavedArray, PrimalPredictor, DualPredictor),
@@ -81,7 +81,7 @@ class AttackedExamples:
     y, clean_predictions, predictions : array (n,)
         Labels; answers to X and to X_adv.
     members : dict from str to float
-        Of AutoAttack: accuracy as they are ("clean"), and after each of its members.
+        AutoAttack's accuracies: on the inputs as they are ("clean"), and after each of its members.
     flags : tuple of str
         What AutoAttack holds against its own result.
     attack : str

@@ -26,7 +26,7 @@ from ..tangent.linearization import DYNAMICS
 from .attack import ATTACKS as SAVED_ATTACKS
 from .attack import KNOWN_NORMS, attack_examples, held_out, load_estimator, make_attack, write_examples
 
-# What can go wrong without the library being wrong: told in one line.
+# Errors that happen without the library being wrong: told in one line.
 EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)
 # Status of what Ctrl-C has ended.
 STOPPED = 128 + signal.SIGINT

@@ -22,7 +22,7 @@ class EvolutionDisplay(Display):
     Parameters
     ----------
     curves : dict
-        From a regime's name to (epochs (t,), values (n_seeds, t)).
+        Pairs of epochs (t,) and values (n_seeds, t) by regime.
     label : str
         What the values are.
     log : bool, default=False

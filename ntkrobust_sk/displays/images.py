@@ -21,7 +21,7 @@ class ImageGridDisplay(Display):
     Parameters
     ----------
     images : dict
-        From a name to images (m, h, w, c) with c = 1 or 3, in [0, 1].
+        Images (m, h, w, c) by name, with c = 1 or 3, in [0, 1].
     titles : list of str, default=None
         Titles of the columns.
     """

@@ -107,7 +107,7 @@ class SpectrumDisplay(Display):
     Parameters
     ----------
     eigenvalues : dict
-        From a name to eigenvalues, largest first.
+        Eigenvalues by name, largest first.
     """
 
     def __init__(self, eigenvalues: dict):
@@ -163,7 +163,7 @@ class SpectrumDisplay(Display):
 
 
 class SpecializationDisplay(Display):
-    """How well the kernel of each output meets each class; see ``kernel_specialization``.
+    """A matrix of how well the kernel of each output meets each class; see ``kernel_specialization``.
 
     Parameters
     ----------

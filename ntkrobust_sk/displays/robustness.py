@@ -28,7 +28,7 @@ class RobustnessCurveDisplay(Display):
     ----------
     epsilons : array (e,)
     accuracies : dict
-        From a name to accuracies (e,).
+        Accuracies (e,) by name.
     """
 
     def __init__(self, epsilons: ArrayLike, accuracies: dict):

@@ -53,7 +53,7 @@ class _NotTestedError(LookupError):
     """The results lack what a claim needs."""
 
 
-# What a test of a claim returns: what was measured, in words; whether it holds; the numbers behind it.
+# The result of testing a claim: what was measured, in words; whether it holds; the numbers behind it.
 Finding = tuple[str, bool, dict[str, list[float]]]
 
 

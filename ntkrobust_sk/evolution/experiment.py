@@ -38,7 +38,7 @@ from .tasks import Measurements, tasks_of
 REGIMES = ("benign", "adversarial", "flip")
 STAGE2 = ("benign", "adversarial")
 ATTACKS = ("pgd", "fgsm", "n-fgsm")
-# Between whole epochs, where the kernel moves fastest; the paper's.
+# Epochs between whole ones, where the kernel moves fastest; the paper's.
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
 
 

@@ -31,7 +31,7 @@ from ..evolution.results import EvolutionResult, require_result
 from ..evolution.run_directory import RunDirectory
 from ..evolution.tasks import RESTARTS
 
-# Drawn in this colour, which becomes that of the text around the figure, in the dark and in the light.
+# Colour of lines and text in a figure, which becomes that of the text around it, in the dark and in the light.
 INK = "#010203"
 # Side of a kernel's image in the page; larger kernels are averaged over squares.
 PIXELS = 100
@@ -58,7 +58,7 @@ class Drawing(NamedTuple):
     svg : str
         What follows on ``<svg``.
     caption : str
-        For those who do not see the figure, or for all if it is ``shown``.
+        Read by those who do not see the figure, or by all if it is ``shown``.
     wide, shown : bool
     """
 
@@ -81,7 +81,7 @@ def write_report(result: EvolutionResult, path: str | os.PathLike | None = None)
     Returns
     -------
     Path
-        Of the file, which needs no other.
+        The file, which needs no other.
 
     Raises
     ------
