@@ -24,6 +24,8 @@ COLORS = {
     "robust": "#22507a",
     "initial": "#8a8a8a",
 }
+# The regimes of a run that are drawn; None is all.
+Regimes = Iterable[str] | None
 OTHER_COLORS = ("#2f6db3", "#c44e36", "#3a8f5c", "#7a4fa3", "#b8860b", "#5a5a5a")
 LABELS = {
     "velocity": "kernel velocity (per epoch)",
@@ -137,7 +139,7 @@ def curve_of(name: str, curve: Any) -> tuple[np.ndarray, np.ndarray]:
     return epochs, values
 
 
-def regimes_of(result: EvolutionResult, regimes: Iterable[str] | None) -> list[str]:
+def regimes_of(result: EvolutionResult, regimes: Regimes) -> list[str]:
     """Return the regimes that are asked for, or all that a run has."""
     known = require_result(result).experiment.regimes
     if regimes is None:

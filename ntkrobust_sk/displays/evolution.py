@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from .._validation import flag
 from ..analysis.metrics import kernel_distance
 from ..evolution.results import EvolutionResult
-from .base import LABELS, Display, color_of, curve_of, finish, mapping_of, regimes_of
+from .base import LABELS, Display, Regimes, color_of, curve_of, finish, mapping_of, regimes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,12 +37,7 @@ class EvolutionDisplay(Display):
 
     @classmethod
     def from_evolution(
-        cls,
-        result: EvolutionResult,
-        name: str = "velocity",
-        *,
-        regimes: Iterable[str] | None = None,
-        ax: Axes | None = None,
+        cls, result: EvolutionResult, name: str = "velocity", *, regimes: Regimes = None, ax: Axes | None = None
     ) -> Self:
         """Draw "velocity", "distance_to_start", or a number measured at each state, such as "robust".
 

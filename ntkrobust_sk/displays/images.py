@@ -9,7 +9,7 @@ import numpy as np
 
 from .._validation import array, check_choice, integer
 from ..evolution.results import EvolutionResult
-from .base import Display, mapping_of, names_of, regimes_of
+from .base import Display, Regimes, mapping_of, names_of, regimes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ class ImageGridDisplay(Display):
         kind: str = "regression",
         *,
         seed: int = 0,
-        regimes: Iterable[str] | None = None,
+        regimes: Regimes = None,
         ax: Axes | None = None,
     ) -> Self:
         """Draw what maximises each class's direction in each regime's kernel: "regression" or "eigenvector"."""

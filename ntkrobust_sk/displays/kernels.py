@@ -15,6 +15,7 @@ from ..evolution.results import EvolutionResult
 from ..targets.labels import encode_labels
 from .base import (
     Display,
+    Regimes,
     color_of,
     epoch_of,
     finish,
@@ -56,7 +57,7 @@ class KernelDistanceDisplay(Display):
         result: EvolutionResult,
         *,
         seed: int = 0,
-        regimes: Iterable[str] | None = None,
+        regimes: Regimes = None,
         images: str = "clean",
         ax: Axes | None = None,
     ) -> Self:
@@ -125,7 +126,7 @@ class SpectrumDisplay(Display):
         result: EvolutionResult,
         *,
         seed: int = 0,
-        regimes: Iterable[str] | None = None,
+        regimes: Regimes = None,
         epoch: float | None = None,
         images: str = "clean",
         ax: Axes | None = None,
