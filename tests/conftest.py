@@ -39,6 +39,12 @@ gc.set_threshold(100_000, 50, 50)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Modules of trusted arrays, whose annotated shapes are checked at each call. Elsewhere bad input comes in on
+# purpose, and has errors of its own.
+SHAPES_CHECKED = ["ntkrobust_sk.attacks.losses"]
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
 from ntkrobust_sk.kernels import abstract_features, plan  # noqa: E402
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from .entry import is_binary, two_columns
 
@@ -11,7 +12,7 @@ from .entry import is_binary, two_columns
 LEAST_GAP = 1e-12
 
 
-def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
+def example_losses(scores: Float[Array, "n c"], y: Shaped[Array, ...]) -> Float[Array, " n"]:
     """Return the cross-entropy (n,) of integer labels, or the squared error (n,) of real targets.
 
     One column of scores is that of label 1 against label 0, whose score is zero.
@@ -33,12 +34,12 @@ def example_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum((scores - y.astype(scores.dtype)) ** 2, axis=1)
 
 
-def _cross_entropy(scores, y):
+def _cross_entropy(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, " n"]:
     """Return log(1 + Σ_{c ≠ y} exp(s_c − s_y)), which is not rounded to zero where the model is sure."""
     return jax.nn.softplus(log_odds(scores, y))
 
 
-def log_odds(scores: jax.Array, y: jax.Array) -> jax.Array:
+def log_odds(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, " n"]:
     """Return log Σ_{c ≠ y} exp(s_c − s_y) (n,), which rises with the cross-entropy.
 
     Its gradient has the direction of the cross-entropy's, without the factor that rounds to zero where the model
@@ -49,17 +50,17 @@ def log_odds(scores: jax.Array, y: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(others, axis=1) - right
 
 
-def ascent_losses(scores: jax.Array, y: jax.Array) -> jax.Array:
+def ascent_losses(scores: Float[Array, "n c"], y: Shaped[Array, "n ..."]) -> Float[Array, " n"]:
     """Return what rises with :func:`example_losses`, for attacks that ask for its order and direction alone."""
     return log_odds(scores, y) if jnp.issubdtype(y.dtype, jnp.integer) else example_losses(scores, y)
 
 
-def answers_wrongly(scores: jax.Array, y: jax.Array) -> jax.Array:
+def answers_wrongly(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Bool[Array, " n"]:
     """Tell whether the highest score is another's (n,); scores of which one is NaN are no answer at all."""
     return (scores.argmax(1) != y) & ~jnp.isnan(scores).any(1)
 
 
-def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
+def margin(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, " n"]:
     """Return the margin z_y − max_{c≠y} z_c (n,) of scores (n, C) and labels (n,).
 
     It is negative where the answer is wrong, and infinite where scores are NaN, since that is no answer.
@@ -72,14 +73,18 @@ def margin(scores: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(found), jnp.inf, found)
 
 
-def dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+def dlr(
+    scores: Float[Array, "n c"], y: Integer[Array, " n"], target: Integer[Array, " n"] | None
+) -> Float[Array, " n"]:
     """Return the difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
     ordered = jnp.sort(scores, axis=1)
     others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
     return (others.max(1) - _at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + LEAST_GAP)
 
 
-def targeted_dlr(scores: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+def targeted_dlr(
+    scores: Float[Array, "n c"], y: Integer[Array, " n"], target: Integer[Array, " n"]
+) -> Float[Array, " n"]:
     """Return the difference of logits ratio towards the class ``target`` (n,) of each example."""
     ordered = jnp.sort(scores, axis=1)
     return (_at(scores, target) - _at(scores, y)) / (
@@ -102,5 +107,5 @@ def check_classes(loss: str, n_classes: int, y: jax.Array) -> None:
         raise ValueError(f"loss={loss!r} needs integer labels, got {y.dtype}; use loss='ce'")
 
 
-def _at(scores, y):
+def _at(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, " n"]:
     return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
