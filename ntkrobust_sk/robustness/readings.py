@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from sklearn.base import is_classifier
-from sklearn.exceptions import NotFittedError
-from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array
 
@@ -20,6 +18,7 @@ from ..execution.loops import without_numbers
 from ..sklearn_models.conversion import model_on
 from ..sklearn_models.guard import compare
 from ..sklearn_models.registry import DifferentiableEstimator
+from ..sklearn_models.remembered_rows import unwrap
 from ..tables.frames import Table, require_free
 from .black_box import BlackBox
 
@@ -175,19 +174,6 @@ def _in_order(estimator, table) -> bool:
 def scores_of(form: Any) -> Any:
     """Return what a model of this form gives, without computing it; found once for all calls with it."""
     return jax.eval_shape(lambda m, x: m(x), *without_numbers(form))
-
-
-def unwrap(estimator: Any) -> Any:
-    """Return what a FrozenEstimator or a search holds."""
-    while True:
-        if isinstance(estimator, FrozenEstimator):
-            estimator = estimator.estimator
-        elif hasattr(estimator, "best_estimator_"):
-            estimator = estimator.best_estimator_
-        elif hasattr(estimator, "cv_results_"):
-            raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
-        else:
-            return estimator
 
 
 def last_step(estimator: Any) -> Any:

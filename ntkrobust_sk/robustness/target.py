@@ -26,11 +26,12 @@ from ..execution.tiles import NETWORK_ROWS, as_pytree, movable
 from ..networks.inputs import params_dtype
 from ..networks.model import Model, failure
 from ..sklearn_models.registry import DifferentiableEstimator
+from ..sklearn_models.remembered_rows import unwrap
 from ..tables.frames import as_table, check_rows, require_free, warn_of_fixed
 from ..targets.labels import encode_labels
 from ..targets.target import AttackTarget, in_double_precision
 from .black_box import BlackBox, forget_error
-from .readings import last_step, own_arrays, scores_of, through_scikit_learn, unwrap
+from .readings import last_step, own_arrays, scores_of, through_scikit_learn
 
 # Rows attacked at once of scikit-learn's estimators, most of which do so little for a row that a step's own cost
 # counts; divides the numbers of examples that people choose.

@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 from sklearn.exceptions import NotFittedError
 
-from .arrays import namespace
+from .arrays import Array, namespace
 from .linear import chained
 from .registry import COMPOSITIONS, adapts, form_of
 from .remembered_rows import core, is_word
@@ -52,10 +52,11 @@ def _side_by_side(steps, weights):
     kept = [(name, step, at) for name, step, at in steps if not _drops(step) and (at is None or len(at))]
     weights = [(weights or {}).get(name) for name, _, _ in kept]
     factors = [1.0 if weight is None else float(weight) for weight in weights]
-    return Partial(_joined, [_part(step) for _, step, _ in kept], [at for _, _, at in kept], factors)
+    return Partial(joined, [_part(step) for _, step, _ in kept], [at for _, _, at in kept], factors)
 
 
-def _joined(parts, columns, weights, x):
+def joined(parts: list, columns: list, weights: list[float], x: Array) -> Array:
+    """Compute parts of x side by side, each of its columns (None is all of them) and with its weight."""
     blocks = [x[:, :0]]
     for part, at, weight in zip(parts, columns, weights, strict=True):
         blocks.append(weight * part(x if at is None else x[:, at]))

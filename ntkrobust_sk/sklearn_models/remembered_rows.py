@@ -7,6 +7,8 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 
 from .arrays import dense
 
@@ -21,13 +23,20 @@ KEPT, AT_HAND = 4, 8
 
 def core(estimator: Any) -> Any:
     """Return what answers in the end: of a Pipeline its last step, of a search what it has found."""
+    while hasattr(estimator := unwrap(estimator), "steps"):
+        estimator = estimator.steps[-1][1]
+    return estimator
+
+
+def unwrap(estimator: Any) -> Any:
+    """Return what a FrozenEstimator or a search holds."""
     while True:
-        if hasattr(estimator, "steps"):
-            estimator = estimator.steps[-1][1]
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
-        elif type(estimator).__name__ == "FrozenEstimator":
-            estimator = estimator.estimator
+        elif hasattr(estimator, "cv_results_"):
+            raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
         else:
             return estimator
 
@@ -54,7 +63,7 @@ def parts(estimator: Any) -> tuple[Any, ...]:
         return tuple(step for _, step in estimator.transformer_list if not is_word(step))
     if hasattr(estimator, "best_estimator_"):
         return (estimator.best_estimator_,)
-    return (estimator.estimator,) if type(estimator).__name__ == "FrozenEstimator" else ()
+    return (estimator.estimator,) if isinstance(estimator, FrozenEstimator) else ()
 
 
 def is_word(step: Any) -> bool:

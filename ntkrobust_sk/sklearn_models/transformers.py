@@ -124,10 +124,11 @@ def _products_of(factors, x):
 @adapts("SelectFromModel", "SelectKBest", "SelectPercentile", "VarianceThreshold")
 def selector(estimator: Any) -> Partial:
     """Write the chosen features."""
-    return Partial(_chosen, np.flatnonzero(estimator.get_support()))
+    return Partial(chosen, np.flatnonzero(estimator.get_support()))
 
 
-def _chosen(columns, x):
+def chosen(columns: np.ndarray, x: Array) -> Array:
+    """Take some columns of x."""
     return x[:, columns]
 
 

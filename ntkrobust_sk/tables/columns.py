@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from jax.tree_util import Partial
 from sklearn.compose import ColumnTransformer
-from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from ..sklearn_models.arrays import namespace
+from ..sklearn_models.compositions import joined
 from ..sklearn_models.conversion import model_on
+from ..sklearn_models.remembered_rows import unwrap
+from ..sklearn_models.transformers import chosen
 from .frames import Table
 
 # Bytes that a table of known answers may take.
@@ -36,7 +38,7 @@ def encoded_columns(estimator: Any, table: Table) -> dict[int, str]:
 
 
 def _encoded(step, table, columns):
-    step = _held(step)
+    step = unwrap(step)
     if isinstance(step, str) or step is None:
         return []
     if hasattr(step, "categories_"):
@@ -67,7 +69,7 @@ def table_model(estimator: Any, table: Table) -> Callable:
 
 def _form(step, table, columns):
     """Return what the step makes of the table's columns, of rows of the whole table."""
-    step = _held(step)
+    step = unwrap(step)
     fixed = table.fixed[columns]
     if _passes(step):
         return _values(table, columns)
@@ -147,7 +149,7 @@ def _values(table, columns):
     """Return the columns' numbers."""
     fixed = table.fixed[columns]
     if not fixed.any():
-        return Partial(_chosen, columns)
+        return Partial(chosen, columns)
     numbers = table.numbers[:, columns]
     if not np.isfinite(numbers).all():
         raise TypeError("columns without numbers, or with missing values, reach a step that has no form for them")
@@ -179,21 +181,12 @@ def _put(lookup, places, columns, x):
     return block.at[:, places].set(x[:, columns])
 
 
-def _chosen(columns, x):
-    return x[:, columns]
-
-
 def _after(model, before, x):
     return model(before(x))
 
 
 def _joined(blocks):
-    return Partial(_concatenated, [form for _, form in blocks], [weight for weight, _ in blocks])
-
-
-def _concatenated(forms, weights, x):
-    blocks = [weight * form(x) for form, weight in zip(forms, weights, strict=True)]
-    return namespace(x).concatenate(blocks, axis=1)
+    return Partial(joined, [form for _, form in blocks], [None] * len(blocks), [weight for weight, _ in blocks])
 
 
 def _dense(found) -> np.ndarray:
@@ -206,9 +199,3 @@ def _dense(found) -> np.ndarray:
 
 def _passes(step) -> bool:
     return step is None or (isinstance(step, str) and step == "passthrough")
-
-
-def _held(step):
-    while isinstance(step, FrozenEstimator) or hasattr(step, "best_estimator_"):
-        step = step.estimator if isinstance(step, FrozenEstimator) else step.best_estimator_
-    return step
