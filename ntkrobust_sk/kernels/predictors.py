@@ -39,9 +39,9 @@ class DualPredictor(Portable):
 
     kernel: Callable = field(metadata={"static": True})
     model: Model
-    x_fit: jax.Array
-    dual_coef: jax.Array
-    offset: jax.Array
+    x_fit: jax.Array | np.ndarray
+    dual_coef: jax.Array | np.ndarray
+    offset: jax.Array | np.ndarray
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the scores (n, C) of inputs (n, ...)."""
@@ -69,7 +69,7 @@ class PrimalPredictor(Portable):
     kernel: Callable = field(metadata={"static": True})
     model: Model
     tangents: PyTree
-    offset: jax.Array
+    offset: jax.Array | np.ndarray
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the scores (n, C) of inputs (n, ...)."""

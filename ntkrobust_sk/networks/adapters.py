@@ -21,10 +21,11 @@ import numpy as np
 
 from .._validation import brief
 from .foreign import already_built, check_hashable, mode, require
+from .inputs import PyTree
 from .model import Model, Variables, require_model
 
 
-def from_equinox(module, state=None, *, batched: bool = False) -> Model:
+def from_equinox(module: Any, state: Any = None, *, batched: bool = False) -> Model:
     """Make a model of an Equinox module.
 
     Parameters
@@ -85,7 +86,9 @@ class EquinoxNetwork:
         """Raise an error: the module's weights are in its model."""
         raise already_built(self, "from_equinox")
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         eqx = require("equinox", "Equinox")
         fixed, moving = state
@@ -99,7 +102,9 @@ class EquinoxNetwork:
         return logits, ((fixed, updated) if train else state)
 
 
-def from_haiku(transformed, params=None, state=None) -> HaikuNetwork | Model:
+def from_haiku(
+    transformed: Any, params: Mapping | None = None, state: Mapping | None = None
+) -> HaikuNetwork | Model:
     """Make a network of a transformed Haiku function, or a model of it and its parameters.
 
     Parameters
@@ -168,7 +173,9 @@ class HaikuNetwork:
         variables = self.transformed.init(key, x, **mode(self.transformed.init, train=True))
         return Variables(*variables) if self.stateful else Variables(variables)
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         apply = self.transformed.apply
         leading = (params, state) if self.stateful else (params,)
@@ -180,7 +187,7 @@ class HaikuNetwork:
 
 
 def from_stax(
-    init_fn: Callable, apply_fn: Callable, kernel_fn: Callable | None = None, *, params=None
+    init_fn: Callable, apply_fn: Callable, kernel_fn: Callable | None = None, *, params: PyTree = None
 ) -> StaxNetwork | Model:
     """Make a network of a stax-style pair of functions, from ``jax.example_libraries`` or neural-tangents.
 
@@ -235,6 +242,8 @@ class StaxNetwork:
         _, params = self.init_fn(key, (-1, *input_shape))
         return Variables(params)
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the (empty) state."""
         return self.apply_fn(params, x), state

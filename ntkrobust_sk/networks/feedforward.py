@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._validation import check_choice, flag, integer, positive_tuple
+from .inputs import PyTree
 from .layers import (
     ACTIVATIONS,
     as_numbers,
@@ -72,7 +73,9 @@ class MLP:
             params[f"dense_{i}"] = init_dense(keys[i], fan_in, fan_out, gain)
         return Variables(params)
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the (empty) state."""
         h = as_numbers(x, params).reshape(x.shape[0], math.prod(x.shape[1:]))
         for i in range(len(self.widths)):
@@ -142,7 +145,9 @@ class CNN:
         params["dense"] = init_dense(keys[-1], channels[-1], n_outputs, gain)
         return Variables(params)
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the (empty) state."""
         h = as_numbers(x, params)
         for i, stride in enumerate(self.strides):

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from .._validation import brief
 from .foreign import already_built, check_hashable, mode, require, without_lists
+from .inputs import PyTree
 from .model import Model, Variables, require_model
 
 
-def from_flax(module, variables=None) -> FlaxNetwork | Model:
+def from_flax(module: Any, variables: Mapping | None = None) -> FlaxNetwork | Model:
     """Make a network of a Flax Linen module, or a model of it and its variables.
 
     Parameters
@@ -84,7 +85,9 @@ class FlaxNetwork:
         variables = dict(self.module.init(key, x, **self._mode(train=False)))
         return Variables(variables.pop("params", {}), variables)
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         errors = require("flax.errors", "Flax")
         variables = {**dict(state), "params": params}
@@ -106,7 +109,7 @@ class FlaxNetwork:
         return {name: value for name, value in arguments.items() if getattr(self.module, name, None) is None}
 
 
-def from_nnx(module) -> Model:
+def from_nnx(module: Any) -> Model:
     """Make a model of a Flax NNX module.
 
     Parameters
@@ -163,7 +166,9 @@ class NNXNetwork:
         """Raise an error: the module's weights are in its model."""
         raise already_built(self, "from_nnx")
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         nnx = require("flax.nnx", "Flax")
         module = nnx.merge(self.training if train else self.evaluation, params, state)

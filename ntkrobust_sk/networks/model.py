@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
+from numpy.typing import DTypeLike
 
 from .._portable import Portable
 from .._validation import brief
@@ -117,7 +118,9 @@ class Model(Portable):
         return f"Model({self.network!r}, n_params={n_params(self.variables.params):,})"
 
 
-def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None, name: str = "X") -> int:
+def check_model(
+    model: Callable, input_shape: tuple[int, ...], dtype: DTypeLike | None = None, name: str = "X"
+) -> int:
     """Find the number C of logits of a model, without computing them.
 
     Parameters
@@ -159,7 +162,7 @@ def check_model(model: Callable, input_shape: tuple[int, ...], dtype=None, name:
             )
         if shape[1] != n:
             break
-    if jnp.issubdtype(logits.dtype, jnp.complexfloating) and jnp.issubdtype(dtype, jnp.complexfloating):
+    if jnp.issubdtype(logits.dtype, jnp.complexfloating) and jnp.issubdtype(jnp.dtype(dtype), jnp.complexfloating):
         raise ValueError(
             f"{name} holds complex numbers, of which the network makes complex logits; write {name}.real or "
             f"abs({name}), or let the network return real ones"
@@ -178,7 +181,7 @@ def _logits(model, x):
     return model(x)
 
 
-def require_model(model, name: str = "model") -> Model:
+def require_model(model: object, name: str = "model") -> Model:
     """Return a :class:`Model` that has real parameters, or say what came and what to write instead.
 
     The one check of whatever takes a model. Costs some microseconds for each parameter array; values of arrays
@@ -229,7 +232,7 @@ def require_model(model, name: str = "model") -> Model:
     return model
 
 
-def require_network(network, name: str = "network") -> Network:
+def require_network(network: Any, name: str = "network") -> Network:
     """Return what has a network's ``apply``, or raise a TypeError that says what came.
 
     ``init`` is needed by those alone who draw variables.

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 import jax
+from numpy.typing import DTypeLike
 
 from .._validation import brief, check_choice
 from .feedforward import CNN, MLP
@@ -17,7 +18,13 @@ from .resnet import ResNet18
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
 
 
-def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Model:
+def initial_model(
+    network: str | Network | Model | None,
+    input_shape: tuple[int, ...],
+    n_outputs: int,
+    key: jax.Array,
+    dtype: DTypeLike = float,
+) -> Model:
     """Return a model for data of a dtype: a Model as it is, a network or its name with weights drawn for it."""
     if network is None:
         network = "cnn" if len(input_shape) == 3 else "mlp"
@@ -33,7 +40,7 @@ def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Mod
         require_network(network)
         if getattr(network, "n_outputs", n_outputs) is None:
             network = replace(cast(Any, network), n_outputs=n_outputs)
-        network = Model(network, _init(network, key, tuple(input_shape)))
+        network = Model(cast(Network, network), _init(network, key, tuple(input_shape)))
     try:
         n_logits(network, input_shape, dtype)
     except (TypeError, ValueError) as error:
@@ -42,7 +49,7 @@ def initial_model(network, input_shape, n_outputs: int, key, dtype=float) -> Mod
     return network
 
 
-def n_logits(model: Model, input_shape, dtype) -> int:
+def n_logits(model: Model, input_shape: tuple[int, ...], dtype: DTypeLike) -> int:
     """Count a model's logits C for inputs that came in a given dtype."""
     return check_model(model, input_shape, inputs_dtype(dtype, require_model(model).variables.params))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._validation import flag, integer
+from .inputs import PyTree
 from .layers import (
     as_numbers,
     check_init,
@@ -108,7 +109,9 @@ class ResNet18:
         params["dense"] = init_dense(key_dense, 8 * self.width, n_outputs, float(not self.zero_last_layer))
         return Variables(params, {"n_steps": jnp.zeros((), jnp.int32), "statistics": statistics})
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         n_steps = state["n_steps"] + 1
         statistics = dict(state["statistics"])

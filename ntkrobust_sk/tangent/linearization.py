@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._validation import flag
+from ..networks.inputs import PyTree
 from ..networks.model import Model, Network, Variables, require_model, require_network
 from .jaxpr import holds_custom_vjp
 
@@ -42,7 +43,9 @@ class Linearized:
         """Draw an anchor; the displacement from it is zero."""
         return _at_anchor(self.network.init(key, input_shape))
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         """Return the logits (n, C) and the unchanged anchor, whose own state stays in evaluation mode."""
 
         def at(theta):

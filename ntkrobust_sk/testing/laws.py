@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import flag, number, positive_tuple
 from ..execution.precision import enable_x64
@@ -15,16 +17,20 @@ from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.plan import fixed_plan
 from ..kernels.predictors import DualPredictor, make_predictor
-from ..networks.inputs import host_inputs, require_finite
+from ..networks.inputs import PyTree, host_inputs, require_finite
 from ..networks.model import Model, Network, require_model
 from .strategies import TILE_ROWS
+
+KernelLike = str | Callable
 
 ROUNDING = 64
 DRIFT = 256
 INDEFINITENESS = 10
 
 
-def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float | None = None) -> None:
+def check_kernel(
+    kernel: KernelLike, model: Model, X: ArrayLike, *, tangent: bool = True, rtol: float | None = None
+) -> None:
     """Run every check that applies to the kernel.
 
     Those are :func:`check_shape`, :func:`check_symmetric`, :func:`check_positive_semidefinite`,
@@ -71,7 +77,7 @@ def check_kernel(kernel, model: Model, X, *, tangent: bool = True, rtol: float |
         check_predictor(kernel, model, X, rtol=rtol)
 
 
-def check_shape(kernel, model: Model, X) -> None:
+def check_shape(kernel: KernelLike, model: Model, X: ArrayLike) -> None:
     """Check that the block of n and m inputs is (n, m), (n, m, C) or (n, m, C, C), with C the number of logits.
 
     A kernel that states its ``rank`` must return blocks of that rank.
@@ -87,7 +93,7 @@ def check_shape(kernel, model: Model, X) -> None:
         )
 
 
-def check_symmetric(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+def check_symmetric(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
     """Check that K(x', x) = K(x, x')ᵀ, the transpose being over the classes of a kernel of rank 4.
 
     Looks at what the kernel itself returns; :func:`~ntkrobust_sk.gram` computes one half and mirrors it.
@@ -98,7 +104,9 @@ def check_symmetric(kernel, model: Model, X, *, rtol: float | None = None) -> No
     _require_close(f"{kernel!r} is not symmetric", K, K.transpose(axes), rtol)
 
 
-def check_positive_semidefinite(kernel, model: Model, X, *, tol: float | None = None) -> None:
+def check_positive_semidefinite(
+    kernel: KernelLike, model: Model, X: ArrayLike, *, tol: float | None = None
+) -> None:
     """Check that no eigenvalue is below −tol times the largest absolute one.
 
     Every class of a kernel of rank 3 is a matrix of its own; one of rank 4 is one matrix of n·C rows.
@@ -123,7 +131,9 @@ def check_positive_semidefinite(kernel, model: Model, X, *, tol: float | None = 
             )
 
 
-def check_permutation_equivariance(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+def check_permutation_equivariance(
+    kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None
+) -> None:
     """Check that reordered inputs give the same entries in the new order: each depends on its two inputs alone."""
     kernel, X = _prepared(kernel, model, X)
     K = _block_of(kernel, model, X, X)
@@ -132,7 +142,7 @@ def check_permutation_equivariance(kernel, model: Model, X, *, rtol: float | Non
     _require_close(f"{kernel!r} depends on the order of its inputs", found, K[rolled][:, reverse], rtol)
 
 
-def check_diagonal(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+def check_diagonal(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
     """Check that k(x, x) computed alone, for every x, is the diagonal of the Gram matrix of all."""
     kernel, X = _prepared(kernel, model, X)
     alone = np.stack([_block_of(kernel, model, x[None], x[None])[0, 0] for x in X])
@@ -144,7 +154,12 @@ def check_diagonal(kernel, model: Model, X, *, rtol: float | None = None) -> Non
 
 
 def check_tiling_invariance(
-    kernel, model: Model, X, *, tile_rows: tuple[int, ...] = TILE_ROWS, rtol: float | None = None
+    kernel: str | Callable,
+    model: Model,
+    X: ArrayLike,
+    *,
+    tile_rows: tuple[int, ...] = TILE_ROWS,
+    rtol: float | None = None,
 ) -> None:
     """Check that tiles of any size, and slices of rows and columns, give the entries of one block of all inputs.
 
@@ -167,7 +182,9 @@ def check_tiling_invariance(
     _require_close(f"{kernel!r} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
 
 
-def check_scaling(kernel, model: Model, X, *, factor: float = 3.0, rtol: float | None = None) -> None:
+def check_scaling(
+    kernel: KernelLike, model: Model, X: ArrayLike, *, factor: float = 3.0, rtol: float | None = None
+) -> None:
     """Check that the kernel of c times the logits is c² times the kernel, as for every tangent kernel."""
     factor = number("factor", factor)
     kernel, X = _prepared(kernel, model, X)
@@ -177,7 +194,7 @@ def check_scaling(kernel, model: Model, X, *, factor: float = 3.0, rtol: float |
     _require_close(claim, _block_of(kernel, scaled, X, X), expected, rtol)
 
 
-def check_dtype_drift(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+def check_dtype_drift(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
     """Check that in float32 the kernel is within ``rtol`` of its largest entry from what it is in float64.
 
     Parameters
@@ -197,7 +214,7 @@ def check_dtype_drift(kernel, model: Model, X, *, rtol: float | None = None) -> 
     _require_close(f"{kernel!r} in float32 is not what it is in float64", found, exact, rtol)
 
 
-def check_predictor(kernel, model: Model, X, *, rtol: float | None = None) -> None:
+def check_predictor(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
     """Check that training points folded into tangents give the scores that the kernel itself gives.
 
     For kernels with ``fold`` and ``predict``. A difference is measured against the largest sum of absolute
@@ -229,7 +246,9 @@ class _Scaled:
     def init(self, key, input_shape):
         return self.network.init(key, input_shape)
 
-    def apply(self, params, state, x, *, train=False):
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, PyTree]:
         logits, state = self.network.apply(params, state, x, train=train)
         return self.factor * logits, state
 

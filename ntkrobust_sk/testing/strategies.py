@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..kernels.ntk import resolve_kernel
-from ..kernels.plan import fixed_plan
+from ..kernels.plan import Plan, fixed_plan
 from ..networks.feedforward import CNN, MLP
 from ..networks.layers import ACTIVATIONS
 from ..networks.model import Model
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 # few rows, so that few inputs fill more than one tile
 TILE_ROWS = (1, 4)
 
 
-def inputs(input_shape: tuple[int, ...], *, n_samples=(2, 5), bounds=(0.0, 1.0), dtype=np.float32):
+def inputs(
+    input_shape: tuple[int, ...],
+    *,
+    n_samples: int | tuple[int, int] = (2, 5),
+    bounds: tuple[float, float] = (0.0, 1.0),
+    dtype: DTypeLike = np.float32,
+) -> SearchStrategy[np.ndarray]:
     """Strategy for inputs (n, *input_shape), finite and within bounds.
 
     The values are ``bounds[0]`` plus multiples of 1/1024 of the range: the smallest floats, which ReLU
@@ -47,7 +59,9 @@ def inputs(input_shape: tuple[int, ...], *, n_samples=(2, 5), bounds=(0.0, 1.0),
     return st.integers(least, most).flatmap(drawn)
 
 
-def networks(input_shape: tuple[int, ...], *, n_outputs=(1, 3)):
+def networks(
+    input_shape: tuple[int, ...], *, n_outputs: int | tuple[int, int] = (1, 3)
+) -> SearchStrategy[MLP | CNN]:
     """Strategy for small networks: :class:`MLP`, and :class:`CNN` where inputs are images (h, w, c).
 
     Parameters
@@ -79,7 +93,7 @@ def networks(input_shape: tuple[int, ...], *, n_outputs=(1, 3)):
     )
 
 
-def models(input_shape: tuple[int, ...], *, networks=None):
+def models(input_shape: tuple[int, ...], *, networks: SearchStrategy | None = None) -> SearchStrategy[Model]:
     """Strategy for models: a drawn network with variables drawn from its ``init``.
 
     Parameters
@@ -101,7 +115,9 @@ def models(input_shape: tuple[int, ...], *, networks=None):
     )
 
 
-def tilings(kernel, model: Model, input_shape: tuple[int, ...], *, max_rows: int = 8):
+def tilings(
+    kernel: str | Callable, model: Model, input_shape: tuple[int, ...], *, max_rows: int = 8
+) -> SearchStrategy[Plan]:
     """Strategy for plans with which :func:`~ntkrobust_sk.gram` takes tiles of 1, 2, 4, ... rows.
 
     Parameters
