@@ -33,7 +33,7 @@ from .norms import NORMS
 from .threat_model import Box, plain_bounds
 
 _length = partial(number, low=0, unit="in units of the data")
-# What fields of these names hold in every attack, and how they are made plain values.
+# The checks of fields that mean the same in every attack; each returns a plain value.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "epsilon": _length,
     "n_steps": integer,
@@ -69,8 +69,12 @@ class AttackSettings:
     bounds : (low, high), Box or None
     norms : tuple of str
         The norms that the attack knows.
+    checks : dict
+        What makes plain values of the attack's own fields, ``check(name, value)`` by field.
     needs_gradients : bool
         Whether it asks for more than scores.
+    needs_labels : bool
+        Whether real targets are refused.
     one_key_each : bool
         Whether it takes a key for each example.
     """
@@ -79,22 +83,22 @@ class AttackSettings:
     norm: str
     bounds: tuple | Box | None
     norms: ClassVar[tuple[str, ...]] = tuple(NORMS)
+    checks: ClassVar[dict[str, Callable[[str, Any], Any]]] = {}
     needs_gradients: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
     one_key_each: ClassVar[bool] = True
 
     def __post_init__(self):
         check_choice("norm", self.norm, self.norms)
+        checks = {**CHECKS, **self.checks}
         for field in fields(self):  # pyright: ignore[reportArgumentType] - those who inherit are dataclasses
             value = getattr(self, field.name)
-            if field.name in CHECKS and not (value is None and field.default is None):
-                object.__setattr__(self, field.name, CHECKS[field.name](field.name, value))
+            if field.name in checks and not (value is None and field.default is None):
+                object.__setattr__(self, field.name, checks[field.name](field.name, value))
 
 
 class Attack(AttackSettings, ABC):
     """An attack on ``x -> scores``: inputs are checked where it is called, and :meth:`_run` works on rows."""
-
-    # Whether y must be labels.
-    needs_labels: ClassVar[bool] = False
 
     def __call__(self, model: Callable, x: Any, y: Any, *, key: Any) -> jax.Array:
         """Return adversarial examples.

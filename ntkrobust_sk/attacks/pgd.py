@@ -193,11 +193,7 @@ class NFGSM(Attack):
     step_size: float | None = None
     bounds: tuple | Box | None = (0.0, 1.0)
     norm = "linf"
-
-    def __post_init__(self):
-        super().__post_init__()
-        noise = number("noise", self.noise, low=0, unit="in units of epsilon")
-        object.__setattr__(self, "noise", noise)
+    checks = {"noise": partial(number, low=0, unit="in units of epsilon")}
 
     def _run(self, given: Given) -> Outcome:
         noise = ball_around(given.x, self.noise * self.epsilon, self.bounds)

@@ -7,6 +7,7 @@ and puts small changes back to zero after each step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -77,12 +78,10 @@ class SigmaZero(MinimumNorm):
     bounds: tuple | Box | None = (0.0, 1.0)
     norm = "l0"
     norms = ("l0",)
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "sigma", number("sigma", self.sigma, above=0))
-        threshold = number("threshold", self.threshold, low=0, unit="in units of the data")
-        object.__setattr__(self, "threshold", threshold)
+    checks = {
+        "sigma": partial(number, above=0),
+        "threshold": partial(number, low=0, unit="in units of the data"),
+    }
 
     def _search(self, given: Given, found: Found) -> Found:
         x = given.x

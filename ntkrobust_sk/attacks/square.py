@@ -73,10 +73,7 @@ class Square(Attack):
     bounds: tuple | Box | None = (0.0, 1.0)
     needs_gradients = False
     needs_labels = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "share", number("share", self.share, above=0, high=1))
+    checks = {"share": partial(number, above=0, high=1)}
 
     def _run(self, given: Given) -> Outcome:
         kind, n_steps = (self.norm, given.shape[1:]), self.n_queries - 1

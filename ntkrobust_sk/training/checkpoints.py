@@ -96,16 +96,7 @@ def read_arrays(path: Path, of: str | None = None) -> dict[str, np.ndarray]:
         length = int.from_bytes(data[:8], "little")
         stated = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][STATED])
         expected, found = stated["sha256"], stated["of"]
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        MemoryError,
-        RecursionError,
-        _safetensors_error(),
-    ) as error:
+    except Exception as error:  # whatever readers raise on bytes that nobody has written
         raise DamagedCheckpointError(
             f"the checkpoint {path} cannot be read, or states no checksum: {error!r}"
         ) from error
@@ -152,9 +143,3 @@ def _safetensors():
     except ImportError as error:
         raise ImportError("checkpoints need safetensors: pip install 'ntkrobust_sk[evolution]'") from error
     return safetensors.numpy
-
-
-def _safetensors_error():
-    import safetensors
-
-    return safetensors.SafetensorError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,11 +17,7 @@ if TYPE_CHECKING:
     import optax
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["model", "opt_state", "key", "step", "loss", "failed_step"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class TrainState:
     """Everything that training needs to go on from here.
