@@ -2,7 +2,6 @@
 
 import ast
 import pickle
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +75,6 @@ def test_what_only_some_can_do_is_a_type(kind, able):
         assert isinstance(attack(0.1), kind) == (attack in able)
         assert isinstance(attack(0.1), InBall)
     assert not isinstance(Clean(), InBall | kind)
-
-
-def test_nobody_asks_by_name_what_an_attack_can_do():
-    asked = re.compile(r"""(hasattr|getattr)\(\w*attack, "(nearest|run|in_tiles|needs_gradients|one_key_each)""")
-    assert not [path for path in PACKAGE.rglob("*.py") if asked.search(path.read_text())]
 
 
 def test_no_attack_builds_another_one_but_the_ensemble_its_members():

@@ -1,8 +1,5 @@
 """How models are applied to all rows (as flat rows, in tiles, one ahead), and how steps are repeated."""
 
-import ast
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,14 +89,3 @@ def test_other_numbers_of_steps_compile_nothing():
     for n_steps in (1, 5, 9):
         assert loops.repeat(step, n_steps, 0.0, 1.0, evaluated=(as_pytree(jnp.sin), 1.0)) == sum(range(n_steps))
     assert len(set(map(type, traces))) == 1 and len(traces) <= 2
-
-
-def test_one_place_decides_how_steps_are_repeated():
-    package = Path(loops.__file__).parents[1]
-    calls = [
-        path.name
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and "prefers_compiled_loop" in ast.unparse(node.func)
-    ]
-    assert calls == ["loops.py"]
