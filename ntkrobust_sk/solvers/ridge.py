@@ -1,6 +1,7 @@
 """Kernel ridge regression: dual coefficients of a symmetric system, with weights and several targets."""
 
 import math
+from collections.abc import Callable
 
 from array_api_compat import array_namespace, device
 
@@ -10,7 +11,7 @@ from .direct import InaccurateSolveError, SingularGramError, resolve_solver
 from .matrices import require_real, solver_array
 
 
-def solve(gram, targets, *, alpha, solver="cholesky", sample_weight=None):
+def solve(gram, targets, *, alpha, solver: str | Callable = "cholesky", sample_weight=None):
     """Compute the dual coefficients of kernel ridge regression, for a trace, class or full kernel.
 
     Minimises Σ_i w_i ‖y_i - f(x_i)‖² + λ ‖f‖² over f(x) = K(x, X) a, with w_i = 1 without weights
