@@ -196,13 +196,13 @@ def prediction() -> dict:
     }
 
 
-def fit(n: int, repeats: int) -> dict:
+def fit(n: int, repeats: int, memory: str = "2GiB") -> dict:
     """Time of the closed-form fit of a trace kernel that computes features twice, over the one that keeps them."""
     model, X = draw("CNN 32-32-64-64", n)
     targets, found = np.eye(10)[np.arange(n) % 10] - 0.1, {}
 
     def fitted(keeps: bool):
-        job = training_job("trace", model, X, 10)
+        job = training_job("trace", model, X, 10, memory=memory)
         if job.kept is None:
             raise SystemExit(f"the features of {n} rows do not fit")
         job = job if keeps else replace(job, kept=None)
@@ -336,7 +336,7 @@ CASES = {
     "prediction": prediction,
     "fit-200": lambda: fit(200, repeats=5),
     "fit-500": lambda: fit(500, repeats=5),
-    "fit-2000": lambda: fit(2000, repeats=3),
+    "fit-2000": lambda: fit(2000, repeats=3, memory="8GiB"),
     "attack-mlp": lambda: attack_step("MLP 784-512-512-10"),
     "attack-cnn": lambda: attack_step("CNN 32-32-64-64"),
 }

@@ -29,7 +29,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 # Parameters of equations that say how something is called, compiled or placed, not what it gives.
-ASIDE = {
+CALL_PARAMETERS = {
     "compiler_options_kvs",
     "ctx_mesh",
     "debug_info",
@@ -45,9 +45,9 @@ ASIDE = {
     "sharding",
 }
 # Rules for derivatives, which whatever was differentiated has in its equations already.
-RULES = {"bwd", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"}
+DERIVATIVE_RULES = {"bwd", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"}
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
-# What comes first in the fingerprint of a function that may compute something else tomorrow.
+# The beginning of the fingerprint of a function that may compute something else tomorrow.
 UNSURE = "unsure: "
 # Packages whose functions are known by their names: they keep no settings that matter here.
 KNOWN = {
@@ -71,8 +71,8 @@ ELSEWHERE = {
     *("__import__", "compile", "eval", "exec", "fromfile", "genfromtxt", "globals", "input", "load", "loadtxt"),
     *("locals", "memmap", "open", "random", "rvs"),
 }
-# What Python and its tools keep in classes: no part of what they do.
-OF_CLASSES = {
+# Attributes that Python and its tools keep in classes: no part of what they do.
+CLASS_BOOKKEEPING = {
     *("__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__"),
     *(
         "__dict__",
@@ -245,7 +245,7 @@ def _is_known(value) -> bool:
 
 def _of_class(value, seen) -> bytes:
     """Return the digest of a class: its attributes and methods, and those of the classes that it comes from."""
-    held = {name: part for name, part in vars(value).items() if name not in OF_CLASSES}
+    held = {name: part for name, part in vars(value).items() if name not in CLASS_BOOKKEEPING}
     return _joined(
         "class", [_name(value).encode(), _of(held, seen), *(_of(base, seen) for base in value.__bases__)]
     )
@@ -309,7 +309,9 @@ def _of_jaxpr(jaxpr, seen) -> bytes:
         return b"%d:" % numbers.setdefault(held, len(numbers)) + shape
 
     def equation(eqn) -> bytes:
-        params = {name: held for name, held in eqn.params.items() if name not in ASIDE | RULES}
+        params = {
+            name: held for name, held in eqn.params.items() if name not in CALL_PARAMETERS | DERIVATIVE_RULES
+        }
         # what gives nothing back, such as jax.debug.print, changes no number
         outside = {name: held for name, held in params.items() if callable(held) and eqn.outvars}
         of_outside = _of(outside, _Reading(seen.unsure, outside=True)) if outside else b""
