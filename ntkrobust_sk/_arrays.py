@@ -5,10 +5,14 @@ The only module that imports CuPy, and it does so on first need: importing the p
 
 import warnings
 from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace, device, is_cupy_array, is_jax_array, is_numpy_array
+
+# An array of NumPy, CuPy, JAX or another namespace of the array API, or what NumPy makes one of: no type names all.
+AnyArray: TypeAlias = Any
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import array, brief, check_lengths, integer, number
 from ..networks.inputs import host_inputs, params_dtype
@@ -32,7 +33,13 @@ class EigenfeatureImages:
 
 
 def eigenfeature_images(
-    model: Model, X, coefficients, *, n_steps: int = 100, step_size: float = 0.02, bounds=(0.0, 1.0)
+    model: Model,
+    X: ArrayLike,
+    coefficients: ArrayLike,
+    *,
+    n_steps: int = 100,
+    step_size: float = 0.02,
+    bounds: tuple | None = (0.0, 1.0),
 ) -> EigenfeatureImages:
     """Draw for each output c the image whose gradient points most along v_c = Σ_i u_ic ∇f_c(x_i).
 
@@ -99,7 +106,7 @@ def _plain_range(bounds) -> tuple[float, float]:
     return low, number("high of bounds", bounds[1], above=low)
 
 
-def regression_coefficients(K_classes, y, *, alpha: float = 1e-2) -> np.ndarray:
+def regression_coefficients(K_classes: ArrayLike, y: ArrayLike, *, alpha: float = 1e-2) -> np.ndarray:
     """Compute K_c⁻¹ y_c for every class: ridge regression on ±1 by each class kernel, (n, C) of (n, n, C).
 
     ``alpha`` is relative to each kernel's mean diagonal.
@@ -112,7 +119,7 @@ def regression_coefficients(K_classes, y, *, alpha: float = 1e-2) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def class_eigenvectors(K_classes, y, index: int = 0) -> np.ndarray:
+def class_eigenvectors(K_classes: ArrayLike, y: ArrayLike, index: int = 0) -> np.ndarray:
     """Return eigenvector ``index`` of each class kernel, (n, C), signed to favour the kernel's own class."""
     (K_classes, y), columns = class_kernels(K_classes, y), []
     index = integer("index", index, low=0, high=len(y) - 1)

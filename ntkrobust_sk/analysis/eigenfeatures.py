@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._arrays import to_numpy
 from .._validation import array, brief, check_lengths, integer
@@ -71,7 +72,18 @@ class NTKFeatures:
 
 
 def ntk_features(
-    kernel, model: Model, X, y, X_test, y_test, attack, *, n_features: int, key, K=None, memory: str | int = "2GiB"
+    kernel: str | Callable,
+    model: Model,
+    X: ArrayLike,
+    y: ArrayLike,
+    X_test: ArrayLike,
+    y_test: ArrayLike,
+    attack: Callable,
+    *,
+    n_features: int,
+    key: jax.Array,
+    K: ArrayLike | None = None,
+    memory: str | int = "2GiB",
 ) -> NTKFeatures:
     """Compute usefulness and robustness of a kernel's leading eigenfeatures.
 

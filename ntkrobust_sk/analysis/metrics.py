@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from .._arrays import AnyArray
 from .._validation import array, check_choice, flag, integer, number
 from ..solvers.matrices import require_symmetric
 
@@ -18,7 +19,7 @@ INDEFINITE_TOLERANCE = 1e-4
 COMPLEX = "biufc"
 
 
-def kernel_distance(K1, K2):
+def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
     """Compute the kernel distance S(K1, K2) = 1 - ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F), uncentred.
 
     From Fort et al. 2020, arXiv:2010.15110. Computed as ½ ‖K1/‖K1‖ - K2/‖K2‖‖², which keeps its digits when
@@ -50,7 +51,7 @@ def kernel_distance(K1, K2):
     return min(0.5 * float(np.vdot(chord, chord)), 2.0)
 
 
-def kernel_velocity(K1, K2, dt):
+def kernel_velocity(K1: AnyArray, K2: AnyArray, dt: float) -> float:
     """Compute the kernel velocity S(K_t, K_{t+dt}) / dt, S the `kernel_distance`.
 
     From Fort et al. 2020, arXiv:2010.15110.
@@ -83,7 +84,7 @@ def kernel_velocity(K1, K2, dt):
     return velocity
 
 
-def polar_dynamics(K_t, K_start, K_end):
+def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[float, float]:
     """Compute radius and angle of a kernel on its way through training (Tsilivis & Kempe 2022, arXiv:2210.05577).
 
     radius = ‖K_t - K_start‖ / ‖K_end - K_start‖ and cos(angle) = ⟨K_t, K_start⟩ / (‖K_t‖ ‖K_start‖), in the
@@ -123,7 +124,7 @@ def polar_dynamics(K_t, K_start, K_end):
     return radius, 2 * math.asin(math.sqrt(kernel_distance(K_t, K_start) / 2))
 
 
-def effective_rank(K, kind="entropy"):
+def effective_rank(K: AnyArray, kind: str = "entropy") -> float:
     """Count the directions that a kernel uses.
 
     With p_i = λ_i / Σ_j λ_j: "entropy" is exp(-Σ_i p_i ln p_i) (Roy & Vetterli 2007); "participation" is
@@ -162,7 +163,7 @@ def effective_rank(K, kind="entropy"):
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def top_mass(K, k):
+def top_mass(K: AnyArray, k: int) -> float:
     """Return the share of the top k eigenvalues in the squared spectrum, Σ_{i≤k} λ_i² / Σ_i λ_i².
 
     From Tsilivis & Kempe 2022, arXiv:2210.05577.
@@ -195,7 +196,7 @@ def top_mass(K, k):
     return float(squares[:k].sum() / squares.sum())
 
 
-def kernel_alignment(K1, K2, centered=False):
+def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False) -> float:
     """Compute the cosine of two kernels, ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F); centred, it is CKA.
 
     Uncentred: Cristianini et al. 2001. Centred, with H K H in place of K, H = I - 11ᵀ/n: Cortes et al. 2012
@@ -227,7 +228,7 @@ def kernel_alignment(K1, K2, centered=False):
     return min(max(float(np.vdot(K1, K2)) / (norm1 * norm2), -1.0), 1.0)
 
 
-def target_alignment(K, y, centered=False):
+def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False) -> float:
     """Compute the alignment of a kernel with its targets, A(K, Y Yᵀ) = ⟨K, Y Yᵀ⟩_F / (‖K‖_F ‖Y Yᵀ‖_F).
 
     For a vector, yᵀKy / (‖K‖_F ‖y‖²) (Cristianini et al. 2001). Centred as in Baratin et al. 2021,
@@ -266,7 +267,9 @@ def target_alignment(K, y, centered=False):
     return min(max(alignment, -1.0), 1.0)
 
 
-def kernel_specialization(K_classes, Y, normalization="kernels", centered=False):
+def kernel_specialization(
+    K_classes: AnyArray, Y: AnyArray, normalization: str = "kernels", centered: bool = False
+) -> AnyArray:
     """Compute how much the kernel of each output prefers its own class, from M(c, d) = A(K_c, y_d y_dᵀ).
 
     The kernel specialisation matrix of Shan & Bordelon 2021 (arXiv:2105.14301, Eq. 9) divides M by a mean over

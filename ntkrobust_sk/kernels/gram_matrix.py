@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
+from numpy.typing import ArrayLike, DTypeLike
 from tqdm.auto import tqdm
 
 from .._validation import LARGEST_COUNT, brief, flag, floating
@@ -38,17 +40,17 @@ LOST_WORKERS = 3
 def gram(
     kernel: str | Callable,
     model: Model,
-    X,
-    Y=None,
+    X: ArrayLike,
+    Y: ArrayLike | None = None,
     *,
     memory: str | int = "2GiB",
-    dtype=None,
+    dtype: DTypeLike | None = None,
     by_layer: bool = False,
-    store=None,
+    store: str | os.PathLike | None = None,
     n_jobs: int | None = None,
     plan: Plan | bool = False,
     progress: bool = False,
-):
+) -> Any:
     """Compute the Gram matrix of a kernel over inputs.
 
     Every tile has the same shape, the last ones padded, so an entry's value does not depend on the other rows

@@ -21,6 +21,7 @@ from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import DTypeLike
 
 from .._validation import check_choice, function, unknown
 from ..networks.inputs import PyTree, finite_inputs
@@ -88,13 +89,17 @@ class TangentKernel:
         """Compute the block of two sets of features, in NumPy if they are NumPy arrays."""
         return cast(jax.Array, sum(self.contract_layers(f1, f2)))
 
-    def contract_layers(self, f1: TangentGradients, f2: TangentGradients, dtype=None) -> list[jax.Array]:
+    def contract_layers(
+        self, f1: TangentGradients, f2: TangentGradients, dtype: DTypeLike | None = None
+    ) -> list[jax.Array]:
         """Compute one block for each entry of the features, in ``dtype``; the kernel is their sum."""
         if dtype is None:
             return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
         return [self._contract_layer(a.astype(dtype), b.astype(dtype)) for a, b in zip(f1, f2, strict=True)]
 
-    def blocks(self, model: Model, f1: TangentGradients, f2: TangentGradients, dtype=None) -> list[jax.Array]:
+    def blocks(
+        self, model: Model, f1: TangentGradients, f2: TangentGradients, dtype: DTypeLike | None = None
+    ) -> list[jax.Array]:
         """Return the blocks of two tiles, whose sum is the kernel."""
         return self.contract_layers(f1, f2, dtype)
 
@@ -255,7 +260,9 @@ class CallableKernel:
         """Return the inputs."""
         return x
 
-    def blocks(self, model: Model, f1: jax.Array, f2: jax.Array, dtype=None) -> list[jax.Array]:
+    def blocks(
+        self, model: Model, f1: jax.Array, f2: jax.Array, dtype: DTypeLike | None = None
+    ) -> list[jax.Array]:
         """Return the block of two tiles of inputs, alone in a list."""
         block = self(model, f1, f2)
         shape, n, m = jnp.shape(block), len(f1), len(f2)
@@ -264,7 +271,7 @@ class CallableKernel:
                 f"a kernel must return a block (n, m), (n, m, C) or (n, m, C, C), got {shape} for n = {n} and "
                 f"m = {m} from {self!r}"
             )
-        return [block if dtype is None else block.astype(dtype)]
+        return [block if dtype is None else block.astype(np.dtype(dtype))]
 
     def block_entries(self, n_directions: int) -> int:
         """Return zero: how large a block is shows when the function is called."""

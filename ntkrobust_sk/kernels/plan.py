@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .._validation import LARGEST_COUNT, integer
 from ..execution.devices import on_host, on_one_cpu
@@ -123,8 +124,8 @@ def make_plan(
     n_rows: int | None = None,
     devices: Sequence | None = None,
     sizes: tuple[int, int] | None = None,
-    dtype=None,
-    inputs=None,
+    dtype: DTypeLike | None = None,
+    inputs: DTypeLike | None = None,
 ) -> Plan:
     """Make the plan for a kernel of a model's network, by compiling what computes one tile's features.
 
@@ -209,7 +210,13 @@ def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize:
 
 
 def fixed_plan(
-    kernel, model: Model, input_shape: tuple[int, ...], rows: int, panel: int = 1, directions=None, inputs=None
+    kernel: str | Callable,
+    model: Model,
+    input_shape: tuple[int, ...],
+    rows: int,
+    panel: int = 1,
+    directions: int | None = None,
+    inputs: DTypeLike | None = None,
 ) -> Plan:
     """Make a plan of given sizes, for tests of kernels, whatever memory it takes; nothing is compiled yet.
 

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._portable import Portable
 from .._validation import array, fitting
@@ -47,7 +48,7 @@ class DualPredictor(Portable):
         """Compute the scores (n, C) of inputs (n, ...)."""
         block = self.kernel(self.model, x, self.x_fit)
         equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
-        return self.offset + jnp.einsum(equation, block, self.dual_coef, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum(equation, block, self.dual_coef, precision=jax.lax.Precision.HIGHEST) + self.offset
 
 
 @jax.tree_util.register_dataclass
@@ -79,9 +80,9 @@ class PrimalPredictor(Portable):
 def make_predictor(
     kernel: str | Callable,
     model: Model,
-    X,
-    dual_coef,
-    offset,
+    X: ArrayLike,
+    dual_coef: ArrayLike,
+    offset: ArrayLike,
     *,
     memory: str | int = "2GiB",
     plan: Plan | None = None,

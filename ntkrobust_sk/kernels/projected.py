@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .._validation import LARGEST_SEED, check_choice, integer
+from ..networks.inputs import PyTree
 from ..networks.model import Model
 from ..tangent.gradient_lists import split_biases
 from ..tangent.gradients import DenseGradients, Layout, OuterProducts
@@ -82,7 +83,7 @@ class ProjectedNTK(TangentKernel):
             projected = cast(jax.Array, sum(parts))
         return [DenseGradients(projected[None], Layout((self.n_components,)))]
 
-    def predict(self, model: Model, tangents, x: jax.Array) -> jax.Array:
+    def predict(self, model: Model, tangents: PyTree, x: jax.Array) -> jax.Array:
         """Compute the scores (n, T) of what ``fold`` makes of dual coefficients."""
         (projected,) = self.features(model, x)
         return jnp.einsum(

@@ -5,6 +5,7 @@ one code path. The answer comes back in the library that solved it: CuPy for arr
 usable, an array API library for its own arrays, NumPy otherwise.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -133,7 +134,7 @@ class Eigh(_DirectSolver):
 SOLVERS = {"cholesky": Cholesky(), "eigh": Eigh()}
 
 
-def resolve_solver(solver):
+def resolve_solver(solver: str | Callable) -> Callable:
     """Return the solver of a name, or the object itself if it can be called as ``solver(A, B)``.
 
     Parameters

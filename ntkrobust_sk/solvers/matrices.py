@@ -5,7 +5,7 @@ import math
 import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
-from .._arrays import to_solver_array
+from .._arrays import AnyArray, to_solver_array
 from .._validation import array, brief
 
 # A Gram matrix made of float32 tiles is symmetric to about 1e-6; a wrong block or permutation misses by O(1).
@@ -30,7 +30,7 @@ def solver_array(name, values):
     return found if elsewhere or is_cupy_array(found) else array(name, found, kinds="biufc")
 
 
-def require_symmetric(A, name):
+def require_symmetric(A: AnyArray, name: str) -> tuple[AnyArray, float]:
     """Check that a real matrix is square, finite and symmetric, in one pass without an n×n temporary.
 
     Parameters

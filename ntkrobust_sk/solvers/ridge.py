@@ -5,13 +5,20 @@ from collections.abc import Callable
 
 from array_api_compat import array_namespace, device
 
-from .._arrays import as_array_like
+from .._arrays import AnyArray, as_array_like
 from .._validation import brief, number
 from .direct import InaccurateSolveError, SingularGramError, resolve_solver
 from .matrices import require_real, solver_array
 
 
-def solve(gram, targets, *, alpha, solver: str | Callable = "cholesky", sample_weight=None):
+def solve(
+    gram: AnyArray,
+    targets: AnyArray,
+    *,
+    alpha: float,
+    solver: str | Callable = "cholesky",
+    sample_weight: AnyArray | None = None,
+) -> AnyArray:
     """Compute the dual coefficients of kernel ridge regression, for a trace, class or full kernel.
 
     Minimises Σ_i w_i ‖y_i - f(x_i)‖² + λ ‖f‖² over f(x) = K(x, X) a, with w_i = 1 without weights

@@ -22,7 +22,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from ..networks.inputs import params_dtype
+from ..networks.inputs import PyTree, params_dtype
 from .costs import forms_gradient
 from .gradient_lists import concatenate_uses, split_biases
 from .gradients import AffineOuterProducts, DenseGradients, Layout, OuterProducts
@@ -33,7 +33,7 @@ OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom
 
 
 def layer_gradients(
-    apply: Callable, params, x: jax.Array, directions: jax.Array, *, all_pairs: bool = False
+    apply: Callable, params: PyTree, x: jax.Array, directions: jax.Array, *, all_pairs: bool = False
 ) -> list[DenseGradients | OuterProducts]:
     """Compute the gradients of ⟨d_r, f(x_i)⟩ with respect to the parameters, one array's after the other.
 
@@ -68,7 +68,7 @@ def layer_gradients(
     return [directions_first(leaf) for leaf in jax.vmap(one)(x)]
 
 
-def per_example_gradients(apply: Callable, params, x: jax.Array):
+def per_example_gradients(apply: Callable, params: PyTree, x: jax.Array) -> PyTree:
     """Compute the gradient of every output of every example with respect to the parameters.
 
     Parameters
@@ -98,7 +98,9 @@ def per_example_gradients(apply: Callable, params, x: jax.Array):
     return jax.tree.unflatten(tree, shaped)
 
 
-def contract_gradients(apply: Callable, params, x: jax.Array, tangents, directions=None) -> jax.Array:
+def contract_gradients(
+    apply: Callable, params: PyTree, x: jax.Array, tangents: PyTree, directions: jax.Array | None = None
+) -> jax.Array:
     """Compute Σ_r ⟨∂⟨d_r, f(x_i)⟩/∂θ, tangents_rt⟩ without the gradients, for each example and each t.
 
     A convolution whose gradient is cheaper to form than to avoid has it formed; see ``_forms_gradient``.
