@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace, device, is_cupy_array, is_jax_array, is_numpy_array
 
-# An array of NumPy, CuPy, JAX or another namespace of the array API, or what NumPy makes one of: no type names all.
+# An array of NumPy, CuPy, JAX or another namespace of the array API, or what NumPy makes of lists: no type is all.
 AnyArray: TypeAlias = Any
 
 

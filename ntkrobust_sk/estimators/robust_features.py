@@ -133,7 +133,6 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
             self.eigenvalues_, vectors = leading_eigenpairs(K, self.n_candidates)
             order = np.arange(len(self.eigenvalues_))
         else:
-            attack = self.attack if self.criterion == "robustness" else no_attack
             found = ntk_features(
                 self.kernel,
                 self.model_,
@@ -141,7 +140,7 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
                 encoded,
                 self.X_fit_,
                 encoded,
-                attack,
+                self.attack if self.attack and self.criterion == "robustness" else no_attack,
                 n_features=self.n_candidates,
                 key=key_attack,
                 K=K,

@@ -21,6 +21,7 @@ from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpy.typing import DTypeLike
 
 from .._validation import check_choice, function, unknown

@@ -154,8 +154,9 @@ def make_plan(
     """
     memory, kernel = parse_memory(memory), resolve_kernel(kernel)
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
-    itemsize = 0 if dtype is None or dtype in DIGITS else np.dtype(dtype).itemsize
-    abstract = abstract_features(kernel, model, input_shape, inputs, devices, dtype)
+    digits = dtype if isinstance(dtype, str) and dtype in DIGITS else None
+    itemsize = 0 if dtype is None or digits else np.dtype(dtype).itemsize
+    abstract = abstract_features(kernel, model, input_shape, inputs, devices, digits)
     return _plan(abstract, memory, n_rows, sizes, itemsize)
 
 
