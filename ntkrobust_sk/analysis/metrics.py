@@ -11,12 +11,7 @@ import numpy as np
 
 from .._arrays import AnyArray
 from .._validation import array, check_choice, flag, integer, number
-from ..solvers.matrices import require_symmetric
-
-# The rounding of a float32 Gram matrix leaves eigenvalues down to about -1e-7 of the largest.
-INDEFINITE_TOLERANCE = 1e-4
-# Kinds of dtype that are looked at; complex ones are refused in words of their own.
-COMPLEX = "biufc"
+from .checked import COMPLEX, INDEFINITE_TOLERANCE, checked_gram, checked_pair, checked_targets, spectrum_of
 
 
 def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
@@ -45,7 +40,7 @@ def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
     >>> kernel_distance([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]])
     1.0
     """
-    K1, norm1, K2, norm2 = _gram_pair(K1=K1, K2=K2)
+    K1, norm1, K2, norm2 = checked_pair(K1=K1, K2=K2)
     chord = K1 / norm1
     chord -= K2 / norm2
     return min(0.5 * float(np.vdot(chord, chord)), 2.0)
@@ -115,8 +110,8 @@ def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[f
     >>> [round(v, 6) for v in polar_dynamics(end, start, end)]
     [1.0, 1.570796]
     """
-    K_t, _, K_start, _ = _gram_pair(K_t=K_t, K_start=K_start)
-    K_end, _, K_start, _ = _gram_pair(K_end=K_end, K_start=K_start)
+    K_t, _, K_start, _ = checked_pair(K_t=K_t, K_start=K_start)
+    K_end, _, K_start, _ = checked_pair(K_end=K_end, K_start=K_start)
     length = float(np.linalg.norm(K_end - K_start))
     if length == 0:
         raise ValueError("K_end equals K_start, so there is no path to measure a radius on.")
@@ -154,11 +149,11 @@ def effective_rank(K: AnyArray, kind: str = "entropy") -> float:
     """
     check_choice("kind", kind, ("entropy", "participation"))
     if kind == "participation":
-        K, norm = _gram(K, "K")
+        K, norm = checked_gram(K, "K")
         if np.diagonal(K).min() < -INDEFINITE_TOLERANCE * norm:
             raise ValueError("K must be positive semidefinite, but its diagonal has negative entries.")
         return float(np.trace(K) ** 2 / norm**2)
-    eigenvalues = _spectrum(K)
+    eigenvalues = spectrum_of(K)
     p = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
     return float(np.exp(-np.sum(p * np.log(p))))
 
@@ -191,7 +186,7 @@ def top_mass(K: AnyArray, k: int) -> float:
     >>> top_mass([[2.0, 0.0], [0.0, 1.0]], 1)
     0.8
     """
-    squares = _spectrum(K)[::-1] ** 2
+    squares = spectrum_of(K)[::-1] ** 2
     k = integer("k", k, high=squares.size)
     return float(squares[:k].sum() / squares.sum())
 
@@ -224,7 +219,7 @@ def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False) -> floa
     >>> kernel_alignment([[1.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]])
     1.0
     """
-    K1, norm1, K2, norm2 = _gram_pair(centered, K1=K1, K2=K2)
+    K1, norm1, K2, norm2 = checked_pair(centered, K1=K1, K2=K2)
     return min(max(float(np.vdot(K1, K2)) / (norm1 * norm2), -1.0), 1.0)
 
 
@@ -261,8 +256,8 @@ def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False) -> float:
     >>> target_alignment([[1.0, -1.0], [-1.0, 1.0]], y)
     1.0
     """
-    K, norm = _gram(K, "K", flag("centered", centered))
-    Y = _targets("y", y, K.shape[0], centered)
+    K, norm = checked_gram(K, "K", flag("centered", centered))
+    Y = checked_targets("y", y, K.shape[0], centered)
     alignment = float(np.vdot(Y, K @ Y)) / (norm * float(np.linalg.norm(Y.T @ Y)))
     return min(max(alignment, -1.0), 1.0)
 
@@ -323,7 +318,7 @@ def kernel_specialization(
     shape = K_classes.shape
     if len(shape) != 3 or Y.shape != shape[1:] or 0 in shape:
         raise ValueError(f"K_classes must have shape (n, n, C) and Y (n, C); got {shape} and {Y.shape}.")
-    n, Y = shape[0], _targets("Y", Y, shape[0], centered)
+    n, Y = shape[0], checked_targets("Y", Y, shape[0], centered)
     squares = np.sum(Y * Y, axis=0)
     if not np.all(squares > 0):
         raise ValueError(
@@ -332,7 +327,7 @@ def kernel_specialization(
         )
     rows = []
     for c in range(K_classes.shape[2]):
-        K, norm = _gram(K_classes[:, :, c], f"K_classes[:, :, {c}]", centered)
+        K, norm = checked_gram(K_classes[:, :, c], f"K_classes[:, :, {c}]", centered)
         rows.append(np.sum(Y * (K @ Y), axis=0) / (norm * squares))
     M = np.stack(rows)
     if normalization is None:
@@ -341,62 +336,3 @@ def kernel_specialization(
     if not np.all(mean > n * np.finfo(np.float64).eps):
         raise ValueError("a mean alignment is zero, so it cannot be divided by: use normalization=None.")
     return M / mean
-
-
-def _gram(K, name, centered=False):
-    """Return a validated float64 Gram matrix and its Frobenius norm, centred if asked for."""
-    K = array(name, K, kinds=COMPLEX)
-    norm, _ = require_symmetric(K, name)
-    K = np.asarray(K, dtype=np.float64)
-    if norm == 0:
-        raise ValueError(f"{name} is zero, so it has no direction to compare.")
-    if not centered:
-        return K, norm
-    means = K.mean(axis=0)
-    K = K - means
-    K -= means[:, None]
-    K += means.mean()
-    centered_norm = float(np.linalg.norm(K))
-    if centered_norm <= K.shape[0] * np.finfo(np.float64).eps * norm:
-        raise ValueError(f"{name} is constant over the samples, so nothing is left of it after centring.")
-    return K, centered_norm
-
-
-def _gram_pair(centered=False, **kernels):
-    flag("centered", centered)
-    (K1, norm1), (K2, norm2) = (_gram(K, name, centered) for name, K in kernels.items())
-    if K1.shape != K2.shape:
-        raise ValueError(
-            f"{' and '.join(kernels)} must be kernels of the same samples, got shapes {K1.shape} and {K2.shape}."
-        )
-    return K1, norm1, K2, norm2
-
-
-def _targets(name, y, n, centered):
-    """Return targets (n, C), times the power of two that makes the largest about one: no measure sees it."""
-    Y = array(name, y, kinds=COMPLEX, finite=True)
-    if np.iscomplexobj(Y):
-        raise ValueError(f"{name} must be real.")
-    Y = np.asarray(Y, dtype=np.float64)
-    if Y.ndim not in (1, 2) or Y.shape[0] != n or Y.size == 0:
-        raise ValueError(f"{name} must have shape ({n},) or ({n}, C) to match the kernel; got {Y.shape}.")
-    Y = Y.reshape(n, -1)
-    Y = np.ldexp(Y, -np.frexp(np.abs(Y).max(axis=0))[1])
-    if centered:
-        Y = np.where(np.ptp(Y, axis=0) > 0, Y - Y.mean(axis=0), 0.0)
-    if not np.any(Y):
-        raise ValueError(f"{name} is {'constant' if centered else 'zero'}: there is nothing to align with.")
-    return Y
-
-
-def _spectrum(K):
-    """Return the eigenvalues, ascending, with the negatives that rounding leaves set to zero."""
-    K, _ = _gram(K, "K")
-    eigenvalues = np.linalg.eigvalsh(K)
-    smallest, largest = eigenvalues[0], eigenvalues[-1]
-    if not smallest >= -INDEFINITE_TOLERANCE * largest:
-        raise ValueError(
-            f"K must be positive semidefinite up to rounding, but its eigenvalues go from {smallest:.3g} to "
-            f"{largest:.3g}: was it computed in low precision, or is it a difference of kernels?"
-        )
-    return np.maximum(eigenvalues, 0.0)

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .._validation import check_choice, function, unknown
-from ..networks.inputs import PyTree, finite_inputs
-from ..networks.model import Model, all_finite, check_model, require_model
+from ..networks.inputs import PyTree, all_finite, finite_inputs
+from ..networks.model import Model, check_model, require_model
 from ..tangent.costs import contraction_bytes
 from ..tangent.features import can_push, contract_features, identity_directions, push, tangent_features
 from ..tangent.gradient_lists import contract_with_tangents, split_biases

@@ -97,3 +97,19 @@ def n_params(params: PyTree) -> int:
     8
     """
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def all_finite(leaves) -> bool:
+    """Tell whether arrays hold neither NaN nor infinity; those that are being traced are taken for finite."""
+    on_device, on_host = [], []
+    for leaf in leaves:
+        if not isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+            far = isinstance(leaf, jax.Array) and next(iter(leaf.devices())).platform != "cpu"
+            (on_device if far else on_host).append(leaf)
+    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in on_host)
+    return finite and (not on_device or bool(_finite(on_device)))
+
+
+@jax.jit
+def _finite(leaves):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.tree_util import Partial
 from numpy.typing import DTypeLike
 
 from .._portable import Portable
 from .._validation import brief
-from .inputs import PyTree, finite_inputs, n_params
+from .inputs import PyTree, all_finite, finite_inputs, n_params
 
 
 class Variables(NamedTuple):
@@ -255,22 +253,6 @@ def failure(model, shape, dtype, error, argument: str = "") -> ValueError:
     return ValueError(
         f"{argument}the model fails on inputs of shape ({said}), {dtype}: {type(error).__name__}: {error}{way}"
     )
-
-
-def all_finite(leaves) -> bool:
-    """Tell whether arrays hold neither NaN nor infinity; those that are being traced are taken for finite."""
-    on_device, on_host = [], []
-    for leaf in leaves:
-        if not isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
-            far = isinstance(leaf, jax.Array) and next(iter(leaf.devices())).platform != "cpu"
-            (on_device if far else on_host).append(leaf)
-    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in on_host)
-    return finite and (not on_device or bool(_finite(on_device)))
-
-
-@jax.jit
-def _finite(leaves):
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _is_real(leaf) -> bool:

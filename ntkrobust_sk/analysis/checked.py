@@ -1,0 +1,71 @@
+"""Gram matrices and targets as the metrics take them: checked, in double precision, centred if asked for."""
+
+import numpy as np
+
+from .._validation import array, flag
+from ..solvers.matrices import require_symmetric
+
+# The rounding of a float32 Gram matrix leaves eigenvalues down to about -1e-7 of the largest.
+INDEFINITE_TOLERANCE = 1e-4
+# Kinds of dtype that are looked at; complex ones are refused in words of their own.
+COMPLEX = "biufc"
+
+
+def checked_gram(K, name, centered=False):
+    """Return a validated float64 Gram matrix and its Frobenius norm, centred if asked for."""
+    K = array(name, K, kinds=COMPLEX)
+    norm, _ = require_symmetric(K, name)
+    K = np.asarray(K, dtype=np.float64)
+    if norm == 0:
+        raise ValueError(f"{name} is zero, so it has no direction to compare.")
+    if not centered:
+        return K, norm
+    means = K.mean(axis=0)
+    K = K - means
+    K -= means[:, None]
+    K += means.mean()
+    centered_norm = float(np.linalg.norm(K))
+    if centered_norm <= K.shape[0] * np.finfo(np.float64).eps * norm:
+        raise ValueError(f"{name} is constant over the samples, so nothing is left of it after centring.")
+    return K, centered_norm
+
+
+def checked_pair(centered=False, **kernels):
+    """Return two Gram matrices of the same samples, each followed by its Frobenius norm."""
+    flag("centered", centered)
+    (K1, norm1), (K2, norm2) = (checked_gram(K, name, centered) for name, K in kernels.items())
+    if K1.shape != K2.shape:
+        raise ValueError(
+            f"{' and '.join(kernels)} must be kernels of the same samples, got shapes {K1.shape} and {K2.shape}."
+        )
+    return K1, norm1, K2, norm2
+
+
+def checked_targets(name, y, n, centered):
+    """Return targets (n, C), times the power of two that makes the largest about one: no measure sees it."""
+    Y = array(name, y, kinds=COMPLEX, finite=True)
+    if np.iscomplexobj(Y):
+        raise ValueError(f"{name} must be real.")
+    Y = np.asarray(Y, dtype=np.float64)
+    if Y.ndim not in (1, 2) or Y.shape[0] != n or Y.size == 0:
+        raise ValueError(f"{name} must have shape ({n},) or ({n}, C) to match the kernel; got {Y.shape}.")
+    Y = Y.reshape(n, -1)
+    Y = np.ldexp(Y, -np.frexp(np.abs(Y).max(axis=0))[1])
+    if centered:
+        Y = np.where(np.ptp(Y, axis=0) > 0, Y - Y.mean(axis=0), 0.0)
+    if not np.any(Y):
+        raise ValueError(f"{name} is {'constant' if centered else 'zero'}: there is nothing to align with.")
+    return Y
+
+
+def spectrum_of(K):
+    """Return the eigenvalues, ascending, with the negatives that rounding leaves set to zero."""
+    K, _ = checked_gram(K, "K")
+    eigenvalues = np.linalg.eigvalsh(K)
+    smallest, largest = eigenvalues[0], eigenvalues[-1]
+    if not smallest >= -INDEFINITE_TOLERANCE * largest:
+        raise ValueError(
+            f"K must be positive semidefinite up to rounding, but its eigenvalues go from {smallest:.3g} to "
+            f"{largest:.3g}: was it computed in low precision, or is it a difference of kernels?"
+        )
+    return np.maximum(eigenvalues, 0.0)
