@@ -55,7 +55,7 @@ OPTIONAL = [
     "neural_tangents",
 ]
 # Always there, and imported late all the same: together they took a fifth of the time of importing the package.
-LATE = ["optax", "sklearn.datasets", "sklearn.compose", "sklearn.impute", "sklearn.model_selection"]
+LATE = ["optax", *(f"sklearn.{part}" for part in ("datasets", "compose", "gaussian_process", "impute", "metrics"))]
 
 
 def modules() -> dict[str, Path]:

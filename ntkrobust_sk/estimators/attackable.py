@@ -12,7 +12,6 @@ import scipy.special
 from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, is_classifier
-from sklearn.metrics import accuracy_score
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
@@ -261,6 +260,8 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
     def _score(self, y, answers, sample_weight):
         sample_weight = weights_to_score(y, len(answers), sample_weight)
         try:
+            from sklearn.metrics import accuracy_score
+
             return float(accuracy_score(y, answers, sample_weight=sample_weight))
         except (TypeError, ValueError) as error:
             raise ValueError(f"y must hold labels, such as {brief(self.classes_.tolist())}: {error}") from error

@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
-from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import StrOptions
 
 from .._validation import require_numbers
@@ -238,6 +237,8 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
             exponent = np.frexp(abs(y).max(axis=0))[1]
             exponent = np.where(abs(exponent) > 400, exponent, 0)
             y, answers = np.ldexp(y, -exponent), np.ldexp(answers, -exponent)
+        from sklearn.metrics import r2_score
+
         return float(r2_score(y, answers, sample_weight=sample_weight))
 
     def _attack_targets(self, y, n_samples):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
-from sklearn.gaussian_process import kernels
 
 from .arrays import error_function, fitted, namespace, root, solve_lower
 from .kernel_machines import expanded_distances, expansion, squared_distances
@@ -16,6 +15,8 @@ from .registry import adapts
 
 def covariance(kernel: Any) -> Partial:
     """Return ``k(x, z)`` of a scikit-learn Gaussian process kernel between different points, a pytree."""
+    from sklearn.gaussian_process import kernels
+
     kind = type(kernel)
     if kind in (kernels.Sum, kernels.Product):
         return Partial(_sum if kind is kernels.Sum else _product, covariance(kernel.k1), covariance(kernel.k2))
@@ -40,6 +41,8 @@ def covariance(kernel: Any) -> Partial:
 
 def variance(kernel: Any) -> Partial:
     """Return ``k(x, x)`` of each row, for the kernels that :func:`covariance` knows; white noise counts here."""
+    from sklearn.gaussian_process import kernels
+
     kind = type(kernel)
     if kind in (kernels.Sum, kernels.Product):
         return Partial(_sum if kind is kernels.Sum else _product, variance(kernel.k1), variance(kernel.k2))
