@@ -17,14 +17,10 @@ from ..attacks.threat_model import admitted
 from ..attacks.tiled import attack_in_tiles
 from ..execution.interrupts import heard
 from ..execution.keys import key_of, keys_of
+from ..execution.precision import enable_x64
 from ..execution.tiles import answers
 from ..tables.frames import Table, as_table
 from .labels import weights_to_score
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8, of which pyright knows nothing
-    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 # What ``random_state`` may be.
 Seed: TypeAlias = int | np.random.RandomState | None

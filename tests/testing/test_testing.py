@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
+import ntkrobust_sk.testing
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, TraceNTK, Variables, gram
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.plan import Plan
-from ntkrobust_sk.testing import laws as testing
 from ntkrobust_sk.testing.laws import (
     check_diagonal,
     check_dtype_drift,
@@ -327,7 +327,7 @@ def test_the_checks_do_not_import_hypothesis():
 
 
 def test_every_check_and_strategy_is_documented():
-    public = [name for name in vars(testing) if name.startswith("check_")]
+    public = [name for name in vars(ntkrobust_sk.testing) if name.startswith("check_")]
     assert len(public) == 10
     for name in [*public, "inputs", "networks", "models", "tilings"]:
-        assert getattr(testing, name).__doc__
+        assert getattr(ntkrobust_sk.testing, name).__doc__
