@@ -56,7 +56,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
 from ntkrobust_sk import *
 from ntkrobust_sk import kernels, testing, training
-from ntkrobust_sk.analysis import eigenfeature_images as eigenfeatures
+from ntkrobust_sk.analysis import images as eigenfeatures
 from ntkrobust_sk.execution import memory as plan
 from ntkrobust_sk.kernels import store
 from ntkrobust_sk.cli.attack import attack_examples, load_estimator, make_attack

@@ -437,7 +437,7 @@ def make_published(name: str, suffix: str) -> Callable[[Path], None]:
         rng, source = np.random.default_rng(0), getattr(datasets, name)
         y = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), 3))
         pixels = rng.integers(0, 256, (30, *source.shape), dtype=np.uint8)
-        if name == "_CIFAR10":
+        if name == "CIFAR10":
             parts = np.split(np.column_stack([y, pixels.reshape(30, -1)]), 5)
             contents = [part.tobytes() for part in parts]
         else:
@@ -583,9 +583,9 @@ KINDS: dict[str, Kind] = {
     "store-unfinished": Kind(make_unfinished_store, resume_store),
     "npz": Kind(make_npz, read_npz),
     "npz-large": Kind(make_large_npz, read_npz),
-    "cifar": Kind(make_published("_CIFAR10", ""), read_published("_CIFAR10", "load_cifar10")),
-    "mnist": Kind(make_published("_MNIST", ""), read_published("_MNIST", "load_mnist")),
-    "mnist-gz": Kind(make_published("_MNIST", ".gz"), read_published("_MNIST", "load_mnist")),
+    "cifar": Kind(make_published("CIFAR10", ""), read_published("CIFAR10", "load_cifar10")),
+    "mnist": Kind(make_published("MNIST", ""), read_published("MNIST", "load_mnist")),
+    "mnist-gz": Kind(make_published("MNIST", ".gz"), read_published("MNIST", "load_mnist")),
 }
 
 

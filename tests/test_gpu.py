@@ -79,7 +79,7 @@ def test_a_machine_without_room_for_its_predictor_is_refused_before_its_kernel_i
     model = Model(wide, wide.init(jax.random.key(0), SHAPE))
     with pytest.raises(MemoryError, match="give memory="):
         make_predictor(TraceNTK(), model, X, Y, np.zeros(C), memory="10kB")
-    monkeypatch.setattr("ntkrobust_sk.estimators.kernel_machines.gram", None)
+    monkeypatch.setattr("ntkrobust_sk.estimators.tangent_machine.gram_of", None)
     with pytest.raises(MemoryError, match="give memory="):
         EmpiricalNTKClassifier(model, memory="10kB").fit(X, labels)
 

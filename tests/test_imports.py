@@ -223,3 +223,17 @@ def test_wrong_choices_are_told_of_in_one_wording(name):
     wordings = ("must be one of", "; known are ", "choose from")
     own = [s for s in strings if isinstance(s, str) and "ValueError: " not in s and any(w in s for w in wordings)]
     assert own == [] or name == "_validation.scalars"
+
+
+def test_no_file_is_named_like_something_that_its_package_exports():
+    """The package's attribute would be one or the other, by the order of imports."""
+    clashes = [
+        name
+        for name, path in MODULES.items()
+        if path.stem == "__init__" and name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        if f"{name}.{alias.name}" in MODULES
+    ]
+    assert clashes == []

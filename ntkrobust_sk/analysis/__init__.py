@@ -1,11 +1,11 @@
 """What a kernel has learned: measures on Gram matrices, and eigenvectors as features."""
 
-from .eigenfeature_images import EigenfeatureImages as EigenfeatureImages
-from .eigenfeature_images import class_eigenvectors as class_eigenvectors
-from .eigenfeature_images import eigenfeature_images as eigenfeature_images
-from .eigenfeature_images import regression_coefficients as regression_coefficients
 from .eigenfeatures import NTKFeatures as NTKFeatures
 from .eigenfeatures import ntk_features as ntk_features
+from .images import EigenfeatureImages as EigenfeatureImages
+from .images import class_eigenvectors as class_eigenvectors
+from .images import eigenfeature_images as eigenfeature_images
+from .images import regression_coefficients as regression_coefficients
 from .metrics import effective_rank as effective_rank
 from .metrics import kernel_alignment as kernel_alignment
 from .metrics import kernel_distance as kernel_distance

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from ..analysis.eigenfeature_images import class_eigenvectors, eigenfeature_images, regression_coefficients
 from ..analysis.eigenfeatures import ntk_features
+from ..analysis.images import class_eigenvectors, eigenfeature_images, regression_coefficients
 from ..attacks.tiled import attack_in_tiles
 from ..execution.tiles import MACHINE_ROWS, NETWORK_ROWS, evaluate
 from ..kernels.fingerprint import hash_arrays

@@ -10,12 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from ntkrobust_sk import MLP, PGD, Clean, Model, RobustFeatureSelector, gram, ntk_features
-from ntkrobust_sk.analysis.eigenfeature_images import (
+from ntkrobust_sk.analysis.eigenfeatures import leading_eigenpairs
+from ntkrobust_sk.analysis.images import (
     class_eigenvectors,
     eigenfeature_images,
     regression_coefficients,
 )
-from ntkrobust_sk.analysis.eigenfeatures import leading_eigenpairs
 from ntkrobust_sk.execution.tiles import evaluate
 
 N, N_CLASSES = 40, 3

@@ -227,7 +227,7 @@ def test_models_pickle_where_their_library_does():
 
 def test_importing_the_package_imports_no_other_network_library():
     code = (
-        "import sys, ntkrobust_sk, ntkrobust_sk.adapters\n"
+        "import sys, ntkrobust_sk, ntkrobust_sk.networks.adapters\n"
         "print(sorted(sys.modules.keys() & {'flax', 'equinox', 'haiku'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
