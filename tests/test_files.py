@@ -232,6 +232,7 @@ READERS |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_a_pipe_in_the_place_of_any_file_is_named_and_not_waited_for(tmp_path, reader, nothing_waits):
     file, read = READERS[reader](tmp_path)

@@ -16,6 +16,7 @@ def fuzz():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, n", [("run", 20), ("model", 40), ("adversarial", 60)])
 def test_no_mutated_file_is_wrong_without_a_word(kind, n, fuzz):
     cases = fuzz.run_kind(kind, range(50_000, 50_000 + n), seed=0)

@@ -31,6 +31,7 @@ def names(fuzz):
     return fuzz.world()
 
 
+@pytest.mark.slow
 def test_generated_calls_end_well_or_in_a_clear_error(fuzz, names):
     outcomes = [make() for _, _, make in fuzz.run(0, N_CALLS, names=names)]
     bad = [o for o in outcomes if o.kind in fuzz.FAULTS]

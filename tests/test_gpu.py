@@ -33,6 +33,7 @@ def cupy_like(monkeypatch):
 # Arrays of CuPy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_predictor_takes_coefficients_that_live_in_cupy(kernel, monkeypatch):
     cupy_like(monkeypatch)
@@ -42,6 +43,7 @@ def test_a_predictor_takes_coefficients_that_live_in_cupy(kernel, monkeypatch):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_features_take_a_kernel_that_lives_in_cupy(monkeypatch):
     cupy_like(monkeypatch)
     K, labels = np.asarray(gram("trace", MODEL, X)), np.arange(len(X)) % C
@@ -64,6 +66,7 @@ def shapes_of(network, shape):
     return Model(network, Variables(*(jax.tree.map(lambda leaf: leaf, part) for part in variables)))
 
 
+@pytest.mark.slow
 def test_the_trace_machine_of_a_resnet_says_what_it_needs_instead_of_running_out_of_memory():
     model = shapes_of(ResNet18(n_outputs=10), (32, 32, 3))
     with pytest.raises(MemoryError, match=r"4\.2 GiB of tangents, or 53\.\d GiB of features of the 500 training"):
@@ -114,6 +117,7 @@ def test_devices_are_the_hosts_only_if_all_are(monkeypatch):
     assert not devices.on_host()
 
 
+@pytest.mark.slow
 def test_the_version_is_known_without_an_installation():
     code = (
         "import importlib.metadata as m\n"

@@ -114,6 +114,7 @@ def toy(tmp_path_factory):
     return done, json.loads(out.read_text())["sections"]
 
 
+@pytest.mark.slow
 def test_at_toy_size_all_sections_pass_but_those_that_need_a_gpu(toy):
     done, sections = toy
     assert done.returncode == 0, done.stdout
@@ -134,6 +135,7 @@ def test_figures_have_limits_and_timings_their_floors(toy):
     assert all("memory" in result for result in sections.values())
 
 
+@pytest.mark.slow
 def test_without_a_gpu_full_size_is_not_run_and_says_so(tmp_path):
     out = tmp_path / "found.json"
     command = [sys.executable, str(EXAMPLES / "gpu_check.py"), "--out", str(out), "--only", "device", "kernels"]

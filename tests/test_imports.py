@@ -182,6 +182,7 @@ def test_no_file_is_longer_than_one_reads_at_a_sitting(name):
     assert len(MODULES[name].read_text().splitlines()) <= LINES
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_neither_optional_libraries_nor_the_checks_for_users():
     unwanted = [*OPTIONAL, *LATE, "ntkrobust_sk.testing"]
     # scikit-learn imports pandas where it is installed

@@ -21,6 +21,7 @@ CASES = {"store": 60, "store-resumed": 30, "store-unfinished": 30, "npz": 150, "
 OF_OTHERS = 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz_files.KINDS)
 def test_no_damaged_file_is_taken_for_a_whole_one_without_a_word(kind):
     cases = fuzz_files.run_kind(kind, range(CASES.get(kind, OF_OTHERS)), seed=1)

@@ -37,6 +37,7 @@ def what_the_example_gives():
     return shown[:2], np.asarray(names["K"], float), vars(names["search"])
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_written(monkeypatch):
     # as a user runs it: the tests' compiler settings make short programs sooner and long ones slower
     monkeypatch.delenv("XLA_FLAGS")
@@ -85,6 +86,7 @@ def test_the_conventions_are_those_of_the_code():
     assert "ntkrobust_sk.testing" in CODE and "TraceNTK" in CODE
 
 
+@pytest.mark.slow
 def test_the_example_of_large_kernels_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     network = ntkrobust_sk.CNN(n_outputs=2, widths=(3,), strides=(2,))

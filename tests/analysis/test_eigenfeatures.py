@@ -42,6 +42,7 @@ def dense_gradients(x, c):
     return np.concatenate([np.asarray(leaf).reshape(len(x), -1) for leaf in found], axis=1)
 
 
+@pytest.mark.slow
 def test_usefulness_is_the_accuracy_of_each_eigenvector_s_own_predictor():
     found = ntk_features("trace", MODEL, X, Y, X_TEST, Y_TEST, ATTACK, n_features=4, key=jax.random.key(0))
     K, K_test = (np.asarray(gram("trace", MODEL, rows, X), np.float64) for rows in (X, X_TEST))
@@ -56,6 +57,7 @@ def test_usefulness_is_the_accuracy_of_each_eigenvector_s_own_predictor():
     assert (found.robustness <= found.usefulness).all() and (found.robustness < found.usefulness).any()
 
 
+@pytest.mark.slow
 def test_without_an_attack_a_feature_is_as_robust_as_it_is_useful():
     found = ntk_features("pseudo", MODEL, X, Y, X_TEST, Y_TEST, Clean(), n_features=2, key=jax.random.key(0))
     np.testing.assert_array_equal(found.robustness, found.usefulness)
@@ -102,6 +104,7 @@ def test_all_eigenvectors_together_are_kernel_regression():
     np.testing.assert_allclose(Z_test @ Z.T, K_test, atol=2e-3 * K_test.max())
 
 
+@pytest.mark.slow
 def test_the_selector_works_in_pipelines_with_flat_rows():
     rows, labels = load_digits(return_X_y=True)
     rows, labels = rows[:120] / 16, labels[:120]
@@ -119,6 +122,7 @@ def test_ranking_by_robustness_without_an_attack_is_refused():
         RobustFeatureSelector(MODEL).fit(X, Y)
 
 
+@pytest.mark.slow
 def test_an_image_s_cosine_is_that_of_dense_gradients_and_rises():
     coefficients = np.random.default_rng(0).normal(size=(N, N_CLASSES))
     drawn = eigenfeature_images(MODEL, X, coefficients, n_steps=15, step_size=0.05)
@@ -153,6 +157,7 @@ def test_class_eigenvectors_favour_their_own_class():
         np.testing.assert_allclose(K[:, :, c] @ vectors[:, c], value * vectors[:, c], atol=1e-6 * K.max() * N)
 
 
+@pytest.mark.slow
 def test_features_are_a_model_that_attacks_go_through(selector):
     gradient = jax.grad(lambda x: selector.features_(x)[:, 0].sum())(jnp.asarray(X[:2]))
     step = 1e-2 * jnp.sign(gradient)

@@ -71,6 +71,7 @@ def without_gradient(w, x):
     return x @ w + jnp.linalg.norm(0 * x, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @each_attack
 def test_where_gradients_are_nan_examples_are_finite_and_nothing_falls_by_that(attack):
     model = Partial(without_gradient, W)
@@ -85,6 +86,7 @@ def test_where_gradients_are_nan_examples_are_finite_and_nothing_falls_by_that(a
     assert (np.asarray(MODEL(found).argmax(1)) == Y).all()
 
 
+@pytest.mark.slow
 @each_attack
 def test_a_feature_whose_gradient_is_nan_does_not_hold_up_the_others(attack):
     if isinstance(attack, Square):
@@ -96,6 +98,7 @@ def test_a_feature_whose_gradient_is_nan_does_not_hold_up_the_others(attack):
     assert np.isfinite(found).all() and (np.asarray(MODEL(found).argmax(1)) != Y).any()
 
 
+@pytest.mark.slow
 @each_attack
 def test_points_without_scores_do_not_count_as_found(attack):
     """Scores that are NaN beyond a wall, on whose near side all answers are right."""
@@ -136,6 +139,7 @@ def test_examples_that_are_not_finite_are_counted_and_replaced_by_the_inputs():
 # One score column, and labels
 
 
+@pytest.mark.slow
 @each_attack
 def test_one_score_column_is_that_of_label_1_against_label_0(attack):
     if getattr(attack, "loss", "ce") != "ce":
@@ -309,6 +313,7 @@ def test_an_epsilon_without_norm_and_bounds_is_refused():
 # Nothing is compiled by the number of rows
 
 
+@pytest.mark.slow
 def test_other_numbers_of_rows_compile_nothing():
     network = MLP(n_outputs=2, widths=(8,))
     model = Model(network, network.init(KEY, (D,)))

@@ -54,6 +54,7 @@ def every_attack(norm, epsilon, bounds):
 # Fixed features
 
 
+@pytest.mark.slow
 @each_norm
 def test_no_attack_changes_a_fixed_feature_and_every_one_changes_others(norm):
     for attack in every_attack(norm, 0.8, Box(mask=MASK)):
@@ -119,6 +120,7 @@ def inside():
     return module
 
 
+@pytest.mark.slow
 @each_norm
 @pytest.mark.parametrize("dtype", ["float32", "float64 as float32"])
 def test_no_example_lies_outside_of_ball_and_bounds(inside, norm, dtype, tmp_path):
@@ -206,6 +208,7 @@ def test_a_category_that_may_not_change_does_not():
     assert (found[~fixed, 1] == 1).all()
 
 
+@pytest.mark.slow
 def test_what_comes_back_from_tiles_autoattack_and_estimators_is_valid():
     x = table(60)
     y = np.asarray(x[:, 2] + 2 * x[:, 1] - x[:, 5] > 1, np.int32)

@@ -41,6 +41,7 @@ def test_the_exact_distance_is_that_of_a_general_solver(norm, seed):
     assert check_distances.exact_distance(norm, slope, missing, room) == pytest.approx(right, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["half at bounds, times 1,000", "scores times 0.001", "4 classes, half at bounds"]
 )
@@ -50,6 +51,7 @@ def test_every_point_is_found_and_nearly_as_near_as_can_be(case):
         assert 0.999 < median < 1.005 and (most < 1.01 or "4 classes" in case), what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [*(kind(1e9, norm="l2") for kind in (FMN, FAB)), DDN(1e9)], ids=str)
 def test_a_feature_at_its_bound_does_not_hide_the_nearest_point(attack):
     def model(z):

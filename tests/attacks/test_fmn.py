@@ -36,6 +36,7 @@ def lengths(delta, norm):
     return np.linalg.norm(np.asarray(delta, float), axis=1, ord=ORDERS[norm])
 
 
+@pytest.mark.slow
 @each_attack
 def test_to_a_plane_it_finds_the_exact_distance(attack):
     points, distances = attack.nearest(LINEAR, X, Y, key=KEY)
@@ -46,6 +47,7 @@ def test_to_a_plane_it_finds_the_exact_distance(attack):
     np.testing.assert_allclose(distances, exact, rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_on_a_network_it_comes_as_near_as_fab_and_stays_in_bounds(norm):
     model = network()
@@ -71,6 +73,7 @@ def test_wrong_answers_are_their_own_nearest_points_and_beyond_epsilon_the_input
     np.testing.assert_array_equal(x_adv[~far], points[~far])
 
 
+@pytest.mark.slow
 def test_an_answer_that_nothing_changes_is_infinitely_far():
     constant = jax.tree_util.Partial(lambda x: jnp.stack([0 * x[:, 0] + 1, 0 * x[:, 0]], 1))
     for attack in (FMN(1.0, 10), DDN(1.0, 10)):
@@ -95,6 +98,7 @@ def test_compiled_loops_and_python_loops_agree(monkeypatch):
         np.testing.assert_allclose(attack.nearest(LINEAR, X, Y, key=KEY)[0], points, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_numbers_do_not_compile_again():
     traces = []
 

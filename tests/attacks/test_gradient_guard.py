@@ -49,6 +49,7 @@ def told(call):
     return [str(w.message) for w in caught if "gradients are not finite" in str(w.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack", [PGD(0.2, 2), FGSM(0.2), FAB(0.2, 2), FMN(0.2, 2)], ids=lambda a: type(a).__name__
 )
@@ -64,6 +65,7 @@ def test_nobody_hears_of_gradients_that_are_not_needed():
     assert not told(lambda: robust_accuracy(without_gradients, X, Y, Square(0.2, 5)))
 
 
+@pytest.mark.slow
 def test_only_the_examples_without_gradients_are_counted():
     def root(x):
         return x @ W + jnp.sqrt(jnp.abs(x[:, :1] - X[3, 0]))
@@ -81,6 +83,7 @@ def test_gradients_that_are_lost_beside_the_inputs_are_told_of():
     assert told(lambda: robust_accuracy(flat, inside, y, PGD(0.2, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack", [PGD(0.3, 5), APGD(0.3, 5), FMN(0.3, 5), FAB(0.3, 5)], ids=lambda a: type(a).__name__
 )
@@ -98,6 +101,7 @@ def test_gradients_that_are_lost_on_the_way_are_told_of(attack):
     assert "at 3 of 3 examples" in told(lambda: robust_accuracy(walled, x, y, attack))[0]
 
 
+@pytest.mark.slow
 def test_gradients_of_what_may_not_change_are_no_matter():
     def rooted(x):
         return x @ W + jnp.sqrt(x[:, :1])
@@ -122,6 +126,7 @@ def test_an_attack_that_changes_how_it_is_called_is_called_so_and_looked_at():
     assert told(lambda: robust_accuracy(without_gradients, X, Y, Halfway(0.2, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
 def test_scores_that_are_infinite_are_flagged_and_nothing_else_is_said(value):
     @jax.tree_util.Partial
@@ -151,6 +156,7 @@ def test_scores_of_which_some_are_infinite_are_random_where_they_differ(again, r
     assert _differ(np.array([[1, np.inf]]), np.array([again])) == random
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [
@@ -174,6 +180,7 @@ def test_the_look_at_gradients_does_not_compile_by_the_number_of_rows():
     assert _lost._cache_size() == compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
 @pytest.mark.parametrize(
     ("attack", "norm"),
@@ -192,6 +199,7 @@ def linear(scale, x):
     return jnp.stack([scale * (x @ w), jnp.zeros(len(x))], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[0], [1], [0, 1]])
 def test_one_column_of_scores_has_the_distances_of_labels_0_and_1(labels):
     y = (X @ w > 0) * 1

@@ -130,6 +130,7 @@ def mean_loss(model, x, y):
 # The contract of every attack
 
 
+@pytest.mark.slow
 @each_victim_and_norm
 @pytest.mark.parametrize(
     "bounds, dtype", [*itertools.product(BOUNDS, ["float32"]), ("per feature", "float64")], ids=str
@@ -191,6 +192,7 @@ def test_whatever_an_attack_returns_is_projected_into_ball_and_bounds(norm, boun
     np.testing.assert_allclose(project_into(projected, x, attack), projected, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_inputs_in_another_dtype_than_the_model_keep_theirs():
     with enable_x64(True):
         for model_dtype, dtype in (("float32", "float64"), ("float64", "float32")):
@@ -311,6 +313,7 @@ def channels_first(x):
     return x.sum((2, 3))
 
 
+@pytest.mark.slow
 def test_only_what_is_slow_in_a_compiled_loop_runs_in_a_python_loop():
     x, _ = images()
     victims = {kind: as_pytree(victim(kind, "float32")) for kind in VICTIMS}
@@ -569,6 +572,7 @@ def test_the_geometry_of_the_norms_is_that_of_numpy(dtype):
             np.testing.assert_allclose(NORMS["linf"].project(jnp.asarray(v), epsilon), clipped, **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_nearest_point_of_the_l1_ball_within_bounds_is_that_of_a_general_solver(seed):
     rng = np.random.default_rng(seed)
@@ -599,6 +603,7 @@ def sure_of_the_first_class(margin, x):
     return jnp.stack([margin + x.sum(1), 0.01 * x[:, 0]], 1)
 
 
+@pytest.mark.slow
 @each_norm
 @pytest.mark.parametrize("margin", [5, 20, 60])
 def test_a_model_that_is_sure_of_its_answer_is_attacked_like_any_other(norm, margin):
@@ -663,6 +668,7 @@ def test_more_restarts_never_do_worse_for_any_example(kind, norm):
     assert badness[-1][1].mean() > badness[0][1].mean()
 
 
+@pytest.mark.slow
 def test_of_two_runs_the_wrong_answer_is_kept_even_at_a_lower_loss():
     fooled_at_low_loss = jnp.asarray([[0.0, 0.1, -5.0]])
     correct_at_high_loss = jnp.asarray([[0.1, 0.0, 0.09]])
@@ -803,6 +809,7 @@ def test_what_is_no_key_is_refused():
         PGD(0.1)(model, x, y, key=jax.random.split(KEY, 3))
 
 
+@pytest.mark.slow
 def test_a_model_with_a_plain_number_among_its_leaves_can_be_attacked():
     x, y = images()
     scaled = jax.tree_util.Partial(lambda scale, x: scale * x.reshape(len(x), -1)[:, :3], 2.0)

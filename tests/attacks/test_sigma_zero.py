@@ -36,6 +36,7 @@ def fewest(weight, offset, x, low=0.0, high=1.0):
     return 1 + (helped <= abs(value)[:, None]).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [np.median(X @ W), np.median(X @ W) + 1.5])
 def test_on_a_linear_model_the_fewest_features_are_found(offset):
     model = Partial(linear, jnp.asarray(W), jnp.float32(offset))
@@ -48,6 +49,7 @@ def test_on_a_linear_model_the_fewest_features_are_found(offset):
     assert (np.asarray(model(points).argmax(1)) != y).all() and points.min() >= 0 and points.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1, 2.5, 4])
 def test_no_more_features_change_than_epsilon_and_what_needs_more_stays(epsilon):
     model = Partial(linear, jnp.asarray(W), jnp.float32(np.median(X @ W)))
@@ -59,6 +61,7 @@ def test_no_more_features_change_than_epsilon_and_what_needs_more_stays(epsilon)
     assert wrong[possible].mean() >= 0.95 and not wrong[~possible].any()
 
 
+@pytest.mark.slow
 def test_a_network_needs_as_few_features_as_trying_all_finds():
     network = MLP(n_outputs=3, widths=(16,))
     model = Model(network, jax.tree.map(lambda leaf: 2 * leaf, network.init(KEY, (6,))))
@@ -80,6 +83,7 @@ def test_a_network_needs_as_few_features_as_trying_all_finds():
     np.testing.assert_array_equal(counts[found], (points != x).sum(1)[found])
 
 
+@pytest.mark.slow
 def test_fixed_features_stay_and_integers_and_groups_have_values_of_theirs():
     box = Box(0, 1, mask=[True] * 20 + [False] * 10, integers=[0, 1], one_hot=[(2, 3, 4)])
     x = X.copy()
@@ -105,6 +109,7 @@ def test_features_of_other_units_and_without_bounds():
     assert (counts == fewest(W, np.median(X @ W), X)).mean() >= 0.95
 
 
+@pytest.mark.slow
 def test_estimators_are_attacked_in_numbers_of_features():
     y = (X[:, 0] + X[:, 1] > 1).astype(int)
     classifier = LogisticRegression(C=100).fit(X, y)

@@ -50,6 +50,7 @@ def test_a_new_attack_is_one_dataclass_with_one_method():
         attack(MODEL, X, Y + 3, key=KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack", [PGD(0.1, 2), Square(0.1, 3), FMN(0.1, 2), AutoAttack(0.1, n_steps=2, n_queries=2)], ids=str
 )

@@ -73,6 +73,7 @@ def lengths(delta, norm):
     return np.linalg.norm(flat, axis=1, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm, shape", [*((norm, (12,)) for norm in NORMS), ("linf", (5, 4, 2))], ids=str)
 def test_examples_lie_in_ball_and_bounds_and_fool_more_than_the_inputs_do(norm, shape):
     model = network(shape)
@@ -87,6 +88,7 @@ def test_examples_lie_in_ball_and_bounds_and_fool_more_than_the_inputs_do(norm, 
         np.testing.assert_array_equal(x_adv, examples(attack, model, X, y))
 
 
+@pytest.mark.slow
 @each_norm
 def test_an_example_does_not_depend_on_the_others(norm):
     model = network()
@@ -98,6 +100,7 @@ def test_an_example_does_not_depend_on_the_others(norm):
         np.testing.assert_allclose(alone, together[7:9], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bounds", [None, (np.linspace(-0.2, 0, 12), np.linspace(1, 1.3, 12))], ids=["none", "each"]
 )
@@ -111,6 +114,7 @@ def test_bounds_may_be_missing_or_differ_between_features(bounds):
             assert (x_adv >= np.float32(bounds[0])).all() and (x_adv <= np.float32(bounds[1])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l1", 1.0)])
 def test_compiled_loops_and_python_loops_agree(norm, epsilon, monkeypatch):
     model = network()
@@ -123,6 +127,7 @@ def test_compiled_loops_and_python_loops_agree(norm, epsilon, monkeypatch):
         np.testing.assert_allclose(examples(attack, model, X, y), compiled[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2", 0.5), ("l1", 1.0)])
 def test_images_and_the_same_as_rows_have_the_same_examples(norm, epsilon):
     shape = (4, 3, 2)
@@ -188,6 +193,7 @@ def plain_apgd(gradient, value, fools, x, start, epsilon, n_steps, norm):
     return fooling[0] if fooling else best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_iterates_are_those_of_the_published_algorithm(norm):
     with enable_x64(True):
@@ -256,6 +262,7 @@ def plain_sparse_apgd(gradient, value, project, x, start, epsilon, n_steps):
     return best
 
 
+@pytest.mark.slow
 def test_in_the_l1_norm_the_iterates_are_those_of_the_published_algorithm():
     with enable_x64(True):
         rng = np.random.default_rng(3)
@@ -285,6 +292,7 @@ def test_in_the_l1_norm_the_iterates_are_those_of_the_published_algorithm():
             np.testing.assert_allclose(x_adv, expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_features, epsilon, least, mean", [(12, 2.0, 0.92, 0.99), (200, 4.0, 0.97, 0.99)])
 def test_in_the_l1_norm_it_comes_near_to_the_best_corner_of_ball_and_bounds(n_features, epsilon, least, mean):
     rng = np.random.default_rng(0)
@@ -302,6 +310,7 @@ def test_in_the_l1_norm_it_comes_near_to_the_best_corner_of_ball_and_bounds(n_fe
     assert gained.mean() > mean * most.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4, 7])
 def test_few_steps_in_the_l1_norm_stay_in_ball_and_bounds(n_steps):
     model = network()
@@ -328,6 +337,7 @@ def test_ratios_of_logits_do_not_change_with_shift_and_scale():
     assert value[0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_finds_what_plain_gradient_ascent_does_not_where_logits_are_large():
     model = network()
     X, y = data(model, n=100)
@@ -347,6 +357,7 @@ def test_losses_that_need_more_classes_say_so(loss, classes):
 # FAB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @each_norm
 def test_the_nearest_point_of_a_plane_is_that_of_a_general_solver(norm, seed):
@@ -380,12 +391,14 @@ def test_the_nearest_point_of_a_plane_is_that_of_a_general_solver(norm, seed):
         assert d @ d == pytest.approx(best.fun, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_plane_out_of_reach_is_approached_as_far_as_the_bounds_allow():
     ball = Ball(*(jnp.asarray(v, jnp.float32) for v in (0.1, 0.0, 1.0)))
     d = to_plane(NORMS["linf"], jnp.array([[1.0, -2.0]]), jnp.array([100.0]), jnp.array([[0.25, 0.5]]), ball)
     np.testing.assert_allclose(d, [[0.75, -0.5]])
 
 
+@pytest.mark.slow
 @each_norm
 def test_between_linear_scores_it_finds_the_exact_distance(norm):
     rng = np.random.default_rng(0)
@@ -430,6 +443,7 @@ def test_proposals_shrink_as_published():
     assert _sizes(100, 0.5, (12,))[0] == 6 and _sizes(100, 0.1, (4,)).min() == 1
 
 
+@pytest.mark.slow
 @each_shape
 def test_with_enough_queries_a_linear_model_is_brought_to_the_worst_corner(shape):
     size = int(np.prod(shape))
@@ -443,6 +457,7 @@ def test_with_enough_queries_a_linear_model_is_brought_to_the_worst_corner(shape
     assert (np.asarray(lost) > 0.9 * most).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @each_shape
 def test_in_other_norms_too_random_search_comes_near_to_the_worst_point_of_a_linear_model(shape, norm):
@@ -467,6 +482,7 @@ def test_bumps_are_two_pyramids_of_opposite_sign():
     np.testing.assert_allclose(bump[2, 1:6], np.cumsum([1 / 9, 1 / 4, 1])[[0, 1, 2, 1, 0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_needs_no_gradient():
     model = network()
     X, y = data(model)
@@ -520,6 +536,7 @@ def test_what_one_member_broke_is_not_attacked_again_and_every_fall_is_real(monk
     np.testing.assert_array_equal(report.x_adv[report.fallen_to <= 0], X[report.fallen_to <= 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "classes, names", [(2, ["apgd-ce", "fab-t", "square"]), (3, ["apgd-ce", "apgd-dlr", "fab-t", "square"])]
 )
@@ -547,6 +564,7 @@ def flags_of(model, X, y):
     return names_of(flags(model, X, y, N, ("clean", "square"), np.zeros(N, int)))
 
 
+@pytest.mark.slow
 def test_an_honest_network_raises_no_flag():
     model = network()
     assert flags_of(model, *data(model)) == []
@@ -576,6 +594,7 @@ def test_what_a_bare_function_draws_when_it_is_called_is_randomness():
     assert "randomness" in flags_of(lambda x: model(x + jnp.asarray(rng.normal(size=x.shape), x.dtype)), X, y)
 
 
+@pytest.mark.slow
 def test_looking_for_flags_compiles_no_single_operations(caplog):
     model = network(network=MLP(C, (7, 6, 5)))
     X, y = data(model)
@@ -596,6 +615,7 @@ def test_all_ranks_of_targets_share_a_program():
     assert _target._cache_size() <= before + 1
 
 
+@pytest.mark.slow
 def test_a_defence_that_gradients_do_not_see_through_is_broken_by_square_and_flagged():
     model = network()
     steps = jax.tree_util.Partial(lambda model, x: model(jnp.round(x * 6) / 6), model)
@@ -648,6 +668,7 @@ def test_autoattack_inside_of_jit_says_that_it_cannot():
         jax.jit(lambda x: AutoAttack(0.1)(model, x, y, key=KEY))(X)
 
 
+@pytest.mark.slow
 def test_one_model_is_attacked_in_single_and_in_double_precision():
     X, y = load_iris(return_X_y=True)
     X, y = X[::5] / 8, y[::5]

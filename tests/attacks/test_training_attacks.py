@@ -70,6 +70,7 @@ def test_a_noisy_step_stays_in_bounds_and_moves_no_farther_than_noise_and_step_t
     assert 0.5 * reach < moved <= reach + 1e-6
 
 
+@pytest.mark.slow
 @each_bounds
 @each_length
 def test_a_noisy_step_is_the_one_written_out_by_hand(bounds, noise, step_size):
@@ -92,6 +93,7 @@ def test_without_noise_it_is_fgsm(bounds):
         np.testing.assert_array_equal(NFGSM(EPSILON, 0, bounds=BOUNDS[bounds])(MODEL, X, Y, key=key), expected)
 
 
+@pytest.mark.slow
 def test_without_a_step_it_is_uniform_noise():
     x = np.zeros((4, 100), np.float32)
     model = Model(NETWORK, NETWORK.init(jax.random.key(1), (100,)))
@@ -121,6 +123,7 @@ def test_an_example_does_not_depend_on_the_other_rows_and_may_have_a_key_of_its_
     np.testing.assert_array_equal(attack(MODEL, X[order], Y[order], key=keys[order])[order], whole)
 
 
+@pytest.mark.slow
 def test_it_is_a_training_attack_with_the_noise_of_the_training_key():
     def trained(attack, seed=0):
         options = {"optimizer": optax.sgd(0.1), "batch_size": 4, "attacks": (attack,)}

@@ -103,6 +103,7 @@ def run(folder, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, dtype, norm, epsilon",
     [
@@ -140,6 +141,7 @@ def test_the_examples_reload_inside_of_the_ball_to_the_last_bit(run, model, dtyp
     assert f"robust accuracy  {robust:.3f}  [" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_autoattack_tells_what_each_member_added(run, capsys):
     assert run("--model two.joblib --data two.npz --n-test 30 --epsilon 1/2 --steps 5") == 0
     out = capsys.readouterr().out
@@ -249,6 +251,7 @@ def test_a_model_of_another_version_is_told_of_in_a_line_and_what_fails_in_anoth
     assert last.startswith("ntkrobust attack: broken.joblib cannot be attacked: AttributeError: ")
 
 
+@pytest.mark.slow
 def test_warnings_are_lines_of_the_command(run):
     source = f"import sys; from ntkrobust_sk.cli import main; sys.exit(main({_forest_attacked(run)!r}))"
     ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)

@@ -115,6 +115,7 @@ def test_cifar10_files_come_back_in_order_from_their_folder_and_from_the_one_abo
     assert_images_and_labels(*load_cifar10(str(tmp_path), split=split), pixels, labels)
 
 
+@pytest.mark.slow
 def test_a_cifar10_file_of_the_published_size_is_accepted(tmp_path):
     pixels, labels = write_cifar10(tmp_path, "test", counts=(1_000,) * 10)
     assert (tmp_path / "test_batch.bin").stat().st_size == 30_730_000

@@ -75,6 +75,7 @@ def test_distances_of_a_run_are_drawn_with_their_regimes_marked():
     assert [tick.get_text().split("\n")[0] for tick in display.ax_.get_xticklabels()] == ["benign", "adversarial"]
 
 
+@pytest.mark.slow
 def test_distances_of_estimators_are_those_of_their_kernels(trainer):
     other = AdversarialKernelTrainer(MLP(widths=(3,)), max_epochs=0, random_state=1).fit(X, Y)
     display = KernelDistanceDisplay.from_estimator({"one": trainer, "other": other}, X)

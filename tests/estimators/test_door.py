@@ -268,6 +268,7 @@ def test_estimators_refuse_by_name(change, message):
         EmpiricalNTKClassifier(**({"estimator": MODEL} | change)).fit(X_ROWS, LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd", ["x", 10**400, object(), NETWORK, [["Rome"]], jax.random.key(0)], ids=lambda o: type(o).__name__
 )
@@ -282,6 +283,7 @@ CONVOLUTIONS = CNN(3, widths=(2,), strides=(1,))
 IMAGE_MODEL = Model(CONVOLUTIONS, CONVOLUTIONS.init(jax.random.key(0), (4, 4, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     {
@@ -328,6 +330,7 @@ def test_fractions_are_numbers_to_estimators_as_they_are_to_attacks():
         EmpiricalNTKClassifier(MODEL, momentum=Fraction(4, 3)).fit(X_ROWS, LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("y", [[np.nan, 1.0], [np.inf, 1.0], [None, 1.0], [1j, 1.0]], ids=str)
 def test_targets_that_are_not_finite_real_numbers_are_refused_by_name(y):
     y, reg = np.array(y * 3), EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS[:6], np.arange(6.0))
@@ -367,6 +370,7 @@ def test_methods_that_an_estimator_has_not_are_no_attributes_of_it():
         assert not hasattr(estimator, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "q",
     [jax.random.key(0), [[1, 2], [3]], "x", 1j, [None], object(), np.nan, 2, -0.5, []],
@@ -470,6 +474,7 @@ WEIGHTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", WEIGHTS, ids=["zero", "negative", "one negative", "nan", "inf"])
 @pytest.mark.parametrize("make", [EmpiricalNTKClassifier, EmpiricalNTKRegressor, LogisticRegression])
 def test_weights_of_scores_are_named_and_not_the_labels(make, weights):

@@ -49,6 +49,7 @@ def test_kernels_and_models_refuse_inputs_that_are_not_finite_or_too_large(kind)
         gram("trace", MODEL, wrong)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_overflows_is_no_block():
     with pytest.raises(FloatingPointError, match="TraceNTK"):
         TraceNTK()(MODEL, X * 1e25, X * 1e25)

@@ -50,6 +50,7 @@ def name_of(check) -> str:
     return getattr(check, "func", check).__name__
 
 
+@pytest.mark.slow
 @parametrize_with_checks(ESTIMATORS)
 def test_scikit_learn_check(estimator, check, request):
     if (type(estimator), name_of(check)) in BELOW_ROUNDING:
@@ -58,6 +59,7 @@ def test_scikit_learn_check(estimator, check, request):
     check(estimator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator, check",
     [

@@ -105,6 +105,7 @@ def centred(targets, weight):
 # Oracles: scikit-learn's kernel ridge regression, dense solves, plain training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("kernel", ["trace", "pseudo"])
 def test_the_closed_form_equals_kernel_ridge_on_centred_targets(kernel, weight):
@@ -123,6 +124,7 @@ def test_the_closed_form_equals_kernel_ridge_on_centred_targets(kernel, weight):
         np.testing.assert_allclose(machine.intercept_, mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [None, WEIGHT + 1], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("kernel", ["class", "full"])
 def test_class_and_full_kernels_equal_a_dense_solve(kernel, weight):
@@ -142,6 +144,7 @@ def test_class_and_full_kernels_equal_a_dense_solve(kernel, weight):
     np.testing.assert_allclose(clf.decision_function(X), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "class", "full", "pseudo"])
 def test_predictions_equal_the_sum_over_the_training_points(kernel):
     clf = classifier(kernel=kernel).fit(X[:60], Y[:60] % 3)
@@ -161,6 +164,7 @@ def test_few_training_points_are_kept_as_they_are():
     np.testing.assert_allclose(clf.decision_function(X), K @ clf.dual_coef_ + clf.intercept_, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dynamics", "attack", "clean_step"),
     [
@@ -193,6 +197,7 @@ def test_gradient_descent_equals_training_the_linearisation(dynamics, clean_step
     assert clf.model_ is model
 
 
+@pytest.mark.slow
 def test_gradient_descent_of_a_regressor_is_on_the_squared_error():
     model = fresh_model(2)
     reg = regressor(model, solver="sgd", max_epochs=5).fit(X, TARGETS)
@@ -207,6 +212,7 @@ def test_gradient_descent_of_a_regressor_is_on_the_squared_error():
     np.testing.assert_allclose(reg.predict(X), state.model(X), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamics", ["standard", "linearized", "centered"])
 def test_the_trainer_equals_plain_training(dynamics):
     model = fresh_model(3)
@@ -262,6 +268,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in NAMES if kind != "turned"])
 @pytest.mark.parametrize("make", [trainer, classifier])
 def test_labels_of_any_type_give_the_same_answers(make, kind):
@@ -309,6 +316,7 @@ def test_strings_of_digits_are_not_taken_for_numbers():
 # Inputs: images, rows, dtypes, data frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [trainer, classifier, regressor])
 def test_images_and_rows_give_the_same_answers(make):
     of_images = make(SMALL_CNN).fit(IMAGES, DIGITS)
@@ -324,6 +332,7 @@ def test_images_and_rows_give_the_same_answers(make):
     np.testing.assert_array_equal(flat, square.reshape(flat.shape))
 
 
+@pytest.mark.slow
 def test_a_trainer_fitted_on_images_is_used_on_rows():
     frozen = FrozenEstimator(image_trainer())
     on_images, on_rows = classifier(frozen).fit(IMAGES, DIGITS), classifier(frozen).fit(ROWS, DIGITS)
@@ -340,6 +349,7 @@ def test_the_default_network_follows_the_shape_of_the_inputs(monkeypatch):
     assert named.input_shape_ == (8, 8, 1) and isinstance(named.model_.network, MLP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [trainer, classifier, regressor])
 def test_float32_and_float64_inputs_give_the_same_answers(make):
     single = X.astype(np.float32)
@@ -368,6 +378,7 @@ def test_data_frames_are_taken_without_a_warning(make):
 # Where the kernel comes from
 
 
+@pytest.mark.slow
 def test_a_network_without_outputs_gets_one_for_each_class_or_target():
     assert classifier().fit(X, Y).model_.network.n_outputs == 3
     assert regressor().fit(X, TARGETS).model_.network.n_outputs == 2
@@ -429,6 +440,7 @@ def unranked_full_kernel(model, x1, x2):
     return FullNTK()(model, x1, x2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [*PAIRING, {"kernel": unranked_full_kernel}], ids=[*map(str, PAIRING), "a callable of rank 4"]
 )
@@ -478,6 +490,7 @@ def test_a_frozen_trainer_needs_no_labels_for_its_features():
     assert isinstance(TangentFeatures(trainer()).fit(X, Y).model_, Model)
 
 
+@pytest.mark.slow
 def test_tangent_features_come_as_data_frames_when_asked():
     features = TangentFeatures(MLP(widths=(2,)), random_state=0).set_output(transform="pandas")
     frame = features.fit_transform(pd.DataFrame(X, columns=list("abcd")))
@@ -524,6 +537,7 @@ def test_pipelines(last):
     np.testing.assert_allclose(pipeline.fit(X, Y).predict(X), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_grid_goes_over_kernel_objects_and_epochs_of_the_source():
     grid = {"kernel": [TraceNTK(), FullNTK()], "estimator__max_epochs": [0, 5]}
     search = GridSearchCV(classifier(trainer()), grid, cv=2).fit(X, Y)
@@ -533,6 +547,7 @@ def test_a_grid_goes_over_kernel_objects_and_epochs_of_the_source():
     assert search.best_estimator_.estimator_.n_iter_ == epochs
 
 
+@pytest.mark.slow
 def test_cross_validation_takes_images():
     results = cross_validate(classifier(SMALL_CNN), IMAGES, DIGITS, cv=2, return_estimator=True)
     assert results["test_score"].min() > 0.5
@@ -604,6 +619,7 @@ def test_weights_are_routed_through_searches_and_pipelines():
     assert weighted_score == last.score(scaled, Y, sample_weight=weight)
 
 
+@pytest.mark.slow
 def test_kernel_scores_can_be_calibrated():
     calibrated = CalibratedClassifierCV(classifier(), cv=2).fit(X, Y)
     assert calibrated.score(X, Y) > 0.8
@@ -623,6 +639,7 @@ def attacked():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["network", "closed form", "gradient descent", "regressor"])
 def test_attacks_lower_the_score_and_stay_in_ball_and_bounds(name):
     fitted = attacked()[name]
@@ -651,6 +668,7 @@ def test_the_attack_of_training_is_the_default():
     assert fitted.robust_score(X, Y) == fitted.robust_score(X, Y, ATTACK)
 
 
+@pytest.mark.slow
 def test_adversarial_training_raises_robust_accuracy():
     attack = PGD(0.06, n_steps=5)
     benign = trainer(max_epochs=60).fit(X, Y)
@@ -904,6 +922,7 @@ def test_a_second_fit_leaves_nothing_of_the_first_solver():
     assert [set(vars(fitted)) for fitted in (stepped, closed)] == kinds
 
 
+@pytest.mark.slow
 def test_no_epochs_leave_the_network_as_it_started():
     model = fresh_model(3)
     assert trainer(model, max_epochs=0).fit(X, Y).model_ is model

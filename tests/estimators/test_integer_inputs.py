@@ -52,6 +52,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("form", FORMS)
 def test_kernel_machines_answer_with_the_kernel_of_the_integers(form, name):
@@ -62,6 +63,7 @@ def test_kernel_machines_answer_with_the_kernel_of_the_integers(form, name):
     np.testing.assert_allclose(scores, K @ machine.dual_coef_ + machine.intercept_, atol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamics", ["standard", "linearized"])
 def test_a_trained_network_answers_as_itself_on_integers(dynamics):
     trainer = AdversarialKernelTrainer(MODELS["cast first"], dynamics=dynamics, max_epochs=1, random_state=0)
@@ -70,6 +72,7 @@ def test_a_trained_network_answers_as_itself_on_integers(dynamics):
     assert np.unique(scores, axis=0).shape == scores.shape
 
 
+@pytest.mark.slow
 def test_features_and_regressors_see_the_integers():
     model = MODELS["indexed"]
     Z = TangentFeatures(model).fit(X).transform(X)
@@ -105,6 +108,7 @@ def test_attacks_on_networks_that_take_integers_alone_are_refused(way):
         ATTACKED[way](MODELS["cast first"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [

@@ -121,6 +121,7 @@ def test_targets_that_a_network_cannot_hold_are_refused_by_name(targets, said, s
             EmpiricalNTKRegressor(NETWORK, solver=solver, max_epochs=1, random_state=0).fit(X, targets)
 
 
+@pytest.mark.slow
 def test_what_the_errors_say_to_write_works():
     plain = EmpiricalNTKRegressor(NETWORK, random_state=0)
     scaled = TransformedTargetRegressor(plain, transformer=StandardScaler())
@@ -134,6 +135,7 @@ def test_what_the_errors_say_to_write_works():
         assert make_pipeline(StandardScaler(), ESTIMATORS[2]).fit(inputs, Y).score(inputs, Y) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [NETWORK, AdversarialKernelTrainer(NETWORK, max_epochs=1, random_state=0)])
 def test_considerable_rounding_warns_once_in_each_fit(source):
     with warnings.catch_warnings(record=True) as found:
@@ -165,6 +167,7 @@ def linear(weights):
     return Model(Stateless(lambda p, x: x @ p), Variables(jnp.asarray(weights, jnp.float32)))
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_no_answer():
     reg = EmpiricalNTKRegressor(NETWORK, alpha=1e-3, random_state=0).fit(X, WIDTH / 2.5 * 3.3e38)
     with pytest.raises(ValueError, match=r"scores of 50 of 50 inputs are (NaN|infinite) in float64"):
@@ -185,6 +188,7 @@ def test_what_is_not_finite_is_no_answer():
         trainer.gram(1e30 * X)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_units_of_targets():
     reg = EmpiricalNTKRegressor(NETWORK, random_state=0)
     with enable_x64(True):

@@ -122,6 +122,7 @@ def fitted():
     return lambda name: made.setdefault(name, FITTED[name]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", FITTED)
 def test_a_loaded_estimator_answers_as_before_to_the_bit(name, way, fitted):
@@ -153,6 +154,7 @@ def test_a_loaded_model_keeps_its_dtypes_and_the_kinds_of_its_arrays():
         np.testing.assert_array_equal(found.params["f"], params["f"])
 
 
+@pytest.mark.slow
 def test_nothing_of_jax_is_in_what_is_saved(fitted):
     for name in FITTED:
         assert not any("jax" in kind for kind in skops.io.get_untrusted_types(data=skops.io.dumps(fitted(name))))

@@ -86,6 +86,7 @@ def final_bytes(path):
     return (Path(path) / "results.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_every_state_regime_and_stage_is_measured(result):
     epochs = [0.0, 0.5, 1.0, 2.0, 3.0, 4.0]
     assert SMALL.checkpoints == tuple(epochs)
@@ -196,6 +197,7 @@ def test_a_transfer_matrix_has_each_models_own_robust_accuracy_on_its_diagonal(r
         assert own[f"{regime}/4/network"] == result.at(0, regime, 4.0)["robust"]
 
 
+@pytest.mark.slow
 def test_centred_stage_2_starts_from_nothing_and_linearised_from_the_network(tmp_path):
     experiment = replace(
         SMALL,
@@ -222,6 +224,7 @@ def test_running_again_changes_nothing(result):
     assert final_bytes(result.path) == before and again.results == result.results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds_after_first_result", [0.0, 2.5])
 def test_a_run_that_is_killed_and_started_again_finds_the_same_to_the_bit(
     result, tmp_path, seconds_after_first_result
@@ -242,6 +245,7 @@ def test_a_run_that_is_killed_and_started_again_finds_the_same_to_the_bit(
     assert final_bytes(out) == final_bytes(result.path)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_computed_again_from_the_last_good_one(result, tmp_path):
     experiment = replace(SMALL, seeds=1, stage2=(), regimes=("benign",), stage2_from=(), n_features=0)
     out = tmp_path / "run"
@@ -277,6 +281,7 @@ def swap(a, b):
     a.write_bytes(second), b.write_bytes(first)
 
 
+@pytest.mark.slow
 def test_states_at_each_other_s_places_are_found_and_trained_again(tiny, copied):
     states = copied / "checkpoints" / "seed-0" / "benign"
     before = [(states / f"000{epoch}00.safetensors").read_bytes() for epoch in ("0.5", "1.0")]
@@ -288,6 +293,7 @@ def test_states_at_each_other_s_places_are_found_and_trained_again(tiny, copied)
     assert [(states / f"000{epoch}00.safetensors").read_bytes() for epoch in ("0.5", "1.0")] == before
 
 
+@pytest.mark.slow
 def test_states_and_images_of_another_run_are_not_taken_for_this_one(copied, tmp_path):
     other = replace(TINY, random_state=1).run(tmp_path / "other", progress=False)
     state = Path("checkpoints", "seed-0", "benign", "0001.000.safetensors")
@@ -318,6 +324,7 @@ def test_a_kernel_that_is_not_the_one_that_was_measured_is_found_and_computed_ag
     assert sorted(final_bytes(copied).splitlines()) == sorted(final_bytes(tiny.path).splitlines())
 
 
+@pytest.mark.slow
 def test_damaged_adversarial_examples_are_made_again(tiny, copied):
     (file,) = (copied / "adversarial" / "seed-0").glob("*closed-form*")
     whole = file.read_bytes()
@@ -333,6 +340,7 @@ def test_damaged_adversarial_examples_are_made_again(tiny, copied):
         assert sorted(final_bytes(copied).splitlines()) == sorted(final_bytes(tiny.path).splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["adversarial", "checkpoints", "images"])
 def test_any_damaged_file_of_a_finished_run_is_found_and_made_again(tiny, copied, folder):
     files = sorted((copied / folder).rglob("*.safetensors"))
@@ -366,11 +374,13 @@ def table_and_images(n=45):
     return Splits(X[15:], y[15:], X[:15], y[:15])
 
 
+@pytest.mark.slow
 def test_rows_of_a_table_are_reported_without_images(tmp_path):
     page = write_report(TINY.run(tmp_path / "run", splits=table_and_images(), progress=False)).read_text()
     assert "each leading eigenfeature" in page and "started from grey" not in page
 
 
+@pytest.mark.slow
 def test_more_than_there_is_of_kernel_examples_and_eigenfeatures_is_told_of_and_not_stated(tmp_path):
     experiment = replace(TINY, n_kernel=99_999, n_features=10_000, stage2=(), stage2_from=())
     with pytest.warns(RuntimeWarning) as told:
@@ -393,6 +403,7 @@ def test_examples_held_out_must_leave_some_to_train_on(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_a_run_of_no_epochs_is_reported_without_a_word(tmp_path):
     experiment = replace(TINY, epochs=0, flip_epoch=0, fractions=(), stage2=(), n_features=0)
@@ -417,6 +428,7 @@ def test_a_result_that_is_gone_before_others_is_told_of_and_a_run_that_was_stopp
             load_evolution(copied)
 
 
+@pytest.mark.slow
 def test_reading_a_run_writes_nothing(tiny, copied):
     with (copied / "results.jsonl").open("ab") as file:
         file.write(b'{"task": "torn')
@@ -430,6 +442,7 @@ def test_reading_a_run_writes_nothing(tiny, copied):
     assert after == before
 
 
+@pytest.mark.slow
 def test_two_evolutions_in_one_folder_leave_one_whole_run(tiny, tmp_path):
     out = tmp_path / "run"
     options = "--regimes benign --epochs 1 --flip-epoch 1 --fractions 0.5 --stage2-epochs 1 --n-features 1"
@@ -535,6 +548,7 @@ def test_fewer_images_than_classes_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_regime_and_stage_2_takes_its_best_network(tmp_path):
     experiment = replace(
         SMALL, seeds=1, regimes=("benign",), epochs=6, flip_epoch=3, learning_rate=1e-6, patience=2,
@@ -547,6 +561,7 @@ def test_early_stopping_ends_a_regime_and_stage_2_takes_its_best_network(tmp_pat
     assert result.of_kind("stage 2")[0]["clean"] == result.at(0, "benign", 0.0)["clean"]
 
 
+@pytest.mark.slow
 def test_averaged_normalised_networks_are_trained_and_measured(tmp_path):
     common = {
         "seeds": 1,
@@ -590,6 +605,7 @@ def test_presets_give_way_to_what_is_given():
     assert preset("mine.npz", seeds=None) == KernelEvolution(data="mine.npz")
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_runs_from_the_command_line_and_bad_input_is_told_in_a_line(tmp_path, capsys):
     rng = np.random.default_rng(0)
     y = np.arange(60) % 3
@@ -650,6 +666,7 @@ def test_the_attack_in_scoring_is_the_paper_s_with_these_steps():
     assert SMALL.test_attack == PGD(0.15, n_steps=3)
 
 
+@pytest.mark.slow
 def test_no_warning_is_raised_by_an_ordinary_run(tmp_path):
     experiment = replace(
         SMALL, seeds=1, epochs=1, flip_epoch=1, regimes=("benign",), stage2_from=None, n_features=1

@@ -283,6 +283,7 @@ def other_process(tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_with_folder_and_first_until_that_is_killed(tmp_path, other_process):
     for _ in range(2):
         by = f"{tmp_path} is in use by process {other_process.pid} on "

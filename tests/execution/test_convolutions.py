@@ -26,6 +26,7 @@ def count_widened(function, *args) -> int:
     return str(jax.make_jaxpr(function)(*args)).count("lhs_dilation=(2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (2, 3)])
 @pytest.mark.parametrize("window", [(3, 3), (1, 1), (2, 5)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (0, 3))])
@@ -43,6 +44,7 @@ def test_gradients_by_phases_are_those_of_xla(stride, window, padding, size):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f))])
 def test_convolutions_inside_of_other_functions_are_found(wrap):
     w = draw(3, 3, 1, 4)
@@ -63,6 +65,7 @@ def test_convolutions_inside_of_other_functions_are_found(wrap):
     np.testing.assert_allclose(fast(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, out", [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")])
 def test_convolutions_of_several_precisions_have_gradients(dtype, out):
     x, w = jnp.asarray(draw(2, 8, 8, 1), dtype), jnp.asarray(draw(3, 3, 1, 4), dtype)
@@ -80,6 +83,7 @@ def test_convolutions_of_several_precisions_have_gradients(dtype, out):
     np.testing.assert_allclose(fast.astype(float), plain.astype(float), rtol=0.03, atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA's form of convolutions for a CPU")
 @pytest.mark.parametrize("strides", [(1, 1), (1, 2)])
 def test_in_a_loop_all_convolutions_have_the_form_that_is_fast_on_a_cpu(strides):
@@ -126,6 +130,7 @@ def test_a_function_without_convolutions_is_left_as_it_is():
     assert called[-1] == 3.0  # itself, not its jaxpr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network, shape",
     [(CNN(n_outputs=3, widths=(4, 8), strides=(1, 2)), (8, 8, 1)), (ResNet18(n_outputs=3, width=4), (16, 16, 3))],
@@ -143,6 +148,7 @@ def test_attacks_and_training_use_them(network, shape, linear):
     assert count_widened(partial(_update, sgd(), False), state, x, y, np.ones(2, np.float32)) == 0
 
 
+@pytest.mark.slow
 def test_gradients_have_their_functions_structure():
     def function(tree):
         return {"a": tree[0] * 2, "b": (tree[1],)}

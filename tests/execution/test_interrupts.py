@@ -50,6 +50,7 @@ def test_an_interrupt_in_the_callback_of_a_weak_reference_ends_the_block():
         lose_an_interrupt()
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_a_callback_of_the_garbage_collector_ends_the_block():
     once = iter([interrupt])
 
@@ -161,6 +162,7 @@ class Interrupted(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(1)]
 
 
+@pytest.mark.slow
 def test_a_black_box_that_is_attacked_is_not_asked_for_long_after_the_interrupt(caplog):
     model, attack = Interrupted().fit(X, Y), Square(0.01, n_queries=2000)
     with pytest.raises(KeyboardInterrupt):

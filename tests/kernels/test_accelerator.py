@@ -122,6 +122,7 @@ def assert_near(found, expected, tolerance):
     assert np.shape(found) == expected.shape and error <= tolerance, error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ERRORS, ids=lambda dtype: str(getattr(dtype, "__name__", dtype)))
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_in_every_precision_stays_on_the_device(kernel, dtype, exact):

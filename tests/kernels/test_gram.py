@@ -634,6 +634,7 @@ def test_rows_and_columns_of_different_shapes_are_refused():
         gram("trace", MODEL, X, X[:, :4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_layer", [False, True], ids=["", "by layer"])
 @pytest.mark.parametrize("kernel", ["trace", "full"])
 def test_a_network_whose_gradients_overflow_is_reported_and_not_returned(kernel, by_layer):
@@ -676,6 +677,7 @@ def test_what_is_no_amount_of_memory_is_refused(memory):
             call(memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [2**30, 1e9, np.int64(2**30), np.float32(1e9), "1GiB", " 0.5 GB ", "500MB"])
 def test_amounts_of_memory_are_numbers_or_text(memory):
     assert type(parse_memory(memory)) is int
@@ -720,6 +722,7 @@ def test_a_plan_of_impossible_sizes_is_refused_when_it_is_made(sizes):
         replace(fixed_plan(KERNELS["trace"], MODEL, SHAPE, TILE), **sizes)
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_it_does_not_count():
     assert "compiler's own (some 100 MiB in first calls) not counted" in str(
         fixed_plan(TraceNTK(), MODEL, SHAPE, TILE)

@@ -93,6 +93,7 @@ def logits(network):
     return lambda params, x: network.apply(params, (), x)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:No Jacobian rule found", "ignore:this network has parameters inside")
 @pytest.mark.parametrize("case", CASES)
 def test_empirical_kernels_are_those_of_the_dense_jacobian_and_ours(nt, case):
@@ -122,6 +123,7 @@ def test_empirical_kernels_are_those_of_the_dense_jacobian_and_ours(nt, case):
                 close(block, expected[kind], 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_without_compilation_a_batch_axis_or_second_inputs_kernels_are_the_same(nt, name):
     network, shape = CASES["dense"]
@@ -132,6 +134,7 @@ def test_without_compilation_a_batch_axis_or_second_inputs_kernels_are_the_same(
         close(nt.empirical_ntk_fn(logits(network), **options)(x, None, model.variables.params), expected, 1e-13)
 
 
+@pytest.mark.slow
 def test_the_automatic_choice_computes_the_kernel_too(nt):
     network, shape = CASES["shared weights"]
     with enable_x64(True):
@@ -183,6 +186,7 @@ def infinite(nt):
     return kernel_fn, rng.normal(size=(6, 4)), rng.normal(size=(4, 4)), rng.normal(size=(6, 1))
 
 
+@pytest.mark.slow
 def test_the_kernel_of_infinite_width_follows_the_arc_cosine_recursion(infinite):
     kernel_fn, x1, x2, _ = infinite
     with enable_x64(True):
@@ -196,6 +200,7 @@ def test_a_kernel_computed_in_batches_is_the_same(nt, infinite):
     close(batched, arc_cosine_ntk(x2, x1, 3), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [5.0, None], ids=["after a while", "in the end"])
 def test_predictions_are_those_of_gradient_flow(nt, infinite, time):
     _, x1, x2, y = infinite
@@ -280,6 +285,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prelude", PRELUDES)
 def test_a_fresh_process_gets_the_whole_package_and_jax_stays_as_it_was_after(installed, prelude):
     assert json.loads(run(WATCH.replace("{prelude}", PRELUDES[prelude])).splitlines()[-1]) == {
@@ -295,6 +301,7 @@ def test_a_fresh_process_gets_the_whole_package_and_jax_stays_as_it_was_after(in
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "missing, how",
     {"neural_tangents": "sys.path.clear()", "frozendict": "sys.modules['frozendict'] = None"}.items(),

@@ -142,6 +142,7 @@ def assert_close(found, expected, rtol):
     np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this network has parameters inside")
 @pytest.mark.parametrize("name", CASES)
 def test_all_four_kernels_are_those_of_the_dense_jacobian(name):
@@ -162,6 +163,7 @@ def test_all_four_kernels_are_those_of_the_dense_jacobian(name):
                 assert_close(on_host[kernel], expected[kernel], 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network, shape",
     [CASES["dense"], CASES["odd convolutions"], (ResNet18(n_outputs=N_OUTPUTS, width=4), (8, 8, 3))],

@@ -714,6 +714,7 @@ def test_a_store_that_is_not_there_and_a_folder_that_is_none_are_told_apart(tmp_
         read_gram(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_unfinished_store_is_not_read(path, stop_after):
     stop_after(2)
     with pytest.raises(StopError):
@@ -741,6 +742,7 @@ with locked(sys.argv[1], "Gram store"):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_into_one_store(path):
     expected = in_tiles("trace", X, store=path)
     command = [sys.executable, "-c", HELD, str(path)]
@@ -816,6 +818,7 @@ def test_progress_counts_what_is_there_already(path, stop_after, monkeypatch, ca
     assert "4/6" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_convolutions_are_stored_too(path):
     network, shape = CNN(n_outputs=2, widths=(3,), strides=(2,)), (5, 4, 1)
     model = Model(network, network.init(jax.random.key(0), shape))

@@ -46,6 +46,7 @@ def dense_kernel(apply, params, x, n_outputs):
     return sum(np.einsum("ncp,mcp->nm", leaf, leaf) for leaf in J) / n_outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1012))
 def test_a_random_network_is_accepted_with_the_kernel_of_its_jacobian(seed):
     kind, found = fuzz.check(seed)
@@ -109,6 +110,7 @@ def misread(name, monkeypatch):
         monkeypatch.setattr(structure, place, lambda *args: change(original(*args)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISREADINGS)
 def test_a_misreading_is_caught(name, monkeypatch):
     misread(name, monkeypatch)
@@ -116,6 +118,7 @@ def test_a_misreading_is_caught(name, monkeypatch):
         gram("trace", of(network, PARAMS), X)
 
 
+@pytest.mark.slow
 def test_rows_that_get_each_other_s_gradients_are_caught(monkeypatch):
     original = structure.layer_gradients
     from ntkrobust_sk.tangent import features as tangent
@@ -128,6 +131,7 @@ def test_rows_that_get_each_other_s_gradients_are_caught(monkeypatch):
         gram("trace", of(network, PARAMS), X)
 
 
+@pytest.mark.slow
 def test_the_conjugate_that_complex_layers_do_not_have_is_caught(monkeypatch):
     original = layer_rules._product
     monkeypatch.setitem(
@@ -139,6 +143,7 @@ def test_the_conjugate_that_complex_layers_do_not_have_is_caught(monkeypatch):
         gram("trace", of(lambda W, x: jnp.abs(jnp.fft.fft(x) @ W), normal(8, 3)), X)
 
 
+@pytest.mark.slow
 def test_nothing_hides_behind_weights_that_start_at_zero(monkeypatch):
     misread("swapped positions", monkeypatch)
     zero = {**PARAMS, "u": jnp.zeros((12, 4)), "v": jnp.zeros((4, 2))}
@@ -146,11 +151,13 @@ def test_nothing_hides_behind_weights_that_start_at_zero(monkeypatch):
         gram("trace", of(network, zero), X)
 
 
+@pytest.mark.slow
 def test_one_row_that_fills_a_tile_proves_as_much_as_many():
     with pytest.raises(ArithmeticError, match="depend on the other rows"):
         gram("trace", of(lambda p, x: jnp.tanh(x - x.mean(0)) @ p, normal(8, 2)), X[:1])
 
 
+@pytest.mark.slow
 def test_reading_is_proved_in_double_precision_where_the_network_allows_it():
     kernel = gram("trace", of(network, PARAMS), X)
     np.testing.assert_allclose(kernel, dense_kernel(network, PARAMS, X, 2), rtol=1e-5)
@@ -187,6 +194,7 @@ def jacobian_kernel(kernel, module, variables, x):
     return np.einsum("ncp,mcp->nm", J, J)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, dtype", [("MLP", "bfloat16"), ("CNN", "bfloat16"), ("MLP", "float16")])
 def test_mixed_precision_has_the_kernels_of_single_precision(kind, dtype):
     (single, x), (mixed, _) = flax_network(kind, jnp.float32), flax_network(kind, dtype)
@@ -201,6 +209,7 @@ def test_mixed_precision_has_the_kernels_of_single_precision(kind, dtype):
         assert far < 3e-3 and far < 1.2 * least, (kernel, far, least)
 
 
+@pytest.mark.slow
 def test_a_scale_of_parameters_is_not_rounded_in_half_precision():
     def apply(params, x):
         low = x.astype(jnp.bfloat16)
@@ -229,6 +238,7 @@ COMPLEX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPLEX)
 def test_real_parameters_that_meet_complex_data_have_real_kernels(name):
     apply, params = COMPLEX[name]
@@ -240,6 +250,7 @@ def test_real_parameters_that_meet_complex_data_have_real_kernels(name):
     np.testing.assert_allclose(sum(layers.values()), exact, atol=1e-5 * exact.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "class", "full", "pseudo"])
 def test_machines_on_complex_layers_predict_and_are_attacked(kernel):
     apply, params = COMPLEX["two parts"]
@@ -263,6 +274,7 @@ BIASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BIASES)
 def test_biases_of_every_shape_have_the_kernel_of_the_jacobian(name):
     apply, shape = BIASES[name]
@@ -287,6 +299,7 @@ STRAIGHT_THROUGH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "pseudo", "class", "full"])
 @pytest.mark.parametrize("name", STRAIGHT_THROUGH)
 def test_networks_with_a_backward_pass_of_their_own_predict(name, kernel):
@@ -306,6 +319,7 @@ def test_networks_with_a_backward_pass_of_their_own_predict(name, kernel):
     assert 0 <= machine.robust_score(rows, y, PGD(0.1, 1, bounds=None)) <= 1
 
 
+@pytest.mark.slow
 def test_a_backward_pass_of_its_own_is_linearised():
     apply, params = STRAIGHT_THROUGH["of the data"], {"w": normal(8, 6), "v": normal(6, 2, seed=5)}
     model = linearize(of(apply, params), centered=True)
@@ -316,6 +330,7 @@ def test_a_backward_pass_of_its_own_is_linearised():
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_parameters_of_several_dtypes_predict():
     def apply(params, x):
         return jnp.tanh(x.astype(jnp.float16) @ params["a_body"]).astype(jnp.float32) @ params["head"]
@@ -328,6 +343,7 @@ def test_parameters_of_several_dtypes_predict():
     np.testing.assert_allclose(machine.predict(X), expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_integers_reach_the_network_as_integers():
     params = {"E": normal(1000, 4).astype(jnp.bfloat16), "W": normal(4, 3).astype(jnp.bfloat16)}
 
@@ -341,6 +357,7 @@ def test_integers_reach_the_network_as_integers():
     np.testing.assert_allclose(gram("trace", model, ids).astype(float), exact, atol=2e-2 * exact.max())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_host_callback_in_single_precision_alone_is_proved_in_its_own():
     W, X = np.ones((4, 3), np.float32), np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

@@ -23,6 +23,7 @@ X = np.random.default_rng(0).normal(size=(61, *SHAPE)).astype(np.float32)
 PLAN = fixed_plan(TraceNTK(), MODEL, SHAPE, 4, 3)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_matrix_of_one(tmp_path):
     expected, part = gram("trace", MODEL, X, plan=PLAN), gram("trace", MODEL, X[:9], X[20:], plan=PLAN)
     np.testing.assert_array_equal(gram("trace", MODEL, X, plan=PLAN, n_jobs=2), expected)
@@ -59,6 +60,7 @@ def killed_soon(pid, after=1.0):
 
 
 # Dask computes a dead worker's tasks again by itself, unless their inputs died with it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:a worker was lost:RuntimeWarning")
 def test_a_dask_cluster_computes_the_same_although_a_worker_is_killed(tmp_path):
     distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
@@ -97,6 +99,7 @@ def dies_once(model, x1, x2):
     return jax.pure_callback(die, product, product)
 
 
+@pytest.mark.slow
 def test_tiles_of_a_process_that_dies_are_computed_again_with_a_warning(tmp_path, monkeypatch):
     # workers that are there already would not see the environment
     get_reusable_executor().shutdown(wait=True)
@@ -132,6 +135,7 @@ np.savez(sys.argv[1], **results)
 """
 
 
+@pytest.mark.slow
 def test_four_devices_compute_the_matrix_of_one_whatever_the_number_of_rows(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     command = [sys.executable, "-c", DEVICES, str(tmp_path / "found.npz")]
@@ -145,6 +149,7 @@ def test_four_devices_compute_the_matrix_of_one_whatever_the_number_of_rows(tmp_
     np.testing.assert_allclose(found["one"], trace, rtol=0, atol=2e-6 * trace.max())
 
 
+@pytest.mark.slow
 def test_models_come_to_workers_whole():
     network = MLP(n_outputs=2, widths=(3,))
     model = Model(network, network.init(jax.random.key(0), (4,)))

@@ -149,6 +149,7 @@ def train_step(model, x):
     return model.network.apply(*model.variables, x, train=True)
 
 
+@pytest.mark.slow
 def test_in_evaluation_a_model_computes_what_its_library_does(case):
     assert isinstance(case.model.network, Network)
     assert check_model(case.model, case.x.shape[1:]) == 3
@@ -225,6 +226,7 @@ def test_models_pickle_where_their_library_does():
         np.testing.assert_array_equal(twin(FLAT), model(FLAT))
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_other_network_library():
     code = (
         "import sys, ntkrobust_sk, ntkrobust_sk.networks.adapters\n"

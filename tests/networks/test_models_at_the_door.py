@@ -160,12 +160,14 @@ OTHER_WIDTHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_WIDTHS)
 def test_inputs_of_another_width_are_named(name):
     with pytest.raises(ValueError, match=r"cannot take inputs of shape \(n, 3\)|hold inputs of one shape"):
         OTHER_WIDTHS[name](X[:, :3])
 
 
+@pytest.mark.slow
 def test_flat_rows_for_a_network_of_images_are_named():
     network = CNN(n_outputs=2)
     with pytest.raises(ValueError, match=r"cannot take inputs of shape \(n, 4\).*CNN\("):
@@ -337,6 +339,7 @@ def test_a_function_that_fails_is_not_told_to_become_a_model():
         robust_accuracy(lambda x: x / (1 // 0), X, np.arange(6) % 3, PGD(0.1, bounds=None))
 
 
+@pytest.mark.slow
 def test_complex_inputs_are_named_unless_the_network_makes_real_logits_of_them():
     for name, pair in {"X": (X + 1j, None), "Y": (X, X + 1j)}.items():
         with pytest.raises(

@@ -241,6 +241,7 @@ def linen_variables(params, state):
     return translated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
 def test_resnet18_agrees_with_the_same_network_in_flax(train):
     linen = pytest.importorskip("flax.linen", reason="the reference is written in Flax, which is missing")
@@ -255,6 +256,7 @@ def test_resnet18_agrees_with_the_same_network_in_flax(train):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
 def test_resnet18_has_the_derivative_of_finite_differences(train):
     with enable_x64(True):

@@ -42,6 +42,7 @@ def refused_constant(name):
     raise ValueError(f"{name} is no JSON")
 
 
+@pytest.mark.slow
 def test_a_run_writes_results_that_other_programs_can_read(finished):
     out, status, _ = finished
     assert status == 0
@@ -114,6 +115,7 @@ def test_the_exit_status_says_whether_the_claims_hold(arguments, held, status, m
     assert ("a claim does not hold" in capsys.readouterr().err) == (status == 1)
 
 
+@pytest.mark.slow
 def test_a_real_run_whose_claim_fails_exits_with_1(tmp_path, capsys):
     # without any perturbation no kernel can be more robust than another by a quarter
     assert run(f"{FEW} --epsilon 0 --strict", tmp_path) == 1
@@ -186,6 +188,7 @@ def test_settings_that_cannot_work_are_named_before_any_training(arguments, mess
     assert message in captured.err and captured.out == ""
 
 
+@pytest.mark.slow
 def test_more_kernel_examples_than_there_are_become_all_of_them(tmp_path):
     with pytest.warns(RuntimeWarning, match="n_kernel=99,999, but there are 200 training examples"):
         assert run(f"{FEW} --n-kernel 99999 --no-strict --max-epochs 0 --epsilon 4/255", tmp_path) == 0

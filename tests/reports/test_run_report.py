@@ -99,6 +99,7 @@ def opened(page, folder, *flags):
     return json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("width", [1200, 390])
 def test_it_opens_without_errors_or_fetches_and_fits_the_screen(page, tmp_path, width):
@@ -109,6 +110,7 @@ def test_it_opens_without_errors_or_fetches_and_fits_the_screen(page, tmp_path, 
     assert noted["overflow"] <= 0
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_slider_changes_kernel_spectrum_and_figures(page, result, tmp_path):
     noted = opened(page, tmp_path)
@@ -122,6 +124,7 @@ def test_the_slider_changes_kernel_spectrum_and_figures(page, result, tmp_path):
     assert noted["last"] == noted["states"][-1]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_it_is_dark_where_the_reader_s_screen_is(page, tmp_path):
     colors = [opened(page, tmp_path, *flags)["background"] for flags in ((), ("--force-dark-mode",))]
@@ -152,11 +155,13 @@ def test_it_holds_every_claim_with_a_verdict_and_every_accuracy(page, result):
         assert f">{found['robust']:.3f}</td>" in page
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_page(page, result, tmp_path):
     again = write_report(load_evolution(result.path), tmp_path / "again.html")
     assert again.read_text(encoding="utf-8") == page
 
 
+@pytest.mark.slow
 def test_every_claim_has_figures_among_the_examples_and_the_documents_table_is_that_of_the_page(
     result, page, tmp_path, monkeypatch, capsys
 ):
@@ -174,6 +179,7 @@ def test_every_claim_has_figures_among_the_examples_and_the_documents_table_is_t
         assert all(f"<td>{cell}</td>" in page for cell in row.split(" | ")[:3])
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_reported_as_far_as_it_came(result, tmp_path):
     shutil.copytree(result.path, tmp_path / "run")
     lines = (tmp_path / "run" / "results.jsonl").read_bytes().splitlines(keepends=True)
@@ -191,6 +197,7 @@ def test_a_run_without_results_is_refused(tmp_path):
         write_report(load_evolution(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_are_shown_as_that_and_the_page_s_data_stay_json(tmp_path):
     splits = load_splits("digits", n_train=60, n_test=30)
     experiment = replace(EXPERIMENT, epochs=1, flip_epoch=1, regimes=("benign",), stage2=(), stage2_from=())

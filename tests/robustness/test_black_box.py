@@ -30,6 +30,7 @@ X, Y = blobs(3)
 FOREST = RandomForestClassifier(5, random_state=0).fit(X, Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k, expected", [(3, 0.947), (4, 0.88)])
 def test_scores_of_pairs_of_classes_are_attacked_as_those_of_classes_are(k, expected):
     X, y = blobs(k)
@@ -65,6 +66,7 @@ class Undefined(Turned):
         return np.full((len(X), 3), np.nan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, note", [(Turned, "answers alone"), (Undefined, "answers alone")])
 def test_scores_that_do_not_decide_the_answers_are_not_used(kind, note):
     model = kind(5, random_state=0).fit(X, Y)
@@ -75,6 +77,7 @@ def test_scores_that_do_not_decide_the_answers_are_not_used(kind, note):
     assert (box.scores(X).argmax(1) == model.predict(X)).all()
 
 
+@pytest.mark.slow
 def test_scores_with_a_threshold_of_their_own_are_lifted_to_the_answers():
     y = (Y == 0).astype(int)
     model = Threshold(20, max_depth=2, random_state=0).fit(X, y)
@@ -84,6 +87,7 @@ def test_scores_with_a_threshold_of_their_own_are_lifted_to_the_answers():
         assert robust_accuracy(model, X, y, Square(0.1, 100)) < model.score(X, y)
 
 
+@pytest.mark.slow
 def test_a_classifier_without_scores_is_attacked_by_its_answers():
     model = VotingClassifier([("a", FOREST), ("b", LogisticRegression())]).fit(X, Y)
     with pytest.warns(UserWarning, match="neither decision_function nor predict_proba"):
@@ -115,6 +119,7 @@ def test_an_own_attack_that_needs_no_gradients_runs_as_it_is():
     assert robust_accuracy(FOREST, X, Y, towards_the_middle) == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:there is no differentiable form")
 def test_tables_name_the_attack_that_has_run(monkeypatch):
     monkeypatch.setattr("ntkrobust_sk.robustness.target.QUERIES", 30)
@@ -135,6 +140,7 @@ def own():
     return EmpiricalNTKClassifier(random_state=0).fit(X, Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["predict", "decision_function", "predict_proba"])
 def test_inputs_beyond_the_precision_of_the_network_are_refused(own, method):
     huge = np.where(X[0, 0] == X, 1e39, X)

@@ -78,6 +78,7 @@ class Recording:
 # Several radii
 
 
+@pytest.mark.slow
 def test_the_accuracies_are_those_of_each_attack_by_itself(report, trainer):
     assert report.epsilons == (0.02, 0.06) and report.names == ("short", "long")
     assert report.clean_accuracy == trainer.score(X, Y)
@@ -171,6 +172,7 @@ def test_the_printed_report_holds_the_numbers(report):
     assert f"50% {np.sort(report.distances)[37]:.4g}" in text
 
 
+@pytest.mark.slow
 def test_flags_of_autoattack_reach_the_report():
     network = Partial(lambda x: jnp.round(x[:, :1] * 4) @ jnp.array([[1.0, -1.0]]) + jnp.array([[-1.5, 1.5]]))
     labels = (np.round(X[:, 0] * 4) < 1.5).astype(int)
@@ -184,6 +186,7 @@ def test_flags_of_autoattack_reach_the_report():
 # Any estimator
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_evaluated_in_the_units_of_its_inputs(linear):
     scale = [1.0, 100.0, 1.0, 1.0]
     frame = pd.DataFrame(X * scale, columns=list("wxyz"))
@@ -194,6 +197,7 @@ def test_a_pipeline_is_evaluated_in_the_units_of_its_inputs(linear):
     assert found.clean_accuracy == pytest.approx(pipeline.score(frame, Y))
 
 
+@pytest.mark.slow
 def test_what_has_no_gradients_is_evaluated_as_a_black_box_and_a_warning_says_so(monkeypatch):
     monkeypatch.setattr(targets, "QUERIES", 60)
     forest = RandomForestClassifier(3, random_state=0).fit(X, Y)
@@ -205,6 +209,7 @@ def test_what_has_no_gradients_is_evaluated_as_a_black_box_and_a_warning_says_so
         minimal_perturbations(forest, X, Y)
 
 
+@pytest.mark.slow
 def test_minimal_perturbations_of_a_linear_classifier_are_distances_to_its_planes(linear):
     scores, weights = linear.decision_function(X), linear.coef_
     own = np.array([list("abc").index(label) for label in Y])
@@ -225,6 +230,7 @@ def test_minimal_perturbations_of_a_linear_classifier_are_distances_to_its_plane
         assert (found >= exact * (1 - 1e-9)).all() and (found <= 1.01 * exact).all()
 
 
+@pytest.mark.slow
 def test_distances_are_those_to_values_that_features_may_have():
     rows, box = np.array([[2.0, 1.0], [8.0, 1.0]]), Box(0, 10, mask=[True, False], integers=[0])
     model = Partial(lambda x: jnp.stack([x[:, 0] - 5.6, 5.6 - x[:, 0]], axis=1))
@@ -237,6 +243,7 @@ def test_distances_are_those_to_values_that_features_may_have():
 # Transfer
 
 
+@pytest.mark.slow
 def test_transfer_serves_networks_their_tangent_models_and_kernel_machines_alike(trainer, linear):
     kwargs = {"solver": "sgd", "max_epochs": 3, "random_state": 0}
     frozen = FrozenEstimator(trainer)
@@ -261,6 +268,7 @@ def test_transfer_serves_networks_their_tangent_models_and_kernel_machines_alike
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_transfer_from_and_to_an_infinitely_wide_network(linear):
     if find_spec("neural_tangents") is None or find_spec("frozendict") is None:
         pytest.skip("needs: pip install --no-deps neural-tangents==0.6.5 frozendict")
@@ -323,6 +331,7 @@ def test_a_report_names_what_is_wrong(linear, change, error, message):
         robustness_report(**given)
 
 
+@pytest.mark.slow
 def test_transfer_names_what_is_wrong(linear):
     other = LogisticRegression().fit(X, _numbers(Y))
     with pytest.raises(ValueError, match="know different classes"):

@@ -58,12 +58,14 @@ def checked(model, attack=ATTACK, **options):
     return check_evaluation(model, X[TEST], Y[TEST], attack, n_queries=QUERIES, **options)
 
 
+@pytest.mark.slow
 def test_an_honest_network_passes_every_check(network):
     checks = checked(defended(network))
     assert [check.name for check in checks] == list(NAMES.values())
     assert checks.passed and checks.failed == (), str(checks)
 
 
+@pytest.mark.slow
 def test_rounding_before_the_network_is_caught_where_pgd_reports_it_robust(network):
     model = defended(network, rounds=True)
     report = robustness_report(model, X[TEST], Y[TEST], ATTACK.epsilon, attacks=ATTACK)
@@ -72,16 +74,19 @@ def test_rounding_before_the_network_is_caught_where_pgd_reports_it_robust(netwo
     assert {NAMES["zero"], NAMES["unbounded"], NAMES["noise"], NAMES["black box"]} <= set(failed)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_made_up_are_caught(network):
     failed = checked(defended(network, straight=True)).failed
     assert NAMES["slopes"] in failed and NAMES["zero"] not in failed
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_flat_where_the_network_is_sure_is_caught_though_gradients_of_log_odds_see_through(network):
     failed = checked(defended(network, scale=300.0)).failed
     assert NAMES["zero"] in failed and NAMES["black box"] not in failed
 
 
+@pytest.mark.slow
 def test_an_attack_of_too_few_steps_is_caught(network):
     checks = checked(defended(network), PGD(0.2, n_steps=1, step_size=0.02, random_start=False))
     assert NAMES["converged"] in checks.failed and NAMES["zero"] not in checks.failed
@@ -89,6 +94,7 @@ def test_an_attack_of_too_few_steps_is_caught(network):
     assert NAMES["deterministic"] not in single.failed and NAMES["inside"] not in single.failed
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_lots_is_caught():
     random = np.random.default_rng(0)
 
@@ -99,6 +105,7 @@ def test_a_model_that_draws_lots_is_caught():
     assert NAMES["deterministic"] in checks.failed
 
 
+@pytest.mark.slow
 def test_where_features_are_fixed_something_may_stand_without_a_limit():
     model = Partial(lambda x: jnp.stack([x[:, 0] + x[:, 1] - 9, 9 - x[:, 0] - x[:, 1]], axis=1))
     rows = np.random.default_rng(0).integers(0, 11, size=(40, 2)).astype(float)
@@ -123,12 +130,14 @@ class Leaving:
         return x
 
 
+@pytest.mark.slow
 def test_examples_outside_of_ball_and_bounds_are_caught(network):
     checks = {check.name: check for check in checked(defended(network), Leaving(0.1))}
     check = checks[NAMES["inside"]]
     assert not check.passed and "0.2 of 0.1; 100 of 100 are not inside" in check.detail
 
 
+@pytest.mark.slow
 def test_what_has_no_gradients_is_checked_without_them():
     rows, labels = load_iris(return_X_y=True)
     rows, labels = rows[::3] / 8, labels[::3]

@@ -68,6 +68,7 @@ def fitted_pipeline():
     return make_pipeline(MinMaxScaler(), clone(CLASSIFIER)).fit(X, Y)
 
 
+@pytest.mark.slow
 def test_robust_accuracy_is_the_accuracy_on_the_attacked_inputs():
     clf = fitted_classifier()
     X_adv = clf.perturb(X, Y, ATTACK)
@@ -76,6 +77,7 @@ def test_robust_accuracy_is_the_accuracy_on_the_attacked_inputs():
     assert robust_accuracy(clf, X, Y, ATTACK) < clf.score(X, Y)
 
 
+@pytest.mark.slow
 def test_robust_accuracy_of_a_regressor_is_r2_on_the_attacked_inputs():
     targets = X[:, :2] * X[:, 2:]
     reg = EmpiricalNTKRegressor(NETWORK, random_state=0).fit(X, targets)
@@ -105,6 +107,7 @@ def test_scorers_are_compared_hashed_printed_and_pickled():
 # In searches and cross-validation
 
 
+@pytest.mark.slow
 def test_a_search_picks_the_most_robust_candidate():
     scoring = {"clean": "accuracy", "robust": make_robust_scorer(ATTACK)}
     grid = {"alpha": [1e-6, 1e-1]}
@@ -162,6 +165,7 @@ def test_routed_weights_reach_a_scorer_that_asks_for_them():
 # Through meta-estimators
 
 
+@pytest.mark.slow
 def test_in_a_pipeline_the_attack_acts_on_the_inputs_of_its_first_step():
     scale = np.array([1.0, 50.0, 1.0, 1.0])
     pipeline = make_pipeline(MinMaxScaler(), clone(CLASSIFIER)).fit(X * scale, Y)
@@ -182,6 +186,7 @@ def test_a_pipeline_that_changes_nothing_is_no_reason_to_warn():
     assert score == robust_accuracy(fitted_classifier(), X, Y, ATTACK)
 
 
+@pytest.mark.slow
 def test_a_search_over_pipelines_is_scored():
     pipeline = make_pipeline(MinMaxScaler(clip=True), clone(CLASSIFIER))
     grid = {"empiricalntkclassifier__alpha": [1e-4, 1e-1]}
@@ -324,6 +329,7 @@ def test_regressors_need_a_target_for_each_sample():
 # Estimators of scikit-learn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [SVC(), make_pipeline(StandardScaler(), PCA(3), LogisticRegression()), KernelRidge(kernel="rbf")]
 )
@@ -340,6 +346,7 @@ def test_scikit_learn_s_estimators_are_attacked_through_their_gradients(estimato
     assert score < min(fitted.score(X + noise, targets), fitted.score(X, targets)) - 0.02
 
 
+@pytest.mark.slow
 def test_what_has_no_gradient_is_attacked_as_a_black_box(monkeypatch):
     monkeypatch.setattr(targets, "QUERIES", 60)
     forest = RandomForestClassifier(5, random_state=0).fit(X, Y)
@@ -415,6 +422,7 @@ class Towards:
         return jnp.asarray(self.centers)[y]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scikit-learn", "own", "function"])
 def test_an_attack_that_makes_answers_better_is_told_of(kind):
     random = np.random.default_rng(0)

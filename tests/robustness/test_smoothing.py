@@ -38,6 +38,7 @@ def at(distances):
 # The guarantee
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_radius_is_too_large_as_rarely_as_alpha_says(compiled):
     distances = np.random.default_rng(0).uniform(0.05, 1.2, size=600)
@@ -85,6 +86,7 @@ def linear():
     return LogisticRegression(max_iter=200).fit(X, LABELS)
 
 
+@pytest.mark.slow
 def test_certified_accuracy_is_the_share_that_is_right_and_certain(linear):
     radii = np.array([0, 0.3, 0.6])
     found = certify(linear, X, sigma=0.4, n_samples=300)

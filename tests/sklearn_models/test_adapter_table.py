@@ -17,6 +17,7 @@ sys.modules["table_of_adapters"] = table  # dataclasses look there
 SPEC.loader.exec_module(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", table.adapted_classes())
 def test_every_parameter_is_read_irrelevant_or_refused_as_it_is_listed(name):
     verdicts = table.verdicts_on(table.adapted_classes()[name])

@@ -17,18 +17,21 @@ def fuzz():
     return module
 
 
+@pytest.mark.slow
 def test_no_model_of_a_random_pipeline_differs_without_a_word(fuzz):
     counts = fuzz.run(range(10_000, 10_080))
     assert counts["DIFFERS"] == 0
     assert counts["agrees"] >= 60 and counts["refused"] <= 10, counts
 
 
+@pytest.mark.slow
 def test_what_was_not_changed_is_not_refused(fuzz, monkeypatch):
     monkeypatch.setattr(fuzz, "changed", lambda estimator, random: "")
     counts = fuzz.run(range(20_000, 20_060))
     assert counts["refused"] == 0 and counts["agrees"] >= 40, counts
 
 
+@pytest.mark.slow
 def test_the_fuzzer_finds_an_adapter_that_forgets_a_parameter_and_the_guard_refuses_it(fuzz, monkeypatch):
     def forgetful(estimator):
         return sklearn_models.transformers._shift_then_scale(fuzz.np.zeros(1), None)

@@ -198,6 +198,7 @@ FOLLOWED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_a_model_follows_what_the_estimator_itself_looks_at(name):
     estimator = FOLLOWED[name]()
@@ -284,6 +285,7 @@ def weighted_pipeline(weights):
     ).fit(data, Y)
 
 
+@pytest.mark.slow
 def test_weights_of_columns_and_the_same_in_the_coefficients_are_one_function():
     first, second = weighted_pipeline({"s": 0.1, "q": 10.0}), weighted_pipeline(None)
     second[-1].coef_ = first[-1].coef_ * np.array([0.1, 0.1, 10, 10])
@@ -339,6 +341,7 @@ def test_the_step_that_differs_is_named():
         as_model(pipeline)
 
 
+@pytest.mark.slow
 def test_what_differs_is_attacked_as_a_black_box_with_a_warning_that_says_so():
     clf = Disguised().fit(X, Y)
     with pytest.warns(UserWarning, match=r"SVC does not give its own decision_function: .* as a black box"):
@@ -554,6 +557,7 @@ IMPUTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Skipping features")
 @pytest.mark.parametrize("name", IMPUTERS)
 def test_an_imputer_is_a_function_of_what_is_known_and_has_no_gradient_where_nothing_is(name):
@@ -574,6 +578,7 @@ def test_an_imputer_is_a_function_of_what_is_known_and_has_no_gradient_where_not
         np.testing.assert_array_equal(slopes, ~unknown & kept)
 
 
+@pytest.mark.slow
 def test_nan_that_no_imputer_fills_in_is_refused():
     first = ColumnTransformer([("n", SimpleImputer(), [0])], remainder="passthrough").fit(X)
     holed = QUERIES.copy()
@@ -586,6 +591,7 @@ def test_nan_that_no_imputer_fills_in_is_refused():
         holed[1, where] = 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [False, True])
 def test_pipelines_with_imputers_are_attacked_by_their_gradients(columns):
     first = ColumnTransformer([("n", SimpleImputer(), [3, 1])], remainder=SimpleImputer())
@@ -614,6 +620,7 @@ def test_an_imputer_in_front_leaves_the_guard_the_rows_that_a_machine_keeps():
 # Kernels' numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [list, tuple, np.array, lambda v: np.array(v, np.float32)])
 def test_length_scales_may_come_as_lists(kind):
     scales = kind([1.0, 2, 1, 1])
@@ -639,6 +646,7 @@ def ill_conditioned():
     return make_pipeline(features, LinearSVC()).fit(data, Y), data
 
 
+@pytest.mark.slow
 def test_a_model_whose_answers_are_others_in_single_precision_says_so_and_what_to_do():
     clf, data = ill_conditioned()
     with pytest.warns(

@@ -152,6 +152,7 @@ def assert_a_model_of(estimator, x, scores):
 QUERIES = X[:12] + 0.05 * np.random.default_rng(1).normal(size=(12, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_s_scores_and_their_gradient(name, n_classes):
@@ -165,6 +166,7 @@ def test_a_classifier_s_scores_and_their_gradient(name, n_classes):
     assert agreed == 1 or ("svc" in name and n_classes == 3 and agreed > 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_a_regressor_s_predictions_and_their_gradient(name):
     for y in (TARGETS[:, 0], TARGETS):
@@ -200,6 +202,7 @@ def test_kernels_of_one_s_own_and_precomputed_ones_need_the_kernel_in_jax():
         as_model(precomputed, kernel=kernel)
 
 
+@pytest.mark.slow
 def test_estimators_of_this_library_are_their_own_predictors():
     trainer = AdversarialKernelTrainer(MLP(widths=(6,)), max_epochs=2, random_state=0).fit(X, Y3)
     model = as_model(make_pipeline(StandardScaler(), FrozenEstimator(trainer)).fit(X))
@@ -269,6 +272,7 @@ def test_an_adapter_enters_itself(monkeypatch):
     np.testing.assert_allclose(as_model(fitted)(QUERIES), 2 * QUERIES, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_estimators_of_this_library_write_models_of_rows_and_of_images():
     images = X[:, :4].reshape(-1, 2, 2, 1).astype(np.float32)
     trainer = AdversarialKernelTrainer(MLP(widths=(5,)), max_epochs=1, random_state=0).fit(images, Y3)
@@ -281,6 +285,7 @@ def test_estimators_of_this_library_write_models_of_rows_and_of_images():
         AdversarialKernelTrainer().as_model()
 
 
+@pytest.mark.slow
 def test_a_gaussian_process_is_a_model_in_single_precision_after_it_was_attacked_in_double():
     process = GaussianProcessClassifier().fit(X[:20], Y3[:20])
     perturb(process, X[:5], Y3[:5], PGD(0.1, 1, bounds=None))

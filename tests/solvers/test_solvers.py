@@ -380,6 +380,7 @@ def test_solve_leaves_the_arrays_of_its_caller_alone(rank):
     np.testing.assert_array_equal(gram, GRAMS[rank])
 
 
+@pytest.mark.slow
 def test_solve_needs_two_arrays_of_the_size_of_the_gram_besides_it():
     n = 2500
     gram = random_gram(n, n_features=10)
@@ -493,6 +494,7 @@ def test_the_order_of_the_samples_does_not_matter(n, seed, alpha):
 # Where arrays live
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_look_for_cupy():
     program = """
 import sys

@@ -97,6 +97,7 @@ def forest():
     return make_pipeline(FORMS["one-hot"], RandomForestClassifier(5, random_state=0)).fit(FRAME, Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_gradients_pass_encoders_and_scores_are_the_pipeline_s_own(name):
     pipeline = fitted(name)
@@ -123,6 +124,7 @@ def test_gradients_pass_encoders_and_scores_are_the_pipeline_s_own(name):
     assert robust_accuracy(pipeline, FRAME, Y, attack) == pipeline.score(X_adv, Y) == pipeline.score(step, Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [lambda: fitted("one-hot"), forest], ids=["gradients", "black box"])
 def test_what_comes_back_is_the_frame_with_other_numbers(model):
     X_adv = perturb(model(), FRAME, Y, Square(0.1, 30))
@@ -172,6 +174,7 @@ def test_integers_stay_integers_where_the_box_says_so_and_become_floating_where_
     assert perturb(model, frame, y, PGD(0.1, bounds=(0, 9)))["n"].dtype == np.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [lambda: fitted("one-hot"), forest], ids=["gradients", "black box"])
 def test_everything_that_takes_an_estimator_takes_a_frame(model):
     model, attack = model(), Square(0.1, 20)
@@ -201,6 +204,7 @@ def test_polars_frames_are_attacked_as_those_of_pandas_are():
     assert robust_accuracy(pipeline, frame, Y, ATTACK) == robust_accuracy(same, FRAME, Y, ATTACK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", [FRAME[NUMBERS], pl.from_pandas(FRAME[NUMBERS])], ids=["pandas", "polars"])
 def test_own_estimators_give_frames_back(frame):
     model = EmpiricalNTKClassifier(random_state=0).fit(frame, Y)
@@ -215,6 +219,7 @@ def test_a_regressor_on_a_frame_is_attacked_through_its_gradients():
     assert robust_accuracy(model, FRAME, targets, ATTACK) < model.score(FRAME, targets) - 0.05
 
 
+@pytest.mark.slow
 def test_an_encoder_in_a_pipeline_on_arrays_holds_its_columns():
     X = FRAME[["a", "b", "kind"]].to_numpy(float)
     encoder = ColumnTransformer([("c", OneHotEncoder(), [2])], remainder="passthrough")
@@ -311,6 +316,7 @@ MODELS_OF_MISSING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:there is no differentiable form")
 @pytest.mark.parametrize("name", MODELS_OF_MISSING)
 @pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist], ids=["array", "list"])

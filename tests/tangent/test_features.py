@@ -133,6 +133,7 @@ def test_the_gradient_by_the_displacement_is_the_jacobian_at_the_anchor_wherever
         assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_a_linearisation_has_the_tangent_kernel_of_its_anchor(case):
     model, x = case
     kernel = quickly(TraceNTK().__call__)

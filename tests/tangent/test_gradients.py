@@ -204,6 +204,7 @@ def asked(name, library) -> list[Asked]:
 each_case = pytest.mark.parametrize("name", CASES | TOKENS)
 
 
+@pytest.mark.slow
 @in_each_library
 @each_case
 def test_factors_are_the_gradients_that_they_stand_for(name, library):
@@ -371,6 +372,7 @@ def formed(left, right):
     return left.dense().inner(DenseGradients(right, left.layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_positions, n_in, n_out", [(1, 256, 128), (4, 256, 128), (256, 27, 16), (1024, 9, 8)])
 def test_what_is_chosen_takes_fewer_operations_as_the_compiler_counts_them(n_positions, n_in, n_out):
     def drawn(shape):

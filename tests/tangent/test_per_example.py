@@ -497,6 +497,7 @@ def assert_close(found, expected, rtol=1e-10):
     np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * (1 + np.abs(expected).max(initial=0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS | CONVOLUTIONS | STRIDED)
 def test_gradients_of_each_example_are_the_rows_of_the_dense_jacobian(name):
     apply, params, x = (NETWORKS | CONVOLUTIONS | STRIDED)[name]
@@ -596,6 +597,7 @@ NOT_AFFINE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AFFINE | NOT_AFFINE)
 def test_a_bias_is_kept_with_the_weights_that_it_is_added_to(name, monkeypatch):
     affine, *params, x = (AFFINE | NOT_AFFINE)[name]
@@ -620,6 +622,7 @@ def test_a_bias_is_kept_with_the_weights_that_it_is_added_to(name, monkeypatch):
         assert_close(gradients.swapaxes(0, 1), expected)
 
 
+@pytest.mark.slow
 def test_what_a_table_gives_for_missing_tokens_has_no_gradient():
     apply, params, _ = NETWORKS["embedding of tokens that are missing"]
     missing = np.array([[7, 4, 100], [0, 9, 0], [4, 4, 4]])
@@ -629,6 +632,7 @@ def test_what_a_table_gives_for_missing_tokens_has_no_gradient():
     assert not gradients[1, :, 1:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this network has parameters inside a `custom_vjp")
 def test_a_custom_vjp_is_obeyed_in_gradients_and_refused_in_forward_mode():
     def apply(params, x):

@@ -32,6 +32,7 @@ def models(own):
     return {"own": own, "scikit-learn": LogisticRegression().fit(X, Y), "function": lambda x: x[:, :3]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["own", "scikit-learn", "function"])
 def test_whatever_is_attacked_becomes_a_target_with_labels_as_positions(own, kind):
     labels = np.searchsorted(["a", "b", "c"], Y)
@@ -42,6 +43,7 @@ def test_whatever_is_attacked_becomes_a_target_with_labels_as_positions(own, kin
     assert target.score(target.X, Y) == np.mean(target.answers(target.X) == target.y)
 
 
+@pytest.mark.slow
 def test_estimators_and_functions_of_the_package_attack_in_one_way(own):
     frame = pd.DataFrame(X, columns=list("abcd"))
     for fitted, inputs in ((own, X), (clone(own).fit(frame, Y), frame)):
@@ -54,6 +56,7 @@ def test_estimators_and_functions_of_the_package_attack_in_one_way(own):
         )
 
 
+@pytest.mark.slow
 def test_targets_of_regressors_have_no_classes_and_those_without_labels_no_labels(own):
     regressor = EmpiricalNTKRegressor(MLP(widths=(5,)), random_state=0).fit(X, X[:, 0])
     target = regressor.attack_target(X, X[:, 0])

@@ -49,18 +49,21 @@ def case():
 # Properties of the package's own kernels
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_has_one_gram_matrix_in_all_tilings():
     network, shape = CNN(n_outputs=2, widths=(2,), strides=(2,)), (5, 3, 1)
     X = np.random.default_rng(1).uniform(size=(4, *shape))
     check_tiling_invariance("trace", Model(network, network.init(jax.random.key(0), shape)), X)
 
 
+@pytest.mark.slow
 @few
 @given(models(SHAPE, networks=st.just(SMALL)), inputs(SHAPE, n_samples=5))
 def test_whatever_weights_and_inputs_the_trace_kernel_is_a_tangent_kernel(model, X):
     check_kernel("trace", model, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["class", "full", "pseudo"])
 def test_the_other_kernels_of_the_package_pass_every_check(kernel, case):
     check_kernel(kernel, *case)
@@ -188,6 +191,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "check, kernel, message",
     FAULTS,
@@ -198,6 +202,7 @@ def test_each_check_finds_its_fault(check, kernel, message, case):
         check(kernel, *case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel", [scaled_by_row, negative, by_position, of_probabilities, cancelling, OtherFold()]
 )
@@ -256,6 +261,7 @@ def test_drawn_inputs_reach_both_bounds_in_any_precision(bound):
     assert X.dtype == np.float64
 
 
+@pytest.mark.slow
 @many
 @given(networks((5, 4, 2), n_outputs=(1, 3)))
 def test_drawn_networks_have_variables_for_their_inputs(network):
@@ -265,6 +271,7 @@ def test_drawn_networks_have_variables_for_their_inputs(network):
     assert 1 <= network.n_outputs <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [MLP, CNN])
 def test_images_draw_both_kinds_of_network(kind):
     found = find(networks((5, 4, 2)), lambda network: isinstance(network, kind), settings=many)
@@ -278,6 +285,7 @@ def test_rows_draw_dense_networks(network):
     assert network.n_outputs == 2
 
 
+@pytest.mark.slow
 def test_drawn_models_differ_in_their_weights(case):
     strategy = models(SHAPE, networks=st.just(SMALL))
     first = find(strategy, lambda model: True, settings=few)
@@ -320,12 +328,14 @@ def test_without_hypothesis_checks_run_and_strategies_say_how_to_install_it(case
             strategy()
 
 
+@pytest.mark.slow
 def test_the_checks_do_not_import_hypothesis():
     code = "import sys, ntkrobust_sk.testing; print('hypothesis' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_every_check_and_strategy_is_documented():
     public = [name for name in vars(ntkrobust_sk.testing) if name.startswith("check_")]
     assert len(public) == 10

@@ -104,6 +104,7 @@ DAMAGES = {
 # What is kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGES)
 def test_kept_states_are_those_of_plain_training_to_the_bit_as_trained_and_as_read_again(kind, folder):
     stage = STAGES[kind]

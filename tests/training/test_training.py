@@ -158,6 +158,7 @@ REGIMES = {"benign": (Clean(),), "Madry": (ATTACK,), "clean and adversarial": (C
 TEN_STEPS = 10 / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regime", REGIMES)
 def test_ten_steps_are_those_of_the_plain_algorithm(regime, loop, monkeypatch):
     attacks, model = REGIMES[regime], fresh_model()
@@ -182,6 +183,7 @@ def test_the_adversarial_update_sees_the_network_that_the_clean_one_left(monkeyp
     assert_close(recorders[0].calls[1][3].variables.params, states[1].model.variables.params, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centered", [False, True])
 def test_linearised_dynamics_are_those_of_the_plain_algorithm_in_terms_of_the_displacement(centered, monkeypatch):
     """θ itself trains there, on f(x; θ_t) + J(x)(θ − θ_t) with the Jacobian J written out."""
@@ -207,6 +209,7 @@ def test_linearised_dynamics_are_those_of_the_plain_algorithm_in_terms_of_the_di
     assert_close(state.model.variables.state.params, anchor, atol=0)
 
 
+@pytest.mark.slow
 def test_real_targets_are_fitted_by_squared_error(loop, monkeypatch):
     X, y = data()
     targets = np.eye(N_CLASSES, dtype=np.float32)[y]
@@ -216,6 +219,7 @@ def test_real_targets_are_fitted_by_squared_error(loop, monkeypatch):
     assert_close(state.model.variables.params, expected)
 
 
+@pytest.mark.slow
 def test_float64_trains_in_float64(monkeypatch):
     with enable_x64(True):
         model = fresh_model()
@@ -259,6 +263,7 @@ def test_every_batch_and_attack_has_noise_of_its_own(monkeypatch):
     assert len(set(keys)) == len(keys) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [5, 1000])
 def test_one_epoch_is_one_pass_whatever_the_batch_size(batch_size):
     assert int(run(batch_size=batch_size, epochs=1)[0].step) == -(-N // batch_size)
@@ -388,6 +393,7 @@ class Normalised:
         return (x - mean) @ params["kernel"], state
 
 
+@pytest.mark.slow
 def test_batch_statistics_see_every_row_once_an_epoch_and_no_padding(loop, monkeypatch):
     network = Normalised()
     state = run(fresh_model(network=network), attacks=(Clean(),), epochs=2)[-1]
@@ -404,6 +410,7 @@ def test_batch_statistics_see_every_row_once_an_epoch_and_no_padding(loop, monke
     np.testing.assert_allclose(seen["mean"], mean, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_updates_of_a_batch_move_the_statistics(loop):
     state = run(fresh_model(network=Normalised()), attacks=(Clean(), ATTACK), epochs=1)[-1]
     assert int(state.model.variables.state["batches"]) == 6
@@ -438,6 +445,7 @@ def blind_beyond_one(params, x):
     return NETWORK.apply(params, (), x)[0] + jnp.where(x[:, :1] > 1.5, jnp.nan, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attacks", [(Clean(),), (Clean(), PGD(0.1, n_steps=2, bounds=None))], ids=["benign", "adversarial"]
 )
@@ -468,6 +476,7 @@ def test_divergence_in_a_later_epoch_names_it_and_keeps_the_last_finite_state(lo
     assert int(error.state.step) == error.step and np.isfinite(weights(error.state)).all()
 
 
+@pytest.mark.slow
 def test_the_state_before_a_divergence_can_go_on_with_another_optimiser():
     explosive = optax.sgd(lambda step: jnp.where(step < 5, 0.1, jnp.inf))
     error = diverged(optimizer=explosive, epochs=10)
@@ -637,6 +646,7 @@ def digits():
     return (X[:500], y[:500]), (X[500:700], y[500:700])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_adversarial_training_makes_robust():
     train_set, (X_test, y_test) = digits()
     network, attack = MLP(n_outputs=10, widths=(32,)), PGD(0.1, n_steps=5)
