@@ -2,11 +2,14 @@
 
 from .apgd import APGD as APGD
 from .autoattack import AutoAttack as AutoAttack
+from .base import Attack as Attack
+from .base import Outcome as Outcome
 from .entry import require_attack as require_attack
 from .fab import FAB as FAB
 from .fmn import DDN as DDN
 from .fmn import FMN as FMN
 from .losses import example_losses as example_losses
+from .minimum_norm import MinimumNorm as MinimumNorm
 from .norms import NORMS as NORMS
 from .pgd import FGSM as FGSM
 from .pgd import NFGSM as NFGSM

@@ -16,7 +16,7 @@ from .entry import Given, given
 from .losses import answers_wrongly, margin
 from .norms import LENGTHS
 from .planes import ROUNDING, to_plane
-from .threat_model import Ball, unusable, usable
+from .threat_model import Ball, Box, unusable, usable
 
 # Number of rounds that refine what was found, number of halvings in each, and the share by which it ends beyond.
 ROUNDS, HALVINGS, BEYOND = 3, 6, 5e-4
@@ -66,7 +66,10 @@ class MinimumNorm(Attack):
 
     def _found(self, given) -> Found:
         found = self._search(given, _as_they_are(given.model, given.x, given.y))
-        return refined(self.norm, given.model, given.x, given.y, given.ball, found)
+        found = refined(self.norm, given.model, given.x, given.y, given.ball, found)
+        if LENGTHS[self.norm].order == 0 and isinstance(self.bounds, Box) and self.bounds.discrete:
+            found = _deepened(given.model, given.x, given.y, given.ball, found, self.bounds.one_hot)
+        return found
 
 
 @jax.jit
@@ -131,3 +134,27 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
     moved = wrong(at) & jnp.isfinite(found.distance)[:, None]
     distance = jnp.where(moved[:, 0], length(at - x).reshape(-1), found.distance)
     return found._replace(x=jnp.where(moved, at, found.x), distance=distance)
+
+
+@partial(jax.jit, static_argnums=5)
+def _deepened(model, x, y, ball, found, groups):
+    """Move the changed features as far as the bounds let them, so that rounding to valid values undoes nothing."""
+
+    def total(z):
+        margins = margin(with_fast_gradients(model)(z), y)
+        return margins.sum(), margins
+
+    gradient, margins = jax.grad(total, has_aux=True)(found.x)
+    gradient = usable(gradient, ball)
+    changed = found.x != x
+    furthest = jnp.where(gradient > 0, ball.lower, ball.upper)
+    ahead = jnp.where(changed & (gradient != 0) & jnp.isfinite(furthest), furthest, found.x)
+    for group in groups:
+        at = jnp.asarray(group)
+        # a changed category becomes the one that lowers the margin most
+        own = x[:, at] == x[:, at].max(1, keepdims=True)
+        other = jnp.argmin(jnp.where(own, jnp.inf, gradient[:, at]), axis=1)
+        category = jax.nn.one_hot(other, len(group), dtype=x.dtype)
+        ahead = ahead.at[:, at].set(jnp.where(changed[:, at].any(1, keepdims=True), category, x[:, at]))
+    further = total(ahead)[1] < margins
+    return found._replace(x=jnp.where(further[:, None], ahead, found.x))

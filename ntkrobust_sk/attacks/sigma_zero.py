@@ -34,7 +34,8 @@ class SigmaZero(MinimumNorm):
     Descends max(z_y − max_{c≠y} z_c, 0) + (1/d) Σ_i δ_i² / (δ_i² + σ) by steps of L∞ length η, and puts changes
     below a threshold τ back to zero. τ rises by 0.01 η while the answer is wrong and falls by as much while it is
     right; η falls like a cosine. Of each example the point with the fewest changes is returned if these are at
-    most epsilon, otherwise the input. Features of the input count one by one: the channels of a pixel are several.
+    most epsilon, otherwise the input. Features of the input count one by one: the channels of a pixel are several,
+    and another category of a one-hot group is two.
 
     Parameters
     ----------
@@ -79,6 +80,7 @@ class SigmaZero(MinimumNorm):
     norm = "l0"
     norms = ("l0",)
     checks = {
+        "epsilon": partial(number, low=0, unit="features"),
         "sigma": partial(number, above=0),
         "threshold": partial(number, low=0, unit="in units of the data"),
     }

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from ..execution.devices import blas, everywhere, host_threads, on_host, on_one_cpu
 from ..execution.precision import enable_x64
@@ -225,13 +226,13 @@ def own_precision(block) -> AbstractContextManager:
     return enable_x64(True) if block.dtype == np.float64 else nullcontext()
 
 
-def _symmetrized(block):
+def _symmetrized(block: Shaped[Any, "n n *c"]) -> Shaped[Any, "n n *c"]:
     with own_precision(block):
         both = block + transpose(block)
         both *= 0.5
         return both
 
 
-def transpose(block: Any) -> Any:
+def transpose(block: Shaped[Any, "n m *c"]) -> Shaped[Any, "m n *c"]:
     """Return the block of (x', x): examples swapped, and classes swapped where both are there."""
     return block.transpose((1, 0, *reversed(range(2, block.ndim)))) if block.ndim == 4 else block.swapaxes(0, 1)

@@ -86,12 +86,12 @@ class Demo:
 
 
 # Sizes that let the demo take minutes, in place of those of the experiment on the same data.
-FEWER = {"n_train": 2000, "n_test": 300, "max_epochs": 10}
+SMALL_SIZES = {"n_train": 2000, "n_test": 300, "max_epochs": 10}
 SIZES = {
     "digits": {},
-    "mnist": FEWER,
-    "fashion-mnist": FEWER,
-    "cifar10": FEWER | {"max_epochs": 8},
+    "mnist": SMALL_SIZES,
+    "fashion-mnist": SMALL_SIZES,
+    "cifar10": SMALL_SIZES | {"max_epochs": 8},
 }
 
 

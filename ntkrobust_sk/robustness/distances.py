@@ -22,8 +22,8 @@ from .target import classifier_under_attack
 
 # How far out, in units of the distance found, a wrong answer is looked for where rounding has taken it away: that
 # of scores, and that of values to those that features may have.
-A_LITTLE_FURTHER = (1 + 1e-5, 1 + 1e-4, 1 + 1e-3, 1.01)
-FURTHER = (1.0, *A_LITTLE_FURTHER, 1.1, 1.25, 1.5, 2.0, 3.0)
+SMALL_FACTORS = (1 + 1e-5, 1 + 1e-4, 1 + 1e-3, 1.01)
+SEARCH_FACTORS = (1.0, *SMALL_FACTORS, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 
 def minimal_perturbations(
@@ -118,7 +118,7 @@ def _valid_distances(target, attack, points):
     reach = SimpleNamespace(epsilon=1e30, norm=attack.norm, bounds=attack.bounds)
     distances, X = np.full(len(points), np.inf), target.X
     for factor in (
-        FURTHER if isinstance(attack.bounds, Box) and attack.bounds.discrete else (1.0, *A_LITTLE_FURTHER)
+        SEARCH_FACTORS if isinstance(attack.bounds, Box) and attack.bounds.discrete else (1.0, *SMALL_FACTORS)
     ):
         if factor > 1 and not ((distances == np.inf) & (points != X).any(tuple(range(1, X.ndim)))).any():
             break

@@ -33,7 +33,7 @@ from .intervals import clopper_pearson
 from .target import classifier_under_attack
 
 # How much stronger an attack is made; how many times more it is started anew.
-STRONGER, RESTARTS = 4, 2
+STEP_FACTOR, RESTARTS = 4, 2
 # Share of the examples that more steps and restarts may break, or that may stand in a ball that holds everything.
 NEGLIGIBLE = 0.01
 # Of inputs whose gradient is zero, and of those whose gradient is not the slope.
@@ -206,7 +206,7 @@ def _strengthened(attack):
     stated = {field.name for field in dataclasses.fields(attack)}
     for name in ("n_steps", "n_queries"):
         if name in stated:
-            return dataclasses.replace(attack, **{name: STRONGER * getattr(attack, name)})
+            return dataclasses.replace(attack, **{name: STEP_FACTOR * getattr(attack, name)})
     return PGD(attack.epsilon, norm=attack.norm, bounds=attack.bounds)
 
 
@@ -272,7 +272,8 @@ def _beats(weaker, stronger, confidence) -> bool:
 def _converged(fell, others, confidence):
     more = np.any(others, axis=0) & ~fell
     low, _ = clopper_pearson(np.sum(more), len(more), confidence)
-    detail = f"{STRONGER} times the steps and {RESTARTS} restarts break {np.mean(more):.3f} more of the examples"
+    share = np.mean(more)
+    detail = f"{STEP_FACTOR} times the steps and {RESTARTS} restarts break {share:.3f} more of the examples"
     return Check("the attack has converged", bool(low <= NEGLIGIBLE), detail)
 
 

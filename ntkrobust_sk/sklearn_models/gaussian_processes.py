@@ -175,15 +175,15 @@ def _averaged_sigmoid(kernel, own_variance, z, residual, roots, factor, x):
     return (coefficients * integrals).sum(0) + 0.5 * coefficients.sum()
 
 
-TINY = 1e-30
+LEAST_PROBABILITY = 1e-30
 
 
 def _log_of_two(binary, x):
     xp, p = namespace(x), binary(x)
-    return xp.log(xp.maximum(xp.stack([1 - p, p], axis=1), TINY))
+    return xp.log(xp.maximum(xp.stack([1 - p, p], axis=1), LEAST_PROBABILITY))
 
 
 def _log_of_many(binaries, x):
     xp = namespace(x)
     p = xp.stack([binary(x) for binary in binaries], axis=1)
-    return xp.log(xp.maximum(p / p.sum(1, keepdims=True), TINY))
+    return xp.log(xp.maximum(p / p.sum(1, keepdims=True), LEAST_PROBABILITY))

@@ -16,13 +16,13 @@ positions, k inputs and o outputs of the layer in one group, p = g·o·k.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 # In NumPy or JAX.
 Array = Any
@@ -42,7 +42,7 @@ class Layout:
     shape: tuple[int, ...]
     steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def followed_by(self, name: str, argument: Iterable[int]) -> Layout:
+    def followed_by(self, name: str, argument: Any) -> Layout:
         """Return the layout with one more step."""
         return Layout(self.shape, (*self.steps, (name, tuple(map(int, argument)))))
 
@@ -104,24 +104,24 @@ class DenseGradients:
         """Return the gradients of the examples ``rows``."""
         return DenseGradients(self.values[:, rows], self.layout)
 
-    def inner(self, other: DenseGradients) -> Array:
+    def inner(self, other: DenseGradients) -> Shaped[Any, "r n m"]:
         """Return ⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
         return _product(self.values, other.values.swapaxes(1, 2))
 
-    def inner_sum(self, other: DenseGradients) -> Array:
+    def inner_sum(self, other: DenseGradients) -> Shaped[Any, "n m"]:
         """Return Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
         return _summed_products(self.values, other.values)
 
-    def inner_all(self, other: DenseGradients) -> Array:
+    def inner_all(self, other: DenseGradients) -> Shaped[Any, "r n q m"]:
         """Return ⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
         left, right = (g.values.reshape(-1, g.values.shape[2]) for g in (self, other))
         return _product(left, right.T).reshape(*self.values.shape[:2], *other.values.shape[:2])
 
-    def push(self, tangent: Array) -> Array:
+    def push(self, tangent: Shaped[Any, ...]) -> Shaped[Any, "r n"]:
         """Return ⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
         return self.values @ self.layout.view(tangent).reshape(-1)
 
-    def weighted(self, weights: Array) -> Array:
+    def weighted(self, weights: Shaped[Any, "r n t"]) -> Shaped[Any, "r t p"]:
         """Return Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
         return weights.swapaxes(1, 2) @ self.values.astype(weights.dtype)
 
@@ -176,7 +176,7 @@ class OuterProducts:
         """Return ⟨h_s, h'_s'⟩ of what the weights see: (g, n, s, m, s')."""
         return _input_products(self.inputs, other.inputs)
 
-    def inner(self, other: OuterProducts) -> Array:
+    def inner(self, other: OuterProducts) -> Shaped[Any, "r n m"]:
         """Return ⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
         products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
@@ -188,14 +188,14 @@ class OuterProducts:
         pairs = zip(self.cotangents, other.cotangents, strict=True)
         return _stack([(products * _row_products(a, b)).sum((0, 2, 4)) for a, b in pairs])
 
-    def inner_sum(self, other: OuterProducts) -> Array:
+    def inner_sum(self, other: OuterProducts) -> Shaped[Any, "n m"]:
         """Return Σ_r ⟨G_r(x), G_r(x')⟩: (n, m)."""
         if not self.inputs.shape[1:3] == other.inputs.shape[1:3] == (1, 1):
             return self.inner(other).sum(0)
         products = self.products(other)[0, :, 0, :, 0]
         return products * _summed_products(self.cotangents[:, :, 0, 0], other.cotangents[:, :, 0, 0])
 
-    def inner_all(self, other: OuterProducts) -> Array:
+    def inner_all(self, other: OuterProducts) -> Shaped[Any, "r n q m"]:
         """Return ⟨G_r(x), G_q(x')⟩ for all pairs of directions: (r, n, q, m)."""
         products = self.products(other)
         if self.inputs.shape[2] == other.inputs.shape[2] == 1:
@@ -210,12 +210,12 @@ class OuterProducts:
         rows = [_stack([(products * _row_products(a, b)).sum((0, 2, 4)) for b in right]) for a in left]
         return _stack(rows).swapaxes(1, 2)
 
-    def push(self, tangent: Array) -> Array:
+    def push(self, tangent: Shaped[Any, ...]) -> Shaped[Any, "r n"]:
         """Return ⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
         seen = _seen(self.inputs, self.layout.view(tangent))
         return (self.cotangents * seen).sum((2, 3, 4))
 
-    def weighted(self, weights: Array) -> Array:
+    def weighted(self, weights: Shaped[Any, "r n t"]) -> Shaped[Any, "r t p"]:
         """Return Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
         n, g, s, _ = self.inputs.shape
         inputs = _as_vectors(self.inputs, self._n_in(), weights.dtype).transpose(1, 0, 2, 3).reshape(g, n * s, -1)
@@ -277,7 +277,7 @@ class AffineOuterProducts(OuterProducts):
         return weights, OuterProducts(ones, self.cotangents, self.bias_layout)
 
 
-def _product(left, right):
+def _product(left: Shaped[Any, "*a n k"], right: Shaped[Any, "*b k m"]) -> Shaped[Any, "*c n m"]:
     """Return the matrix product; what is kept in 16 bits is summed, and given back, in single precision."""
     narrow = jnp.issubdtype(left.dtype, jnp.floating) and left.dtype.itemsize == 2
     if isinstance(left, np.ndarray):
@@ -285,12 +285,12 @@ def _product(left, right):
     return jnp.matmul(left, right, preferred_element_type=jnp.float32 if narrow else None)
 
 
-def _summed_products(left, right):
+def _summed_products(left: Shaped[Any, "r n k"], right: Shaped[Any, "r m k"]) -> Shaped[Any, "n m"]:
     """Return Σ_r left_r right_rᵀ, (n, m), for arrays (r, n, k) and (r, m, k)."""
     return _product(left, right.swapaxes(1, 2)).sum(0)
 
 
-def _over_groups(array):
+def _over_groups(array: Shaped[Any, g * rest]) -> Shaped[Any, "*rest"]:
     """Sum over the first axis, without a copy where there is only one group."""
     return array[0] if len(array) == 1 else array.sum(0)
 
@@ -299,7 +299,7 @@ def _stack(arrays):
     return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)
 
 
-def _row_products(a, b):
+def _row_products(a: Shaped[Any, "n g s k"], b: Shaped[Any, "m g t k"]) -> Shaped[Any, "g n s m t"]:
     """Return ⟨a_ngs, b_mgt⟩ for arrays (n, g, s, k) and (m, g, t, k): (g, n, s, m, t)."""
     (n, g, s, k), (m, _, t, _) = a.shape, b.shape
     left = a.swapaxes(0, 1).reshape(g, n * s, k)
@@ -307,7 +307,7 @@ def _row_products(a, b):
     return _product(left, right.swapaxes(1, 2)).reshape(g, n, s, m, t)
 
 
-def _input_products(a, b):
+def _input_products(a: Shaped[Any, "n g s k"], b: Shaped[Any, "m g t k"]) -> Shaped[Any, "g n s m t"]:
     if a.dtype.kind not in "iu":
         return _row_products(a, b)
     left, right = a[:, 0, :, 0], b[:, 0, :, 0]
@@ -321,7 +321,7 @@ def _as_vectors(inputs, n_in, dtype):
     return (inputs == np.arange(n_in)).astype(dtype)
 
 
-def _seen(inputs, tangent):
+def _seen(inputs: Shaped[Any, "n g s k"], tangent: Shaped[Any, "g2 o k2"]) -> Shaped[Any, "n g3 s o"]:
     """Apply a tangent (g, o, k) of the weights to the inputs: (n, g, s, o)."""
     if inputs.dtype.kind not in "iu":
         return inputs @ tangent.swapaxes(-1, -2)

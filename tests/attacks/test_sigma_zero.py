@@ -142,3 +142,29 @@ def test_the_ball_keeps_the_largest_changes_and_of_equal_ones_the_first():
     np.testing.assert_array_equal(L0().project(jnp.asarray(delta), 1), one)
     x = np.zeros_like(delta)
     np.testing.assert_array_equal(move_to_valid_points(delta, x, SigmaZero(1, bounds=None)), one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [1, 2, 12])
+def test_whole_numbers_change_as_few_as_have_to_and_rounding_makes_nothing_right_again(epsilon):
+    x = RNG.integers(0, 2, size=(N, 12)).astype(np.float32)
+    weight = RNG.normal(size=12).astype(np.float32)
+    offset = np.median(x @ weight) + np.float32(0.01)
+    model = Partial(linear, jnp.asarray(weight), jnp.float32(offset))
+    y = np.asarray(model(x).argmax(1))
+    attack = SigmaZero(epsilon, 30, bounds=Box(integers=range(12)))
+    found = attack_in_tiles(attack, model, x, y, key=KEY, rows=N)
+    assert np.isin(found, (0, 1)).all() and ((found != x).sum(1) <= epsilon).all()
+    possible = fewest(weight, offset, x) <= epsilon
+    wrong = np.asarray(model(found).argmax(1)) != y
+    assert possible.mean() > 0.1 and wrong[possible].mean() >= 0.95 and not wrong[~possible].any()
+
+
+@pytest.mark.slow
+def test_a_category_changes_to_the_one_that_lowers_the_margin_most():
+    x = np.eye(5, dtype=np.float32)[RNG.integers(5, size=40)]
+    model = Partial(linear, jnp.asarray([2.0, 1.0, 0.1, -1.0, -2.0]), jnp.float32(0))
+    y = np.asarray(model(x).argmax(1))
+    found = attack_in_tiles(SigmaZero(2, 30, bounds=Box(one_hot=[range(5)])), model, x, y, key=KEY, rows=40)
+    np.testing.assert_array_equal(found.sum(1), 1)
+    assert (np.asarray(model(found).argmax(1)) != y).all()

@@ -174,7 +174,8 @@ def test_a_store_keeps_its_own_tiles_whatever_memory_the_next_run_has(path, stop
 KILLED = """
 import sys, time
 import jax, numpy as np
-from ntkrobust_sk import CNN, Model, TraceNTK, gram, plan
+from ntkrobust_sk import CNN, Model, TraceNTK, gram
+from ntkrobust_sk.kernels import plan
 from ntkrobust_sk.kernels.store import GramStore
 network = CNN(n_outputs=2, widths=(3,), strides=(1,))
 model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
