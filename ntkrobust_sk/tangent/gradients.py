@@ -290,7 +290,7 @@ def _summed_products(left: Shaped[Any, "r n k"], right: Shaped[Any, "r m k"]) ->
     return _product(left, right.swapaxes(1, 2)).sum(0)
 
 
-def _over_groups(array: Shaped[Any, g * rest]) -> Shaped[Any, "*rest"]:
+def _over_groups(array: Shaped[Any, "groups ..."]) -> Shaped[Any, ...]:
     """Sum over the first axis, without a copy where there is only one group."""
     return array[0] if len(array) == 1 else array.sum(0)
 
