@@ -4,6 +4,8 @@ Prints the resident memory after 20, 60, 100, 150 and 200: ``python examples/che
 the number of rows would let it rise for ever.
 """
 
+import argparse
+
 import jax
 import numpy as np
 
@@ -37,4 +39,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -17,6 +17,7 @@ say, or if they do not know it: then a new version of scikit-learn has a new par
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import io
@@ -423,8 +424,12 @@ def _refuses(verdict, value, estimator):
 
 
 def main() -> int:
-    """Print the table; how many faults there are."""
-    wanted, faults = sys.argv[1:], []
+    """Print the table; return how many faults there are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "classes", nargs="*", help="names of scikit-learn classes; all that are adapted if none is given"
+    )
+    wanted, faults = parser.parse_args().classes, []
     print(f"{'class':26} {'parameter':28} {'verdict':11} reason, or values that are refused")
     for name, cls in adapted_classes().items():
         for verdict in verdicts_on(cls) if not wanted or name in wanted else ():

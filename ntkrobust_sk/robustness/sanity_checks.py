@@ -197,7 +197,8 @@ def _require_ball(attack):
     in_norm = isinstance(attack, InBall) and attack.norm in NORMS
     if not in_norm or not dataclasses.is_dataclass(attack):
         raise TypeError(
-            f"check_evaluation needs an attack in a ball, such as PGD(epsilon=8/255), got {brief(attack)}"
+            f"check_evaluation needs an attack in a ball of {', '.join(NORMS)}, such as PGD(epsilon=8/255), got "
+            f"{brief(attack)}"
         )
 
 

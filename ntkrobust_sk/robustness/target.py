@@ -77,7 +77,8 @@ class EstimatorTarget(AttackTarget):
             )
         if not isinstance(attack, InBall) or attack.norm not in NORMS:
             raise TypeError(
-                f"{self.no_gradient_because}, and {attack!r} states no ball in which Square could take its place"
+                f"{self.no_gradient_because}, and {attack!r} states no ball in which Square could take its place: "
+                f"it knows {', '.join(NORMS)}"
             )
         attack = Square(attack.epsilon, QUERIES, norm=attack.norm, bounds=attack.bounds)
         warnings.warn(
