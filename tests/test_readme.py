@@ -50,7 +50,7 @@ def test_the_example_runs_as_written(monkeypatch):
     assert eigenvalues[0] >= -1e-5 * eigenvalues[-1] and eigenvalues[-1] > 0
     for robust_score, clean_score in ((robust, clean), (kernel_robust, kernel_clean)):
         assert 0.3 < robust_score < clean_score <= 1
-    assert labels.shape == (400,) and probabilities.shape == (400, 10)
+    assert labels.shape == (300,) and probabilities.shape == (300, 10)
     assert set(search["best_params_"]) == {"alpha"}
     assert search["best_score_"] == search["cv_results_"]["mean_test_robust"].max()
 

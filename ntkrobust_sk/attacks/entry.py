@@ -250,7 +250,8 @@ def check_targets(y: Any, scores: jax.ShapeDtypeStruct, n: int, labels: bool = F
         _check_range(y, max(scores.shape[1], 2))
     elif labels:
         raise ValueError(
-            f"this attack needs labels of classes, int 0..C-1, got {y.dtype}; targets of a regressor have none"
+            f"this attack needs integer labels, got {y.dtype}; write y.astype(int), unless these are targets of a "
+            "regressor"
         )
     elif y.shape != (n, scores.shape[1]):
         raise ValueError(

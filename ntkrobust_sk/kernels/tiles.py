@@ -19,7 +19,6 @@ from ..execution.precision import enable_x64
 from ..networks.model import Model
 from ..tangent.gradient_lists import DIGITS, split_biases
 from .ntk import Kernel
-from .plan import Plan
 from .tile_program import TileProgram, tile_program
 
 # The units of a GPU that take products of rounded numbers.
@@ -66,7 +65,7 @@ class TileJob:
     model: Model
     X: np.ndarray
     Y: np.ndarray | None
-    plan: Plan
+    plan: Any  # a Plan; None in a piece on its way to a worker, which has devices of its own
     dtype: str | None = None
     by_layer: bool = False
     kept: dict | None = None
