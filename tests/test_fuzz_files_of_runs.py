@@ -24,6 +24,7 @@ def test_no_mutated_file_is_wrong_without_a_word(kind, n, fuzz):
     assert sum(case.outcome == "refused" for case in cases) >= n // 3
 
 
+@pytest.mark.slow
 def test_a_reader_that_checks_nothing_is_found_out(fuzz, monkeypatch):
     kind = fuzz.KINDS["adversarial"]
 

@@ -56,6 +56,7 @@ def test_every_public_name_is_called_or_has_nothing_to_call(fuzz):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body, kind",
     [

@@ -77,6 +77,7 @@ def test_the_trace_machine_of_a_resnet_says_what_it_needs_instead_of_running_out
     require_room(KERNELS["pseudo"], model, (32, 32, 3), (50_000, 10), 2 * 2**30)
 
 
+@pytest.mark.slow
 def test_a_machine_without_room_for_its_predictor_is_refused_before_its_kernel_is_computed(monkeypatch):
     labels, wide = np.arange(len(X)) % C, MLP(n_outputs=C, widths=(64,))
     model = Model(wide, wide.init(jax.random.key(0), SHAPE))
@@ -87,6 +88,7 @@ def test_a_machine_without_room_for_its_predictor_is_refused_before_its_kernel_i
         EmpiricalNTKClassifier(model, memory="10kB").fit(X, labels)
 
 
+@pytest.mark.slow
 def test_a_predictor_keeps_the_dual_form_where_only_that_fits():
     wide = MLP(n_outputs=C, widths=(64,))
     model = Model(wide, wide.init(jax.random.key(0), SHAPE))
@@ -97,6 +99,7 @@ def test_a_predictor_keeps_the_dual_form_where_only_that_fits():
 # Devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", ["cpu", jax.local_devices(backend="cpu")[0]], ids=["by name", "itself"])
 def test_a_default_device_is_where_everything_is_computed(one):
     expected = gram("trace", MODEL, X)

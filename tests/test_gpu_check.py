@@ -123,6 +123,7 @@ def test_at_toy_size_all_sections_pass_but_those_that_need_a_gpu(toy):
     assert {result["status"] for name, result in sections.items() if name not in not_run} == {"passed"}
 
 
+@pytest.mark.slow
 def test_figures_have_limits_and_timings_their_floors(toy):
     _, sections = toy
     checks = {check["what"]: check for result in sections.values() for check in result["checks"]}

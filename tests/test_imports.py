@@ -147,6 +147,7 @@ def test_imports_point_up_the_levels_only(name):
     )
 
 
+@pytest.mark.slow
 def test_no_imports_go_round_in_a_circle():
     done, circles = set(), []
 

@@ -68,6 +68,7 @@ def test_eigenvalues_that_are_rounding_are_left_out():
     assert values.tolist() == [4, 1] and vectors.shape == (4, 2)
 
 
+@pytest.mark.slow
 def test_a_kernel_of_higher_rank_is_refused():
     with pytest.raises(ValueError, match="rank 2"):
         ntk_features("class", MODEL, X, Y, X_TEST, Y_TEST, ATTACK, n_features=2, key=jax.random.key(0))
@@ -78,6 +79,7 @@ def selector():
     return RobustFeatureSelector(MODEL, attack=ATTACK, n_features=3, n_candidates=6, random_state=0).fit(X, Y)
 
 
+@pytest.mark.slow
 def test_the_selector_s_features_are_scaled_coordinates_on_the_eigenvectors(selector):
     Z = selector.transform(X)
     K = np.asarray(gram("trace", MODEL, X), np.float64)
@@ -87,6 +89,7 @@ def test_the_selector_s_features_are_scaled_coordinates_on_the_eigenvectors(sele
     np.testing.assert_allclose(Z.T @ Z, np.diag(selector.eigenvalues_[selector.support_]), atol=1e-3 * Z.var() * N)
 
 
+@pytest.mark.slow
 def test_the_selector_keeps_the_features_of_highest_score(selector):
     kept = selector.robustness_[selector.support_]
     left = np.delete(selector.robustness_, selector.support_)

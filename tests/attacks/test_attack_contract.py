@@ -214,6 +214,7 @@ def test_no_inputs_are_none_or_refused_in_words_of_their_own():
         attack(flattens, none, labels, key=key)
 
 
+@pytest.mark.slow
 def test_lists_other_byte_orders_booleans_and_old_keys_are_understood():
     attack = PGD(0.1, 2)
     right = attack(MODEL, X, Y, key=KEY)

@@ -64,6 +64,7 @@ def test_no_attack_changes_a_fixed_feature_and_every_one_changes_others(norm):
         assert x_adv.min() >= 0 and x_adv.max() <= 1
 
 
+@pytest.mark.slow
 @each_norm
 def test_nothing_is_spent_on_fixed_features(norm):
     """What remains is the same attack on the features that may change alone."""
@@ -77,6 +78,7 @@ def test_nothing_is_spent_on_fixed_features(norm):
     assert np.linalg.norm(x_adv - x, ord=ORDERS[norm], axis=1) == pytest.approx(0.3, abs=1e-5)
 
 
+@pytest.mark.slow
 @each_norm
 def test_random_starts_are_uniform_in_the_ball_of_the_free_features(norm):
     x = jnp.zeros((3000, D))

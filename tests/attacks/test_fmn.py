@@ -59,6 +59,7 @@ def test_on_a_network_it_comes_as_near_as_fab_and_stays_in_bounds(norm):
     assert np.median(np.asarray(distances) / np.asarray(by_fab)) < 1.05
 
 
+@pytest.mark.slow
 @each_attack
 def test_wrong_answers_are_their_own_nearest_points_and_beyond_epsilon_the_input_comes_back(attack):
     y = Y.copy()
@@ -82,6 +83,7 @@ def test_an_answer_that_nothing_changes_is_infinitely_far():
         np.testing.assert_array_equal(points, X)
 
 
+@pytest.mark.slow
 @each_attack
 def test_an_example_does_not_depend_on_the_others(attack):
     together = attack_in_tiles(attack, LINEAR, X, Y, key=KEY, rows=N)

@@ -61,6 +61,7 @@ def test_gradients_that_are_not_finite_are_told_of_once_with_their_number(attack
     assert not told(lambda: robust_accuracy(with_gradients, X, Y, attack))
 
 
+@pytest.mark.slow
 def test_nobody_hears_of_gradients_that_are_not_needed():
     assert not told(lambda: robust_accuracy(without_gradients, X, Y, Square(0.2, 5)))
 
@@ -74,6 +75,7 @@ def test_only_the_examples_without_gradients_are_counted():
     assert "at 1 of 12 examples" in told(lambda: minimal_perturbations(root, X, y, FAB(1.0, 2)))[0]
 
 
+@pytest.mark.slow
 def test_gradients_that_are_lost_beside_the_inputs_are_told_of():
     def flat(x):
         return jnp.where((x[:, :1] > 0.5), x @ W + jnp.linalg.norm(0 * x, axis=1, keepdims=True), x @ W)
@@ -116,6 +118,7 @@ def test_gradients_of_what_may_not_change_are_no_matter():
         assert bool(told(partial(minimal_perturbations, rooted, x, y, attacks[1]))) == mask[0]
 
 
+@pytest.mark.slow
 def test_an_attack_that_changes_how_it_is_called_is_called_so_and_looked_at():
     class Halfway(PGD):
         def __call__(self, model, x, y, *, key):

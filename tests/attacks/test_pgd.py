@@ -147,6 +147,7 @@ def test_every_attack_stays_in_ball_and_bounds_keeps_shape_and_dtype_and_raises_
             np.testing.assert_array_equal(x_adv, attack(model, x, y, key=KEY))
 
 
+@pytest.mark.slow
 @each_victim_and_norm
 def test_epsilon_zero_returns_the_inputs_themselves(kind, norm):
     x, y = images()
@@ -154,6 +155,7 @@ def test_epsilon_zero_returns_the_inputs_themselves(kind, norm):
         np.testing.assert_array_equal(attack(victim(kind, "float32"), x, y, key=KEY), x)
 
 
+@pytest.mark.slow
 @each_norm
 @pytest.mark.parametrize("kind", ["dense", "convolutional"])
 def test_another_key_starts_elsewhere_and_without_a_random_start_the_key_does_not_matter(kind, norm):
@@ -204,6 +206,7 @@ def test_inputs_in_another_dtype_than_the_model_keep_theirs():
 # Rows do not know of each other
 
 
+@pytest.mark.slow
 @each_victim_and_norm
 def test_an_example_does_not_depend_on_the_other_rows_of_its_call(kind, norm):
     attack, model = PGD(EPSILON, n_steps=3, norm=norm), victim(kind, "float32")
@@ -215,6 +218,7 @@ def test_an_example_does_not_depend_on_the_other_rows_of_its_call(kind, norm):
     assert not (mixed == whole).all()
 
 
+@pytest.mark.slow
 @each_norm
 def test_in_tiles_the_tile_size_does_not_matter(norm):
     attack, model = PGD(EPSILON, n_steps=3, norm=norm), victim("dense", "float32")
@@ -450,6 +454,7 @@ def pgd_by_hand(model, x, y, key, *, epsilon, n_steps, step_size, norm, low, hig
     return np.stack(result)
 
 
+@pytest.mark.slow
 @each_victim_and_norm
 def test_pgd_is_the_projected_ascent_of_its_definition(kind, norm):
     model, (x, y) = victim(kind, "float32"), images()
@@ -466,6 +471,7 @@ def affine_model(n_outputs, seed=3):
     return Model(LINEAR, Variables(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)))
 
 
+@pytest.mark.slow
 def test_fgsm_on_an_affine_model_is_its_closed_form():
     model, (x, y) = affine_model(N_CLASSES), images()
     kernel = np.asarray(model.variables.params["kernel"], np.float64)
@@ -548,6 +554,7 @@ def test_real_targets_of_several_outputs_and_integer_like_floats_give_the_square
     np.testing.assert_array_equal(example_losses(scores, jnp.asarray([[0.0, 0.0], [1.0, 1.0]])), [5.0, 5.0])
 
 
+@pytest.mark.slow
 def test_the_loss_of_labels_is_their_cross_entropy():
     scores = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     labels = np.array([0, 3, 1, 1, 2], np.uint8)
@@ -624,6 +631,7 @@ def test_a_model_that_is_sure_of_its_answer_is_attacked_like_any_other(norm, mar
 # Random starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_features", [1, 3])
 @each_norm
 def test_random_starts_are_uniform_in_the_ball(norm, n_features):
@@ -649,6 +657,7 @@ def test_random_starts_of_neighbouring_rows_are_uncorrelated():
 # Restarts
 
 
+@pytest.mark.slow
 @each_norm
 @pytest.mark.parametrize("kind", ["dense", "convolutional"])
 def test_more_restarts_never_do_worse_for_any_example(kind, norm):
@@ -768,6 +777,7 @@ def test_one_feature_outside_of_its_own_bounds_is_refused_without_printing_all_b
         PGD(0.1, bounds=(0.0, high))(victim("dense", "float32"), x, y, key=KEY)
 
 
+@pytest.mark.slow
 def test_data_on_bounds_that_rounding_moved_are_inside():
     bounds = (-0.1, 0.7)
     x = np.broadcast_to(np.asarray(bounds, np.float32)[:, None, None, None], (2, *IMAGE))

@@ -97,6 +97,7 @@ def test_fixed_features_stay_and_integers_and_groups_have_values_of_theirs():
     assert (np.asarray(model(found).argmax(1)) != y).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_features_of_other_units_and_without_bounds():
     """Where nothing bounds it, one feature is enough."""
     model = Partial(linear, jnp.asarray(W), jnp.float32(np.median(X @ W)))

@@ -144,6 +144,7 @@ def test_images_and_the_same_as_rows_have_the_same_examples(norm, epsilon):
         np.testing.assert_allclose(of_rows, found.reshape(N, -1), atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_autoattack_wants_inputs():
     with pytest.raises(ValueError, match=r"no inputs to attack: its shape is \(0, 12\)"):
         AutoAttack(0.1).run(network(), np.zeros((0, 12), np.float32), np.zeros(0, int), key=KEY)
@@ -416,6 +417,7 @@ def test_between_linear_scores_it_finds_the_exact_distance(norm):
     np.testing.assert_allclose(distance, exact, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_points_beyond_epsilon_do_not_count_and_wrong_answers_stay_as_they_are():
     model = network()
     X, y = data(model)
@@ -492,6 +494,7 @@ def test_it_needs_no_gradient():
     assert accuracy(steps, Square(0.2, 300)(steps, X, y, key=KEY), y) < 0.8
 
 
+@pytest.mark.slow
 def test_one_query_is_the_start_alone():
     model = network()
     X, y = data(model)
@@ -515,6 +518,7 @@ class Counting:
         return self.attack(model, x, y, key=key)
 
 
+@pytest.mark.slow
 def test_what_one_member_broke_is_not_attacked_again_and_every_fall_is_real(monkeypatch):
     model = network()
     X, y = data(model, n=80)
@@ -549,6 +553,7 @@ def test_with_few_classes_it_makes_do(classes, names):
     assert attack.run(model, X, y, key=KEY).robust_accuracy < 1
 
 
+@pytest.mark.slow
 def test_it_is_no_weaker_than_plain_gradient_ascent():
     model = network()
     X, y = data(model)
@@ -572,6 +577,7 @@ def test_an_honest_network_raises_no_flag():
     assert flags_of(model, *data(model, SHAPES["images"])) == []
 
 
+@pytest.mark.slow
 def test_models_that_hide_their_gradients_are_flagged():
     model = network()
     X, y = data(model)

@@ -182,6 +182,7 @@ NORMALIZED = Normalized(NETWORK, MEAN, STD)
 OUTER = Model(NORMALIZED, MODEL.variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network, shape, mean, std",
     [

@@ -153,12 +153,14 @@ def test_autoattack_tells_what_each_member_added(run, capsys):
     assert "after square     0.000  0 more fell" in out
 
 
+@pytest.mark.slow
 def test_a_forest_is_attacked_without_gradients(run):
     assert run("--model forest.joblib --data two.npz --n-test 30 --epsilon 0.1 --attack square --steps 5") == 0
     with np.load(run.out) as file:
         assert file["fooled"].mean() > np.mean(file["clean_predictions"] != file["y"])
 
 
+@pytest.mark.slow
 def test_bounds_are_given_or_left_out(run):
     command = "--model two.joblib --data wide.npz --n-test 10 --epsilon 0.2 --attack fgsm"
     assert run(f"{command} --bounds -1 1") == 0
@@ -228,6 +230,7 @@ def test_what_is_wrong_is_told_in_one_line_with_status_2(run, change, message, c
     assert captured.out == "" and not run.out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, last", [("frame", "LogisticRegression"), ("frame forest", "RandomForestClassifier")]
 )

@@ -95,6 +95,7 @@ def test_a_curve_is_the_mean_over_seeds_with_the_range_shaded(name):
     assert display.ax_.get_yscale() == ("log" if name == "velocity" else "linear")
 
 
+@pytest.mark.slow
 def test_spectra_are_eigenvalues_over_their_sum(trainer):
     display = SpectrumDisplay.from_evolution(fake_result())
     assert [line.get_label() for line in display.ax_.lines] == ["initial", "benign", "adversarial"]
@@ -104,6 +105,7 @@ def test_spectra_are_eigenvalues_over_their_sum(trainer):
     assert own.sum() == pytest.approx(np.trace(trainer.gram(X)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_robustness_curve_is_robust_accuracy_at_each_radius(trainer):
     attack = PGD(0.2, n_steps=2)
     display = RobustnessCurveDisplay.from_estimator({"mine": trainer}, X, Y, attack, epsilons=[0, 0.2])
@@ -112,6 +114,7 @@ def test_a_robustness_curve_is_robust_accuracy_at_each_radius(trainer):
     assert len(RobustnessCurveDisplay.from_estimator(trainer, X, Y, PGD(0.2, n_steps=1)).epsilons) == 10
 
 
+@pytest.mark.slow
 def test_specialisation_is_that_of_the_class_kernel(trainer):
     display = SpecializationDisplay.from_estimator(trainer, X, Y)
     K = np.asarray(gram("class", trainer.model_, X))

@@ -323,6 +323,7 @@ def test_urls_are_refused_and_make_no_folder(url, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_fractions_are_numbers_to_estimators_as_they_are_to_attacks():
     halves = [EmpiricalNTKClassifier(MODEL, alpha=half).fit(X_ROWS, LABELS) for half in (0.5, Fraction(1, 2))]
     np.testing.assert_array_equal(*(clf.decision_function(X_ROWS) for clf in halves))
@@ -339,6 +340,7 @@ def test_targets_that_are_not_finite_real_numbers_are_refused_by_name(y):
             call(X_ROWS[:6], y)
 
 
+@pytest.mark.slow
 def test_dates_are_no_inputs_and_a_series_is_no_table():
     clf, days = EmpiricalNTKClassifier(MODEL).fit(X_ROWS, LABELS), np.arange(8).reshape(2, 4)
     for dates in (days.astype("M8[D]"), days.astype("m8[D]")):
@@ -364,6 +366,7 @@ def test_what_is_attacked_is_an_estimator_or_a_function(stranger, advice):
             takes(stranger, X_ROWS, LABELS, PGD(0.1))
 
 
+@pytest.mark.slow
 def test_methods_that_an_estimator_has_not_are_no_attributes_of_it():
     reg, features = EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS, LABELS * 1.0), TangentFeatures(MODEL).fit(X_ROWS)
     for estimator, name in ((reg, "predict_proba"), (reg, "decision_function"), (features, "predict")):
@@ -401,6 +404,7 @@ def test_coefficients_of_a_predictor_that_are_not_finite_are_refused_by_name(nam
         make_predictor(TraceNTK(), MODEL, X_ROWS, **(given | {name: given[name] + np.inf}))
 
 
+@pytest.mark.slow
 def test_labels_of_objects_are_those_of_their_type():
     clf, attack = LogisticRegression().fit(X_ROWS, LABELS), PGD(0.1, 2)
     scores = {robust_accuracy(clf, X_ROWS, y, attack) for y in (LABELS, LABELS.astype(object), LABELS.tolist())}
@@ -458,6 +462,7 @@ def test_positions_of_a_box_are_integers_whatever_came():
         Box(integers=jax.random.split(jax.random.key(0), 3))
 
 
+@pytest.mark.slow
 def test_sparse_targets_are_told_to_be_dense():
     reg = EmpiricalNTKRegressor(MLP(1)).fit(X_ROWS, LABELS * 1.0)
     with pytest.raises(TypeError, match=r"y must be .*toarray"):
@@ -515,6 +520,7 @@ def test_labels_of_several_kinds_are_named(labels, odd):
         EmpiricalNTKClassifier().fit(ROWS, numbers)
 
 
+@pytest.mark.slow
 def test_masked_arrays_are_refused_everywhere_and_what_they_hide_is_not_used():
     fitted = EmpiricalNTKClassifier(random_state=0).fit(ROWS, LABELS_OF_ROWS)
     masked, labels = np.ma.array(ROWS, mask=ROWS > 0.9), np.ma.array(LABELS_OF_ROWS, mask=LABELS_OF_ROWS > 1)

@@ -79,6 +79,7 @@ def test_weights_that_are_no_vector_are_refused_by_name(weight):
             call()
 
 
+@pytest.mark.slow
 def test_a_function_of_one_column_has_labels_zero_and_one():
     def score(x):
         return x[:, :1] - 0.5

@@ -157,6 +157,7 @@ def test_predictions_equal_the_sum_over_the_training_points(kernel):
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_few_training_points_are_kept_as_they_are():
     clf = classifier().fit(X[[0, 30, 70]], Y[[0, 30, 70]])
     assert isinstance(clf.predictor_, DualPredictor)
@@ -231,6 +232,7 @@ def test_the_trainer_equals_plain_training(dynamics):
     np.testing.assert_allclose(fitted.decision_function(X), state.model(X), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [classifier, regressor])
 def test_an_integer_weight_counts_like_copies(make):
     target = Y if make is classifier else TARGETS
@@ -240,6 +242,7 @@ def test_an_integer_weight_counts_like_copies(make):
     np.testing.assert_allclose(weighted._evaluate(X), repeated._evaluate(X), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [{0: 1.0, 1: 5.0, 2: 0.5}, {1: 4.0}, "balanced"], ids=str)
 @pytest.mark.parametrize("make", [trainer, classifier])
 def test_class_weights_equal_sample_weights(make, weights):
@@ -282,6 +285,7 @@ def test_labels_of_any_type_give_the_same_answers(make, kind):
     assert named.robust_score(X, names[codes], ATTACK) == plain.robust_score(X, codes, ATTACK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_labels", [list, pd.Series, lambda y: pd.Series(y).astype("category")])
 def test_labels_may_come_in_any_container(as_labels):
     y = np.array(["cat", "dog", "eel"])[Y]
@@ -290,6 +294,7 @@ def test_labels_may_come_in_any_container(as_labels):
     assert contained.robust_score(X, as_labels(y), ATTACK) == plain.robust_score(X, y, ATTACK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [trainer, classifier])
 def test_probabilities_and_decisions_agree_with_the_labels(make):
     for y in (Y, (Y == 2).astype(int)):
@@ -341,6 +346,7 @@ def test_a_trainer_fitted_on_images_is_used_on_rows():
     np.testing.assert_array_equal(*features)
 
 
+@pytest.mark.slow
 def test_the_default_network_follows_the_shape_of_the_inputs(monkeypatch):
     monkeypatch.setitem(NETWORKS, "cnn", SMALL_CNN)  # the default one takes long to compile
     assert isinstance(trainer(None, max_epochs=0).fit(X, Y).model_.network, MLP)
@@ -361,6 +367,7 @@ def test_float32_and_float64_inputs_give_the_same_answers(make):
     np.testing.assert_array_equal(image_trainer().predict(images), image_trainer().predict(images.astype(float)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [trainer, classifier, regressor])
 def test_data_frames_are_taken_without_a_warning(make):
     frame = pd.DataFrame(X, columns=["a", "b", "c", "d"])
@@ -423,6 +430,7 @@ def test_a_frozen_trainer_or_its_model_is_taken_as_it_is():
         np.testing.assert_array_equal(clf.gram(X), fitted.gram(X))
 
 
+@pytest.mark.slow
 def test_a_trace_kernel_may_come_from_a_network_with_other_classes():
     two = Y != 2
     clf = classifier(FrozenEstimator(fitted_trainer())).fit(X[two], Y[two])
@@ -466,6 +474,7 @@ def test_classes_of_an_earlier_source_do_not_matter():
 # Tangent features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "pseudo"])
 def test_tangent_features_have_the_kernel_as_inner_products(kernel):
     features = TangentFeatures(fitted_trainer().model_, kernel=kernel).fit(X)
@@ -474,6 +483,7 @@ def test_tangent_features_have_the_kernel_as_inner_products(kernel):
     np.testing.assert_allclose(Z @ Z.T, fitted_trainer().gram(X, kernel=kernel), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ridge_regression_on_tangent_features_equals_the_kernel_machine():
     reg = regressor(fitted_trainer().model_, alpha=0.1).fit(X, TARGETS)
     ridge = 0.1 * np.diag(reg.gram(X)).mean()
@@ -506,6 +516,7 @@ def traced_logits(params, x):
     return x @ params
 
 
+@pytest.mark.slow
 def test_features_of_other_weights_are_not_compiled_again():
     def features(weights):
         model = Model(Stateless(traced_logits), Variables(jnp.asarray(weights, jnp.float32)))
@@ -526,6 +537,7 @@ def test_features_larger_than_the_budget_are_refused():
 # In scikit-learn's company
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [trainer(), classifier(), regressor(), LinearRegression()], ids=repr)
 def test_pipelines(last):
     steps = [StandardScaler()] + [TangentFeatures(NETWORK, random_state=0)] * isinstance(last, LinearRegression)
@@ -554,6 +566,7 @@ def test_cross_validation_takes_images():
     assert results["estimator"][0].input_shape_ == (8, 8, 1)
 
 
+@pytest.mark.slow
 def test_searches_run_in_other_processes():
     grid = {"alpha": [1e-2, 1.0]}
     here = GridSearchCV(classifier(), grid, cv=2).fit(X, Y)
@@ -578,6 +591,7 @@ def test_estimators_are_cloned_and_pickled_before_fit(estimator):
     assert type(estimator).__name__ in estimator._repr_html_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [trainer(attack=ATTACK), classifier(solver="sgd", max_epochs=2), classifier(kernel="full"), regressor()],
@@ -656,12 +670,14 @@ def test_attacks_lower_the_score_and_stay_in_ball_and_bounds(name):
     assert robust == fitted.robust_score(inside, target, attack, random_state=0)
 
 
+@pytest.mark.slow
 def test_robust_scores_are_weighted():
     fitted, X_adv = fitted_trainer(), fitted_trainer().perturb(X, Y, ATTACK)
     expected = np.average(fitted.predict(X_adv) == Y, weights=WEIGHT)
     assert fitted.robust_score(X, Y, ATTACK, sample_weight=WEIGHT) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_attack_of_training_is_the_default():
     fitted = trainer(attack=ATTACK).fit(X, Y)
     np.testing.assert_array_equal(fitted.perturb(X, Y), fitted.perturb(X, Y, ATTACK))
@@ -773,6 +789,7 @@ def test_a_network_must_return_rows_of_logits(make):
         make(Stateless(flat_logits, flat_logits_init)).fit(X, Y)
 
 
+@pytest.mark.slow
 def test_a_model_of_images_asks_for_the_shape_of_rows():
     with pytest.raises(ValueError, match=r"rows that hold images need input_shape=\(h, w, c\)"):
         classifier(image_trainer().model_).fit(ROWS, DIGITS)
@@ -795,6 +812,7 @@ def test_an_input_shape_must_fit_the_rows(shape, message):
         trainer(input_shape=shape).fit(ROWS, DIGITS)
 
 
+@pytest.mark.slow
 def test_images_of_another_shape_are_refused():
     wide = IMAGES.reshape(len(IMAGES), 4, 16, 1)
     with pytest.raises(ValueError, match=r"input_shape=\(8, 8, 1\), but X holds images of shape \(4, 16, 1\)"):
@@ -880,6 +898,7 @@ def test_duplicates_without_a_ridge_are_singular():
         classifier(alpha=0).fit(np.r_[X, X], np.r_[Y, Y])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainer", "machine"])
 def test_training_that_diverges_leaves_the_last_finite_model(name):
     settings = {"learning_rate": 1e38, "max_epochs": 5, "batch_size": 8}

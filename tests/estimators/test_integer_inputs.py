@@ -100,6 +100,7 @@ ATTACKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ATTACKED)
 def test_attacks_on_networks_that_take_integers_alone_are_refused(way):
     with pytest.raises(TypeError, match="takes integers alone"):

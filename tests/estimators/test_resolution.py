@@ -211,6 +211,7 @@ def test_training_names_inputs_and_targets_that_it_cannot_hold():
             train(model, inputs, targets, key=jax.random.key(0), optimizer=optax.sgd(0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1, 3])
 def test_training_by_an_estimator_warns_once(index):
     with warnings.catch_warnings(record=True) as found:

@@ -134,12 +134,14 @@ def test_a_loaded_estimator_answers_as_before_to_the_bit(name, way, fitted):
         np.testing.assert_array_equal(found[what], expected[what], strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainer", "machine of a frozen trainer", "pipeline"])
 def test_a_loaded_estimator_can_be_cloned_and_fitted_again(name, fitted):
     again = clone(through_skops(fitted(name))).fit(X, Y)
     np.testing.assert_array_equal(again.predict(X), fitted(name).predict(X))
 
 
+@pytest.mark.slow
 def test_a_loaded_model_keeps_its_dtypes_and_the_kinds_of_its_arrays():
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": np.ones(2, np.float16), "k": jax.random.key(3), "n": 4}
     params |= {"f": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "u": jnp.ones((), jnp.bfloat16)}
@@ -169,6 +171,7 @@ def test_numbers_of_64_bits_loaded_where_jax_keeps_32_are_told_of():
 # Files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in FITTED if name not in ("features", "projected features", "selector")]
 )
@@ -187,6 +190,7 @@ class Foreign(LogisticRegression):
         raise AssertionError("it was built")
 
 
+@pytest.mark.slow
 def test_a_foreign_type_among_own_ones_is_refused_and_not_built(tmp_path):
     kept = trainer()
     kept.foreign_ = Foreign().fit(X, Y)
@@ -224,6 +228,7 @@ def test_what_is_no_model_is_refused_by_name(content, tmp_path):
             load_estimator(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_no_changed_byte_of_a_file_of_skops_goes_unseen(tmp_path, fitted):
     file = tmp_path / "model.skops"
     skops.io.dump(fitted("primal machine"), file)
@@ -241,6 +246,7 @@ def test_no_changed_byte_of_a_file_of_skops_goes_unseen(tmp_path, fitted):
     assert refused > 30
 
 
+@pytest.mark.slow
 def test_a_loaded_estimator_is_as_robust_as_before(fitted):
     estimators = fitted("primal machine"), through_skops(fitted("primal machine"))
     before, after = (robust_accuracy(estimator, X, Y, ATTACK) for estimator in estimators)

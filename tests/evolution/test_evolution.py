@@ -102,6 +102,7 @@ def test_every_state_regime_and_stage_is_measured(result):
     assert all(r["robust_restarts"] <= r["robust"] for r in result.of_kind("stage 2"))
 
 
+@pytest.mark.slow
 def test_results_hold_nothing_that_json_does_not(result):
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
@@ -310,6 +311,7 @@ def test_states_and_images_of_another_run_are_not_taken_for_this_one(copied, tmp
     assert set(load_evolution(copied).images(0, "benign")) == {"regression", "eigenvector"}
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_not_the_one_that_was_measured_is_found_and_computed_again(tiny, copied):
     kernels = [copied / "kernels" / f"seed-0-benign-000{epoch}00-clean.zarr" for epoch in ("0.0", "1.0")]
     kernels[0].rename(copied / "aside")

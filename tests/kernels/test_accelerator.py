@@ -142,6 +142,7 @@ def test_every_kernel_in_every_precision_stays_on_the_device(kernel, dtype, exac
             assert_near(layer, expected, 2 * ERRORS[dtype])
 
 
+@pytest.mark.slow
 def test_fewer_digits_are_what_was_asked_for(exact):
     errors = {}
     for name in ("tf32", "bf16"):
@@ -150,6 +151,7 @@ def test_fewer_digits_are_what_was_asked_for(exact):
     assert 1e-5 < errors["tf32"] < errors["bf16"] / 3
 
 
+@pytest.mark.slow
 def test_bf16_features_take_half_the_memory():
     kernel = KERNELS["trace"]
     wide, narrow = (make_plan(kernel, MODEL, SHAPE, 2**24, n_rows=8, dtype=name) for name in ("tf32", "bf16"))
@@ -160,6 +162,7 @@ def test_bf16_features_take_half_the_memory():
         assert {leaf.dtype.name for leaf in leaves} == {dtype}
 
 
+@pytest.mark.slow
 def test_the_working_space_of_an_accelerator_does_not_count_the_threads_of_the_host(on_a_cpu, monkeypatch):
     kernel = KERNELS["trace"]
 
@@ -172,6 +175,7 @@ def test_the_working_space_of_an_accelerator_does_not_count_the_threads_of_the_h
     assert on_a_cpu(lambda: plan_with(16).working_bytes > plan_with(1).working_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "float64", np.float64, np.dtype(">f8")])
 def test_kernels_without_features_take_every_name_of_a_dtype(dtype):
     def of_logits(model, x1, x2):
@@ -183,6 +187,7 @@ def test_kernels_without_features_take_every_name_of_a_dtype(dtype):
     assert_near(K, scores @ scores.T, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "float64", "bf16"])
 def test_stores_are_written_and_go_on(dtype, tmp_path, exact):
     pytest.importorskip("zarr")
@@ -191,6 +196,7 @@ def test_stores_are_written_and_go_on(dtype, tmp_path, exact):
         assert_near(K, sum(exact["trace", "X"])[:n, :n], ERRORS[dtype])
 
 
+@pytest.mark.slow
 def test_an_overflow_is_found_in_both_precisions():
     for dtype, scale in ((None, 1e12), ("float64", 1e25)):
         model = jax.tree.map(lambda leaf, scale=scale: leaf * scale, MODEL)
@@ -198,6 +204,7 @@ def test_an_overflow_is_found_in_both_precisions():
             gram("trace", model, X, dtype=dtype)
 
 
+@pytest.mark.slow
 def test_projected_kernels_run_too(exact):
     assert_near(gram(ProjectedNTK(4096, seed=0), MODEL, X), sum(exact["trace", "X"]), 0.2)
 
@@ -205,6 +212,7 @@ def test_projected_kernels_run_too(exact):
 # Predictors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_predictors_answer_as_the_kernel_does(kernel, exact):
     K, targets = sum(exact[kernel, "X"]), np.eye(C)[LABELS] - 1 / C
@@ -237,6 +245,7 @@ def trained(model):
     return jax.tree.map(np.asarray, last.model.variables.params), np.asarray(last.loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [lambda: MODEL, lambda: linearize(MODEL, centered=True)], ids=["CNN", "linearised"]
 )
@@ -253,6 +262,7 @@ def machine():
     return make_predictor(KERNELS["trace"], MODEL, X, dual, np.zeros(C))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "of, attack",
     [
@@ -273,6 +283,7 @@ def test_attacks_stay_inside_of_ball_and_bounds(of, attack):
     assert np.abs(found - X).max() <= 0.5 + 1e-6 and found.min() >= 0 and found.max() <= 1
 
 
+@pytest.mark.slow
 def test_an_attack_finds_what_it_finds_on_a_cpu(on_a_cpu):
     def examples():
         return attack_in_tiles(PGD(0.1, 5, norm="l2"), MODEL, X, LABELS, key=jax.random.key(0), rows=8)
@@ -280,6 +291,7 @@ def test_an_attack_finds_what_it_finds_on_a_cpu(on_a_cpu):
     np.testing.assert_allclose(examples(), on_a_cpu(examples), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_autoattack_takes_larger_tiles_than_on_a_cpu(on_a_cpu):
     shapes = []
     network = MLP(n_outputs=2, widths=(4,))
@@ -296,6 +308,7 @@ def test_autoattack_takes_larger_tiles_than_on_a_cpu(on_a_cpu):
     assert on_a_cpu(rows_of) == 64
 
 
+@pytest.mark.slow
 def test_estimators_fit_predict_and_are_scored():
     attack = PGD(0.05, 2)
     trainer = AdversarialKernelTrainer(NETWORK, max_epochs=1, attack=attack, random_state=0).fit(X, LABELS)
@@ -304,6 +317,7 @@ def test_estimators_fit_predict_and_are_scored():
     assert machine.predict(Y).shape == (len(Y),) and machine.gram(Y).shape == (6, 6)
 
 
+@pytest.mark.slow
 def test_readings_are_proved_at_the_host(monkeypatch):
     where, compared = [], verification.relative_error_to_backward
 

@@ -74,6 +74,7 @@ def assert_same(found, expected):
 # What the entries are
 
 
+@pytest.mark.slow
 @each_kernel
 def test_a_gram_matrix_holds_what_the_kernel_says_of_every_pair(kernel):
     K = in_tiles(kernel, MODEL, X[:6])
@@ -83,6 +84,7 @@ def test_a_gram_matrix_holds_what_the_kernel_says_of_every_pair(kernel):
     assert_rounding(K, block)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [TILE, LARGE_TILE])
 @each_kernel
 def test_the_gram_matrix_of_inputs_with_themselves_is_exactly_symmetric(kernel, rows):
@@ -138,6 +140,7 @@ def test_in_large_tiles_entries_in_other_places_differ_by_rounding(kernel):
     assert_rounding(in_tiles(kernel, MODEL, MANY[order], rows=LARGE_TILE), whole[order][:, order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [TILE, LARGE_TILE])
 @each_kernel
 def test_computed_again_a_matrix_is_the_same(kernel, rows):
@@ -156,6 +159,7 @@ def test_the_number_of_tiles_kept_changes_nothing(panel):
     assert_same(in_tiles("trace", MODEL, X[:5], X, panel=panel), in_tiles("trace", MODEL, X[:5], X))
 
 
+@pytest.mark.slow
 def test_images_go_in_as_they_are():
     network, shape = CNN(n_outputs=N_OUTPUTS, widths=(2,), strides=(2,)), (5, 3, 1)
     model, images = draw_model(network, shape), draw_inputs(6, shape)
@@ -167,6 +171,7 @@ def test_images_go_in_as_they_are():
     assert_rounding(gram("trace", model, images, memory="5kB"), whole)
 
 
+@pytest.mark.slow
 def test_the_matrix_has_the_precision_of_the_parameters():
     pixels = np.arange(10, dtype=np.uint8).reshape(2, 5)
     assert in_tiles("trace", MODEL, pixels.astype(np.float64)).dtype == np.float32
@@ -208,6 +213,7 @@ def test_kernels_that_need_all_directions_at_once_take_one_pass(kernel):
     assert_same(gram(kernel, MODEL, X, plan=plan), in_tiles(kernel, MODEL, X))
 
 
+@pytest.mark.slow
 def test_scarce_memory_takes_several_passes_and_gives_the_same():
     memory = 2**13
     assert make_plan(KERNELS["class"], MODEL, SHAPE, memory, n_rows=len(X)).passes == N_OUTPUTS
@@ -258,6 +264,7 @@ def test_layers_sum_to_the_kernel(kernel):
     assert_rounding(sum(map(np.asarray, in_passes.values())), K)
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_not_used_has_the_matrix_zero():
     params = {"used": np.ones((5, 2), np.float32), "unused": np.ones(3, np.float32)}
     model = Model(Stateless(lambda params, x: x @ params["used"]), Variables(params))
@@ -307,6 +314,7 @@ def test_layers_are_given_in_double_precision_too():
     )
 
 
+@pytest.mark.slow
 def test_products_of_double_precision_features_may_be_taken_in_single_precision():
     with enable_x64(True):
         model = draw_model(dtype=np.float64)
@@ -413,6 +421,7 @@ class Counted:
         return self.network.apply(params, state, x, train=train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel, options",
     [
@@ -504,6 +513,7 @@ def test_progress_and_plan_are_shown_on_demand_only(capsys):
 # Memory
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_refused_with_the_amount_that_is_enough():
     with pytest.raises(MemoryError, match="kernel='pseudo'") as caught:
         gram("trace", MODEL, X, memory=100)
@@ -543,6 +553,7 @@ MEMORY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="NumPy's memory is measured")
 @pytest.mark.parametrize("name", MEMORY)
 def test_contracting_tiles_keeps_to_the_memory_that_features_leave(name):

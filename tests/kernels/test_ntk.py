@@ -186,6 +186,7 @@ def dense_case():
     return model, x, blocks(model, x[:3], x[3:])
 
 
+@pytest.mark.slow
 def test_a_kernel_called_is_its_features_contracted(dense_case):
     model, x, blocks = dense_case
     contracted = all_blocks(all_features(model, x), 3)
@@ -193,6 +194,7 @@ def test_a_kernel_called_is_its_features_contracted(dense_case):
         assert_close(blocks[name], contracted[name], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_class_kernels_is_the_trace_kernel(dense_case):
     _, _, blocks = dense_case
     assert_close(blocks["class"].mean(2), blocks["trace"], rtol=1e-6)
@@ -218,6 +220,7 @@ def test_a_kernel_states_the_rank_of_its_blocks(dense_case):
     assert {name: kernel.rank for name, kernel in KERNELS.items()} == {name: b.ndim for name, b in blocks.items()}
 
 
+@pytest.mark.slow
 def test_with_one_logit_all_kernels_are_one():
     model = draw_model(MLP(n_outputs=1, widths=(3,)), (4,), np.float32)
     x = draw_inputs(3, (4,), np.float32)
@@ -233,6 +236,7 @@ ZERO_LAST_LAYER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZERO_LAST_LAYER)
 def test_with_a_zero_last_layer_every_class_has_the_kernel_of_the_pooled_features_plus_one(name):
     network, shape = ZERO_LAST_LAYER[name]
@@ -255,6 +259,7 @@ def test_with_a_zero_last_layer_every_class_has_the_kernel_of_the_pooled_feature
     assert_close(found["full"], expected[:, :, None, None] * np.eye(N_OUTPUTS, dtype=np.float32), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_kernel_sees_batch_norm_in_evaluation_mode():
     network, shape = CASES["residual, with batch norm"]
     model = draw_model(network, shape, np.float32)

@@ -83,6 +83,7 @@ BUDGETS = [(k, name, m) for k in KERNELS for name in ("dense", "convolutional") 
 BUDGETS += [("trace", "convolutional", MIDDLING), ("trace", "residual", MIDDLING), ("full", "residual", 2**24)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel, name, memory", BUDGETS)
 def test_a_plan_keeps_to_its_memory_and_leaves_no_room_for_another_tile(kernel, name, memory):
     plan = plan_of(kernel, name, memory)
@@ -99,6 +100,7 @@ def test_a_plan_keeps_to_its_memory_and_leaves_no_room_for_another_tile(kernel, 
     assert plan.passes * plan.directions >= plan.n_directions > (plan.passes - 1) * plan.directions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, memory", [("dense", GENEROUS), ("convolutional", MIDDLING)])
 @each_kernel
 def test_a_plan_states_the_bytes_that_features_take(kernel, name, memory):
@@ -108,6 +110,7 @@ def test_a_plan_states_the_bytes_that_features_take(kernel, name, memory):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(features)) == plan.rows * plan.row_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "full"])
 def test_a_plan_states_the_working_space_that_the_compiler_states(kernel, features_only):
     model, shape = draw_model("convolutional"), NETWORKS["convolutional"][1]
@@ -183,6 +186,7 @@ def test_where_the_compiler_states_no_working_space_features_alone_are_counted(w
     assert plan.peak_bytes == (plan.panel + 1) * plan.rows * plan.row_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel, name", [*((kernel, "dense") for kernel in KERNELS), ("trace", "convolutional")])
 def test_less_memory_gives_fewer_rows_or_more_passes(kernel, name, features_only):
     plans = [plan_of(kernel, name, 2**i) for i in (30, 21, 19, 17, 15)]
@@ -208,6 +212,7 @@ def test_tiles_have_twice_the_rows_where_many_of_them_fit(monkeypatch, features_
     assert [plan_of("pseudo", "dense", memory).rows for memory in (enough, enough - 1)] == [128, 64]
 
 
+@pytest.mark.slow
 def test_passes_of_ten_outputs_leave_none_to_spare():
     model = Model(network := MLP(n_outputs=10, widths=(8,)), network.init(jax.random.key(0), (5,)))
     plans = [make_plan(KERNELS["trace"], model, (5,), memory) for memory in np.geomspace(2**17, 2**23, 13)]
@@ -215,6 +220,7 @@ def test_passes_of_ten_outputs_leave_none_to_spare():
     assert all(plan.passes * plan.directions == 10 for plan in plans)
 
 
+@pytest.mark.slow
 def test_features_in_double_precision_take_twice_the_memory():
     single = plan_of("trace", "dense", GENEROUS)
     with enable_x64(True):
@@ -238,12 +244,14 @@ def test_few_rows_count_to_the_next_power_of_two(n, rows):
     assert plan == plan_of("trace", "dense", GENEROUS, n_rows=2 ** int(np.ceil(np.log2(n))))
 
 
+@pytest.mark.slow
 def test_few_rows_need_fewer_passes_than_many():
     passes = [plan_of("trace", "dense", 2**19, n_rows=n).passes for n in (64, 256, 1024)]
     assert passes == sorted(passes)
     assert passes[0] < passes[-1]
 
 
+@pytest.mark.slow
 def test_a_matrix_is_computed_with_the_plan_for_its_rows_or_columns_whichever_are_more(capsys):
     model = draw_model()
     for n, m in [(3, None), (70, None), (3, 1), (1, 70)]:
@@ -258,6 +266,7 @@ def test_a_plan_does_not_depend_on_the_weights():
     assert plans == [plan_of("trace", "dense", SCARCE)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel, network, shape, n_rows",
     [
@@ -349,6 +358,7 @@ def test_a_fixed_plan_has_the_stated_sizes_and_compiles_nothing(kernel, directio
 # A tile's features
 
 
+@pytest.mark.slow
 @each_kernel
 def test_features_of_a_tile_are_those_of_its_rows_and_the_first_row_fills_it_up(kernel):
     model, X = draw_model(), draw_inputs(6, (5,))
@@ -362,6 +372,7 @@ def test_features_of_a_tile_are_those_of_its_rows_and_the_first_row_fills_it_up(
         np.testing.assert_allclose(leaf, same, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @each_kernel
 def test_features_computed_a_few_rows_at_a_time_are_the_same(kernel):
     model, X = draw_model("convolutional"), draw_inputs(7, NETWORKS["convolutional"][1])
@@ -436,6 +447,7 @@ def of_one_array(apply, seed=0):
     return Model(Stateless(lambda params, x: apply(params, x)), Variables(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_network_whose_gradients_are_not_those_of_a_backward_pass_is_refused_every_time(name):
     model, X = of_one_array(WRONG[name]), draw_inputs(7, (5,))
@@ -448,6 +460,7 @@ def test_a_network_whose_gradients_are_not_those_of_a_backward_pass_is_refused_e
         assert "more than 1e-09" in message
 
 
+@pytest.mark.slow
 def test_a_network_whose_rows_see_each_other_is_refused_in_tiles_of_one_row_too():
     model, X = of_one_array(WRONG["the batch's mean is subtracted"]), draw_inputs(7, (5,))
     for rows in (1, 4):
@@ -468,6 +481,7 @@ def checks(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_a_network_is_checked_once_for_each_kind_of_gradients_and_shape_of_inputs_not_once_a_call(checks):
     def apply(params, x):
         return jnp.tanh(x.reshape(len(x), 5) @ params)
@@ -493,6 +507,7 @@ def test_a_network_is_checked_once_for_each_kind_of_gradients_and_shape_of_input
     assert len(checks) == 5
 
 
+@pytest.mark.slow
 def test_a_kernel_with_features_of_its_own_is_checked_for_itself(checks):
     class Doubled(TraceNTK):
         def features(self, model, x, directions=None):
@@ -505,6 +520,7 @@ def test_a_kernel_with_features_of_its_own_is_checked_for_itself(checks):
     assert len(checks) == 2
 
 
+@pytest.mark.slow
 def test_a_check_whose_outcome_is_not_finite_counts_for_nothing(checks):
     model, X = of_one_array(lambda params, x: jnp.exp(x @ params)), draw_inputs(4, (5,))
     huge = Model(model.network, Variables(np.full_like(model.variables.params, 1e30)))

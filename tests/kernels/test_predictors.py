@@ -61,6 +61,7 @@ def precision(dtype):
     return enable_x64(True) if dtype == np.float64 else nullcontext()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, dtype, rtol",
     [("dense", np.float32, 1e-5), ("dense", np.float64, 1e-12), ("convolutional", np.float64, 1e-12)],
@@ -83,6 +84,7 @@ def test_the_primal_form_scores_as_the_dual_form(kernel, name, dtype, rtol):
     assert_close(found, expected, rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_targets", [1, 2, 5])
 @pytest.mark.parametrize("kernel", ["trace", "pseudo"])
 def test_kernels_of_rank_2_predict_any_number_of_targets(kernel, n_targets):
@@ -94,6 +96,7 @@ def test_kernels_of_rank_2_predict_any_number_of_targets(kernel, n_targets):
     assert_close(scores(found, x), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_kernel
 def test_dual_scores_are_sums_of_kernel_entries_times_coefficients(kernel):
     model, x_fit, x = draw_model(), draw(N_FIT, 5), draw(2, 5, seed=2)
@@ -106,6 +109,7 @@ def test_dual_scores_are_sums_of_kernel_entries_times_coefficients(kernel):
     assert_close(scores(DualPredictor(kernel, model, x_fit, dual, offset), x), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [make_predictor, DualPredictor])
 def test_with_the_full_kernel_a_predictor_is_the_centred_linearised_network_at_the_folded_coefficients(form):
     model, x_fit, x = draw_model("convolutional"), draw(N_FIT, 5, 4, 1), draw(3, 5, 4, 1, seed=2)
@@ -124,6 +128,7 @@ def test_with_the_full_kernel_a_predictor_is_the_centred_linearised_network_at_t
     assert_close(found, at_displacement(model), rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_kernel
 def test_a_predictor_of_the_solved_system_interpolates_its_targets(kernel):
     with enable_x64(True):
@@ -144,6 +149,7 @@ def test_a_predictor_of_the_solved_system_interpolates_its_targets(kernel):
 # Folding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_rows_that_fill_up_a_tile_contribute_nothing(kernel):
     model, x = draw_model(), draw(2, 5, seed=2)
@@ -192,6 +198,7 @@ def test_a_kernel_that_cannot_be_folded_stays_dual():
 # Predictors as models
 
 
+@pytest.mark.slow
 @each_kernel
 def test_both_forms_have_one_gradient_with_respect_to_the_input(kernel):
     model, x_fit, x = draw_model(), draw(N_FIT, 5), draw(2, 5, seed=2)
@@ -221,6 +228,7 @@ def test_a_predictor_is_a_pytree_whose_compiled_code_serves_other_weights_and_co
     assert not np.array_equal(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "pseudo", "full"])
 def test_machines_of_networks_without_strides_can_be_pushed_forward(kernel):
     network = CNN(n_outputs=N_OUTPUTS, widths=(3,), strides=(1,))
@@ -264,6 +272,7 @@ def test_features_of_the_gram_matrix_are_folded_and_give_the_same_predictor_to_t
         np.testing.assert_array_equal(leaf, same)
 
 
+@pytest.mark.slow
 def test_features_are_kept_only_where_all_of_them_fit_with_the_tangents():
     model, X = draw_model(), draw(400, 5)
     kept = training_job("trace", model, X, N_OUTPUTS)

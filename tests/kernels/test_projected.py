@@ -61,6 +61,7 @@ def estimates(name, k, of):
     return exact / scale, Z @ Z.swapaxes(1, 2) / scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["trace", "pseudo"])
 @pytest.mark.parametrize("name", MODELS)
 def test_estimates_are_unbiased(name, of):
@@ -71,6 +72,7 @@ def test_estimates_are_unbiased(name, of):
     assert standard_error.max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "convolutional"])
 def test_the_error_falls_as_one_over_the_root_of_the_number_of_components(name):
     errors = []
@@ -81,6 +83,7 @@ def test_the_error_falls_as_one_over_the_root_of_the_number_of_components(name):
     assert errors[0] < 3 / np.sqrt(32)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_projections_for_other_rows_and_another_seed_others():
     model, X = MODELS["dense"][0], inputs("dense", 12)
     K = gram(ProjectedNTK(64), model, X)
@@ -88,6 +91,7 @@ def test_a_seed_gives_the_same_projections_for_other_rows_and_another_seed_other
     assert np.abs(gram(ProjectedNTK(64, seed=1), model, X) - K).max() > 1e-3 * K.max()
 
 
+@pytest.mark.slow
 def test_an_estimate_is_a_kernel():
     model, X = MODELS["convolutional"][0], inputs("convolutional", 20)
     K = gram(ProjectedNTK(8), model, X)
@@ -96,6 +100,7 @@ def test_an_estimate_is_a_kernel():
     assert values.min() > -1e-5 * values.max() and (values > 1e-4 * values.max()).sum() <= 8
 
 
+@pytest.mark.slow
 def test_predictions_cost_a_product_with_the_components():
     model, X = MODELS["dense"][0], inputs("dense", 12).astype(np.float32)
     dual = np.random.default_rng(2).normal(size=(12, 2))
@@ -105,6 +110,7 @@ def test_predictions_cost_a_product_with_the_components():
     np.testing.assert_allclose(predictor(X), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "pseudo"])
 def test_tangent_features_can_be_projected(kernel):
     X = inputs("dense", 9)
@@ -116,6 +122,7 @@ def test_tangent_features_can_be_projected(kernel):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(features)).transform(X), Z)
 
 
+@pytest.mark.slow
 def test_no_array_of_parameters_times_components_is_formed():
     """A network with 1,048,576 weights, on 2,048 components: P × k would take 8 GiB."""
     network = MLP(n_outputs=1, widths=(1024, 1024))
@@ -135,6 +142,7 @@ def test_only_kernels_of_one_number_a_pair_are_projected():
         ProjectedNTK(of="full")
 
 
+@pytest.mark.slow
 def test_the_estimated_kernel_s_features_are_proved_first():
     def centred(params, x):
         h = x @ params
@@ -145,6 +153,7 @@ def test_the_estimated_kernel_s_features_are_proved_first():
         gram(ProjectedNTK(16), model, np.eye(4, dtype=np.float32))
 
 
+@pytest.mark.slow
 def test_projections_are_plain_values():
     kernel = ProjectedNTK(64, seed=3)
     assert eval(repr(kernel)) == kernel == pickle.loads(pickle.dumps(kernel)) != ProjectedNTK(64)

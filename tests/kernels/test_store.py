@@ -79,6 +79,7 @@ def stop_after(monkeypatch):
 # What is in it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [None, 2], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_stored_matrix_is_the_matrix_to_the_bit_and_any_reader_of_zarr_can_read_it(kernel, directions, path):
@@ -87,6 +88,7 @@ def test_a_stored_matrix_is_the_matrix_to_the_bit_and_any_reader_of_zarr_can_rea
     np.testing.assert_array_equal(zarr.open_array(str(path), mode="r")[:], expected)
 
 
+@pytest.mark.slow
 def test_rows_and_columns_of_other_inputs_are_stored(path):
     np.testing.assert_array_equal(in_tiles("trace", X, Y, store=path), in_tiles("trace", X, Y))
 
@@ -98,6 +100,7 @@ def test_a_store_says_what_it_was_computed_from(path):
     assert made_from["n_X"] == 11 and made_from["tile_rows"] == TILE and made_from["dtype"] == "float32"
 
 
+@pytest.mark.slow
 def test_double_precision_and_kernels_of_the_users_own_are_stored(path):
     def of_logits(model, x1, x2):
         return model(x1) @ model(x2).T
@@ -191,6 +194,7 @@ np.save(sys.argv[2], K)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(tmp_path):
     def start(store):
         command = [sys.executable, "-c", KILLED, str(tmp_path / store), str(tmp_path / f"{store}.npy")]
@@ -232,6 +236,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_store_of_something_else_is_refused_by_name_and_left_alone(name, path):
     call, message = OTHERS[name]
@@ -265,6 +270,7 @@ def test_what_is_no_store_is_refused_and_left_alone(path):
     assert file.read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_networks_without_a_name_of_their_own_are_the_same_in_another_process(path):
     model = Model(Stateless(nothing_else), Variables(np.eye(5, 2, dtype=np.float32)))
     gram("trace", model, X, store=path)
@@ -338,6 +344,7 @@ LOOK_ALIKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOK_ALIKE)
 def test_a_store_of_another_function_that_looks_alike_is_refused(name, path):
     make = LOOK_ALIKE[name]
@@ -486,6 +493,7 @@ def test_one_entry_that_is_half_a_percent_off_is_seen(by, same):
     assert _has_same_numbers(TileJob(resolve_kernel("trace"), MODEL, X, None, plan), store) == same
 
 
+@pytest.mark.slow
 def test_another_version_of_jax_may_write_a_function_down_otherwise_and_the_numbers_decide(path):
     expected = gram("trace", scaled(1.0), X, store=path)
     changed(path, lambda zarr, own: own.update(jax="0.0.1", sha256_function="another"))
@@ -494,6 +502,7 @@ def test_another_version_of_jax_may_write_a_function_down_otherwise_and_the_numb
         gram("trace", scaled(3.0), X, store=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [None, 2], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_finds_its_own_numbers_again_and_no_others(kernel, directions, path):
@@ -521,6 +530,7 @@ print(fingerprint(TraceNTK(), model, x, x)[0], fingerprint(own, model, x, x)[0])
 """
 
 
+@pytest.mark.slow
 def test_fingerprints_are_those_of_other_processes():
     found = set()
     for seed in ("0", "1"):
@@ -810,6 +820,7 @@ def test_one_matrix_is_stored_not_one_for_each_layer(path):
         in_tiles("trace", X, store=path, by_layer=True)
 
 
+@pytest.mark.slow
 def test_progress_counts_what_is_there_already(path, stop_after, monkeypatch, capsys):
     stop_after(4)
     with pytest.raises(StopError):

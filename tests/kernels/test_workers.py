@@ -33,6 +33,7 @@ def test_two_processes_compute_the_matrix_of_one(tmp_path):
     np.testing.assert_array_equal(stored, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_take_several_passes_and_keep_layers_apart():
     plan = fixed_plan(ClassNTK(), MODEL, SHAPE, 4, 3, 2)
     np.testing.assert_array_equal(

@@ -157,6 +157,7 @@ def test_in_evaluation_a_model_computes_what_its_library_does(case):
     np.testing.assert_allclose(logits(case.model, case.x), case.evaluation, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_training_logits_and_statistics_are_those_of_the_library(case):
     found, state = train_step(case.model, case.x)
     np.testing.assert_allclose(found, case.training, rtol=1e-4, atol=1e-4)
@@ -166,6 +167,7 @@ def test_in_training_logits_and_statistics_are_those_of_the_library(case):
         np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_statistics_move_in_training_alone(case):
     network, (params, state) = case.model.network, case.model.variables
     _, kept = jax.jit(network.apply)(params, state, case.x)
@@ -212,6 +214,7 @@ def test_models_travel_to_workers_by_cloudpickle(case):
     np.testing.assert_allclose(model(case.x), case.evaluation, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_models_pickle_where_their_library_does():
     linen, nnx, eqx = library("flax.linen"), library("flax.nnx"), library("equinox")
     network = from_flax(linen.BatchNorm(use_running_average=True))
@@ -484,6 +487,7 @@ def test_every_kind_of_haiku_transform_is_understood(stateful, without_rng):
     np.testing.assert_allclose(found, FLAT @ params["linear"]["w"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fresh_haiku_statistics_are_those_of_standard_normal_inputs():
     hk = library("haiku")
     network = from_haiku(

@@ -77,6 +77,7 @@ NO_MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", NO_MODELS)
 def test_what_is_no_model_is_named_with_what_to_write_instead(name, use):
@@ -284,12 +285,14 @@ def stateful():
     return Net()
 
 
+@pytest.mark.slow
 def test_a_flax_module_and_its_variables_are_a_model():
     for module in (foreign("linen"), stateful()):
         variables = module.init(KEY, X)
         np.testing.assert_allclose(from_flax(module, variables)(X), module.apply(variables, X), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_haiku_function_and_its_parameters_are_a_model():
     haiku = __import__("haiku")
     transformed = foreign("haiku")
@@ -305,6 +308,7 @@ def test_a_haiku_function_and_its_parameters_are_a_model():
     np.testing.assert_allclose(from_haiku(transformed, params, state)(X), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_stax_functions_and_their_parameters_are_a_model():
     stax = __import__("jax.example_libraries.stax").example_libraries.stax
     init_fn, apply_fn = stax.serial(stax.Dense(5), stax.Relu, stax.Dense(3))
@@ -312,6 +316,7 @@ def test_stax_functions_and_their_parameters_are_a_model():
     np.testing.assert_allclose(from_stax(init_fn, apply_fn, params=params)(X), apply_fn(params, X), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_modules_that_hold_their_weights_are_models():
     for adapt, name in ((from_nnx, "nnx"), (from_equinox, "equinox")):
         assert require_model(adapt(foreign(name)))(X).shape == (6, 3)

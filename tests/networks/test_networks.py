@@ -70,6 +70,7 @@ def scattered(network, input_shape, seed=2):
     )
 
 
+@pytest.mark.slow
 @each_network
 def test_logits_have_a_row_for_each_input_and_a_column_for_each_output(network, input_shape):
     model = Model(network, initial(network, input_shape))

@@ -69,6 +69,7 @@ def test_a_run_writes_results_that_other_programs_can_read(finished):
     assert all(results["kernel_distance"][a][a] == pytest.approx(0, abs=1e-6) for a in names)
 
 
+@pytest.mark.slow
 def test_a_claim_holds_where_its_numbers_say_so(finished):
     results = json.loads((finished[0] / "results.json").read_text())
     accuracy = results["accuracy"]

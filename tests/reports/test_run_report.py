@@ -132,6 +132,7 @@ def test_it_is_dark_where_the_reader_s_screen_is(page, tmp_path):
     assert bright > 200 and dark < 60
 
 
+@pytest.mark.slow
 def test_it_is_one_file_that_names_no_other(page):
     links = re.findall(r"""(?:src|href|action)=["']?([^"'\s>]+)""", page)
     assert links and all(link.startswith(("data:", "#")) for link in links)

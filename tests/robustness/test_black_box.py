@@ -151,11 +151,13 @@ def test_inputs_beyond_the_precision_of_the_network_are_refused(own, method):
             call(huge, Y)
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_finite_decide_nothing(own):
     with pytest.raises(ValueError, match="of 300 inputs are NaN"):
         own.predict(np.full_like(X, 3e38))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "X_bad, y_bad, error, message",
     [

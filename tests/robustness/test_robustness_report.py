@@ -90,6 +90,7 @@ def test_the_accuracies_are_those_of_each_attack_by_itself(report, trainer):
     assert (report.worst_accuracies <= report.accuracies.min(0)).all()
 
 
+@pytest.mark.slow
 def test_what_has_fallen_is_not_attacked_at_larger_radii():
     rows = np.array([[0.1], [0.2], [0.3], [0.4]])
     # wrong from 0.35 on; the last is wrong as it is
@@ -117,6 +118,7 @@ class Exact:
         return jnp.maximum(x, 0.3501), None
 
 
+@pytest.mark.slow
 def test_distances_are_the_nearest_that_any_attack_has_found():
     rows, model = np.array([[0.1], [0.2], [0.4]]), Partial(lambda x: jnp.concatenate([0.35 - x, 0 * x], axis=1))
     found = robustness_report(model, rows, [0, 0, 0], 0.3, attacks=Recording(1.0, []), nearest=Exact())
@@ -151,6 +153,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     assert np.mean((low <= 0.8) & (high >= 0.8)) >= 0.9
 
 
+@pytest.mark.slow
 def test_classes_and_tables_add_up(report):
     counts = np.array([np.sum(label == Y) for label in "abc"])
     np.testing.assert_allclose(counts @ report.class_accuracies.reshape(3, -1) / len(Y), report.accuracies.ravel())
@@ -165,6 +168,7 @@ def test_classes_and_tables_add_up(report):
     np.testing.assert_allclose([row.low, row.high], report.intervals[1, 1])
 
 
+@pytest.mark.slow
 def test_the_printed_report_holds_the_numbers(report):
     text = str(report)
     cell = f"{report.accuracies[1, 0]:.3f} [{report.intervals[1, 0, 0]:.3f}, {report.intervals[1, 0, 1]:.3f}]"

@@ -87,6 +87,7 @@ def test_robust_accuracy_of_a_regressor_is_r2_on_the_attacked_inputs():
     assert expected < reg.score(X, targets)
 
 
+@pytest.mark.slow
 def test_a_scorer_gives_the_same_score_again_and_another_seed_another_attack():
     one_step = PGD(0.05, n_steps=1, step_size=0.0)  # nothing but the random start
     scorer = make_robust_scorer(one_step, random_state=3)
@@ -96,6 +97,7 @@ def test_a_scorer_gives_the_same_score_again_and_another_seed_another_attack():
     assert not np.array_equal(*starts)
 
 
+@pytest.mark.slow
 def test_scorers_are_compared_hashed_printed_and_pickled():
     scorer = make_robust_scorer(ATTACK, random_state=1)
     copy = pickle.loads(pickle.dumps(scorer))
@@ -119,6 +121,7 @@ def test_a_search_picks_the_most_robust_candidate():
     assert robust_accuracy(search, X, Y, ATTACK) == search.score(X, Y)
 
 
+@pytest.mark.slow
 def test_cross_validation_equals_the_score_of_each_fold():
     scorer = make_robust_scorer(ATTACK)
     results = cross_validate(CLASSIFIER, X, Y, scoring=scorer, cv=2, return_estimator=True, return_indices=True)
@@ -138,6 +141,7 @@ def test_weights_reach_the_scorer_of_a_search():
     assert search.best_score_ == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_scorer_works_where_metadata_are_routed():
     with sklearn.config_context(enable_metadata_routing=True):
         clf = clone(CLASSIFIER).set_fit_request(sample_weight=True)
@@ -178,6 +182,7 @@ def test_in_a_pipeline_the_attack_acts_on_the_inputs_of_its_first_step():
     assert score > robust_accuracy(fitted_pipeline(), X, Y, attack)
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_changes_nothing_is_no_reason_to_warn():
     pipeline = make_pipeline("passthrough", clone(CLASSIFIER)).fit(X, Y)
     with warnings.catch_warnings():
@@ -194,12 +199,14 @@ def test_a_search_over_pipelines_is_scored():
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_ends_in_a_search_is_scored():
     search = GridSearchCV(clone(CLASSIFIER), {"alpha": [1e-4]}, cv=2)
     pipeline = make_pipeline(MinMaxScaler(), search).fit(X, Y)
     assert robust_accuracy(pipeline, X, Y, ATTACK) == robust_accuracy(fitted_pipeline(), X, Y, ATTACK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [fitted_classifier, fitted_pipeline])
 def test_frozen_estimators_are_scored_like_what_they_hold(inner):
     fitted = inner()

@@ -101,6 +101,7 @@ def test_certified_accuracy_is_the_share_that_is_right_and_certain(linear):
     assert certified_accuracy(linear, X, wrong, 0.0, sigma=0.4, n_samples=300) < 0.1
 
 
+@pytest.mark.slow
 def test_a_row_s_certificate_depends_on_the_seed_and_its_place_alone(linear):
     few, all_of_them = (
         certify(linear, X[:3], sigma=1.0, n_samples=50),
@@ -129,6 +130,7 @@ def test_convolutions_count_the_same_draws_batch_after_batch(monkeypatch):
 # Bad input
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, error, message",
     [

@@ -220,6 +220,7 @@ def test_a_model_follows_what_the_estimator_itself_looks_at(name):
 # Sparse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator, y",
     [
@@ -250,6 +251,7 @@ def test_what_was_fitted_on_sparse_inputs_is_attacked_like_its_dense_twin(estima
         )
 
 
+@pytest.mark.slow
 def test_an_svc_fitted_on_sparse_iris_has_the_robust_accuracy_of_its_dense_twin():
     assert robust_accuracy(SVC().fit(SPARSE, Y), X, Y, PGD(0.1, 10)) == pytest.approx(2 / 3)
 

@@ -177,6 +177,7 @@ def test_a_regressor_s_predictions_and_their_gradient(name):
         assert_a_model_of(estimator, QUERIES, predictions)
 
 
+@pytest.mark.slow
 def test_kernels_of_one_s_own_and_precomputed_ones_need_the_kernel_in_jax():
     def kernel(x, z):
         return (x @ z.T + 1) ** 2 / 10
@@ -210,6 +211,7 @@ def test_estimators_of_this_library_are_their_own_predictors():
     np.testing.assert_allclose(model(QUERIES.astype(np.float32)), scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attacks_act_on_the_inputs_of_a_pipeline():
     scale = np.array([1, 10, 100, 1, 1, 1])
     pipeline = make_pipeline(StandardScaler(), svm.SVC()).fit(X * scale, Y3)

@@ -136,6 +136,7 @@ def test_what_comes_back_is_the_frame_with_other_numbers(model):
     assert X_adv[NUMBERS].min().min() >= 0 and X_adv[NUMBERS].max().max() <= 1
 
 
+@pytest.mark.slow
 def test_a_black_box_on_a_frame_is_attacked_without_a_warning_of_names():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -144,11 +145,13 @@ def test_a_black_box_on_a_frame_is_attacked_without_a_warning_of_names():
     assert score < forest().score(FRAME, Y)
 
 
+@pytest.mark.slow
 def test_the_fixed_columns_are_named_once_with_the_reason():
     with pytest.warns(UserWarning, match=r"as they are: 'city' \(str\), 'kind' \(categories of OneHotEncoder\)"):
         perturb(fitted("one-hot"), FRAME, Y, ATTACK)
 
 
+@pytest.mark.slow
 def test_columns_in_another_order_are_attacked_by_their_names():
     pipeline, turned = fitted("one-hot"), FRAME[FRAME.columns[::-1]]
     X_adv, same = perturb(pipeline, turned, Y, ATTACK), perturb(pipeline, FRAME, Y, ATTACK)
@@ -165,6 +168,7 @@ def test_bounds_and_masks_count_the_columns_of_the_frame():
         perturb(pipeline, FRAME, Y, PGD(0.1, bounds=Box(mask=[True] * 3)))
 
 
+@pytest.mark.slow
 def test_integers_stay_integers_where_the_box_says_so_and_become_floating_where_not():
     frame = pd.DataFrame({"a": RNG.uniform(size=N), "n": RNG.integers(0, 9, N)})
     y = (frame.a + frame.n / 9 > 1).astype(int)
@@ -193,6 +197,7 @@ def test_everything_that_takes_an_estimator_takes_a_frame(model):
         assert np.isfinite(distances).all() and distances.max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:.*black box")
 def test_polars_frames_are_attacked_as_those_of_pandas_are():
     frame = pl.DataFrame({name: FRAME[name].to_list() for name in ("a", "city", "b", "kind")})
@@ -229,6 +234,7 @@ def test_an_encoder_in_a_pipeline_on_arrays_holds_its_columns():
         assert (X_adv[:, 2] == X[:, 2]).all() and np.abs(X_adv - X).max() > 0.09
 
 
+@pytest.mark.slow
 def test_columns_of_which_an_estimator_refuses_other_values_stay():
     class Strict(RandomForestClassifier):
         def predict(self, X):
@@ -299,6 +305,7 @@ def test_what_scikit_learn_says_of_inputs_is_said_first(last, given, message):
         robust_accuracy(pipeline, given, Y, ATTACK)
 
 
+@pytest.mark.slow
 def test_a_frame_without_a_column_to_change_is_refused_by_own_estimators_too():
     frame = FRAME[NUMBERS].astype(object)
     own = EmpiricalNTKClassifier(random_state=0).fit(FRAME[NUMBERS], Y)
@@ -350,6 +357,7 @@ def test_missing_values_are_refused_where_the_estimator_refuses_them_or_nothing_
         )
 
 
+@pytest.mark.slow
 def test_columns_of_one_name_are_refused_by_fit_and_predict():
     frame = pd.DataFrame(np.eye(4), columns=list("aabc"))
     with pytest.raises(ValueError, match="X has several columns named 'a'; give each column a name of its own"):

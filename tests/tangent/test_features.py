@@ -205,12 +205,14 @@ def products(case):
     return compute(model, x, many, one), jacobian(model, x), many_flat, one_flat
 
 
+@pytest.mark.slow
 def test_tangent_features_are_the_rows_of_the_jacobian(products):
     found, dense, _, _ = products
     for leaf, expected in zip(found["tangent"], dense, strict=True):
         assert_close(leaf, expected)
 
 
+@pytest.mark.slow
 def test_summed_features_are_tangent_features_summed_over_the_logits(products):
     found, dense, _, _ = products
     for leaf, expected in zip(found["summed"], dense, strict=True):

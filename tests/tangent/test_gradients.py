@@ -80,6 +80,7 @@ def numbered(*shape):
     return np.arange(np.prod(shape, dtype=int), dtype=float).reshape(shape)
 
 
+@pytest.mark.slow
 @in_each_library
 @pytest.mark.parametrize("lead", [(), (2,), (2, 5)], ids=["no leading axes", "one", "two"])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -219,6 +220,7 @@ def test_factors_are_the_gradients_that_they_stand_for(name, library):
         np.testing.assert_array_equal(layout.view(gradient).reshape(whole.values.shape), whole.values)
 
 
+@pytest.mark.slow
 @in_each_library
 @each_case
 def test_inner_products_are_those_of_the_gradients(name, library):
@@ -254,6 +256,7 @@ def test_weighted_gradients_are_sums_over_the_examples(name, library):
         assert_close(case.found["weighted for one target"], expected[:, :1])
 
 
+@pytest.mark.slow
 @in_each_library
 @each_case
 def test_some_examples_are_taken_by_a_slice_their_indices_or_a_mask(name, library):

@@ -69,6 +69,7 @@ def test_the_other_kernels_of_the_package_pass_every_check(kernel, case):
     check_kernel(kernel, *case)
 
 
+@pytest.mark.slow
 @few
 @given(models(SHAPE, networks=st.just(SMALL)), inputs(SHAPE, n_samples=5, bounds=(-2.0, 2.0)))
 def test_whatever_weights_and_inputs_every_kernel_is_symmetric_and_positive_semidefinite(model, X):
@@ -78,6 +79,7 @@ def test_whatever_weights_and_inputs_every_kernel_is_symmetric_and_positive_semi
         check_permutation_equivariance(kernel, model, X)
 
 
+@pytest.mark.slow
 @few
 @given(st.data(), models(SHAPE, networks=st.just(SMALL)), inputs(SHAPE, n_samples=5))
 def test_whatever_the_tiling_the_gram_matrix_is_the_same(data, model, X):
@@ -211,10 +213,12 @@ def test_checking_a_kernel_finds_the_fault_whichever_it_is(kernel, case):
         check_kernel(kernel, *case)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_no_tangent_kernel_need_not_scale_with_the_logits(case):
     check_kernel(of_probabilities, *case, tangent=False)
 
 
+@pytest.mark.slow
 def test_the_tolerance_is_what_the_caller_says(case):
     check_dtype_drift(cancelling, *case, rtol=1.0)
     with pytest.raises(AssertionError, match="1e-09 is allowed"):
@@ -293,6 +297,7 @@ def test_drawn_models_differ_in_their_weights(case):
     assert first.network == other.network == SMALL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["pseudo", of_probabilities])
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
 def test_drawn_tilings_are_plans_with_tiles_of_every_power_of_two(kernel, rows, case):
@@ -313,6 +318,7 @@ def test_no_drawn_tiling_has_larger_tiles_than_asked_for(case):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile_rows", [(3,), (6,), (128,), (1, 2, 3)], ids=str)
 def test_tiles_of_any_size_are_compared(tile_rows, case):
     check_tiling_invariance("trace", *case, tile_rows=tile_rows)

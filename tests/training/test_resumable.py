@@ -114,6 +114,7 @@ def test_kept_states_are_those_of_plain_training_to_the_bit_as_trained_and_as_re
         assert_same_bits(found, plain(stage))
 
 
+@pytest.mark.slow
 def test_each_state_is_on_disk_when_it_is_yielded_in_a_file_with_the_name_of_its_epoch(folder):
     for i, (epoch, _) in enumerate(kept(folder)):
         assert names(folder) == [state_file(folder, e).name for e in EPOCHS[: i + 1]]

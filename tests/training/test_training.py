@@ -172,6 +172,7 @@ def test_ten_steps_are_those_of_the_plain_algorithm(regime, loop, monkeypatch):
     assert np.abs(weights(state) - weights(run(epochs=[0])[0])).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_adversarial_update_sees_the_network_that_the_clean_one_left(monkeypatch):
     force_loop(monkeypatch, False)
     recorders = Recorder(Clean()), Recorder(ATTACK)
@@ -233,6 +234,7 @@ def test_float64_trains_in_float64(monkeypatch):
 # Batches
 
 
+@pytest.mark.slow
 def test_an_epoch_is_a_permutation_of_the_data_in_an_order_of_its_own(monkeypatch):
     X, y = data()
     batches = recorded_batches(monkeypatch, (Clean(),), 2, (X, y))
@@ -243,6 +245,7 @@ def test_an_epoch_is_a_permutation_of_the_data_in_an_order_of_its_own(monkeypatc
     np.testing.assert_array_equal(np.concatenate([y for _, y, _ in batches]), y[np.concatenate(orders)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 4 / 3, 5 / 3, 2])
 def test_the_same_seed_gives_the_same_batches_and_a_run_that_goes_on_in_an_epoch_those_that_are_left(
     stop, monkeypatch
@@ -279,6 +282,7 @@ def test_integer_weights_count_like_repetitions(loop):
     assert np.abs(weights(weighted) - weights(run(**options)[-1])).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_weights_in_batches_are_those_of_the_plain_algorithm(loop, monkeypatch):
     X, y = data()
     sample_weight = np.linspace(0, 3, N)
@@ -310,6 +314,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(loop):
     assert_same_bits(first, second)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_order_and_other_noise(loop):
     whole = {"batch_size": 64, "epochs": 1}
     first, second = (weights(run(key=jax.random.key(seed), **whole)[-1]) for seed in (0, 1))
@@ -416,6 +421,7 @@ def test_both_updates_of_a_batch_move_the_statistics(loop):
     assert int(state.model.variables.state["batches"]) == 6
 
 
+@pytest.mark.slow
 def test_frozen_statistics_stay_and_are_used(loop):
     model = fresh_model(network=Normalised())
     moved = Model(model.network, Variables(model.variables.params, {**model.variables.state, "mean": jnp.ones(4)}))
@@ -426,6 +432,7 @@ def test_frozen_statistics_stay_and_are_used(loop):
     assert np.abs(weights(state) - weights(moving)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_anchor_of_a_linearised_network_with_statistics_does_not_move(loop):
     trained = run(fresh_model(network=Normalised()), attacks=(Clean(),), epochs=1)[-1].model
     state = run(linearize(trained), attacks=(Clean(),), epochs=1)[-1]
@@ -568,6 +575,7 @@ class CountingNetwork:
         return NETWORK.apply(params, state, x)
 
 
+@pytest.mark.slow
 def test_neither_epochs_nor_ragged_ends_nor_new_weights_compile_again(loop):
     network = CountingNetwork()
     run(fresh_model(network=network), epochs=[1 / 3])
