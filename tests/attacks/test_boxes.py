@@ -295,6 +295,7 @@ def test_an_attack_of_ones_own_is_held_by_a_box_too():
 # Rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bounds, x",
     [

@@ -248,6 +248,7 @@ def test_in_tiles_nothing_comes_of_nothing():
     )
 
 
+@pytest.mark.slow
 @each_norm
 @pytest.mark.parametrize("bounds", BOUNDS)
 def test_in_tiles_examples_lie_in_ball_and_bounds_to_the_last_bit(norm, bounds, tmp_path):

@@ -119,6 +119,7 @@ def test_any_number_of_rows_is_cut_from_the_same_matrix(n):
 MANY = draw_inputs(LARGE_TILE + 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 7, LARGE_TILE - 1, LARGE_TILE, LARGE_TILE + 1])
 @each_kernel
 def test_in_large_tiles_the_other_rows_of_the_call_change_no_entry(kernel, n):
@@ -194,6 +195,7 @@ def test_on_a_cpu_the_result_is_a_writable_numpy_array():
 # Several passes over the directions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panel", [1, 3])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("kernel", ["trace", "class"])
@@ -335,6 +337,7 @@ def test_the_matrix_of_a_kernel_without_features_is_given_in_the_precision_asked
 ROUNDED = {"tf32": 2.0**-10, "bf16": 2.0**-7}
 
 
+@pytest.mark.slow
 @each_kernel
 @pytest.mark.parametrize("name", ROUNDED)
 def test_products_of_rounded_features_are_taken_only_when_asked_for_by_name(name, kernel):

@@ -116,6 +116,7 @@ def test_double_precision_and_kernels_of_the_users_own_are_stored(path):
 # Going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [None, 2], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("n_tiles", [0, 1, 4])
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bits(
@@ -593,6 +594,7 @@ def changed(path, change):
     (path / "zarr.json").write_text(json.dumps(metadata))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["identity", "kernel", "network", "n_X", "n_Y", "sha256_X", "sha256_Y", "sha256_variables", "version"]
 )
@@ -637,6 +639,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_store_that_does_not_fit_itself_is_refused_by_whoever_opens_it(name, path):
     in_tiles("trace", X, store=path)
@@ -768,6 +771,7 @@ def test_two_processes_do_not_write_into_one_store(path):
     np.testing.assert_array_equal(in_tiles("trace", X, store=path), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "empty", "missing"])
 @pytest.mark.parametrize("tile", [(0, 1), (2, 0), (2, 2)])
 def test_a_damaged_tile_is_named_and_computed_again_once_it_is_deleted(tile, damage, path, stop_after):

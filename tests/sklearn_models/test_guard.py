@@ -673,6 +673,7 @@ def test_data_far_from_zero_are_not_for_single_precision(offset):
         as_model(clf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FOLLOWED.keys() - {"far from zero"}))
 def test_ordinary_estimators_do_well_in_single_precision(name):
     estimator = FOLLOWED[name]()

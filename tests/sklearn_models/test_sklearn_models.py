@@ -250,6 +250,7 @@ def test_what_has_no_differentiable_form_is_refused(estimator, error, message):
         as_model(estimator)(QUERIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS | REGRESSORS)
 def test_what_was_compiled_for_one_estimator_serves_another_of_its_kind(name):
     estimator, y = (CLASSIFIERS[name], Y3) if name in CLASSIFIERS else (REGRESSORS[name], TARGETS[:, 0])

@@ -239,6 +239,7 @@ def test_inner_products_of_numpy_arrays_are_numpy_arrays(name):
             assert type(case.found[product]) is np.ndarray
 
 
+@pytest.mark.slow
 @in_each_library
 @each_case
 def test_pushing_a_tangent_takes_its_inner_product_with_every_gradient(name, library):

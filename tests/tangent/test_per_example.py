@@ -528,6 +528,7 @@ def expected_shapes(shapes):
     return shapes if isinstance(shapes, dict) else {None: shapes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR_LAYERS)
 def test_linear_layers_have_their_gradients_as_outer_products(name):
     shapes, n = expected_shapes(LINEAR_LAYERS[name][3]), len(LINEAR_LAYERS[name][2])
