@@ -16,7 +16,7 @@ help: ## list what there is to make
 demo: $(VENV)/.demo ## digits and a small CNN in a few minutes: table, results.json, figure.png
 	$(BIN)/ntkrobust demo --out $(OUT)
 
-test-fast: $(VENV)/.test ## what tells within 90 seconds whether something broke: all but the tests marked slow
+test-fast: $(VENV)/.test ## what tells soonest whether something broke: all but the tests marked slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q tests
 
 test: $(VENV)/.test lint ## every test and every docstring's example, after lint
