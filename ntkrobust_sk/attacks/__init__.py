@@ -2,8 +2,6 @@
 
 from .apgd import APGD as APGD
 from .autoattack import AutoAttack as AutoAttack
-from .base import Attack as Attack
-from .base import Outcome as Outcome
 from .entry import require_attack as require_attack
 from .fab import FAB as FAB
 from .fmn import DDN as DDN
@@ -16,6 +14,8 @@ from .pgd import NFGSM as NFGSM
 from .pgd import PGD as PGD
 from .pgd import Clean as Clean
 from .sigma_zero import SigmaZero as SigmaZero
+from .skeleton import Attack as Attack
+from .skeleton import Outcome as Outcome
 from .square import Square as Square
 from .threat_model import Box as Box
 from .tiled import attack_in_tiles as attack_in_tiles

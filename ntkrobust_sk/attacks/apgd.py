@@ -18,11 +18,11 @@ from .._validation import check_choice
 from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
-from .base import Attack, Outcome
 from .entry import Given
 from .losses import LOSSES, answers_wrongly, check_classes
 from .norms import L1, NORMS
 from .pgd import known, stronger_example
+from .skeleton import Attack, Outcome
 from .threat_model import Box, free, project, samples, steepest, unusable, usable
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.

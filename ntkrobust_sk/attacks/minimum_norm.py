@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from ..execution.convolutions import with_fast_gradients
-from .base import Attack, Outcome
 from .entry import Given, given
 from .losses import answers_wrongly, margin
 from .norms import LENGTHS
 from .planes import ROUNDING, to_plane
+from .skeleton import Attack, Outcome
 from .threat_model import Ball, Box, unusable, usable
 
 # Number of rounds that refine what was found, number of halvings in each, and the share by which it ends beyond.

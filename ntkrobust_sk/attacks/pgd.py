@@ -53,10 +53,10 @@ from .._validation import number
 from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
-from .base import Attack, Outcome
 from .entry import Given
 from .losses import answers_wrongly, ascent_losses
 from .norms import NORMS
+from .skeleton import Attack, Outcome
 from .threat_model import Box, ball_around, in_dtype_of, project, start_in_ball, steepest, unusable
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from .._validation import number
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
-from .base import Attack, Outcome
 from .entry import Given
 from .losses import margin
 from .norms import NORMS
+from .skeleton import Attack, Outcome
 from .threat_model import Box, project
 
 # Numbers of queries after which the share of features that a proposal changes is halved once more.

@@ -15,7 +15,6 @@ from .._validation import array, brief, check_lengths, fitting, integer
 from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import Keys, keys_of
 from ..execution.tiles import one_ahead, pad_rows
-from .base import Attack, Outcome
 from .capabilities import FindsNearest, GoesThroughTiles, InBall, needs_gradients
 from .entry import (
     check_finite,
@@ -31,6 +30,7 @@ from .entry import (
 )
 from .losses import ascent_losses
 from .norms import NORMS
+from .skeleton import Attack, Outcome
 from .threat_model import admitted, ball_around, check_floating, project_into, start_in_ball, unusable
 from .valid_points import move_to_valid_points
 

@@ -9,7 +9,7 @@ import numpy as np
 from .._validation import flag
 from ..analysis.metrics import kernel_distance
 from ..evolution.results import EvolutionResult
-from .base import LABELS, Display, Regimes, color_of, curve_of, finish, mapping_of, regimes_of
+from .drawing import LABELS, Display, Regimes, color_of, curve_of, finish, mapping_of, regimes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._validation import array, check_choice, integer
 from ..evolution.results import EvolutionResult
-from .base import Display, Regimes, mapping_of, names_of, regimes_of
+from .drawing import Display, Regimes, mapping_of, names_of, regimes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

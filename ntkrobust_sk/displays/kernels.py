@@ -13,7 +13,7 @@ from ..analysis.metrics import kernel_distance, kernel_specialization
 from ..estimators.shared import TangentEstimator
 from ..evolution.results import EvolutionResult
 from ..targets.labels import encode_labels
-from .base import (
+from .drawing import (
     Display,
     Regimes,
     color_of,

@@ -15,7 +15,7 @@ from ..evolution.results import EvolutionResult, require_result
 from ..robustness.report import radii
 from ..robustness.scoring import robust_accuracy
 from ..robustness.transfer import transfer_matrix
-from .base import Display, color_of, finish, mapping_of, names_of, square_matrix, write_numbers
+from .drawing import Display, color_of, finish, mapping_of, names_of, square_matrix, write_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,7 @@ from ..analysis.metrics import effective_rank, kernel_distance
 from ..attacks.pgd import PGD
 from ..datasets.splits import load_splits
 from ..datasets.subsets import chosen_indices, no_more
-from ..displays.base import COLORS
+from ..displays.drawing import COLORS
 from ..displays.kernels import KernelDistanceDisplay, SpectrumDisplay, spectrum
 from ..estimators.kernel_machines import EmpiricalNTKClassifier
 from ..estimators.trainer import AdversarialKernelTrainer

@@ -21,7 +21,7 @@ import numpy as np
 from .. import __version__
 from .._files import require_file, write_atomically
 from .._validation import path as check_path
-from ..displays.base import COLORS, finish
+from ..displays.drawing import COLORS, finish
 from ..displays.evolution import EvolutionDisplay
 from ..displays.images import ImageGridDisplay
 from ..displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum

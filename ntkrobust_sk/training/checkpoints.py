@@ -96,6 +96,8 @@ def read_arrays(path: Path, of: str | None = None) -> dict[str, np.ndarray]:
         length = int.from_bytes(data[:8], "little")
         stated = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][STATED])
         expected, found = stated["sha256"], stated["of"]
+    except MemoryError:  # which says nothing of the file
+        raise
     except Exception as error:  # whatever readers raise on bytes that nobody has written
         raise DamagedCheckpointError(
             f"the checkpoint {path} cannot be read, or states no checksum: {error!r}"

@@ -11,8 +11,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import MLP, Box, Model, SigmaZero, minimal_perturbations, robust_accuracy, robustness_report
-from ntkrobust_sk.attacks.base import Attack
 from ntkrobust_sk.attacks.norms import L0
+from ntkrobust_sk.attacks.skeleton import Attack
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.attacks.valid_points import move_to_valid_points
 

@@ -12,9 +12,9 @@ import pytest
 
 import ntkrobust_sk
 from ntkrobust_sk import APGD, DDN, FAB, FGSM, FMN, NFGSM, PGD, AutoAttack, Clean, SigmaZero, Square
-from ntkrobust_sk.attacks import base, entry
-from ntkrobust_sk.attacks.base import Attack, Outcome
+from ntkrobust_sk.attacks import entry, skeleton
 from ntkrobust_sk.attacks.capabilities import FindsNearest, GoesThroughTiles, InBall, Reports
+from ntkrobust_sk.attacks.skeleton import Attack, Outcome
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 PACKAGE = Path(ntkrobust_sk.__file__).parent
@@ -57,7 +57,7 @@ def test_a_new_attack_is_one_dataclass_with_one_method():
 def test_inputs_are_checked_once_for_all_tiles_and_members(attack, monkeypatch):
     seen = []
     for name in ("given", "inputs_of", "check_targets"):
-        for module in (base, entry):
+        for module in (skeleton, entry):
             if hasattr(module, name):
                 plain = getattr(module, name)
                 monkeypatch.setattr(

@@ -536,3 +536,14 @@ def test_other_errors_of_the_disk_are_passed_on_as_they_are(checkpoint, full_dis
         save_checkpoint(checkpoint, small_tree())
     assert caught.value.errno == errno.EIO and "make room" not in str(caught.value)
     assert contents(checkpoint.parent) == {}
+
+
+def test_a_machine_without_memory_does_not_make_a_checkpoint_damaged(tmp_path, monkeypatch):
+    def without_memory(data):
+        raise MemoryError("there is none left")
+
+    path = tmp_path / "state.safetensors"
+    save_checkpoint(path, {"w": np.ones(2)})
+    monkeypatch.setattr("safetensors.numpy.load", without_memory)
+    with pytest.raises(MemoryError, match="none left"):
+        load_checkpoint(path, {"w": np.ones(2)})
