@@ -117,7 +117,7 @@ class DenseGradients:
         left, right = (g.values.reshape(-1, g.values.shape[2]) for g in (self, other))
         return _product(left, right.T).reshape(*self.values.shape[:2], *other.values.shape[:2])
 
-    def push(self, tangent: Shaped[Any, ...]) -> Shaped[Any, "r n"]:
+    def push(self, tangent: Shaped[Any, "..."]) -> Shaped[Any, "r n"]:
         """Return ⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
         return self.values @ self.layout.view(tangent).reshape(-1)
 
@@ -210,7 +210,7 @@ class OuterProducts:
         rows = [_stack([(products * _row_products(a, b)).sum((0, 2, 4)) for b in right]) for a in left]
         return _stack(rows).swapaxes(1, 2)
 
-    def push(self, tangent: Shaped[Any, ...]) -> Shaped[Any, "r n"]:
+    def push(self, tangent: Shaped[Any, "..."]) -> Shaped[Any, "r n"]:
         """Return ⟨G_r(x), W⟩ for a tangent W shaped like the parameter array: (r, n)."""
         seen = _seen(self.inputs, self.layout.view(tangent))
         return (self.cotangents * seen).sum((2, 3, 4))
@@ -290,7 +290,7 @@ def _summed_products(left: Shaped[Any, "r n k"], right: Shaped[Any, "r m k"]) ->
     return _product(left, right.swapaxes(1, 2)).sum(0)
 
 
-def _over_groups(array: Shaped[Any, "groups ..."]) -> Shaped[Any, ...]:
+def _over_groups(array: Shaped[Any, "groups ..."]) -> Shaped[Any, "..."]:
     """Sum over the first axis, without a copy where there is only one group."""
     return array[0] if len(array) == 1 else array.sum(0)
 
