@@ -21,7 +21,7 @@ import numpy as np
 
 from .._validation import brief
 from .foreign import already_built, check_hashable, mode, require
-from .inputs import PyTree
+from .inputs import LogitsAndState, PyTree
 from .model import Model, Variables, require_model
 
 
@@ -86,9 +86,7 @@ class EquinoxNetwork:
         """Raise an error: the module's weights are in its model."""
         raise already_built(self, "from_equinox")
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         eqx = require("equinox", "Equinox")
         fixed, moving = state
@@ -173,9 +171,7 @@ class HaikuNetwork:
         variables = self.transformed.init(key, x, **mode(self.transformed.init, train=True))
         return Variables(*variables) if self.stateful else Variables(variables)
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         apply = self.transformed.apply
         leading = (params, state) if self.stateful else (params,)
@@ -242,8 +238,6 @@ class StaxNetwork:
         _, params = self.init_fn(key, (-1, *input_shape))
         return Variables(params)
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the (empty) state."""
         return self.apply_fn(params, x), state

@@ -8,20 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .._validation import check_choice, flag, integer, positive_tuple
-from .inputs import PyTree
-from .layers import (
-    ACTIVATIONS,
-    as_numbers,
-    check_init,
-    check_outputs,
-    conv,
-    dense,
-    image_channels,
-    init_conv,
-    init_dense,
-    required_outputs,
-)
+from . import layers
+from .inputs import LogitsAndState, PyTree
 from .model import Variables
 
 
@@ -57,30 +45,25 @@ class MLP:
     zero_last_layer: bool = False
 
     def __post_init__(self):
-        check_outputs(self)
-        object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
-        check_choice("activation", self.activation, ACTIVATIONS)
-        flag("zero_last_layer", self.zero_last_layer)
+        layers.check_fields(self)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for inputs of any shape; they are flattened."""
-        key, input_shape = check_init(key, input_shape)
-        sizes = (math.prod(input_shape), *self.widths, required_outputs(self))
+        key, input_shape = layers.check_init(key, input_shape)
+        sizes = (math.prod(input_shape), *self.widths, layers.required_outputs(self))
         keys = jax.random.split(key, len(sizes) - 1)
         params = {}
         for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             gain = 2.0 if i < len(self.widths) else float(not self.zero_last_layer)
-            params[f"dense_{i}"] = init_dense(keys[i], fan_in, fan_out, gain)
+            params[f"dense_{i}"] = layers.init_dense(keys[i], fan_in, fan_out, gain)
         return Variables(params)
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the (empty) state."""
-        h = as_numbers(x, params).reshape(x.shape[0], math.prod(x.shape[1:]))
+        h = layers.as_numbers(x, params).reshape(x.shape[0], math.prod(x.shape[1:]))
         for i in range(len(self.widths)):
-            h = ACTIVATIONS[self.activation](dense(params[f"dense_{i}"], h))
-        return dense(params[f"dense_{len(self.widths)}"], h), state
+            h = layers.ACTIVATIONS[self.activation](layers.dense(params[f"dense_{i}"], h))
+        return layers.dense(params[f"dense_{len(self.widths)}"], h), state
 
 
 @dataclass(frozen=True)
@@ -119,38 +102,31 @@ class CNN:
     zero_last_layer: bool = False
 
     def __post_init__(self):
-        check_outputs(self)
-        object.__setattr__(self, "widths", positive_tuple("widths", self.widths))
-        object.__setattr__(self, "strides", positive_tuple("strides", self.strides))
-        object.__setattr__(self, "kernel_size", integer("kernel_size", self.kernel_size))
+        layers.check_fields(self)
         if len(self.widths) != len(self.strides):
             raise ValueError(
                 f"widths and strides need one entry for each convolution, got {len(self.widths)} widths "
                 f"and {len(self.strides)} strides"
             )
-        check_choice("activation", self.activation, ACTIVATIONS)
-        flag("zero_last_layer", self.zero_last_layer)
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters for images of shape (h, w, c)."""
-        key, input_shape = check_init(key, input_shape)
-        n_outputs = required_outputs(self)
-        channels = (image_channels(self, input_shape), *self.widths)
+        key, input_shape = layers.check_init(key, input_shape)
+        n_outputs = layers.required_outputs(self)
+        channels = (layers.image_channels(self, input_shape), *self.widths)
         keys = jax.random.split(key, len(channels))
         params = {}
         for i, (c_in, c_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
-            kernel = init_conv(keys[i], self.kernel_size, c_in, c_out)
+            kernel = layers.init_conv(keys[i], self.kernel_size, c_in, c_out)
             params[f"conv_{i}"] = {"kernel": kernel, "bias": jnp.zeros(c_out, kernel.dtype)}
         gain = float(not self.zero_last_layer)
-        params["dense"] = init_dense(keys[-1], channels[-1], n_outputs, gain)
+        params["dense"] = layers.init_dense(keys[-1], channels[-1], n_outputs, gain)
         return Variables(params)
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the (empty) state."""
-        h = as_numbers(x, params)
+        h = layers.as_numbers(x, params)
         for i, stride in enumerate(self.strides):
             layer = params[f"conv_{i}"]
-            h = ACTIVATIONS[self.activation](conv(layer["kernel"], h, stride) + layer["bias"])
-        return dense(params["dense"], h.mean((1, 2))), state
+            h = layers.ACTIVATIONS[self.activation](layers.conv(layer["kernel"], h, stride) + layer["bias"])
+        return layers.dense(params["dense"], h.mean((1, 2))), state

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from .._validation import brief
 from .foreign import already_built, check_hashable, mode, require, without_lists
-from .inputs import PyTree
+from .inputs import LogitsAndState, PyTree
 from .model import Model, Variables, require_model
 
 
@@ -85,9 +85,7 @@ class FlaxNetwork:
         variables = dict(self.module.init(key, x, **self._mode(train=False)))
         return Variables(variables.pop("params", {}), variables)
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         errors = require("flax.errors", "Flax")
         variables = {**dict(state), "params": params}
@@ -166,9 +164,7 @@ class NNXNetwork:
         """Raise an error: the module's weights are in its model."""
         raise already_built(self, "from_nnx")
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         nnx = require("flax.nnx", "Flax")
         module = nnx.merge(self.training if train else self.evaluation, params, state)

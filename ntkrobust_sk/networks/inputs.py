@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from .._validation import array, brief, brief_with_dtype, fitting, is_finite
 from ..execution.devices import on_host
 
 PyTree = Any
+# What a network's ``apply`` returns: logits (n, C), and its new state.
+LogitsAndState: TypeAlias = tuple[jax.Array, PyTree]
 
 
 def params_dtype(params: PyTree) -> jnp.dtype:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._validation import LARGEST_COUNT, brief, integer, positive_tuple
+from .._validation import LARGEST_COUNT, brief, check_choice, flag, integer, positive_tuple
 from ..execution.keys import one_key
 from .inputs import PyTree, params_dtype
 
@@ -49,10 +49,23 @@ def as_numbers(x, params: PyTree) -> jax.Array:
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(params_dtype(params))
 
 
-def check_outputs(network) -> None:
-    """Check ``network.n_outputs``, None or a number of logits."""
-    if network.n_outputs is not None:
-        object.__setattr__(network, "n_outputs", integer("n_outputs", network.n_outputs))
+# The checks of our networks' fields, by name.
+FIELDS = {
+    "n_outputs": lambda name, value: None if value is None else integer(name, value),
+    "width": integer,
+    "widths": positive_tuple,
+    "strides": positive_tuple,
+    "kernel_size": integer,
+    "activation": lambda name, value: check_choice(name, value, ACTIVATIONS) or value,
+    "zero_last_layer": flag,
+}
+
+
+def check_fields(network) -> None:
+    """Check the fields of one of our networks, and keep them in plain types."""
+    for name, check in FIELDS.items():
+        if hasattr(network, name):
+            object.__setattr__(network, name, check(name, getattr(network, name)))
 
 
 def check_init(key, input_shape) -> tuple[jax.Array, tuple[int, ...]]:

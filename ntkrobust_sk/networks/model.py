@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 
 from .._portable import Portable
 from .._validation import brief
-from .inputs import PyTree, all_finite, finite_inputs, n_params
+from .inputs import LogitsAndState, PyTree, all_finite, finite_inputs, n_params
 
 
 class Variables(NamedTuple):
@@ -44,9 +44,7 @@ class Network(Protocol):
         """Draw variables for inputs of shape ``input_shape``, the batch axis left out."""
         ...
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Return logits (n, C) and the new state."""
         ...
 
@@ -268,96 +266,89 @@ def _place(name, params, at) -> str:
 def _no_parameter(name, params, at) -> TypeError:
     leaf, place = jax.tree.leaves(params)[at], _place(name, params, at)
     dtype = getattr(leaf, "dtype", type(leaf).__name__)
+    way = (
+        "parameters are what is differentiated with respect to: hold what is not trained in the state, "
+        "Variables(params, state), or in the network itself"
+    )
     if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.complexfloating):
         way = (
             "kernels and training differentiate with respect to real parameters: hold the real and the imaginary "
             "part as two arrays, and make one of them in the network with jax.lax.complex(re, im)"
         )
-    else:
-        way = (
-            "parameters are what is differentiated with respect to: hold what is not trained in the state, "
-            "Variables(params, state), or in the network itself"
-        )
     return TypeError(f"{place} must be a real floating array, got dtype {dtype}; {way}")
+
+
+# Modules of other libraries, by the beginning of "module" or "package:class".
+INSTEAD = {
+    "flax.linen": "it is a Flax module: write from_flax(module, variables)",
+    "flax.nnx": "it is a Flax NNX module: write from_nnx(module)",
+    "equinox": "it is an Equinox module: write from_equinox(module)",
+    "haiku:Transformed": "it is a Haiku function: write from_haiku(transformed, params)",
+    "torch:Module": "PyTorch's modules cannot be differentiated by JAX: write the network in JAX, Flax, Equinox "
+    "or Haiku",
+}
 
 
 def advice(value) -> str:
     """Say what to write instead of a value that is no model, or nothing."""
-    of = {cls.__module__.split(".")[0] + ":" + cls.__name__ for cls in type(value).__mro__}
-    modules = {cls.__module__ for cls in type(value).__mro__}
     if isinstance(value, type):
-        way = f"it is a class: write {value.__name__}(...), with its parameters, and make a Model of it"
-    elif any(module.startswith("flax.linen") for module in modules):
-        way = "it is a Flax module: write from_flax(module, variables)"
-    elif any(module.startswith("flax.nnx") for module in modules):
-        way = "it is a Flax NNX module: write from_nnx(module)"
-    elif any(module.startswith("equinox") for module in modules):
-        way = "it is an Equinox module: write from_equinox(module)"
-    elif {"haiku:Transformed", "haiku:TransformedWithState"} & of:
-        way = "it is a Haiku function: write from_haiku(transformed, params)"
-    elif "torch:Module" in of:
-        way = "PyTorch's modules cannot be differentiated by JAX: write the network in JAX, Flax, Equinox or Haiku"
-    elif isinstance(value, Model):
-        way = "it is a Model: pass its .network, and make a Model of the result with its .variables"
-    elif isinstance(value, Variables):
-        way = "it is variables without a network: write Model(network, variables)"
-    elif isinstance(getattr(value, "model_", None), Model):
-        way = "it is an estimator: pass its model_"
-    elif isinstance(getattr(value, "model", None), Model):
-        way = "it holds a model: pass its .model"
-    elif "sklearn:BaseEstimator" in of:
-        way = (
+        return f"; it is a class: write {value.__name__}(...), with its parameters, and make a Model of it"
+    names = [cls.__module__ for cls in type(value).__mro__]
+    names += [f"{cls.__module__.split('.')[0]}:{cls.__name__}" for cls in type(value).__mro__]
+    cases = [(any(name.startswith(of) for name in names), way) for of, way in INSTEAD.items()] + [
+        (
+            isinstance(value, Model),
+            "it is a Model: pass its .network, and make a Model of the result with its .variables",
+        ),
+        (isinstance(value, Variables), "it is variables without a network: write Model(network, variables)"),
+        (isinstance(getattr(value, "model_", None), Model), "it is an estimator: pass its model_"),
+        (isinstance(getattr(value, "model", None), Model), "it holds a model: pass its .model"),
+        (
+            "sklearn:BaseEstimator" in names,
             "it is an estimator, which has no parameters to differentiate: pass the model_ of a fitted "
-            "AdversarialKernelTrainer or EmpiricalNTKClassifier"
-        )
-    elif isinstance(value, Network):
-        way = (
-            "it is a network without variables: write Model(network, network.init(jax.random.key(0), input_shape))"
-        )
-    elif isinstance(value, tuple) and any(callable(part) or isinstance(part, Network) for part in value):
-        way = "write Model(network, variables), or from_stax(init_fn, apply_fn, params=params) for two functions"
-    elif callable(value):
-        way = (
+            "AdversarialKernelTrainer or EmpiricalNTKClassifier",
+        ),
+        (
+            isinstance(value, Network),
+            "it is a network without variables: write Model(network, network.init(jax.random.key(0), "
+            "input_shape))",
+        ),
+        (
+            isinstance(value, tuple) and any(callable(part) or isinstance(part, Network) for part in value),
+            "write Model(network, variables), or from_stax(init_fn, apply_fn, params=params) for two functions",
+        ),
+        (
+            callable(value),
             "a function needs its parameters apart: write Model(Stateless(function), Variables(params)) with "
-            "function(params, x) -> logits (n, C)"
-        )
-    else:
-        return ""
-    return f"; {way}"
+            "function(params, x) -> logits (n, C)",
+        ),
+    ]
+    return next((f"; {way}" for holds, way in cases if holds), "")
+
+
+AS_INDEX = (
+    "took one for an index or a size of Python ({}); index with jnp arrays, take sizes from x.shape, and write "
+    "jnp.where(mask, a, b) instead of a[mask]"
+)
+# What a network did with a traced array, by the error of JAX, and what to write instead.
+MISUSES = {
+    jax.errors.TracerArrayConversionError: "made a NumPy array of one ({}); write jnp (jax.numpy) instead of np",
+    jax.errors.TracerBoolConversionError: "decided by the value of one (if, while, and, or) ({}); write "
+    "jnp.where(condition, a, b) or jax.lax.cond instead",
+    jax.errors.TracerIntegerConversionError: AS_INDEX,
+    jax.errors.NonConcreteBooleanIndexError: AS_INDEX,
+    jax.errors.UnexpectedTracerError: "kept one for a later call ({}); return what is needed, and keep nothing in "
+    "attributes or globals",
+    Exception: "took one for a number of Python (float, int, item, range) ({}); leave it an array, such as "
+    "x.sum() in place of float(x.sum())",
+}
 
 
 def _not_of_jax(model, error) -> TypeError:
-    cases = (
-        (
-            jax.errors.TracerArrayConversionError,
-            "made a NumPy array of one",
-            "write jnp (jax.numpy) instead of np",
-        ),
-        (
-            jax.errors.TracerBoolConversionError,
-            "decided by the value of one (if, while, and, or)",
-            "write jnp.where(condition, a, b) or jax.lax.cond instead",
-        ),
-        (
-            jax.errors.TracerIntegerConversionError | jax.errors.NonConcreteBooleanIndexError,
-            "took one for an index or a size of Python",
-            "index with jnp arrays, take sizes from x.shape, and write jnp.where(mask, a, b) instead of a[mask]",
-        ),
-        (
-            jax.errors.UnexpectedTracerError,
-            "kept one for a later call",
-            "return what is needed, and keep nothing in attributes or globals",
-        ),
-        (
-            Exception,
-            "took one for a number of Python (float, int, item, range)",
-            "leave it an array, such as x.sum() in place of float(x.sum())",
-        ),
-    )
-    did, instead = next(case[1:] for case in cases if isinstance(error, case[0]))
+    said = next(said for kind, said in MISUSES.items() if isinstance(error, kind))
     return TypeError(
-        f"the network must be a JAX function of traced arrays, which have shapes but no values yet, but it {did} "
-        f"({type(error).__name__}); {instead}. The network is {brief(model.network)}"
+        "the network must be a JAX function of traced arrays, which have shapes but no values yet, but it "
+        f"{said.format(type(error).__name__)}. The network is {brief(model.network)}"
     )
 
 

@@ -9,18 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._validation import flag, integer
-from .inputs import PyTree
-from .layers import (
-    as_numbers,
-    check_init,
-    check_outputs,
-    conv,
-    dense,
-    image_channels,
-    init_dense,
-    required_outputs,
-)
+from . import layers
+from .inputs import LogitsAndState, PyTree
 from .model import Variables
 
 DECAY, EPSILON = 0.9, 1e-5
@@ -68,9 +58,7 @@ class ResNet18:
     zero_last_layer: bool = True
 
     def __post_init__(self):
-        check_outputs(self)
-        object.__setattr__(self, "width", integer("width", self.width))
-        flag("zero_last_layer", self.zero_last_layer)
+        layers.check_fields(self)
 
     def _blocks(self):
         """Return (name, channels in, channels out, stride) of the eight blocks."""
@@ -92,9 +80,9 @@ class ResNet18:
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw parameters and the initial statistics for images of shape (h, w, c)."""
-        key, input_shape = check_init(key, input_shape)
-        n_outputs = required_outputs(self)
-        convolutions = list(self._convolutions(image_channels(self, input_shape)))
+        key, input_shape = layers.check_init(key, input_shape)
+        n_outputs = layers.required_outputs(self)
+        convolutions = list(self._convolutions(layers.image_channels(self, input_shape)))
         shapes = [(size, size, c_in, c_out) for _, size, c_in, c_out in convolutions]
         key_filters, key_dense = jax.random.split(key)
         # one draw cut into pieces: a draw for each shape would be compiled for each shape
@@ -106,31 +94,29 @@ class ResNet18:
             ones, zeros = jnp.ones(c_out, kernel.dtype), jnp.zeros(c_out, kernel.dtype)
             params[name] = {"kernel": kernel, "scale": ones, "bias": zeros}
             statistics[name] = {"mean": zeros, "var": ones}
-        params["dense"] = init_dense(key_dense, 8 * self.width, n_outputs, float(not self.zero_last_layer))
+        params["dense"] = layers.init_dense(key_dense, 8 * self.width, n_outputs, float(not self.zero_last_layer))
         return Variables(params, {"n_steps": jnp.zeros((), jnp.int32), "statistics": statistics})
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the state, updated when ``train`` is true."""
         n_steps = state["n_steps"] + 1
         statistics = dict(state["statistics"])
 
         def conv_bn(name, h, stride):
             layer = params[name]
-            h = conv(layer["kernel"], h, stride)
+            h = layers.conv(layer["kernel"], h, stride)
             seen = statistics[name]
             if train:
                 seen = {"mean": h.mean((0, 1, 2)), "var": h.var((0, 1, 2))}
                 statistics[name] = _average(statistics[name], seen, n_steps)
             return (h - seen["mean"]) * (layer["scale"] * jax.lax.rsqrt(seen["var"] + EPSILON)) + layer["bias"]
 
-        h = jax.nn.relu(conv_bn("stem", as_numbers(x, params), 1))
+        h = jax.nn.relu(conv_bn("stem", layers.as_numbers(x, params), 1))
         for name, _, _, stride in self._blocks():
             shortcut = h if stride == 1 else conv_bn(f"{name}/shortcut", h, stride)
             h = jax.nn.relu(conv_bn(f"{name}/conv_0", h, stride))
             h = jax.nn.relu(conv_bn(f"{name}/conv_1", h, 1) + shortcut)
-        logits = dense(params["dense"], h.mean((1, 2)))
+        logits = layers.dense(params["dense"], h.mean((1, 2)))
         return logits, ({"n_steps": n_steps, "statistics": statistics} if train else state)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._validation import array, brief, function
-from .inputs import PyTree
+from .inputs import LogitsAndState, PyTree
 from .layers import as_numbers
 from .model import Network, Variables, advice, require_network
 
@@ -57,9 +57,7 @@ class Stateless:
             )
         return Variables(self.init_fn(key, input_shape))
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the unchanged state."""
         return self.apply_fn(params, x), state
 
@@ -108,9 +106,7 @@ class Normalized:
         """Take the network's own variables out of those of the wrapper."""
         return self.network.init(key, input_shape)
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Compute logits (n, C) and the network's new state."""
         x = as_numbers(x, params)
         mean, std = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype)

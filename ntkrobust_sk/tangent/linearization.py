@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._validation import flag
-from ..networks.inputs import PyTree
+from ..networks.inputs import LogitsAndState, PyTree
 from ..networks.model import Model, Network, Variables, require_model, require_network
 from .jaxpr import holds_custom_vjp
 
@@ -43,9 +43,7 @@ class Linearized:
         """Draw an anchor; the displacement from it is zero."""
         return _at_anchor(self.network.init(key, input_shape))
 
-    def apply(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
         """Return the logits (n, C) and the unchanged anchor, whose own state stays in evaluation mode."""
 
         def at(theta):
