@@ -28,64 +28,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Parameters of equations that say how something is called, compiled or placed, not what it gives.
-CALL_PARAMETERS = {
-    "compiler_options_kvs",
-    "ctx_mesh",
-    "debug_info",
-    "donated_invars",
-    "in_layouts",
-    "in_shardings",
-    "inline",
-    "keep_unused",
-    "name",
-    "out_layouts",
-    "out_sharding",
-    "out_shardings",
-    "sharding",
-}
+CALL_PARAMETERS = _words("""compiler_options_kvs ctx_mesh debug_info donated_invars in_layouts in_shardings inline
+keep_unused name out_layouts out_sharding out_shardings sharding""")
 # Rules for derivatives, which whatever was differentiated has in its equations already.
-DERIVATIVE_RULES = {"bwd", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "out_trees"}
+DERIVATIVE_RULES = _words("bwd fwd_jaxpr_thunk jvp_jaxpr_fun jvp_jaxpr_thunk out_trees")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 # The beginning of the fingerprint of a function that may compute something else tomorrow.
 UNSURE = "unsure: "
 # Packages whose functions are known by their names: they keep no settings that matter here.
-KNOWN = {
-    *("abc", "builtins", "cmath", "collections", "dataclasses", "enum", "functools", "itertools", "jax", "jaxlib"),
-    *(
-        "_thread",
-        "math",
-        "ml_dtypes",
-        "ntkrobust_sk",
-        "numbers",
-        "numpy",
-        "operator",
-        "re",
-        "scipy",
-        "types",
-        "typing",
-    ),
-}
+KNOWN = _words("""_thread abc builtins cmath collections dataclasses enum functools itertools jax jaxlib math
+ml_dtypes ntkrobust_sk numbers numpy operator re scipy types typing""")
 # Names in them, and built-in functions, by which code reads what is not in it.
-ELSEWHERE = {
-    *("__import__", "compile", "eval", "exec", "fromfile", "genfromtxt", "globals", "input", "load", "loadtxt"),
-    *("locals", "memmap", "open", "random", "rvs"),
-}
+ELSEWHERE = _words("""__import__ compile eval exec fromfile genfromtxt globals input load loadtxt locals memmap
+open random rvs""")
 # Attributes that Python and its tools keep in classes: no part of what they do.
-CLASS_BOOKKEEPING = {
-    *("__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__"),
-    *(
-        "__dict__",
-        "__doc__",
-        "__firstlineno__",
-        "__module__",
-        "__static_attributes__",
-        "__weakref__",
-        "_abc_impl",
-        "__dataclass_fields__",
-        "__dataclass_params__",
-    ),
-}
+CLASS_BOOKKEEPING = _words("""__abstractmethods__ __annotate__ __annotate_func__ __annotations__
+__annotations_cache__ __dataclass_fields__ __dataclass_params__ __dict__ __doc__ __firstlineno__ __module__
+__static_attributes__ __weakref__ _abc_impl""")
 SLOT = types.MemberDescriptorType
 
 
@@ -180,9 +145,8 @@ def _of(value, seen: _Reading) -> bytes:
 
 def _of_array(array, seen) -> bytes:
     if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return _joined(
-            "key", [str(jax.random.key_impl(array)).encode(), _of_array(jax.random.key_data(array), seen)]
-        )
+        kind = str(jax.random.key_impl(array)).encode()
+        return _joined("key", [kind, _of_array(jax.random.key_data(array), seen)])
     if not isinstance(array, jax.Array | np.generic) and type(array) is not np.ndarray:
         seen.doubt(f"an array {_name(type(array))}")
     array = np.asarray(array)
@@ -246,9 +210,8 @@ def _is_known(value) -> bool:
 def _of_class(value, seen) -> bytes:
     """Return the digest of a class: its attributes and methods, and those of the classes that it comes from."""
     held = {name: part for name, part in vars(value).items() if name not in CLASS_BOOKKEEPING}
-    return _joined(
-        "class", [_name(value).encode(), _of(held, seen), *(_of(base, seen) for base in value.__bases__)]
-    )
+    bases = (_of(base, seen) for base in value.__bases__)
+    return _joined("class", [_name(value).encode(), _of(held, seen), *bases])
 
 
 def _of_instance(value, seen) -> bytes:
@@ -288,9 +251,8 @@ def _names(code, seen) -> set[str]:
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             found.add(step.argval)
-        if step.opname in ("IMPORT_NAME", "STORE_GLOBAL") or (
-            step.argval in ELSEWHERE and step.opname != "LOAD_CONST"
-        ):
+        reads = step.argval in ELSEWHERE and step.opname != "LOAD_CONST"
+        if reads or step.opname in ("IMPORT_NAME", "STORE_GLOBAL"):
             seen.doubt(f"{step.argval} in {code.co_name}")
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
@@ -309,9 +271,8 @@ def _of_jaxpr(jaxpr, seen) -> bytes:
         return b"%d:" % numbers.setdefault(held, len(numbers)) + shape
 
     def equation(eqn) -> bytes:
-        params = {
-            name: held for name, held in eqn.params.items() if name not in CALL_PARAMETERS | DERIVATIVE_RULES
-        }
+        left_out = CALL_PARAMETERS | DERIVATIVE_RULES
+        params = {name: held for name, held in eqn.params.items() if name not in left_out}
         # what gives nothing back, such as jax.debug.print, changes no number
         outside = {name: held for name, held in params.items() if callable(held) and eqn.outvars}
         of_outside = _of(outside, _Reading(seen.unsure, outside=True)) if outside else b""

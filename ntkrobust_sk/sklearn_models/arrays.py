@@ -6,7 +6,9 @@ compared with their estimators at once, since nothing is compiled there.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,18 @@ from .._validation import array
 
 # An array of NumPy, or of JAX (traced or not).
 Array: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Named:
+    """One of a table's functions, which can be compared and pickled by its name."""
+
+    table: ClassVar[dict[str, Callable]]
+    name: str
+
+    def __call__(self, *args: Any) -> Array:
+        """Call the function."""
+        return self.table[self.name](*args)
 
 
 def namespace(x: Any) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from jax.tree_util import Partial
-from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 
 from .arrays import Array, namespace
 from .linear import chained
 from .registry import COMPOSITIONS, adapts, form_of
-from .remembered_rows import core, is_word
+from .remembered_rows import core, is_word, unwrap
 from .transformers import unchanged
 
 
@@ -67,15 +67,8 @@ def _drops(step):
     return isinstance(step, str) and step == "drop"
 
 
-@adapts("GridSearchCV", "RandomizedSearchCV", into=COMPOSITIONS)
-def _search(estimator, kernel, X_fit, transforms):
-    """Take what a search has kept."""
-    if not hasattr(estimator, "best_estimator_"):
-        raise NotFittedError(f"{type(estimator).__name__} has kept no estimator; fit it with refit=True")
-    return form_of(estimator.best_estimator_, kernel, X_fit, transforms)
-
-
-@adapts("FrozenEstimator", into=COMPOSITIONS)
-def _frozen(estimator, kernel, X_fit, transforms):
-    """Take what is frozen."""
-    return form_of(estimator.estimator, kernel, X_fit, transforms)
+@adapts("GridSearchCV", "RandomizedSearchCV", "FrozenEstimator", into=COMPOSITIONS)
+def _held(estimator, kernel, X_fit, transforms):
+    """Take what a search has kept, or what is frozen."""
+    check_is_fitted(estimator)
+    return form_of(unwrap(estimator), kernel, X_fit, transforms)

@@ -14,7 +14,10 @@ from .registry import adapts
 
 
 def covariance(kernel: Any) -> Partial:
-    """Return ``k(x, z)`` of a scikit-learn Gaussian process kernel between different points, a pytree."""
+    """Return a scikit-learn Gaussian process kernel as a function, a pytree.
+
+    ``k(x, z)`` is between different points, ``k(x)`` of each row with itself, where white noise counts.
+    """
     from sklearn.gaussian_process import kernels
 
     kind = type(kernel)
@@ -22,39 +25,21 @@ def covariance(kernel: Any) -> Partial:
         return Partial(_sum if kind is kernels.Sum else _product, covariance(kernel.k1), covariance(kernel.k2))
     if kind is kernels.Exponentiation:
         return Partial(_power, covariance(kernel.kernel), kernel.exponent)
-    if kind is kernels.ConstantKernel:
-        return Partial(_constant, _number(kernel.constant_value))
     if kind is kernels.WhiteKernel:
-        return Partial(_constant, 0.0)
-    if kind is kernels.DotProduct:
-        return Partial(_dot_product, _number(kernel.sigma_0))
-    if kind is kernels.RBF:
-        return Partial(_squared_exponential, _number(kernel.length_scale))
-    if kind is kernels.RationalQuadratic:
-        return Partial(_rational_quadratic, _number(kernel.alpha), _number(kernel.length_scale))
-    if kind is kernels.ExpSineSquared:
-        return Partial(_periodic, _number(kernel.length_scale), _number(kernel.periodicity))
-    if kind is kernels.Matern and kernel.nu in MATERN:
-        return Partial(MATERN[kernel.nu], _number(kernel.length_scale))
-    raise TypeError(f"the Gaussian process kernel {kernel!r} has no differentiable form here")
-
-
-def variance(kernel: Any) -> Partial:
-    """Return ``k(x, x)`` of each row, for the kernels that :func:`covariance` knows; white noise counts here."""
-    from sklearn.gaussian_process import kernels
-
-    kind = type(kernel)
-    if kind in (kernels.Sum, kernels.Product):
-        return Partial(_sum if kind is kernels.Sum else _product, variance(kernel.k1), variance(kernel.k2))
-    if kind is kernels.Exponentiation:
-        return Partial(_power, variance(kernel.kernel), kernel.exponent)
-    if kind is kernels.ConstantKernel:
-        return Partial(_constant_at, _number(kernel.constant_value))
-    if kind is kernels.WhiteKernel:
-        return Partial(_constant_at, _number(kernel.noise_level))
-    if kind is kernels.DotProduct:
-        return Partial(_dot_product_at, _number(kernel.sigma_0))
-    return Partial(_constant_at, 1.0)
+        return Partial(_constant, 0.0, _number(kernel.noise_level))
+    forms = {
+        kernels.ConstantKernel: (_constant, "constant_value", "constant_value"),
+        kernels.DotProduct: (_dot_product, "sigma_0"),
+        kernels.RBF: (_squared_exponential, "length_scale"),
+        kernels.RationalQuadratic: (_rational_quadratic, "alpha", "length_scale"),
+        kernels.ExpSineSquared: (_periodic, "length_scale", "periodicity"),
+        kernels.Matern: (MATERN.get(getattr(kernel, "nu", math.nan)), "length_scale"),
+    }
+    form, *names = forms.get(kind, (None,))
+    if form is None:
+        raise TypeError(f"the Gaussian process kernel {kernel!r} has no differentiable form here")
+    found = Partial(form, *(_number(getattr(kernel, name)) for name in names))
+    return found if form in (_constant, _dot_product) else Partial(_stationary, found)
 
 
 def _number(value):
@@ -63,7 +48,6 @@ def _number(value):
     return float(value) if value.ndim == 0 else value
 
 
-# Of a covariance, which is asked for two sets of points, and of a variance, which is asked for one.
 def _sum(first, second, *points):
     return first(*points) + second(*points)
 
@@ -76,20 +60,17 @@ def _power(inner, exponent, *points):
     return inner(*points) ** exponent
 
 
-def _constant(value, x, z):
-    return namespace(x).full((len(x), len(z)), value, x.dtype)
+def _constant(between, own, x, z=None):
+    shape, value = (len(x), own) if z is None else ((len(x), len(z)), between)
+    return namespace(x).full(shape, value, x.dtype)
 
 
-def _constant_at(value, x):
-    return namespace(x).full(len(x), value, x.dtype)
+def _dot_product(sigma_0, x, z=None):
+    return ((x * x).sum(1) if z is None else x @ z.T) + sigma_0**2
 
 
-def _dot_product(sigma_0, x, z):
-    return x @ z.T + sigma_0**2
-
-
-def _dot_product_at(sigma_0, x):
-    return (x * x).sum(1) + sigma_0**2
+def _stationary(form, x, z=None):
+    return _constant(1.0, 1.0, x) if z is None else form(x, z)
 
 
 def _squared_exponential(length_scale, x, z):
@@ -158,15 +139,14 @@ def _laplace(binary):
     """Write the probability (n,) of the second class in a binary Gaussian process classifier."""
     names = ("y_train_", "pi_", "W_sr_", "L_", "X_train_")
     y, pi, roots, factor, inputs = (fitted(binary, name) for name in names)
-    kernel = binary.kernel_
-    return Partial(_averaged_sigmoid, covariance(kernel), variance(kernel), inputs, y - pi, roots, factor)
+    return Partial(_averaged_sigmoid, covariance(binary.kernel_), inputs, y - pi, roots, factor)
 
 
-def _averaged_sigmoid(kernel, own_variance, z, residual, roots, factor, x):
+def _averaged_sigmoid(kernel, z, residual, roots, factor, x):
     xp, cross = namespace(x), kernel(x, z)
     mean = cross @ residual
     v = solve_lower(factor, roots[:, None] * cross.T)
-    spread = own_variance(x) - (v**2).sum(0)
+    spread = kernel(x) - (v**2).sum(0)
     alpha = 1 / (2 * spread)
     lambdas, coefficients = np.array(LAMBDAS), np.array(COEFFICIENTS)
     gamma = lambdas * mean

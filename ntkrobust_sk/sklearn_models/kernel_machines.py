@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -10,45 +11,23 @@ from jax.tree_util import Partial
 
 from .._validation import array
 from ..execution.tiles import as_pytree
-from .arrays import Array, dense, fitted, namespace
-from .linear import of_two_classes
+from .arrays import Array, Named, dense, fitted, namespace
+from .linear import scores_of
 from .registry import MACHINES, adapts
 
 
-def _linear_kernel(gamma, coef0, degree, x, z):
-    return x @ z.T
+class KernelFunction(Named):
+    """A kernel of scikit-learn's by its name, between x (n, d) and z (m, d)."""
 
-
-def _poly_kernel(gamma, coef0, degree, x, z):
-    return (gamma * (x @ z.T) + coef0) ** degree
-
-
-def _sigmoid_kernel(gamma, coef0, degree, x, z):
-    return namespace(x).tanh(gamma * (x @ z.T) + coef0)
-
-
-def _rbf_kernel(gamma, coef0, degree, x, z):
-    return namespace(x).exp(-gamma * expanded_distances(x, z))
-
-
-def _laplacian_kernel(gamma, coef0, degree, x, z):
-    return namespace(x).exp(-gamma * abs(x[:, None] - z).sum(2))
-
-
-def _cosine_kernel(gamma, coef0, degree, x, z):
-    return _unit(x) @ _unit(z).T
-
-
-# scikit-learn's, between x (n, d) and z (m, d)
-KERNELS = {
-    "cosine": _cosine_kernel,
-    "laplacian": _laplacian_kernel,
-    "linear": _linear_kernel,
-    "poly": _poly_kernel,
-    "polynomial": _poly_kernel,
-    "rbf": _rbf_kernel,
-    "sigmoid": _sigmoid_kernel,
-}
+    table = {
+        "cosine": lambda gamma, coef0, degree, x, z: _unit(x) @ _unit(z).T,
+        "laplacian": lambda gamma, coef0, degree, x, z: namespace(x).exp(-gamma * abs(x[:, None] - z).sum(2)),
+        "linear": lambda gamma, coef0, degree, x, z: x @ z.T,
+        "poly": lambda gamma, coef0, degree, x, z: (gamma * (x @ z.T) + coef0) ** degree,
+        "polynomial": lambda gamma, coef0, degree, x, z: (gamma * (x @ z.T) + coef0) ** degree,
+        "rbf": lambda gamma, coef0, degree, x, z: namespace(x).exp(-gamma * expanded_distances(x, z)),
+        "sigmoid": lambda gamma, coef0, degree, x, z: namespace(x).tanh(gamma * (x @ z.T) + coef0),
+    }
 
 
 def squared_distances(x: Array, z: Array) -> Array:
@@ -78,11 +57,11 @@ def _kernel_of(estimator, given, **parameters):
             f"{type(estimator).__name__} has a {'callable' if callable(own) else 'precomputed'} kernel, which has "
             "no gradient: give as_model(..., kernel=k) with k(x, z) -> (n, m) in JAX"
         )
-    if own not in KERNELS:
+    if own not in KernelFunction.table:
         raise TypeError(f"the kernel {own!r} has no differentiable form here; give kernel=..., in JAX")
     defaults = {"gamma": 1 / estimator.n_features_in_, "coef0": 1.0, "degree": 3.0}
     numbers = [default if parameters[name] is None else parameters[name] for name, default in defaults.items()]
-    return Partial(KERNELS[own], *map(float, numbers))
+    return Partial(KernelFunction(own), *map(float, numbers))
 
 
 def _own_parameters(estimator, gamma):
@@ -107,7 +86,7 @@ def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
 
 
 @adapts("SVC", "SVR", "NuSVC", "NuSVR", into=MACHINES)
-def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
+def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Callable:
     """Write decisions of a support vector machine; of several classes, one against the rest."""
     k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "_gamma", None)))
     # with a callable kernel, scikit-learn keeps all training inputs and none as support vectors
@@ -117,10 +96,8 @@ def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
     # those that it computes with, not those that it shows; of two classes, with the signs of the first
     sign = -1 if len(getattr(estimator, "classes_", ())) == 2 else 1
     dual, offset = sign * fitted(estimator, "_dual_coef_"), sign * fitted(estimator, "_intercept_")
-    if not hasattr(estimator, "classes_"):
-        return Partial(expansion, k, z, dual.T, offset)
-    if len(estimator.classes_) == 2:
-        return Partial(_binary_expansion, k, z, dual.T, offset)
+    if len(getattr(estimator, "classes_", ())) <= 2:
+        return scores_of(estimator, Partial(expansion, k, z, dual.T, offset), len(dual))
     # one classifier for each pair of classes: what it takes from each class's support vectors
     ends = np.cumsum([0, *estimator.n_support_])
     sides = sides_of_pairs(len(estimator.classes_))
@@ -135,10 +112,6 @@ def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
 def expansion(kernel: Any, z: Array, weights: Array, offset: Any, x: Array) -> Array:
     """Compute weighted sums of a kernel's values at x and z."""
     return kernel(x, z) @ weights + offset
-
-
-def _binary_expansion(kernel, z, weights, offset, x):
-    return of_two_classes((kernel(x, z) @ weights + offset)[:, 0])
 
 
 def _one_vs_rest_expansion(kernel, z, weights, offset, sides, summed_weights, summed_offset, x):

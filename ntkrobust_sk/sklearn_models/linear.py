@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jax.tree_util import Partial
 
-from .arrays import Array, dense, fitted, namespace, sigmoid
+from .arrays import Array, Named, dense, fitted, namespace, sigmoid
 from .registry import ALSO_TRANSFORM, adapts
 
 
-def of_two_classes(decision: Array) -> Array:
-    """Return scores (n, 2) of a decision function (n,) that is positive for the second class."""
+def scores_of(estimator: Any, form: Callable, n_scores: int) -> Callable:
+    """Return a form's scores; where one stands for two classes, as two: zero, and that of the second class."""
+    return Partial(_of_two_classes, form) if hasattr(estimator, "classes_") and n_scores == 1 else form
+
+
+def _of_two_classes(form, x):
+    decision = form(x)[:, 0]
     xp = namespace(decision)
     return xp.stack([xp.zeros_like(decision), decision], axis=1)
-
-
-def is_binary(estimator: Any, n_scores: int) -> bool:
-    """Return whether one score stands for two classes."""
-    return hasattr(estimator, "classes_") and n_scores == 1
 
 
 LINEAR = """ARDRegression BayesianRidge ElasticNet ElasticNetCV HuberRegressor Lasso LassoCV
@@ -30,18 +29,14 @@ Ridge RidgeCV RidgeClassifier RidgeClassifierCV SGDClassifier SGDRegressor"""
 
 
 @adapts(*LINEAR.split())
-def linear(estimator: Any) -> Partial:
+def linear(estimator: Any) -> Callable:
     """Write products with ``coef_``, and ``intercept_``."""
     weights, offset = np.atleast_2d(fitted(estimator, "coef_")).T, fitted(estimator, "intercept_")
-    return Partial(_binary_affine if is_binary(estimator, weights.shape[1]) else _affine, weights, offset)
+    return scores_of(estimator, Partial(_affine, weights, offset), weights.shape[1])
 
 
 def _affine(weights, offset, x):
     return x @ weights + offset
-
-
-def _binary_affine(weights, offset, x):
-    return of_two_classes((x @ weights + offset)[:, 0])
 
 
 @adapts("LinearDiscriminantAnalysis", into=ALSO_TRANSFORM)
@@ -57,50 +52,32 @@ def projected(centre: Array, basis: Array, x: Array) -> Array:
     return (x - centre) @ basis
 
 
-# scikit-learn's names of hidden layers' activations
-ACTIVATIONS = {
-    "identity": lambda h: h,
-    "logistic": sigmoid,
-    "tanh": lambda h: namespace(h).tanh(h),
-    "relu": lambda h: namespace(h).maximum(h, 0),
-    "exp": lambda h: namespace(h).exp(h),
-}
+class Activation(Named):
+    """An activation of hidden layers by scikit-learn's name."""
 
-
-@dataclass(frozen=True)
-class _Activation:
-    name: str
-
-    def __call__(self, h):
-        return ACTIVATIONS[self.name](h)
+    table = {
+        "identity": lambda h: h,
+        "logistic": sigmoid,
+        "tanh": lambda h: namespace(h).tanh(h),
+        "relu": lambda h: namespace(h).maximum(h, 0),
+        "exp": lambda h: namespace(h).exp(h),
+    }
 
 
 @adapts("MLPClassifier", "MLPRegressor")
-def perceptron(estimator: Any) -> Partial:
+def perceptron(estimator: Any) -> Callable:
     """Write the layers of a perceptron: logits of a classifier, predictions of a regressor."""
-    last = estimator.out_activation_
-    if hasattr(estimator, "classes_"):
-        known = ("logistic", "softmax")
-        end = [Partial(_first_of_two)] if is_binary(estimator, estimator.n_outputs_) else []
-    else:
-        known = ("identity", "exp")
-        end = [Partial(_Activation(last))] if last == "exp" else []
-    if last not in known or estimator.activation not in ACTIVATIONS:
-        raise TypeError(
-            f"an MLP with the activations {estimator.activation!r} and {last!r} has no differentiable form"
-        )
-    layers = [
-        Partial(_affine, dense("MLP.coefs_", weights), dense("MLP.intercepts_", offset))
-        for weights, offset in zip(estimator.coefs_, estimator.intercepts_, strict=True)
-    ]
-    parts = layers[:1]
-    for layer in layers[1:]:
-        parts += [Partial(_Activation(estimator.activation)), layer]
-    return Partial(chained, parts + end)
-
-
-def _first_of_two(x):
-    return of_two_classes(x[:, 0])
+    last, inner = estimator.out_activation_, estimator.activation
+    known = ("logistic", "softmax") if hasattr(estimator, "classes_") else ("identity", "exp")
+    if last not in known or inner not in Activation.table:
+        raise TypeError(f"an MLP with the activations {inner!r} and {last!r} has no differentiable form")
+    parts = []
+    for weights, offset in zip(estimator.coefs_, estimator.intercepts_, strict=True):
+        parts += [Partial(_affine, dense("MLP.coefs_", weights), dense("MLP.intercepts_", offset))]
+        parts += [Partial(Activation(inner))]
+    # a classifier's last activation makes probabilities of its logits
+    parts[-1:] = [Partial(Activation("exp"))] if last == "exp" else []
+    return scores_of(estimator, Partial(chained, parts), estimator.n_outputs_)
 
 
 def chained(parts: list[Callable], x: Array) -> Array:

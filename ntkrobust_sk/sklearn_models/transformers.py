@@ -9,27 +9,23 @@ from typing import Any
 import numpy as np
 from jax.tree_util import Partial
 
-from .arrays import Array, fitted, namespace, root
+from .arrays import Array, Named, fitted, namespace, root
 from .linear import projected
 from .registry import adapts
 
-
-@adapts("StandardScaler")
-def standard(estimator: Any) -> Partial:
-    """Write (x − mean) / scale, each where it is asked for."""
-    shift = fitted(estimator, "mean_") if estimator.with_mean else None
-    return _shift_then_scale(shift, fitted(estimator, "scale_") if estimator.with_std else None)
-
-
-@adapts("RobustScaler")
-def robust(estimator: Any) -> Partial:
-    """Write (x − median) / range of quantiles, each where it is asked for."""
-    shift = fitted(estimator, "center_") if estimator.with_centering else None
-    return _shift_then_scale(shift, fitted(estimator, "scale_") if estimator.with_scaling else None)
+# What a scaler subtracts, and the options of whether it shifts and scales.
+SCALERS = {
+    "StandardScaler": ("mean_", "with_mean", "with_std"),
+    "RobustScaler": ("center_", "with_centering", "with_scaling"),
+}
 
 
-def _shift_then_scale(shift, scale):
-    return Partial(_shifted, np.zeros(1) if shift is None else shift, np.ones(1) if scale is None else 1 / scale)
+@adapts(*SCALERS)
+def scaler(estimator: Any) -> Partial:
+    """Write (x − mean or median) / deviation or range of quantiles, each where it is asked for."""
+    centre, shifts, scales = SCALERS[type(estimator).__name__]
+    shift = fitted(estimator, centre) if getattr(estimator, shifts) else np.zeros(1)
+    return Partial(_shifted, shift, 1 / fitted(estimator, "scale_") if getattr(estimator, scales) else np.ones(1))
 
 
 def _shifted(shift, scale, x):
@@ -54,27 +50,22 @@ def _scaled(scale, shift, low, high, x):
     return namespace(x).clip(x * scale + shift, low, high)
 
 
-def _sum_of_sizes(x):
-    return abs(x).sum(1, keepdims=True)
+class Length(Named):
+    """The length of rows in a norm of scikit-learn's."""
 
-
-def _euclidean(x):
-    return root((x**2).sum(1, keepdims=True))
-
-
-def _largest_size(x):
-    return abs(x).max(1, keepdims=True)
-
-
-LENGTHS = {"l1": _sum_of_sizes, "l2": _euclidean, "max": _largest_size}
+    table = {
+        "l1": lambda x: abs(x).sum(1, keepdims=True),
+        "l2": lambda x: root((x**2).sum(1, keepdims=True)),
+        "max": lambda x: abs(x).max(1, keepdims=True),
+    }
 
 
 @adapts("Normalizer")
 def normalizer(estimator: Any) -> Partial:
     """Write rows of length one."""
-    if estimator.norm not in LENGTHS:
+    if estimator.norm not in Length.table:
         raise TypeError(f"a Normalizer with the norm {estimator.norm!r} has no differentiable form")
-    return Partial(_of_length_one, Partial(LENGTHS[estimator.norm]))
+    return Partial(_of_length_one, Partial(Length(estimator.norm)))
 
 
 def _of_length_one(length, x):

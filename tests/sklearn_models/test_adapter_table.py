@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jax.tree_util import Partial
 from sklearn.preprocessing import StandardScaler
 
 from ntkrobust_sk import sklearn_models
@@ -48,7 +49,7 @@ def test_a_parameter_that_is_listed_as_irrelevant_and_is_not_is_a_fault(monkeypa
 
 def test_an_adapter_that_does_not_read_a_parameter_is_a_fault_even_without_its_guard(monkeypatch):
     def forgetful(estimator):
-        return sklearn_models.transformers._shift_then_scale(estimator.mean_, estimator.scale_)
+        return Partial(sklearn_models.transformers._shifted, estimator.mean_, 1 / estimator.scale_)
 
     monkeypatch.setitem(sklearn_models.ADAPTERS, "StandardScaler", forgetful)
     monkeypatch.setattr(sklearn_models.conversion, "check_agreement", lambda *given: None)
