@@ -1,6 +1,7 @@
 """Generated calls over the public API end well or in a clear error; examples/fuzz_calls.py makes more of them."""
 
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def test_generated_calls_end_well_or_in_a_clear_error(fuzz, names):
 
 def test_every_public_name_is_called_or_has_nothing_to_call(fuzz):
     called = " ".join(t.text for t in fuzz.templates()) + fuzz.PRELUDE
-    rest = {name for name in ntkrobust_sk.__all__ if name not in called}
+    public = [name for name in ntkrobust_sk.__all__ if not inspect.ismodule(getattr(ntkrobust_sk, name))]
+    rest = {name for name in public if name not in called}
     assert rest == {
         "Clean",
         "EvolutionResult",
