@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, is_classifier
 from sklearn.utils import compute_sample_weight
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
@@ -27,7 +29,9 @@ from ..targets.labels import encode_labels, weights_to_score
 from ..targets.target import AttackTarget, Seed
 from .answers import as_answer, require_finite_answers
 from .inputs import checked_weights, require_one_kind
-from .shared import TangentEstimator
+from .shared import TangentEstimator, allowed, at_least
+
+POSITIVE = allowed(Interval(Real, 0, None, closed="neither"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +50,18 @@ class _OwnTarget(AttackTarget):
         return self.source._score(y, self.source._answers(scores), sample_weight)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
-    """A classifier or a regressor that is a differentiable function, with attacks on itself."""
+    """A classifier or a regressor that is a differentiable function, trained and attacked by itself."""
 
-    attack: Callable | None
-    classes_: np.ndarray
+    attack: Callable | None = field(default=None, metadata=allowed(callable, None))
+    clean_step: bool = field(default=True, metadata=allowed("boolean"))
+    max_epochs: int = field(default=20, metadata=allowed(at_least(0)))
+    batch_size: int = field(default=128, metadata=allowed(at_least(1)))
+    learning_rate: float = field(default=0.01, metadata=POSITIVE)
+    momentum: float = field(default=0.9, metadata=allowed(Interval(Real, 0, 1, closed="left")))
+    verbose: int = field(default=0, metadata=allowed("verbose"))
+    classes_: np.ndarray = field(init=False)
 
     @abstractmethod
     def _answers(self, scores: np.ndarray) -> np.ndarray:
@@ -195,10 +206,11 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
         return attack
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TangentClassifier(ClassifierMixin, AttackableEstimator):
     """A classifier with labels of any type, class weights and probabilities."""
 
-    class_weight: dict | str | None
+    class_weight: dict | str | None = field(default=None, metadata=allowed(dict, StrOptions({"balanced"}), None))
 
     def _validated_labels(self, X: Any, y: Any, sample_weight: ArrayLike | None, known_shape=None):
         """Return X as (n, *input_shape_), labels as positions (n,), and weights (n,) or None; set ``classes_``."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
-from sklearn.utils._param_validation import StrOptions
 
 from .._validation import require_numbers
 from ..targets.labels import weights_to_score
-from ..targets.target import Seed
 from .attackable import TangentClassifier
 from .inputs import checked_weights, require_finite_targets
 from .tangent_machine import TangentMachine
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     """A classifier with the empirical tangent kernel of a network: stage 2, lazy training.
 
@@ -85,50 +84,6 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     >>> clf.score(X, y) > 0.95
     True
     """
-
-    _parameter_constraints = {
-        **TangentMachine._machine_constraints,
-        "class_weight": [dict, StrOptions({"balanced"}), None],
-    }
-
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        kernel: str | Callable = "trace",
-        alpha: float = 1e-2,
-        solver: str | Callable = "cholesky",
-        dynamics: str = "centered",
-        attack: Callable | None = None,
-        clean_step: bool = True,
-        max_epochs: int = 20,
-        batch_size: int = 128,
-        learning_rate: float = 0.01,
-        momentum: float = 0.9,
-        input_shape: tuple[int, ...] | None = None,
-        class_weight: dict | str | None = None,
-        memory: str | int = "2GiB",
-        random_state: Seed = None,
-        verbose: int = 0,
-    ):
-        super().__init__(
-            estimator,
-            kernel=kernel,
-            alpha=alpha,
-            solver=solver,
-            dynamics=dynamics,
-            attack=attack,
-            clean_step=clean_step,
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            momentum=momentum,
-            input_shape=input_shape,
-            memory=memory,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on inputs X (n, n_features) or (n, h, w, c) and labels y (n,) of any type.
@@ -199,8 +154,6 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
     >>> reg.predict(X[200:]).shape
     (242,)
     """
-
-    _parameter_constraints = TangentMachine._machine_constraints
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on inputs X (n, n_features) or (n, h, w, c) and real targets y (n,) or (n, T)."""

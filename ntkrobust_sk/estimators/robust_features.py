@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import jax
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
@@ -20,11 +20,11 @@ from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor
 from ..networks.inputs import host_inputs, params_dtype
-from ..targets.target import Seed
 from .answers import as_answer
-from .shared import KernelSource, TangentEstimator
+from .shared import KernelSource, allowed, at_least
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSource):
     """A transformer to those eigenvectors of a tangent kernel that stay useful under attack.
 
@@ -77,39 +77,13 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
     (150, 4)
     """
 
-    _parameter_constraints = {
-        **{k: v for k, v in TangentEstimator._shared_constraints.items() if k != "verbose"},
-        "estimator": "no_validation",
-        "kernel": [StrOptions({"trace", "pseudo"})],
-        "attack": [callable, None],
-        "n_features": [Interval(Integral, 1, None, closed="left")],
-        "n_candidates": [Interval(Integral, 1, None, closed="left")],
-        "criterion": [StrOptions({"robustness", "usefulness", "eigenvalue"})],
-        "memory": [str, Interval(Integral, 1, None, closed="left")],
-    }
-
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        kernel: str = "trace",
-        attack: Callable | None = None,
-        n_features: int = 10,
-        n_candidates: int = 30,
-        criterion: str = "robustness",
-        input_shape: tuple[int, ...] | None = None,
-        memory: str | int = "2GiB",
-        random_state: Seed = None,
-    ):
-        self.estimator = estimator
-        self.kernel = kernel
-        self.attack = attack
-        self.n_features = n_features
-        self.n_candidates = n_candidates
-        self.criterion = criterion
-        self.input_shape = input_shape
-        self.memory = memory
-        self.random_state = random_state
+    kernel: str = field(default="trace", metadata=allowed(StrOptions({"trace", "pseudo"})))
+    attack: Callable | None = field(default=None, metadata=allowed(callable, None))
+    n_features: int = field(default=10, metadata=allowed(at_least(1)))
+    n_candidates: int = field(default=30, metadata=allowed(at_least(1)))
+    criterion: str = field(
+        default="robustness", metadata=allowed(StrOptions({"robustness", "usefulness", "eigenvalue"}))
+    )
 
     def fit(self, X: Any, y: Any) -> Self:
         """Score the eigenfeatures of inputs X (n, n_features) or (n, h, w, c) and labels y (n,)."""

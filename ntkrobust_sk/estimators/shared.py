@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,20 +38,31 @@ from .answers import kept_dtypes
 from .inputs import as_rows, input_shape, require_finite_targets
 
 
+def allowed(*constraints: Any) -> dict[str, list]:
+    """Return the metadata of a parameter that takes what scikit-learn's constraints say; without it, anything."""
+    return {"constraints": list(constraints)}
+
+
+def at_least(low: int, kind: type = Integral) -> Interval:
+    """Return the constraint of an integer, or of a number of another kind."""
+    return Interval(kind, low, None, closed="left")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class TangentEstimator(BaseEstimator):
-    """An estimator of inputs that are flat rows or images, with a seed."""
+    """An estimator of inputs that are flat rows or images, with a seed.
 
-    input_shape: tuple[int, ...] | None
-    random_state: Seed
-    input_shape_: tuple[int, ...]
-    model_: Model
+    The fields of ``__init__`` are the parameters.
+    """
 
-    _parameter_constraints: ClassVar[dict[str, Any]]
-    _shared_constraints = {
-        "input_shape": ["array-like", None],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
+    input_shape: tuple[int, ...] | None = field(default=None, metadata=allowed("array-like", None))
+    random_state: Seed = field(default=None, metadata=allowed("random_state"))
+    input_shape_: tuple[int, ...] = field(init=False)
+    model_: Model = field(init=False)
+
+    @property
+    def _parameter_constraints(self) -> dict[str, Any]:
+        return {f.name: f.metadata.get("constraints", "no_validation") for f in fields(self) if f.init}
 
     def __getstate__(self):
         state: Any = super().__getstate__()
@@ -115,11 +127,13 @@ class TangentEstimator(BaseEstimator):
         return np.asarray(gram(kernel, self.model_, X, Y, memory=memory))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class KernelSource(TangentEstimator):
     """An estimator that takes its kernel from another one, from a network or from a model: ``estimator``."""
 
-    estimator: Any
-    estimator_: Any
+    estimator: Any = field(default=None, kw_only=False)
+    memory: str | int = field(default="2GiB", metadata=allowed(str, at_least(1)))
+    estimator_: Any = field(init=False)
 
     def _source_shape(self) -> tuple[int, ...] | None:
         """Return the input shape of the estimator that the kernel comes from, where it has one.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..execution.memory import parse_memory
@@ -20,14 +20,14 @@ from ..kernels.tile_program import tile_program
 from ..networks.inputs import host_inputs, n_params, params_dtype
 from ..networks.named import n_logits
 from ..tangent.gradient_lists import split_biases
-from ..targets.target import Seed
 from .answers import as_answer
-from .shared import KernelSource, TangentEstimator
+from .shared import KernelSource, allowed, at_least
 
 # Rows of a tile.
 ROWS = 64
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelSource):
     """A network's tangent features: rows whose inner products are the empirical NTK.
 
@@ -67,30 +67,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
     True
     """
 
-    _parameter_constraints = {
-        **{k: v for k, v in TangentEstimator._shared_constraints.items() if k != "verbose"},
-        "estimator": "no_validation",
-        "kernel": [StrOptions({"pseudo", "trace"})],
-        "n_components": [Interval(Integral, 1, None, closed="left"), None],
-        "memory": [str, Interval(Integral, 1, None, closed="left")],
-    }
-
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        kernel: str = "pseudo",
-        n_components: int | None = None,
-        input_shape: tuple[int, ...] | None = None,
-        memory: str | int = "2GiB",
-        random_state: Seed = None,
-    ):
-        self.estimator = estimator
-        self.kernel = kernel
-        self.n_components = n_components
-        self.input_shape = input_shape
-        self.memory = memory
-        self.random_state = random_state
+    kernel: str = field(default="pseudo", metadata=allowed(StrOptions({"pseudo", "trace"})))
+    n_components: int | None = field(default=None, metadata=allowed(at_least(1), None))
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Learn the input shape, and the network where ``estimator`` has to be fitted (then y is needed)."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral, Real
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import jax
 import numpy as np
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from .._arrays import to_numpy
 from .._validation import fitting, require_resolution
@@ -21,62 +22,20 @@ from ..networks.named import n_logits
 from ..solvers.direct import SOLVERS, resolve_solver
 from ..solvers.ridge import solve
 from ..tangent.linearization import linearize
-from ..targets.target import Seed
 from .attackable import AttackableEstimator
-from .shared import KernelSource, TangentEstimator
-from .trainer import SGD_CONSTRAINTS, fit_by_sgd
+from .shared import KernelSource, allowed, at_least
+from .trainer import fit_by_sgd
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TangentMachine(KernelSource, AttackableEstimator):
     """A kernel machine on a network's tangent kernel, fitted in closed form or by gradient descent."""
 
-    predictor_: Callable
-
-    _machine_constraints = {
-        **TangentEstimator._shared_constraints,
-        **SGD_CONSTRAINTS,
-        "estimator": "no_validation",
-        "kernel": "no_validation",
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "solver": [StrOptions({*SOLVERS, "sgd"}), callable],
-        "dynamics": [StrOptions({"linearized", "centered"})],
-        "memory": [str, Interval(Integral, 1, None, closed="left")],
-    }
-
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        kernel: str | Callable = "trace",
-        alpha: float = 1e-2,
-        solver: str | Callable = "cholesky",
-        dynamics: str = "centered",
-        attack: Callable | None = None,
-        clean_step: bool = True,
-        max_epochs: int = 20,
-        batch_size: int = 128,
-        learning_rate: float = 0.01,
-        momentum: float = 0.9,
-        input_shape: tuple[int, ...] | None = None,
-        memory: str | int = "2GiB",
-        random_state: Seed = None,
-        verbose: int = 0,
-    ):
-        self.estimator = estimator
-        self.kernel = kernel
-        self.alpha = alpha
-        self.solver = solver
-        self.dynamics = dynamics
-        self.attack = attack
-        self.clean_step = clean_step
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.momentum = momentum
-        self.input_shape = input_shape
-        self.memory = memory
-        self.random_state = random_state
-        self.verbose = verbose
+    kernel: str | Callable = "trace"
+    alpha: float = field(default=1e-2, metadata=allowed(at_least(0, Real)))
+    solver: str | Callable = field(default="cholesky", metadata=allowed(StrOptions({*SOLVERS, "sgd"}), callable))
+    dynamics: str = field(default="centered", metadata=allowed(StrOptions({"linearized", "centered"})))
+    predictor_: Callable = field(init=False)
 
     def _fit_machine(self, X, y, targets, sample_weight, labels):
         """Fit on targets (n, T) of y; ``labels`` are what a training loss takes: classes, or the targets."""

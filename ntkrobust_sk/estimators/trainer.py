@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from tqdm.auto import tqdm
 
 from .._validation import fitting, require_resolution
@@ -20,24 +20,14 @@ from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model
 from ..networks.named import initial_model, n_logits
 from ..tangent.linearization import DYNAMICS, linearize
-from ..targets.target import Seed
 from ..training.loop import train
 from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
-from .attackable import TangentClassifier
-from .shared import TangentEstimator
-
-# Parameters of training by gradient descent.
-SGD_CONSTRAINTS = {
-    "attack": [callable, None],
-    "clean_step": ["boolean"],
-    "max_epochs": [Interval(Integral, 0, None, closed="left")],
-    "batch_size": [Interval(Integral, 1, None, closed="left")],
-    "learning_rate": [Interval(Real, 0, None, closed="neither")],
-    "momentum": [Interval(Real, 0, 1, closed="left")],
-}
+from .attackable import POSITIVE, TangentClassifier
+from .shared import allowed
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AdversarialKernelTrainer(TangentClassifier):
     """A neural network trained benignly or adversarially: stage 1, where the kernel is learned.
 
@@ -105,42 +95,9 @@ class AdversarialKernelTrainer(TangentClassifier):
     (10, 10)
     """
 
-    _parameter_constraints = {
-        **TangentEstimator._shared_constraints,
-        **SGD_CONSTRAINTS,
-        "network": "no_validation",
-        "dynamics": [StrOptions(set(DYNAMICS))],
-        "class_weight": [dict, StrOptions({"balanced"}), None],
-    }
-
-    def __init__(
-        self,
-        network: Any = None,
-        *,
-        input_shape: tuple[int, ...] | None = None,
-        attack: Callable | None = None,
-        clean_step: bool = True,
-        dynamics: str = "standard",
-        max_epochs: int = 20,
-        batch_size: int = 128,
-        learning_rate: float = 0.05,
-        momentum: float = 0.9,
-        class_weight: dict | str | None = None,
-        random_state: Seed = None,
-        verbose: int = 0,
-    ):
-        self.network = network
-        self.input_shape = input_shape
-        self.attack = attack
-        self.clean_step = clean_step
-        self.dynamics = dynamics
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.momentum = momentum
-        self.class_weight = class_weight
-        self.random_state = random_state
-        self.verbose = verbose
+    network: Any = field(default=None, kw_only=False)
+    dynamics: str = field(default="standard", metadata=allowed(StrOptions(set(DYNAMICS))))
+    learning_rate: float = field(default=0.05, metadata=POSITIVE)
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Train on inputs and labels.
