@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
+from ..analysis import metrics
 from ..analysis.eigenfeatures import ntk_features
 from ..analysis.images import class_eigenvectors, eigenfeature_images, regression_coefficients
 from ..attacks.tiled import attack_in_tiles
@@ -24,8 +25,7 @@ from ..networks.model import Model
 from ..solvers.ridge import solve
 from ..training.checkpoints import DamagedCheckpointError
 from ..training.state import averaged
-from . import records
-from .measurements import accuracy, class_correlations, class_metrics, kernel_metrics
+from .records import ClassMetrics, LayerMetrics, Record
 from .results import IMAGES, kernel_name, read_kernel
 from .states import States, own_epochs
 
@@ -36,42 +36,51 @@ if TYPE_CHECKING:
 RESTARTS = 4
 # Steps of signed-gradient ascent on an image; half of them cross the range of the pixels.
 IMAGE_STEPS = 50
+# Eigenvalues that count for the top mass.
+TOP = 10
+
+# The kind of a record, and its numbers.
+Measured = tuple[str, Mapping[str, Any]]
 
 
 class Task(NamedTuple):
     """A task: its name, the measurement that it asks for, and what it is taken on."""
 
     name: str
-    measure: Callable[..., records.Record]
-    arguments: tuple
+    measure: Callable[..., Measured]
+    on: dict[str, Any]
 
 
 def tasks_of(experiment: KernelEvolution) -> list[Task]:
     """List the tasks of an experiment in their order."""
-    tasks = []
-    for seed in range(experiment.seeds):
-        for regime in experiment.regimes:
-            for epoch in own_epochs(experiment, regime):
-                tasks.append(Task(f"{seed}/{regime}/{epoch:g}", Measurements.checkpoint, (seed, regime, epoch)))
-        for regime, epoch in experiment.starts:
-            start = f"{seed}/{regime}/{epoch:g}"
-            tasks.append(Task(f"{start}/closed-form", Measurements.closed_form, (seed, regime, epoch)))
-            for how in product(experiment.dynamics, experiment.stage2):
-                name = "/".join((start, *how))
-                tasks.append(Task(name, Measurements.stage_two, (seed, regime, epoch, *how)))
-        if experiment.starts:
-            tasks.append(Task(f"{seed}/transfer", Measurements.transfer, (seed,)))
-        for regime in experiment.regimes:
-            if experiment.n_features:
-                tasks.append(Task(f"{seed}/{regime}/features", Measurements.features, (seed, regime)))
-            tasks.append(Task(f"{seed}/{regime}/images", Measurements.images, (seed, regime)))
-    return tasks
+    return [
+        Task(f"{seed}/{task.name}", task.measure, {"seed": seed} | task.on)
+        for seed in range(experiment.seeds)
+        for task in _tasks_of_a_seed(experiment)
+    ]
+
+
+def _tasks_of_a_seed(experiment) -> Iterator[Task]:
+    for regime in experiment.regimes:
+        for epoch in own_epochs(experiment, regime):
+            yield Task(f"{regime}/{epoch:g}", Measurements.checkpoint, {"regime": regime, "epoch": epoch})
+    for regime, epoch in experiment.starts:
+        on = {"regime": regime, "epoch": epoch}
+        yield Task(_name(regime, epoch, "closed-form"), Measurements.closed_form, on)
+        for dynamics, training in product(experiment.dynamics, experiment.stage2):
+            how = {"dynamics": dynamics, "training": training}
+            yield Task(_name(regime, epoch, dynamics, training), Measurements.stage_two, on | how)
+    if experiment.starts:
+        yield Task("transfer", Measurements.transfer, {})
+    for regime in experiment.regimes:
+        on = {"regime": regime, "epoch": experiment.checkpoints[-1]}
+        if experiment.n_features:
+            yield Task(f"{regime}/features", Measurements.features, on)
+        yield Task(f"{regime}/images", Measurements.images, on)
 
 
 class Measurements:
     """The measurements on a run's states: each gives a record, and keeps its files in the run's folder.
-
-    Every public method that takes a ``task``, the name under which its record is kept, computes that record.
 
     Parameters
     ----------
@@ -84,37 +93,35 @@ class Measurements:
     records : dict from a task's name to its record
     """
 
-    def __init__(self, states: States, found: Iterable[records.Record]):
+    def __init__(self, states: States, found: Iterable[Record]):
         self.states, self.experiment, self.run = states, states.experiment, states.run
         self.records = {record["task"]: record for record in found}
 
-    def take(self, task: Task) -> records.Record:
+    def take(self, task: Task) -> Record:
         """Carry out a task, and remember its record: later ones may depend on it."""
-        self.records[task.name] = record = task.measure(self, task.name, *task.arguments)
+        kind, numbers = task.measure(self, **task.on)
+        self.records[task.name] = record = cast(Any, {"task": task.name, "kind": kind, **task.on, **numbers})
         return record
 
     def forget_what_has_lost_its_files(self) -> None:
         """Drop the records whose files are not there as they were, so that both are made again."""
-        lost = {}
-        for name, record in self.records.items():
+        lost = []
+        for name, record in list(self.records.items()):
             try:
                 self._look_at_files(record)
             except (OSError, ValueError) as error:
-                lost[name] = error
-        for name, error in lost.items():
-            warnings.warn(f"{error}; the task {name} is done again", RuntimeWarning, stacklevel=3)
-            record = self.records.pop(name)
-            if record["kind"] == "checkpoint":
-                for images in IMAGES:
+                warnings.warn(f"{error}; the task {name} is done again", RuntimeWarning, stacklevel=3)
+                lost.append(name)
+                del self.records[name]
+                for images in record.get("kernels", ()):
                     shutil.rmtree(self._kernel_store(*_state_of(record), images), ignore_errors=True)
         if lost:
             self.run.forget(lost)
 
     def _look_at_files(self, record):
         """Raise OSError or ValueError unless the files that a record states are there, as they were written."""
-        if record["kind"] == "checkpoint":
-            for images, stated in record["kernels"].items():
-                read_kernel(self._kernel_store(*_state_of(record), images), stated)
+        for images, stated in record.get("kernels", {}).items():
+            read_kernel(self._kernel_store(*_state_of(record), images), stated)
         if record["kind"] == "images":
             self.run.arrays("images", f"seed-{record['seed']}", f"{record['regime']}.safetensors")
         for name in adversarial_names(record, self.experiment.starts):
@@ -155,11 +162,11 @@ class Measurements:
 
     # records
 
-    def checkpoint(self, task: str, seed: int, regime: str, epoch: float) -> records.Checkpoint | records.Stopped:
+    def checkpoint(self, seed: int, regime: str, epoch: float) -> Measured:
         """Measure accuracies and kernels of a state of stage 1."""
         best, patience = self.best_epoch(seed, regime), self.experiment.patience
         if best is not None and patience is not None and epoch > best + patience:
-            return records.Stopped(task=task, kind="stopped", seed=seed, regime=regime, epoch=epoch, best=best)
+            return "stopped", {"best": best}
         state, examples = self.states.at(seed, regime, epoch), self.states.examples
         model = averaged(state)
         scores = self._scores(model, seed)
@@ -168,55 +175,31 @@ class Measurements:
             scores["validation"] = accuracy(model, self._adversarial(model, X, y, seed), y)
         X, y = examples.kernel
         X_adv = self._adversarial(model, X, y, seed)
-        kernels, metrics = {}, {}
+        kernels, measured = {}, {}
         for images, X_seen in zip(IMAGES, (X, X_adv), strict=True):
             store = self._kernel_store(seed, regime, epoch, images)
             K = np.asarray(gram("trace", model, X_seen, memory=self.experiment.memory, store=store))
             kernels[images] = hash_arrays([K])
-            metrics |= {f"{images}_{name}": value for name, value in kernel_metrics(K, y).items()}
+            measured |= {f"{images}_{name}": value for name, value in kernel_metrics(K, y).items()}
         layers = cast(dict, gram("class", model, X, memory=self.experiment.memory, by_layer=True))
-        return records.Checkpoint(
-            task=task,
-            kind="checkpoint",
-            seed=seed,
-            regime=regime,
-            epoch=epoch,
-            steps=int(state.step),
-            loss=float(state.loss) if np.isfinite(state.loss) else None,
-            n_train=len(examples.training[1]),
-            n_test=len(examples.test[1]),
-            n_kernel=len(y),
-            **scores,
-            kernels=kernels,
-            **metrics,
-            **class_metrics(layers, y),
-        )
+        sizes = {"n_train": len(examples.training[1]), "n_test": len(examples.test[1]), "n_kernel": len(y)}
+        loss = float(state.loss) if np.isfinite(state.loss) else None
+        numbers = {"steps": int(state.step), "loss": loss, **sizes, **scores, "kernels": kernels, **measured}
+        return "checkpoint", {**numbers, **class_metrics(layers, y)}
 
-    def closed_form(self, task: str, seed: int, regime: str, epoch: float) -> records.ClosedForm:
+    def closed_form(self, seed: int, regime: str, epoch: float) -> Measured:
         """Score kernel regression on the kernel set."""
         model = self.model(seed, regime, epoch)
         predictor = self._regression(model, self.kernel(seed, regime, epoch, model))
-        scores = self._scores(predictor, seed, MACHINE_ROWS, _without_seed(task))
-        return records.ClosedForm(task=task, kind="closed form", seed=seed, regime=regime, epoch=epoch, **scores)
+        return "closed form", self._scores(predictor, seed, MACHINE_ROWS, _name(regime, epoch, "closed-form"))
 
-    def stage_two(
-        self, task: str, seed: int, regime: str, epoch: float, dynamics: str, training: str
-    ) -> records.SecondStage:
+    def stage_two(self, seed: int, regime: str, epoch: float, dynamics: str, training: str) -> Measured:
         """Score what training on a kernel, or from it, has made."""
-        name = _without_seed(task)
+        name = _name(regime, epoch, dynamics, training)
         model = self.states.after_stage_two(seed, name, self.model(seed, regime, epoch), dynamics, training)
-        return records.SecondStage(
-            task=task,
-            kind="stage 2",
-            seed=seed,
-            regime=regime,
-            epoch=epoch,
-            dynamics=dynamics,
-            training=training,
-            **self._scores(model, seed, name=name, restarts=True),
-        )
+        return "stage 2", self._scores(model, seed, name=name, restarts=True)
 
-    def transfer(self, task: str, seed: int) -> records.Transfer:
+    def transfer(self, seed: int) -> Measured:
         """Score every model (columns) on the adversarial examples of every model (rows)."""
         X, y = self.states.examples.test
         models = list(self._models(seed))
@@ -228,50 +211,41 @@ class Measurements:
             matrix.append([accuracy(other, X_adv, y, size) for _, other, size in models])
         names = [name for name, _, _ in models]
         clean = [accuracy(model, X, y, rows) for _, model, rows in models]
-        return records.Transfer(task=task, kind="transfer", seed=seed, names=names, clean=clean, matrix=matrix)
+        return "transfer", {"names": names, "clean": clean, "matrix": matrix}
 
-    def features(self, task: str, seed: int, regime: str) -> records.Features:
+    def features(self, seed: int, regime: str, epoch: float) -> Measured:
         """Score the kernel's leading eigenfeatures at the end of stage 1, clean and attacked."""
-        experiment, epoch = self.experiment, self.experiment.checkpoints[-1]
-        model, (X_test, y_test) = self.model(seed, regime, epoch), self.states.examples.test
+        experiment, model = self.experiment, self.model(seed, regime, epoch)
+        X_test, y_test = (values[: experiment.n_kernel] for values in self.states.examples.test)
         found = ntk_features(
             "trace",
             model,
             *self.states.examples.kernel,
-            X_test[: experiment.n_kernel],
-            y_test[: experiment.n_kernel],
+            X_test,
+            y_test,
             experiment.test_attack,
             n_features=experiment.n_features,
             key=self.states.key(seed, 5),
             K=self.kernel(seed, regime, epoch, model),
             memory=experiment.memory,
         )
-        return records.Features(
-            task=task,
-            kind="features",
-            seed=seed,
-            regime=regime,
-            epoch=epoch,
-            eigenvalues=found.eigenvalues.tolist(),
-            usefulness=found.usefulness.tolist(),
-            robustness=found.robustness.tolist(),
-        )
+        names = ("eigenvalues", "usefulness", "robustness")
+        return "features", {name: getattr(found, name).tolist() for name in names}
 
-    def images(self, task: str, seed: int, regime: str) -> records.Images:
+    def images(self, seed: int, regime: str, epoch: float) -> Measured:
         """Draw what maximises each class's regression direction, and its leading eigenvector."""
-        epoch, examples = self.experiment.checkpoints[-1], self.states.examples
-        model, (X, y) = self.model(seed, regime, epoch), examples.kernel
+        model, (X, y) = self.model(seed, regime, epoch), self.states.examples.kernel
         K = np.asarray(gram("class", model, X, memory=self.experiment.memory))
         drawn, numbers = {}, {}
         for name, coefficients in (("regression", regression_coefficients), ("eigenvector", class_eigenvectors)):
             found = eigenfeature_images(model, X, coefficients(K, y), n_steps=IMAGE_STEPS)
-            correlations = class_correlations(found.images, *examples.training)
+            correlations = class_correlations(found.images, *self.states.examples.training)
             drawn[name] = found.images
             numbers[f"{name}_cosines"] = found.cosines.tolist()
             numbers[f"{name}_correlation"] = float(np.diag(correlations).mean())
             numbers[f"{name}_recognised"] = float(np.mean(correlations.argmax(1) == np.arange(len(correlations))))
         self.run.save(drawn, "images", f"seed-{seed}", f"{regime}.safetensors")
-        return records.Images(task=task, kind="images", seed=seed, regime=regime, epoch=epoch, **numbers)
+        return "images", numbers
 
     # their parts
 
@@ -313,13 +287,13 @@ class Measurements:
     def _models(self, seed) -> Iterator[tuple[str, Callable, int]]:
         """Yield name, model and rows of a tile of everything that stage 2 has made."""
         for regime, epoch in self.experiment.starts:
-            model, name = self.model(seed, regime, epoch), f"{regime}/{epoch:g}"
-            yield f"{name}/network", model, NETWORK_ROWS
+            model = self.model(seed, regime, epoch)
+            yield _name(regime, epoch, "network"), model, NETWORK_ROWS
             predictor = self._regression(model, self.kernel(seed, regime, epoch, model))
-            yield f"{name}/closed-form", predictor, MACHINE_ROWS
+            yield _name(regime, epoch, "closed-form"), predictor, MACHINE_ROWS
             for how in product(self.experiment.dynamics, self.experiment.stage2):
-                second = "/".join((name, *how))
-                yield second, self.states.after_stage_two(seed, second, model, *how), NETWORK_ROWS
+                name = _name(regime, epoch, *how)
+                yield name, self.states.after_stage_two(seed, name, model, *how), NETWORK_ROWS
 
     def _regression(self, model, K):
         X, y = self.states.examples.kernel
@@ -329,12 +303,12 @@ class Measurements:
         return make_predictor(resolve_kernel("trace"), model, X, dual, offset, memory=self.experiment.memory)
 
 
-def adversarial_names(record: records.Record, starts: Iterable[tuple[str, float]]) -> list[str]:
+def adversarial_names(record: Record, starts: Iterable[tuple[str, float]]) -> list[str]:
     """Return the names under which a task keeps its adversarial examples."""
     if record["kind"] in ("closed form", "stage 2"):
-        return [_without_seed(record["task"])]
+        return [record["task"].partition("/")[2]]
     # the examples of the networks that the others start from
-    return [f"{regime}/{epoch:g}/network" for regime, epoch in starts] if record["kind"] == "transfer" else []
+    return [_name(*start, "network") for start in starts] if record["kind"] == "transfer" else []
 
 
 def _adversarial_file(seed, name) -> tuple[str, ...]:
@@ -345,5 +319,60 @@ def _state_of(record) -> tuple[int, str, float]:
     return record["seed"], record["regime"], record["epoch"]
 
 
-def _without_seed(task) -> str:
-    return task.partition("/")[2]
+def _name(regime, epoch, *how) -> str:
+    """Name what was made of a network of stage 1, in every seed."""
+    return "/".join((regime, f"{epoch:g}", *how))
+
+
+def accuracy(model: Callable, X: np.ndarray, y: np.ndarray, rows: int = NETWORK_ROWS) -> float:
+    """Return the share of inputs (n, ...) whose highest score is that of their label."""
+    return float(np.mean(evaluate(model, X, rows).argmax(1) == y))
+
+
+def kernel_metrics(K: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Compute scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
+    Y = np.eye(int(y.max()) + 1)[y]
+    return {
+        "effective_rank": metrics.effective_rank(K),
+        "participation_ratio": metrics.effective_rank(K, "participation"),
+        "top_mass": metrics.top_mass(K, min(TOP, len(K))),
+        "target_alignment": metrics.target_alignment(K, Y),
+        "centered_target_alignment": metrics.target_alignment(K, Y, centered=True),
+    }
+
+
+def class_metrics(layers: Mapping[str, np.ndarray], y: np.ndarray) -> ClassMetrics:
+    """Compute specialisation of the class kernels, and the part of each layer, of blocks (n, n, C) by layer."""
+    Y = np.eye(int(y.max()) + 1)[y]
+    whole = np.asarray(sum(layers.values()))
+    matrix = metrics.kernel_specialization(whole, Y)
+    total = float(np.trace(whole.mean(2)))
+    by_layer: dict[str, LayerMetrics] = {}
+    for name, block in layers.items():
+        K = np.asarray(block, np.float64).mean(2)
+        # a layer whose output meets a scale that starts at zero has no gradient, and its kernel neither of both
+        there = bool(K.any())
+        by_layer[name] = {
+            "share": float(np.trace(K)) / total,
+            "effective_rank": metrics.effective_rank(K) if there else None,
+            # uncentred: the kernel of the last bias is constant
+            "target_alignment": metrics.target_alignment(K, Y) if there else None,
+        }
+    return {
+        "specialization": float(np.diag(matrix).mean()),
+        "specialization_matrix": matrix.tolist(),
+        "layers": by_layer,
+    }
+
+
+def class_correlations(images: np.ndarray, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Compute correlations (C, C) of each class's image (rows) with the mean of each class's examples (columns).
+
+    Images and means are taken less their mean over classes, so that what all classes share does not count.
+    """
+    means = np.stack([X[y == c].mean(0).ravel() for c in range(len(images))])
+    means = means - means.mean(0)
+    images = images.reshape(len(images), -1)
+    images = images - images.mean(0)
+    norms = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(means, axis=1)
+    return images @ means.T / np.maximum(norms, np.finfo(float).tiny)

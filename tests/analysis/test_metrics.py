@@ -18,7 +18,7 @@ from ntkrobust_sk.analysis.metrics import (
     target_alignment,
     top_mass,
 )
-from ntkrobust_sk.evolution.measurements import class_metrics
+from ntkrobust_sk.evolution.tasks import class_metrics
 
 
 def random_gram(n, seed=0, n_features=None):

@@ -35,10 +35,9 @@ from ntkrobust_sk.cli.command import main
 from ntkrobust_sk.datasets.splits import Splits, load_splits
 from ntkrobust_sk.evolution.claims import check_claims
 from ntkrobust_sk.evolution.experiment import preset, settings_of
-from ntkrobust_sk.evolution.measurements import class_correlations
 from ntkrobust_sk.evolution.run_directory import RunDirectory, RunMismatchError
 from ntkrobust_sk.evolution.states import States
-from ntkrobust_sk.evolution.tasks import Measurements
+from ntkrobust_sk.evolution.tasks import Measurements, class_correlations
 
 # An MLP, because it compiles in no time.
 SMALL = KernelEvolution(
