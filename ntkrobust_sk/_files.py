@@ -1,4 +1,7 @@
-"""Files written whole or not at all, files read whole and checked, and errors of disks that name the file."""
+"""Files written whole or not at all, files read whole and checked, and errors of disks that name the file.
+
+Folders in which one process writes at a time, too; one that was killed leaves no lock behind.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,26 @@ import io
 import json
 import math
 import os
+import platform
 import re
 import secrets
 import stat
 import struct
-import zipfile
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None
 
 # What an unfinished file is called: nobody can guess it, and what a killed process has left can be told apart.
 PART = re.compile(r"\.ntkrobust-[0-9a-f]{16}\.part")
@@ -26,13 +37,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Where a zip archive's last record begins, and where in it the number of members is.
 END, END_SIZE, MEMBERS = b"PK\5\6", 22, slice(10, 12)
-# What may be at a path besides a file.
-KINDS = (
-    (stat.S_ISFIFO, "a named pipe (FIFO)"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+# What may be at a path besides a file, by the letter that ``ls -l`` has for it.
+KINDS = {"p": "a named pipe (FIFO)", "s": "a socket", "c": "a device", "b": "a device"}
+# The file that says who holds a folder, and the errors of file systems that cannot lock.
+LOCK = ".lock"
+UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+# Of archives: RuntimeError of members that claim to be encrypted, or compressed in a way that nobody knows.
+UNREADABLE = (OSError, LookupError, RuntimeError, ValueError, EOFError, BadZipFile, zlib.error, struct.error)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -61,7 +72,7 @@ def require_file(path: str | os.PathLike) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
-        kind = next((kind for is_such, kind in KINDS if is_such(mode)), "something else")
+        kind = KINDS.get(stat.filemode(mode)[0], "something else")
         raise OSError(errno.EINVAL, f"this is {kind}, where a file is expected", os.fspath(path))
 
 
@@ -157,24 +168,101 @@ def locked(folder: str | os.PathLike, what: str) -> Iterator[None]:
     BlockingIOError
         At once, if another holds the folder; the message names it.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
+    if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        said = f"another process or thread is at work in this {what}; wait until it has ended, or use another path"
-        raise BlockingIOError(error.errno, said, os.fspath(folder)) from error
-    except OSError:  # a file system without locks
-        pass
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            said = f"another process or thread is at work in this {what}; wait until it has ended, "
+            said += "or use another path"
+            raise BlockingIOError(error.errno, said, os.fspath(folder)) from error
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)
+
+
+class FolderInUseError(OSError):
+    """Another process writes into the folder."""
+
+
+@contextmanager
+def held(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep every other process that asks for the same out of a folder until the block ends.
+
+    The system gives the lock back when the process ends, however it does.
+
+    Raises
+    ------
+    FolderInUseError
+        If another process (or thread) has it; the message names folder and process.
+
+    Warns
+    -----
+    RuntimeWarning
+        Where the file system cannot lock.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, held(folder):
+    ...     os.listdir(folder)
+    ['.lock']
+    """
+    if fcntl is None:
+        yield
+        return
+    file = Path(folder) / LOCK
+    descriptor = _acquired(file)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+    finally:
+        # first the name and then the lock: whoever opened the file before finds that it is gone
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquired(file: Path) -> int:
+    """Return a descriptor that has the lock on the file that is at this place."""
+    while True:
+        with explained(file):
+            require_file(file)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, descriptor):
+                return descriptor
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise FolderInUseError(
+                f"{file.parent} is in use by {holder}: wait until it has ended, or give another folder"
+            ) from error
+        except OSError as error:
+            if error.errno in UNABLE:
+                warnings.warn(
+                    f"the file system of {file.parent} cannot lock: start nothing else in this folder",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                return descriptor
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(file, descriptor) -> bool:
+    """Tell whether the open file has not been taken away since."""
+    try:
+        return os.path.samestat(os.stat(file, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def is_part(path: str | os.PathLike) -> bool:
@@ -225,7 +313,7 @@ def read_npz(path: str | os.PathLike, names: Iterable[str] | None = None) -> dic
     where, wanted = "", None if names is None else set(names)
     try:
         require_file(path)
-        with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        with open(path, "rb") as stream, ZipFile(stream) as archive:
             _require_all_members(stream, archive)
             found = {}
             for member in archive.infolist():
@@ -238,17 +326,7 @@ def read_npz(path: str | os.PathLike, names: Iterable[str] | None = None) -> dic
         return found
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        LookupError,
-        NotImplementedError,  # of a compression that nobody knows
-        OSError,
-        RuntimeError,  # of a member that claims to be encrypted
-        ValueError,
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}{where} cannot be read as an .npz file of plain arrays: {error}") from error
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import MLP, Model, _files, gram
-from ntkrobust_sk._files import is_part, read_json, read_npz, write_atomically, written_atomically
-from ntkrobust_sk._locks import locked
+from ntkrobust_sk._files import held, is_part, read_json, read_npz, write_atomically, written_atomically
 from ntkrobust_sk.cli.attack import load_estimator, read_examples
 from ntkrobust_sk.datasets.splits import load_splits
 from ntkrobust_sk.evolution.run_directory import RunDirectory
@@ -201,7 +200,7 @@ READERS = {
     "examples": lambda path: (path / "c.npz", lambda: read_examples(path / "c.npz")),
     "estimator": lambda path: (path / "m.joblib", lambda: load_estimator(path / "m.joblib")),
     "checkpoint": lambda path: (path / "s", lambda: load_checkpoint(path / "s", {"a": np.zeros(2)})),
-    "lock": lambda path: (path / ".lock", lambda: locked(path).__enter__()),
+    "lock": lambda path: (path / ".lock", lambda: held(path).__enter__()),
 }
 
 

@@ -16,7 +16,6 @@ PACKAGE = Path(ntkrobust_sk.__file__).parent
 LEVELS = """
 _validation
 _arrays _files _portable
-_locks
 execution datasets solvers
 networks
 sklearn_models tangent attacks

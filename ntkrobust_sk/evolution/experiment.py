@@ -41,6 +41,28 @@ ATTACKS = ("pgd", "fgsm", "n-fgsm")
 # Epochs between whole ones, where the kernel moves fastest; the paper's.
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
 
+# How settings of an experiment, and of the demo, are checked.
+CHECKS = {
+    integer: "n_train n_test n_kernel batch_size seeds test_steps train_steps patience",
+    partial(integer, low=0): "epochs max_epochs stage2_epochs n_validation n_features",
+    partial(integer, low=0, high=LARGEST_SEED): "random_state",
+    partial(number, low=0): "alpha epsilon flip_epoch",
+    partial(number, above=0): "learning_rate stage2_learning_rate",
+    partial(number, low=0, below=1): "momentum average_decay",
+    flag: "clean_step normalize freeze_state",
+}
+
+
+def check_numbers(settings: Any) -> None:
+    """Bring what is counted and measured in a dataclass of settings into plain numbers, or raise."""
+    for check, names in CHECKS.items():
+        for field in fields(settings):
+            value = getattr(settings, field.name)
+            if field.name in names.split() and not (value is None and field.default is None):
+                found = check(field.name, value)
+                # what is plain stays as it was written
+                object.__setattr__(settings, field.name, value if isinstance(value, int | float) else found)
+
 
 @dataclass(frozen=True)
 class KernelEvolution:
@@ -158,7 +180,10 @@ class KernelEvolution:
         check_choice("attack", self.attack, ATTACKS)
         check_choice("network", self.network, NETWORKS)
         parse_memory(self.memory)
-        self._check_numbers()
+        check_numbers(self)
+        check_path("data", self.data)
+        if self.data_dir is not None:
+            check_path("data_dir", self.data_dir)
         if "flip" in self.regimes and "benign" not in self.regimes:
             raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
         fractions = _several("fractions", self.fractions)
@@ -185,33 +210,6 @@ class KernelEvolution:
                     f"stage2_from asks for epoch {epoch:g}, but kept are {brief(self.checkpoints)}. "
                     "Add it to fractions, or raise epochs"
                 )
-
-    def _check_numbers(self):
-        """Bring what is counted and measured into plain numbers, or raise."""
-        checks = {
-            ("n_train", "n_test", "n_kernel", "batch_size", "seeds", "test_steps", "train_steps"): integer,
-            ("epochs", "stage2_epochs", "n_validation", "n_features"): partial(integer, low=0),
-            ("random_state",): partial(integer, low=0, high=LARGEST_SEED),
-            ("alpha", "epsilon"): partial(number, low=0),
-            ("learning_rate", "stage2_learning_rate"): partial(number, above=0),
-            ("momentum",): partial(number, low=0, below=1),
-            ("clean_step", "normalize", "freeze_state"): flag,
-        }
-        optional = {
-            ("average_decay",): partial(number, low=0, below=1),
-            ("patience",): integer,
-            ("flip_epoch",): partial(number, low=0),
-        }
-        for names, check in (*checks.items(), *optional.items()):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None or names in checks:
-                    found = check(name, value)
-                    # what is plain stays as it was written
-                    object.__setattr__(self, name, value if isinstance(value, int | float) else found)
-        for name in ("data", "data_dir"):
-            if getattr(self, name) is not None or name == "data":
-                check_path(name, getattr(self, name))
 
     @cached_property
     def checkpoints(self) -> tuple[float, ...]:
@@ -306,19 +304,13 @@ class KernelEvolution:
         return replace(self, n_kernel=n_kernel, n_features=n_features)
 
 
+LARGER = {"n_train": 5000, "n_test": 500, "test_steps": 20, "epochs": 10}
 # Settings that suit a data set; a file of the user's own takes the defaults.
 PRESETS = {
     "digits": {},
-    "mnist": {"n_train": 5000, "n_test": 500, "epsilon": 0.1, "test_steps": 20, "epochs": 10},
-    "fashion-mnist": {"n_train": 5000, "n_test": 500, "epsilon": 0.05, "test_steps": 20, "epochs": 10},
-    "cifar10": {
-        "n_train": 5000,
-        "n_test": 500,
-        "epsilon": 4 / 255,
-        "train_steps": 7,
-        "test_steps": 20,
-        "epochs": 10,
-    },
+    "mnist": LARGER | {"epsilon": 0.1},
+    "fashion-mnist": LARGER | {"epsilon": 0.05},
+    "cifar10": LARGER | {"epsilon": 4 / 255, "train_steps": 7},
 }
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .._files import explained, is_part, read_json, require_file, write_atomically
-from .._locks import NAME as LOCK
-from .._locks import locked
+from .._files import LOCK, explained, held, is_part, read_json, require_file, write_atomically
 from ..training.checkpoints import load_checkpoint, read_arrays, save_checkpoint
 from .records import Record
 
@@ -31,7 +29,7 @@ from .records import Record
 CHECKSUM = b', "sha256": "'
 LINE = re.compile(rb"(\{.*)" + CHECKSUM + rb'([0-9a-f]{64})"\}')
 # JSON has no numbers that are not finite.
-WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+WORDS = ("NaN", "Infinity", "-Infinity")
 # Most lines have none of them, and looking for them in a tree takes as long as parsing it.
 WORD_ENDS = (b'NaN"', b'Infinity"')
 
@@ -67,11 +65,8 @@ class RunDirectory:
         RunMismatchError
             As for :meth:`open`.
         """
-        path = Path(path)
-        _require_run_or_nothing(path)
-        with explained(path):
-            path.mkdir(parents=True, exist_ok=True)
-        with locked(path):
+        path = _folder_of_a_run(path)
+        with held(path):
             yield cls.open(path, settings)
 
     @classmethod
@@ -91,19 +86,15 @@ class RunDirectory:
         DamagedRunError
             If the settings there are not what was written.
         """
-        path, settings = Path(path), json.loads(json.dumps(settings))
-        _require_run_or_nothing(path)
+        path, settings = _folder_of_a_run(path), json.loads(json.dumps(settings))
         if not (path / "settings.json").exists():
-            with explained(path):
-                path.mkdir(parents=True, exist_ok=True)
-            stated = settings | {"sha256": _digest(_canonical(settings))}
+            stated = settings | {"sha256": _fingerprint(settings)}
             write_atomically(path / "settings.json", json.dumps(stated, indent=2).encode() + b"\n")
             return cls(path)
         there = cls(path).settings
-        names = [*settings, *(name for name in there if name not in settings)]
         differences = [
             f"{name}: {there.get(name)!r} there, {settings.get(name)!r} here"
-            for name in names
+            for name in settings | there
             if there.get(name) != settings.get(name)
         ]
         if differences:
@@ -128,14 +119,14 @@ class RunDirectory:
                 f"{file} has no checksum: the run is of an earlier version, and nothing says that its numbers are "
                 "still those that were measured. Use another folder, and run it again"
             )
-        if stated != _digest(_canonical(there)):
+        if stated != _fingerprint(there):
             raise DamagedRunError(f"{file} was changed: its settings do not match their checksum")
         return there
 
     @cached_property
     def fingerprint(self) -> str:
         """Compute what tells this run from others."""
-        return _digest(_canonical(self.settings))
+        return _fingerprint(self.settings)
 
     # results
 
@@ -167,7 +158,7 @@ class RunDirectory:
             if result is None:
                 continue
             first, known = kept.setdefault(result.get("task", number), (number, result))
-            if known is not result and _encoded(known) != _encoded(result):
+            if known is not result and mapped(_word, known) != mapped(_word, result):
                 raise DamagedRunError(
                     f"lines {first} and {number} of {file} both hold the task {result['task']!r}, and differ; "
                     "delete one of them"
@@ -195,14 +186,12 @@ class RunDirectory:
         write_atomically(self.path / "results.jsonl", b"".join(kept))
 
     def _line(self, result) -> bytes:
-        text = json.dumps(_encoded(result), allow_nan=False)
+        text = json.dumps(mapped(_word, result), allow_nan=False)
         return f'{text[:-1]}, "sha256": "{_digest(self.fingerprint + text)}"}}\n'.encode()
 
     def _end(self) -> int:
         """Find where the next line goes. Only the last line is checked: all are when they are read."""
-        file = self.path / "results.jsonl"
-        require_file(file)
-        data = file.read_bytes() if file.exists() else b""
+        _, data = self._written()
         end = data.rfind(b"\n") + 1
         if end == 0 or end < len(data):
             return end
@@ -212,13 +201,14 @@ class RunDirectory:
             return self._scanned()[1]
         return end
 
-    def _scanned(self) -> tuple[list[dict | None], int]:
-        """Read each line's result, None for a last one that was not finished, and where the good lines end."""
+    def _written(self) -> tuple[Path, bytes]:
         file = self.path / "results.jsonl"
         require_file(file)
-        if not file.exists():
-            return [], 0
-        data = file.read_bytes()
+        return file, file.read_bytes() if file.exists() else b""
+
+    def _scanned(self) -> tuple[list[dict | None], int]:
+        """Read each line's result, None for a last one that was not finished, and where the good lines end."""
+        file, data = self._written()
         lines = data.split(b"\n")
         torn = lines.pop()
         found, good = [], 0
@@ -244,7 +234,9 @@ class RunDirectory:
         if _digest(self.fingerprint.encode() + text) != matched[2].decode():
             raise ValueError("its checksum is that of another line, or of another run")
         found = json.loads(text)
-        return _decoded(found) if any(word in text for word in WORD_ENDS) else found
+        if any(word in text for word in WORD_ENDS):
+            return mapped(lambda value: float(value) if value in WORDS else value, found)
+        return found
 
     # files
 
@@ -271,20 +263,24 @@ class RunDirectory:
         return read_arrays(self.path.joinpath(*parts), self.place(*parts))
 
 
-def _require_run_or_nothing(path: Path) -> None:
+def _folder_of_a_run(path: str | os.PathLike) -> Path:
+    """Return a folder that holds a run, or nothing yet; it is made if it is not there."""
+    path = Path(path)
+    is_run = not path.exists() or (path / "settings.json").exists()
     # a run that was killed at once has left no more than a lock and an unfinished file
-    if (path / "settings.json").exists() or not path.exists():
-        return
-    if not path.is_dir() or not all(is_part(p) or p.name == LOCK for p in path.iterdir()):
+    if not is_run and not (path.is_dir() and all(is_part(p) or p.name == LOCK for p in path.iterdir())):
         raise RunMismatchError(f"{path} is there, but holds no run (no settings.json); use another folder")
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _digest(text: str | bytes) -> str:
     return hashlib.sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()
 
 
-def _canonical(settings) -> str:
-    return json.dumps(settings, sort_keys=True)
+def _fingerprint(settings) -> str:
+    return _digest(json.dumps(settings, sort_keys=True))
 
 
 def _is_json(line: bytes) -> bool:
@@ -295,20 +291,15 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _encoded(value: Any) -> Any:
-    """Put words in place of numbers that are not finite, within dicts and lists too."""
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Change whatever stands in dicts and lists."""
     if isinstance(value, dict):
-        return {name: _encoded(inner) for name, inner in value.items()}
+        return {name: mapped(change, inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_encoded(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
-    return value
+        return [mapped(change, inner) for inner in value]
+    return change(value)
 
 
-def _decoded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _decoded(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_decoded(inner) for inner in value]
-    return WORDS.get(value, value) if isinstance(value, str) else value
+def _word(value: Any) -> Any:
+    """Put words in place of numbers that are not finite."""
+    return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value

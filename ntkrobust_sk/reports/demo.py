@@ -20,9 +20,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
-from .._files import explained, require_file, write_atomically, written_atomically
-from .._locks import locked
-from .._validation import LARGEST_SEED, integer, number
+from .._files import explained, held, require_file, write_atomically, written_atomically
 from .._validation import path as check_path
 from ..analysis.metrics import effective_rank, kernel_distance
 from ..attacks.pgd import PGD
@@ -33,7 +31,7 @@ from ..displays.kernels import KernelDistanceDisplay, SpectrumDisplay, spectrum
 from ..estimators.kernel_machines import EmpiricalNTKClassifier
 from ..estimators.trainer import AdversarialKernelTrainer
 from ..evolution.claims import HOLDS, closed_form_gains, frozen_kernel_gains
-from ..evolution.experiment import PRESETS
+from ..evolution.experiment import PRESETS, check_numbers
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,7 @@ class Demo:
 
     def __post_init__(self):
         # now, and not in the minute in which each is needed
-        for name in ("n_train", "n_test", "n_kernel", "train_steps", "test_steps"):
-            integer(name, getattr(self, name))
-        integer("max_epochs", self.max_epochs, low=0)
-        integer("random_state", self.random_state, low=0, high=LARGEST_SEED)
-        for name in ("epsilon", "alpha"):
-            number(name, getattr(self, name), low=0)
+        check_numbers(self)
 
 
 # Sizes that let the demo take minutes, in place of those of the experiment on the same data.
@@ -125,7 +118,7 @@ def run_demo(demo: Demo, out: str | os.PathLike) -> bool:
         out.mkdir(parents=True, exist_ok=True)
     for name in ("results.json", "figure.png"):
         require_file(out / name)
-    with locked(out):
+    with held(out):
         return _run(demo, out)
 
 

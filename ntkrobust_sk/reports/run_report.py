@@ -28,7 +28,7 @@ from ..displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spe
 from ..displays.robustness import TransferDisplay
 from ..evolution.claims import check_claims
 from ..evolution.results import EvolutionResult, require_result
-from ..evolution.run_directory import RunDirectory
+from ..evolution.run_directory import RunDirectory, mapped
 from ..evolution.tasks import RESTARTS
 
 # Colour of lines and text in a figure, which becomes that of the text around it, in the dark and in the light.
@@ -110,7 +110,7 @@ def write_report(result: EvolutionResult, path: str | os.PathLike | None = None)
         starts=1 + RESTARTS,
         claims=check_claims(result),
         accuracies=[row.cells() for row in result.accuracies()],
-        data=_finite_or_none(slider_data(result)),
+        data=mapped(_finite_or_none, slider_data(result)),
         pixels=PIXELS,
         curves=list(_curves(result)),
         kernels=list(_kernels(result)),
@@ -219,10 +219,6 @@ def _written_on() -> str:
 
 def _finite_or_none(value: Any) -> Any:
     """Put None, which the page shows as not finite, in place of numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {name: _finite_or_none(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite_or_none(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

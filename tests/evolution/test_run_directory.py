@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import _files
-from ntkrobust_sk._files import write_atomically
-from ntkrobust_sk._locks import FolderInUseError, locked
+from ntkrobust_sk._files import FolderInUseError, held, write_atomically
 from ntkrobust_sk.evolution.run_directory import DamagedRunError, RunDirectory, RunMismatchError
 from ntkrobust_sk.training.checkpoints import DamagedCheckpointError, load_checkpoint, read_arrays, save_checkpoint
 
@@ -266,8 +265,8 @@ def test_numbers_that_are_not_finite_come_back_and_the_file_is_json_that_every_r
 
 HOLD = """
 import sys, time
-from ntkrobust_sk._locks import locked
-with locked(sys.argv[1]):
+from ntkrobust_sk._files import held
+with held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -287,11 +286,11 @@ def other_process(tmp_path):
 def test_a_second_process_is_refused_with_folder_and_first_until_that_is_killed(tmp_path, other_process):
     for _ in range(2):
         by = f"{tmp_path} is in use by process {other_process.pid} on "
-        with pytest.raises(FolderInUseError, match=by), locked(tmp_path):
+        with pytest.raises(FolderInUseError, match=by), held(tmp_path):
             pass
     other_process.kill()
     other_process.wait()
-    with locked(tmp_path):
+    with held(tmp_path):
         assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
     assert not any(tmp_path.iterdir())
 
@@ -310,7 +309,7 @@ def test_two_sessions_of_one_run_exclude_each_other_and_leave_nothing_behind(tmp
 def test_a_lock_that_is_a_link_is_refused_and_not_followed(tmp_path):
     (tmp_path / "kept").write_text("kept")
     (tmp_path / ".lock").symlink_to(tmp_path / "kept")
-    with pytest.raises(OSError, match=r"\.lock"), locked(tmp_path):
+    with pytest.raises(OSError, match=r"\.lock"), held(tmp_path):
         pass
     assert (tmp_path / "kept").read_text() == "kept"
 
@@ -319,8 +318,8 @@ def test_where_the_file_system_cannot_lock_a_word_is_said(tmp_path, monkeypatch)
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("ntkrobust_sk._locks.fcntl.flock", refuse)
-    with pytest.warns(RuntimeWarning, match="cannot lock"), locked(tmp_path):
+    monkeypatch.setattr("ntkrobust_sk._files.fcntl.flock", refuse)
+    with pytest.warns(RuntimeWarning, match="cannot lock"), held(tmp_path):
         pass
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ntkrobust_sk._locks import locked
+from ntkrobust_sk._files import held
 from ntkrobust_sk.cli import command as cli
 from ntkrobust_sk.evolution.experiment import preset
 from ntkrobust_sk.reports import demo
@@ -204,7 +204,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, capsys):
 
 
 def test_a_demo_in_the_folder_of_another_one_is_refused(tmp_path, capsys):
-    with locked(tmp_path):
+    with held(tmp_path):
         assert run(FEW, tmp_path) == 2
     assert f"{tmp_path} is in use by process" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
