@@ -8,13 +8,17 @@ BIN = $(VENV)/bin
 SMOKE = ntkrobust_sk tests/test_imports.py $(addprefix tests/,kernels/test_ntk.py solvers estimators/test_estimators.py \
 	sklearn_models/test_sklearn_models.py networks/test_adapters.py)
 
-.PHONY: help demo test test-fast smoke smoke-oldest lint clean
+.PHONY: help demo docs test test-fast smoke smoke-oldest lint clean
 
 help: ## list what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1@/' | column -t -s @
 
 demo: $(VENV)/.demo ## digits and a small CNN in a few minutes: table, results.json, figure.png
 	$(BIN)/ntkrobust demo --out $(OUT)
+
+docs: $(VENV)/.docs ## the site, with every example of the gallery run: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 test-fast: $(VENV)/.test ## what tells soonest whether something broke: all but the tests marked slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q tests
@@ -54,5 +58,9 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps neural-tangents==0.6.5 frozendict
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[docs,nets,plot,store,distributed,evolution]"
+	@touch $@
+
 clean: ## remove the environments and the demo's output
-	rm -rf $(VENV) .venv-newest .venv-oldest $(OUT)
+	rm -rf $(VENV) .venv-newest .venv-oldest $(OUT) docs/_build docs/api docs/gallery
