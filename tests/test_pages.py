@@ -9,6 +9,7 @@ import doctest
 import inspect
 import io
 import re
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ import pytest
 
 import ntkrobust_sk
 import ntkrobust_sk.testing
+from ntkrobust_sk.estimators.shared import SITE
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -27,7 +29,7 @@ def blocks_of(page: Path) -> list[tuple[str, str, str | None]]:
     text = page.read_text(encoding="utf-8")
     found = list(BLOCK.finditer(text))
     blocks = []
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip_longest(found, found[1:]):
         if block[1] != "python":
             continue
         follows = after is not None and after[1] == "text" and not text[block.end() : after.start()].strip()
@@ -64,6 +66,15 @@ def test_the_reference_has_every_public_name():
     public = {name for name in ntkrobust_sk.__all__ if not inspect.ismodule(getattr(ntkrobust_sk, name))}
     checks = {name for name, thing in vars(ntkrobust_sk.testing).items() if inspect.isfunction(thing)}
     assert sorted(listed) == sorted(public | checks)
+
+
+ESTIMATORS = [name for name in ntkrobust_sk.__all__ if hasattr(getattr(ntkrobust_sk, name), "fit")]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_links_to_its_page(name):
+    link = f'href="{SITE}/api/ntkrobust_sk.{name}.html"'
+    assert link in getattr(ntkrobust_sk, name)()._repr_html_()
 
 
 def test_what_is_compared_is_what_follows(tmp_path):

@@ -23,7 +23,7 @@ class EigenfeatureImages:
 
     Attributes
     ----------
-    images : array (C, *input_shape)
+    images : array ``(C, *input_shape)``
     cosines : array (C,)
         cos(∇f_c(x), v_c) at the end.
     """

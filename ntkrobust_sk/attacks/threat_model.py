@@ -302,7 +302,7 @@ def check_floating(x: Any) -> None:
 
 
 def _bound(bound, x) -> np.ndarray:
-    """Return a bound broadcastable against the examples: a number, or (1, *features)."""
+    """Return a bound broadcastable against the examples: a number, or ``(1, *features)``."""
     bound = np.asarray(bound)
     return bound if bound.ndim == 0 else _per_feature("bounds have", bound, x)
 

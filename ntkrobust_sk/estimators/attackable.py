@@ -77,7 +77,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
 
     @abstractmethod
     def _scores(self) -> Callable:
-        """Return the fitted function from inputs (n, *input_shape_) to scores (n, T), a callable pytree."""
+        """Return the fitted function from inputs ``(n, *input_shape_)`` to scores (n, T), a callable pytree."""
 
     @property
     def _dtype(self) -> np.dtype:
@@ -99,7 +99,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
         Returns
         -------
         callable pytree
-            From inputs (n, n_features) or (n, *input_shape_) to scores (n, C) in the order of ``classes_``, or to
+            From inputs (n, n_features) or (n, ...) to scores (n, C) in the order of ``classes_``, or to
             predictions (n, T) of a regressor.
         """
         check_is_fitted(self)
@@ -213,7 +213,7 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
     class_weight: dict | str | None = field(default=None, metadata=allowed(dict, StrOptions({"balanced"}), None))
 
     def _validated_labels(self, X: Any, y: Any, sample_weight: ArrayLike | None, known_shape=None):
-        """Return X as (n, *input_shape_), labels as positions (n,), and weights (n,) or None; set ``classes_``."""
+        """Return X as (n, ...), labels as positions (n,), and weights (n,) or None; set ``classes_``."""
         X, y = self._validated(X, y, reset=True, known_shape=known_shape)
         require_one_kind(y)
         check_classification_targets(y)

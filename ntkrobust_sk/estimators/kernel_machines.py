@@ -63,8 +63,8 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     model_ : Model
         The network whose tangent kernel this is.
     predictor_ : callable pytree
-        From inputs (n, *input_shape_) to scores (n, C).
-    X_fit_ : array (n, *input_shape_)
+        From inputs ``(n, *input_shape_)`` to scores (n, C).
+    X_fit_ : array ``(n, *input_shape_)``
     dual_coef_ : array (n, C)
     intercept_ : array (C,)
         These three with the closed-form solvers only.
@@ -137,8 +137,8 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
     model_ : Model
         The network whose tangent kernel this is.
     predictor_ : callable pytree
-        From inputs (n, *input_shape_) to predictions (n, T).
-    X_fit_ : array (n, *input_shape_)
+        From inputs ``(n, *input_shape_)`` to predictions (n, T).
+    X_fit_ : array ``(n, *input_shape_)``
     dual_coef_ : array (n, T)
     intercept_ : array (T,)
         These three with the closed-form solvers only.

@@ -58,9 +58,9 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
     support_ : int array (n_features,)
         The chosen ones among the candidates, best first.
     features_ : callable pytree
-        From inputs (n, *input_shape_) to φ: attack a linear model on it through this.
+        From inputs ``(n, *input_shape_)`` to φ: attack a linear model on it through this.
     model_ : Model
-    X_fit_ : array (n, *input_shape_)
+    X_fit_ : array ``(n, *input_shape_)``
     input_shape_ : tuple of int
     n_features_in_ : int
 

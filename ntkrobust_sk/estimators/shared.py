@@ -37,6 +37,8 @@ from ..targets.target import Seed
 from .answers import kept_dtypes
 from .inputs import as_rows, input_shape, require_finite_targets
 
+SITE = "https://ntkrobust-sk.readthedocs.io/en/stable"
+
 
 def allowed(*constraints: Any) -> dict[str, list]:
     """Return the metadata of a parameter that takes what scikit-learn's constraints say; without it, anything."""
@@ -60,6 +62,13 @@ class TangentEstimator(BaseEstimator):
     input_shape_: tuple[int, ...] = field(init=False)
     model_: Model = field(init=False)
 
+    # scikit-learn's HTML of an estimator links to its page of the site
+    _doc_link_module = "ntkrobust_sk"
+    _doc_link_template = f"{SITE}/api/ntkrobust_sk.{{name}}.html"
+
+    def _doc_link_url_param_generator(self) -> dict[str, str]:
+        return {"name": type(self).__name__}
+
     @property
     def _parameter_constraints(self) -> dict[str, Any]:
         return {f.name: f.metadata.get("constraints", "no_validation") for f in fields(self) if f.init}
@@ -71,7 +80,7 @@ class TangentEstimator(BaseEstimator):
     def _validated(
         self, X: Any, y: Any = "no_validation", *, reset: bool, known_shape=None, **options
     ) -> tuple[np.ndarray, Any]:
-        """Return X as (n, *input_shape_) and y, checked by scikit-learn, which sees images as flat rows."""
+        """Return X as ``(n, *input_shape_)`` and y, checked by scikit-learn, which sees images as flat rows."""
         require_numbers("X", X)
         if options.get("y_numeric"):
             require_numbers("y", y)

@@ -176,7 +176,7 @@ class EvolutionResult:
         return found
 
     def images(self, seed: int, regime: str) -> dict[str, np.ndarray]:
-        """Read the images of the classes' directions, (C, *input_shape) each: "regression" and "eigenvector"."""
+        """Read images of the classes' directions, ``(C, *input_shape)`` each: "regression" and "eigenvector"."""
         return RunDirectory(self.path).arrays("images", f"seed-{seed}", f"{regime}.safetensors")
 
 

@@ -160,7 +160,7 @@ def plain_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 
 
 def _by_phases(eqn, delta, rhs, shape):
-    """Return cotangents (n, *out, o) of the output as those (n, h, w, c) of the input."""
+    """Return cotangents ``(n, *out, o)`` of the output as those (n, h, w, c) of the input."""
     strides, padding = eqn.params["window_strides"], eqn.params["padding"]
     first = [low // s for (low, _), s in zip(padding, strides, strict=True)]
     last = [-(-(low + size) // s) for (low, _), size, s in zip(padding, shape[1:3], strides, strict=True)]

@@ -125,8 +125,8 @@ class TangentKernel:
     def fold(self, features: TangentGradients, dual: jax.Array) -> list[jax.Array]:
         """Fold training points into tangents, one array for each parameter array, by dual coefficients (n, T).
 
-        Rank 2: W_rt = Σ_i dual_it ∇⟨d_r, f(x_i)⟩, (R, T, *leaf.shape). Rank 3: w_r = Σ_i dual_ir ∇⟨d_r,
-        f(x_i)⟩, (R, *leaf.shape). Rank 4: their sum over r, (1, *leaf.shape).
+        Rank 2: W_rt = Σ_i dual_it ∇⟨d_r, f(x_i)⟩, ``(R, T, *leaf.shape)``. Rank 3: w_r = Σ_i dual_ir ∇⟨d_r,
+        f(x_i)⟩, ``(R, *leaf.shape)``. Rank 4: their sum over r, ``(1, *leaf.shape)``.
         """
         n_directions = _n_directions(features[0])
         weights = jnp.broadcast_to(dual, (n_directions, *dual.shape)) if self.rank == 2 else dual.T[:, :, None]

@@ -30,7 +30,7 @@ def split_biases(features: list[DenseGradients | OuterProducts]) -> list[DenseGr
 
 
 def contract_with_tangents(leaf: DenseGradients | OuterProducts, tangents: jax.Array) -> jax.Array:
-    """Compute ⟨G_r(x), W_rt⟩ for tangents W (r, t, *shape) of one parameter array: (r, n, t)."""
+    """Compute ⟨G_r(x), W_rt⟩ for tangents W ``(r, t, *shape)`` of one parameter array: (r, n, t)."""
 
     def of_direction(part, some):
         return jax.vmap(lambda tangent: part.push(tangent)[0], out_axes=1)(some)

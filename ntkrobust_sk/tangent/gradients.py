@@ -47,7 +47,7 @@ class Layout:
         return Layout(self.shape, (*self.steps, (name, tuple(map(int, argument)))))
 
     def view(self, array: Array) -> Array:
-        """Return an array (..., *shape) as the layout has it."""
+        """Return an array ``(..., *shape)`` as the layout has it."""
         lead = array.ndim - len(self.shape)
         for name, argument in self.steps:
             array = _step(array, lead, name, argument)

@@ -30,7 +30,7 @@ def inputs(
     bounds: tuple[float, float] = (0.0, 1.0),
     dtype: DTypeLike = np.float32,
 ) -> SearchStrategy[np.ndarray]:
-    """Strategy for inputs (n, *input_shape), finite and within bounds.
+    """Strategy for inputs ``(n, *input_shape)``, finite and within bounds.
 
     The values are ``bounds[0]`` plus multiples of 1/1024 of the range: the smallest floats, which ReLU
     networks compute differently in every precision, are no inputs that anybody has.
