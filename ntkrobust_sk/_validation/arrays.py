@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import ml_dtypes
 import numpy as np
 
-from .scalars import brief, brief_with_dtype, unknown
+from .values import brief, brief_with_dtype, unknown
 
 # Shares of a column's spread that rounding may take: without a word, and at all.
 NOTABLE, LOST = 3e-3, 0.5

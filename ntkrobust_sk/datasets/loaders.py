@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._validation import check_choice
-from .published import CIFAR10, CIFAR100, CIFAR_PAGE, FASHION_MNIST, MNIST, fetch, load_idx, read_cifar
+from .published import CIFAR10, CIFAR100, CIFAR_PAGE, FASHION_MNIST, MNIST, load
 
 
 def load_digits_images() -> tuple[np.ndarray, np.ndarray]:
@@ -89,11 +89,7 @@ def load_cifar10(
     ...
     ValueError: unknown split 'validation'; known are 'train', 'test'
     """
-    check_choice("split", split, CIFAR10.files)
-    if data_dir is None:
-        return fetch(CIFAR10, split)
-    X, labels = read_cifar(CIFAR10, data_dir, split)
-    return X, labels[:, 0].astype(np.int64)
+    return load(CIFAR10, data_dir, split)
 
 
 def load_cifar100(
@@ -147,8 +143,7 @@ def load_cifar100(
             "CIFAR-100: expected data_dir, the folder of the binary version, found None. OpenML is not used "
             f"for CIFAR-100: unpack cifar-100-binary.tar.gz ({CIFAR_PAGE}) and pass its folder."
         )
-    X, both = read_cifar(CIFAR100, data_dir, split)
-    return X, both[:, ("coarse", "fine").index(labels)].astype(np.int64)
+    return load(CIFAR100, data_dir, split, ("coarse", "fine").index(labels))
 
 
 def load_mnist(
@@ -196,7 +191,7 @@ def load_mnist(
     ...
     ValueError: unknown split 't10k'; known are 'train', 'test'
     """
-    return load_idx(MNIST, data_dir, split)
+    return load(MNIST, data_dir, split)
 
 
 def load_fashion_mnist(
@@ -241,4 +236,4 @@ def load_fashion_mnist(
     ...
     ValueError: unknown split 't10k'; known are 'train', 'test'
     """
-    return load_idx(FASHION_MNIST, data_dir, split)
+    return load(FASHION_MNIST, data_dir, split)

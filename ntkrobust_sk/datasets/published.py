@@ -191,7 +191,26 @@ def _scale(pixels: np.ndarray, shape: tuple[int, int, int], out: np.ndarray | No
     return np.divide(images, np.float32(255), out=out, order="C")
 
 
-def read_cifar(source: Source, data_dir: str | os.PathLike, split: str) -> tuple[np.ndarray, np.ndarray]:
+def load(
+    source: Source, data_dir: str | os.PathLike | None, split: str, label: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read X and y of a split, from files or from OpenML; ``label`` is the place of the label in a record."""
+    check_choice("split", split, source.files)
+    if data_dir is None:
+        return fetch(source, split)
+    if source.folder:
+        X, labels = _read_cifar(source, data_dir, split)
+        return X, labels[:, label].astype(np.int64)
+    paths = [_find(source, data_dir, (f"{name}.gz", name)) for name in source.files[split]]
+    n_samples = sum(source.counts[split])
+    y = _read_idx(source, paths[1], (n_samples,))
+    _check_labels(paths[1], y, *source.label_sizes)
+    _check_counts(paths[1], source, split, y)
+    pixels = _read_idx(source, paths[0], (n_samples, *source.shape[1:]))
+    return _scale(pixels, source.shape), y.astype(np.int64)
+
+
+def _read_cifar(source: Source, data_dir: str | os.PathLike, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read X and the label bytes, (n, n_label_bytes) uint8, of a split in the CIFAR binary format."""
     paths = [_find(source, data_dir, (name, f"{source.folder}/{name}")) for name in source.files[split]]
     channels, height, width = source.shape
@@ -228,20 +247,6 @@ def _read_idx(source: Source, path: Path, shape: tuple[int, ...]) -> np.ndarray:
     _check_size(path, content, n_bytes, f"a header of {4 * len(header)} and {shape}")
     _compare(path, content, source)
     return np.frombuffer(content, np.uint8, offset=4 * len(header)).reshape(shape)
-
-
-def load_idx(source: Source, data_dir: str | os.PathLike | None, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read X and y of a split in the IDX format, from files or from OpenML."""
-    check_choice("split", split, source.files)
-    if data_dir is None:
-        return fetch(source, split)
-    paths = [_find(source, data_dir, (f"{name}.gz", name)) for name in source.files[split]]
-    n_samples = sum(source.counts[split])
-    y = _read_idx(source, paths[1], (n_samples,))
-    _check_labels(paths[1], y, *source.label_sizes)
-    _check_counts(paths[1], source, split, y)
-    pixels = _read_idx(source, paths[0], (n_samples, *source.shape[1:]))
-    return _scale(pixels, source.shape), y.astype(np.int64)
 
 
 def fetch(source: Source, split: str) -> tuple[np.ndarray, np.ndarray]:

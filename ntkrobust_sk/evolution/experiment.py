@@ -23,8 +23,7 @@ from .._validation import LARGEST_SEED, check_choice, flag, integer, number
 from .._validation import brief as shown
 from .._validation import path as check_path
 from ..attacks.pgd import FGSM, NFGSM, PGD
-from ..datasets.splits import Splits, load_splits
-from ..datasets.subsets import no_more, require_enough
+from ..datasets.splits import Splits, load_splits, no_more, require_enough
 from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
 from ..kernels.fingerprint import hash_arrays

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from ..attacks.pgd import Clean
-from ..datasets.splits import Splits
-from ..datasets.subsets import chosen_indices
+from ..datasets.splits import Splits, chosen_indices
 from ..networks.model import Model
 from ..networks.named import NETWORKS, initial_model
 from ..networks.wrappers import Normalized

@@ -24,8 +24,7 @@ from .._files import explained, held, require_file, write_atomically, written_at
 from .._validation import path as check_path
 from ..analysis.metrics import effective_rank, kernel_distance
 from ..attacks.pgd import PGD
-from ..datasets.splits import load_splits
-from ..datasets.subsets import chosen_indices, no_more
+from ..datasets.splits import chosen_indices, load_splits, no_more
 from ..displays.drawing import COLORS
 from ..displays.kernels import KernelDistanceDisplay, SpectrumDisplay, spectrum
 from ..estimators.kernel_machines import EmpiricalNTKClassifier

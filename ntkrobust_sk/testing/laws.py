@@ -67,14 +67,10 @@ def check_kernel(
     check_shape(kernel, model, X)
     check_symmetric(kernel, model, X, rtol=rtol)
     check_positive_semidefinite(kernel, model, X)
-    check_permutation_equivariance(kernel, model, X, rtol=rtol)
-    check_diagonal(kernel, model, X, rtol=rtol)
-    check_tiling_invariance(kernel, model, X, rtol=rtol)
-    check_dtype_drift(kernel, model, X, rtol=rtol)
-    if tangent:
-        check_scaling(kernel, model, X, rtol=rtol)
-    if resolve_kernel(kernel).is_tangent:
-        check_predictor(kernel, model, X, rtol=rtol)
+    checks = [check_permutation_equivariance, check_diagonal, check_tiling_invariance, check_dtype_drift]
+    checks += [check_scaling] * tangent + [check_predictor] * resolve_kernel(kernel).is_tangent
+    for check in checks:
+        check(kernel, model, X, rtol=rtol)
 
 
 def check_shape(kernel: KernelLike, model: Model, X: ArrayLike) -> None:
@@ -98,8 +94,7 @@ def check_symmetric(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: flo
 
     Looks at what the kernel itself returns; :func:`~ntkrobust_sk.gram` computes one half and mirrors it.
     """
-    kernel, X = _prepared(kernel, model, X)
-    K = _block_of(kernel, model, X, X)
+    kernel, X, K = _with_block(kernel, model, X)
     axes = (1, 0, 3, 2) if K.ndim == 4 else (1, 0, 2)[: K.ndim]
     _require_close(f"{kernel!r} is not symmetric", K, K.transpose(axes), rtol)
 
@@ -118,8 +113,7 @@ def check_positive_semidefinite(
         n δ, and entries are no larger than the largest eigenvalue.
     """
     tol = None if tol is None else number("tol", tol, low=0)
-    kernel, X = _prepared(kernel, model, X)
-    K = _block_of(kernel, model, X, X)
+    kernel, X, K = _with_block(kernel, model, X)
     for name, matrix in _matrices(K):
         values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
         largest = np.abs(values).max()
@@ -135,8 +129,7 @@ def check_permutation_equivariance(
     kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None
 ) -> None:
     """Check that reordered inputs give the same entries in the new order: each depends on its two inputs alone."""
-    kernel, X = _prepared(kernel, model, X)
-    K = _block_of(kernel, model, X, X)
+    kernel, X, K = _with_block(kernel, model, X)
     rolled, reverse = np.roll(np.arange(len(X)), 1), np.arange(len(X))[::-1]
     found = _block_of(kernel, model, X[rolled], X[reverse])
     _require_close(f"{kernel!r} depends on the order of its inputs", found, K[rolled][:, reverse], rtol)
@@ -146,9 +139,7 @@ def check_diagonal(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: floa
     """Check that k(x, x) computed alone, for every x, is the diagonal of the Gram matrix of all."""
     kernel, X = _prepared(kernel, model, X)
     alone = np.stack([_block_of(kernel, model, x[None], x[None])[0, 0] for x in X])
-    K = np.asarray(
-        gram(kernel, model, X, plan=fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1], inputs=X.dtype))
-    )
+    K = np.asarray(gram(kernel, model, X, plan=_plan(kernel, model, X)))
     among_others = K[np.arange(len(X)), np.arange(len(X))]
     _require_close(f"the Gram matrix of {kernel!r} has another diagonal than k(x, x)", among_others, alone, rtol)
 
@@ -168,13 +159,12 @@ def check_tiling_invariance(
     tile_rows : tuple of int, default=(1, 4)
         Rows of the tiles to compare, powers of two.
     """
-    kernel, X = _prepared(kernel, model, X)
-    K = _block_of(kernel, model, X, X)
+    kernel, X, K = _with_block(kernel, model, X)
     sizes = positive_tuple("tile_rows", tile_rows)
     if not sizes:
         raise ValueError("tile_rows must hold one number of rows or more, got none")
     for rows in sizes:
-        plan = fixed_plan(kernel, model, X.shape[1:], rows, inputs=X.dtype)
+        plan = _plan(kernel, model, X, rows)
         tiled = np.asarray(gram(kernel, model, X, plan=plan))
         _require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)
     half = len(X) // 2
@@ -187,11 +177,10 @@ def check_scaling(
 ) -> None:
     """Check that the kernel of c times the logits is c² times the kernel, as for every tangent kernel."""
     factor = number("factor", factor)
-    kernel, X = _prepared(kernel, model, X)
-    expected = factor**2 * _block_of(kernel, model, X, X)
+    kernel, X, K = _with_block(kernel, model, X)
     scaled = Model(_Scaled(model.network, factor), model.variables)
     claim = f"{kernel!r} of {factor:g} times the logits is not {factor**2:g} times the kernel"
-    _require_close(claim, _block_of(kernel, scaled, X, X), expected, rtol)
+    _require_close(claim, _block_of(kernel, scaled, X, X), factor**2 * K, rtol)
 
 
 def check_dtype_drift(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
@@ -220,16 +209,12 @@ def check_predictor(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: flo
     For kernels with ``fold`` and ``predict``. A difference is measured against the largest sum of absolute
     terms |K(x, x_i) α_i| rather than the largest score, which may be small by cancellation.
     """
-    kernel, X = _prepared(kernel, model, X)
-    K = _block_of(kernel, model, X, X)
+    kernel, X, K = _with_block(kernel, model, X)
     n_targets = 2 if K.ndim == 2 else K.shape[2]
     # more training points than targets, so that they are folded
     X_fit = np.concatenate([X] * (n_targets // len(X) + 1))
     dual = np.random.default_rng(0).normal(size=(len(X_fit), n_targets)).astype(X.dtype)
-    offset, plan = (
-        np.zeros(n_targets, X.dtype),
-        fixed_plan(kernel, model, X.shape[1:], TILE_ROWS[-1], inputs=X.dtype),
-    )
+    offset, plan = np.zeros(n_targets, X.dtype), _plan(kernel, model, X)
     found = _scores(make_predictor(kernel, model, X_fit, dual, offset, plan=plan), X)
     expected = _scores(DualPredictor(kernel, model, X_fit, dual, offset), X)
     scale = np.abs(K).max() * np.abs(dual).sum()
@@ -258,6 +243,15 @@ def _prepared(kernel, model, X):
     if X.ndim < 2 or len(X) < 2:
         raise ValueError(f"X must hold at least two inputs, of shape (n, ...), got shape {X.shape}")
     return resolve_kernel(kernel), require_finite("X", X)
+
+
+def _with_block(kernel, model, X):
+    kernel, X = _prepared(kernel, model, X)
+    return kernel, X, _block_of(kernel, model, X, X)
+
+
+def _plan(kernel, model, X, rows=TILE_ROWS[-1]):
+    return fixed_plan(kernel, model, X.shape[1:], rows, inputs=X.dtype)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -24,7 +24,7 @@ from ntkrobust_sk.datasets.loaders import (
     load_fashion_mnist,
     load_mnist,
 )
-from ntkrobust_sk.datasets.subsets import class_balanced_indices
+from ntkrobust_sk.datasets.splits import class_balanced_indices
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -5,8 +5,7 @@ import pytest
 
 from ntkrobust_sk import load_digits_images
 from ntkrobust_sk.datasets import splits
-from ntkrobust_sk.datasets.splits import load_splits
-from ntkrobust_sk.datasets.subsets import chosen_indices, require_enough
+from ntkrobust_sk.datasets.splits import chosen_indices, load_splits, require_enough
 
 N, N_TEST = 12, 6
 

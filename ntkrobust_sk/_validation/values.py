@@ -1,11 +1,15 @@
-"""Numbers, flags, choices and seeds."""
+"""Single values: numbers, flags, choices, seeds, functions and paths."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +17,10 @@ import numpy as np
 LARGEST_SEED = 2**32 - 1
 # What is counted is counted in 32 bits, in compiled loops and in the shapes of arrays.
 LARGEST_COUNT = 2**31 - 1
+# Bytes of one component of a path, on the file systems in use.
+LONGEST_NAME = 255
+# What a URL begins with, also where a Path has made one slash of two; one letter is a drive.
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def brief(value) -> str:
@@ -210,3 +218,86 @@ def seed(name: str, value):
             f"{name} must be None, an integer from 0 to {LARGEST_SEED} or a numpy.random.RandomState, got "
             f"{brief(value)}"
         ) from None
+
+
+def function(name: str, value, call: str, n_arguments: int, *keywords: str) -> Callable:
+    """Return what can be called with so many arguments and these keywords.
+
+    Parameters
+    ----------
+    name : str
+    value : callable
+        No class: what is wanted is an instance.
+    call : str
+        How it is called, for the error.
+    n_arguments : int
+        By position.
+    *keywords : str
+
+    Raises
+    ------
+    TypeError
+        For anything else. What states no signature is believed.
+
+    Examples
+    --------
+    >>> function("solver", np.linalg.solve, "solver(A, B)", 2) is np.linalg.solve
+    True
+    >>> function("solver", lambda A: A, "solver(A, B)", 2)
+    Traceback (most recent call last):
+    TypeError: solver must be callable as solver(A, B), but <function <lambda> at ...> takes (A)
+    """
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an instance: write {value.__name__}(...), not {value.__name__}")
+    if not callable(value):
+        raise TypeError(f"{name} must be callable as {call}, got {brief(value)}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return value
+    try:
+        signature.bind(*range(n_arguments), **dict.fromkeys(keywords))
+    except TypeError:
+        raise TypeError(f"{name} must be callable as {call}, but {brief(value)} takes {signature}") from None
+    return value
+
+
+def path(name: str, value) -> Path:
+    """Return a path with ``~`` expanded.
+
+    Raises
+    ------
+    TypeError
+        For anything but a str or an ``os.PathLike`` of one.
+    ValueError
+        For a path that no file system here can have: a URL, empty, with a null character, with a component of
+        over 255 bytes, or of a user that does not exist.
+
+    Examples
+    --------
+    >>> path("store", "runs/K.zarr").name
+    'K.zarr'
+    >>> path("store", 5)
+    Traceback (most recent call last):
+    TypeError: store must be a path, a str or pathlib.Path, got 5
+    """
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a path, a str or pathlib.Path, got {brief(value)}")
+    if not text or "\0" in text:
+        raise ValueError(f"{name} must be the path of a file or folder, got {brief(value)}")
+    if SCHEME.match(text):
+        raise ValueError(
+            f"{name} must be the path of a file or folder of this machine, got the URL {brief(text)}; give a path "
+            "here, and copy between it and there"
+        )
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name}={text!r} begins with the home of a user that does not exist: {error}") from None
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in found.parts):
+        raise ValueError(f"{name} has a component of over {LONGEST_NAME} bytes: {brief(text)}")
+    return found
