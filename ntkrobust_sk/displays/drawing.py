@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,15 +28,15 @@ COLORS = {
 Regimes = Iterable[str] | None
 OTHER_COLORS = ("#2f6db3", "#c44e36", "#3a8f5c", "#7a4fa3", "#b8860b", "#5a5a5a")
 LABELS = {
+    "robust": "robust accuracy",
+    "clean": "clean accuracy",
     "velocity": "kernel velocity (per epoch)",
     "distance_to_start": "distance to the first kernel",
-    "clean": "clean accuracy",
-    "robust": "robust accuracy",
     "clean_effective_rank": "effective rank",
     "adversarial_effective_rank": "effective rank, attacked images",
     "clean_participation_ratio": "participation ratio",
-    "clean_top_mass": "top-10 mass",
     "clean_centered_target_alignment": "centred target alignment",
+    "clean_top_mass": "top-10 mass",
     "adversarial_centered_target_alignment": "centred target alignment, attacked images",
     "specialization": "class specialisation",
 }
@@ -93,11 +93,11 @@ def unfrozen(estimator: Any) -> Any:
     return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
 
 
-def mapping_of(name: str, values: Any, what: str, at_least: int = 1) -> dict:
-    """Return a dict of some entries, or raise a TypeError that says what they should be."""
+def mapping_of(name: str, values: Any, what: str, check: Callable[[str, Any], Any], at_least: int = 1) -> dict:
+    """Return a dict of some entries, each checked, or raise a TypeError that says what they should be."""
     if not isinstance(values, dict) or len(values) < at_least:
         raise TypeError(f"{name} must be a dict from names to {what}, got {brief(values)}")
-    return values
+    return {key: check(f"{name}[{key!r}]", value) for key, value in values.items()}
 
 
 def square_matrix(name: str, matrix: ArrayLike) -> np.ndarray:
@@ -168,10 +168,7 @@ def write_numbers(ax: Axes, matrix: np.ndarray, digits: str) -> None:
     """Write numbers into the cells of a drawn matrix that is small enough for them."""
     if len(matrix) > 20:
         return
-    norm = ax.images[-1].norm
-    for i, j in np.ndindex(matrix.shape):
-        red, green, blue, _ = ax.images[-1].get_cmap()(norm(matrix[i, j]))
-        bright = 0.299 * red + 0.587 * green + 0.114 * blue
-        size = 9 if len(matrix) <= 6 else 6
-        color = "black" if bright > 0.55 else "white"
-        ax.text(j, i, f"{matrix[i, j]:{digits}}", ha="center", va="center", fontsize=size, color=color)
+    bright, size = ax.images[-1].to_rgba(matrix)[..., :3] @ (0.299, 0.587, 0.114), 9 if len(matrix) <= 6 else 6
+    for (i, j), value in np.ndenumerate(matrix):
+        color = "black" if bright[i, j] > 0.55 else "white"
+        ax.text(j, i, f"{value:{digits}}", ha="center", va="center", fontsize=size, color=color)

@@ -29,10 +29,7 @@ class EvolutionDisplay(Display):
     """
 
     def __init__(self, curves: dict, label: str, log: bool = False):
-        self.curves = {
-            name: curve_of(f"curves[{name!r}]", curve)
-            for name, curve in mapping_of("curves", curves, "(epochs, values)", at_least=0).items()
-        }
+        self.curves = mapping_of("curves", curves, "(epochs, values)", curve_of, at_least=0)
         self.label, self.log = str(label), flag("log", log)
 
     @classmethod

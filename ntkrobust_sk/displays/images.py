@@ -27,10 +27,7 @@ class ImageGridDisplay(Display):
     """
 
     def __init__(self, images: dict, titles: Iterable[str] | None = None):
-        self.images = {
-            name: _pictures(f"images[{name!r}]", values)
-            for name, values in mapping_of("images", images, "images").items()
-        }
+        self.images = mapping_of("images", images, "images", _pictures)
         shapes = {values.shape[:3] for values in self.images.values()}
         if len(shapes) > 1:
             raise ValueError(f"images must be as many in each row and of one size, got {sorted(shapes)}")

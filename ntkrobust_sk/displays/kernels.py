@@ -74,8 +74,11 @@ class KernelDistanceDisplay(Display):
         cls, estimators: dict, X: ArrayLike, *, kernel: Any = "trace", ax: Axes | None = None
     ) -> Self:
         """Draw the distances between fitted estimators' kernels on inputs X (n, ...), from a dict by name."""
-        mapping_of("estimators", estimators, "fitted estimators")
-        grams = [_gram(estimator, X, kernel) for estimator in estimators.values()]
+
+        def kernel_of(name, estimator):
+            return _gram(estimator, X, kernel)
+
+        grams = mapping_of("estimators", estimators, "fitted estimators", kernel_of).values()
         distances = [[kernel_distance(a, b) for b in grams] for a in grams]
         return cls(distances, list(estimators)).plot(ax)
 
@@ -112,13 +115,7 @@ class SpectrumDisplay(Display):
     """
 
     def __init__(self, eigenvalues: dict):
-        self.eigenvalues = {
-            name: array(f"eigenvalues[{name!r}]", values, ndim=1, finite=True)
-            for name, values in mapping_of("eigenvalues", eigenvalues, "eigenvalues").items()
-        }
-        for name, values in self.eigenvalues.items():
-            if not np.sum(values) > 0:
-                raise ValueError(f"eigenvalues[{name!r}] must have a positive sum, got {brief(values)}")
+        self.eigenvalues = mapping_of("eigenvalues", eigenvalues, "eigenvalues", _spectrum_of)
 
     @classmethod
     def from_evolution(
@@ -215,6 +212,13 @@ class SpecializationDisplay(Display):
 def spectrum(K: ArrayLike) -> np.ndarray:
     """Compute a Gram matrix's (n, n) eigenvalues, largest first, without the negatives that rounding leaves."""
     return np.maximum(np.linalg.eigvalsh(square_matrix("K", K).astype(np.float64))[::-1], 0)
+
+
+def _spectrum_of(name, values) -> np.ndarray:
+    values = array(name, values, ndim=1, finite=True)
+    if not np.sum(values) > 0:
+        raise ValueError(f"{name} must have a positive sum, got {brief(values)}")
+    return values
 
 
 def _gram(estimator, X, kernel):

@@ -33,16 +33,13 @@ class RobustnessCurveDisplay(Display):
 
     def __init__(self, epsilons: ArrayLike, accuracies: dict):
         self.epsilons = array("epsilons", epsilons, ndim=1, finite=True)
-        self.accuracies = {
-            name: array(f"accuracies[{name!r}]", values, ndim=1)
-            for name, values in mapping_of("accuracies", accuracies, "accuracies").items()
-        }
-        for name, values in self.accuracies.items():
-            if len(values) != len(self.epsilons):
-                raise ValueError(
-                    f"accuracies[{name!r}] must have one number for each of {len(self.epsilons)} epsilons, got "
-                    f"{len(values)}"
-                )
+        self.accuracies = mapping_of("accuracies", accuracies, "accuracies", self._one_for_each)
+
+    def _one_for_each(self, name, values) -> np.ndarray:
+        values, n = array(name, values, ndim=1), len(self.epsilons)
+        if len(values) != n:
+            raise ValueError(f"{name} must have one number for each of {n} epsilons, got {len(values)}")
+        return values
 
     @classmethod
     def from_estimator(
@@ -75,13 +72,13 @@ class RobustnessCurveDisplay(Display):
             epsilons = np.linspace(0, 2 * epsilon, 10)
         if not isinstance(estimators, dict):
             estimators = {type(estimators).__name__: estimators}
-        mapping_of("estimators", estimators, "fitted estimators")
         epsilons = radii("epsilons", epsilons)
         attacks: list[Any] = [replace(attack, epsilon=epsilon) for epsilon in epsilons]
-        accuracies = {
-            name: np.array([robust_accuracy(estimator, X, y, one, random_state=random_state) for one in attacks])
-            for name, estimator in estimators.items()
-        }
+
+        def curve(name, estimator):
+            return [robust_accuracy(estimator, X, y, one, random_state=random_state) for one in attacks]
+
+        accuracies = mapping_of("estimators", estimators, "fitted estimators", curve)
         return cls(epsilons, accuracies).plot(ax)
 
     def plot(self, ax: Axes | None = None) -> Self:

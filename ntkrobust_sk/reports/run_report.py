@@ -10,6 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from .. import __version__
 from .._files import require_file, write_atomically
 from .._validation import path as check_path
-from ..displays.drawing import COLORS, finish
+from ..displays.drawing import COLORS, LABELS, finish
 from ..displays.evolution import EvolutionDisplay
 from ..displays.images import ImageGridDisplay
 from ..displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum
@@ -37,17 +38,9 @@ INK = "#010203"
 PIXELS = 100
 # Eigenvalues of a spectrum in the page.
 EIGENVALUES = 200
-CURVES = (
-    "robust",
-    "clean",
-    "velocity",
-    "distance_to_start",
-    "clean_effective_rank",
-    "adversarial_effective_rank",
-    "clean_centered_target_alignment",
-    "clean_top_mass",
-    "specialization",
-)
+# What is left out of the page says nearly the same as others.
+LEFT_OUT = ("clean_participation_ratio", "adversarial_centered_target_alignment")
+CURVES = [name for name in LABELS if name not in LEFT_OUT]
 
 
 class Drawing(NamedTuple):
@@ -164,22 +157,23 @@ def _curves(result):
     """Draw what was measured at every state of stage 1, over the epochs."""
     for name in CURVES:
         caption = f"{name.replace('_', ' ')} over the epochs of stage 1, by regime"
-        yield _drawn(caption, (4.6, 3.2), EvolutionDisplay.from_evolution, result, name)
+        yield _drawn(caption, (4.6, 3.2), partial(EvolutionDisplay.from_evolution, result, name))
 
 
 def _kernels(result):
     """Draw distances, specialisation and transfer of the first seed."""
     for images in ("clean", "adversarial"):
         caption = f"Kernel distances between all states of all regimes, on {images} images."
-        draw = KernelDistanceDisplay.from_evolution
-        yield _drawn(caption, (5.6, 4.8), draw, result, images=images, shown=True)
+        draw = partial(KernelDistanceDisplay.from_evolution, result, images=images)
+        yield _drawn(caption, (5.6, 4.8), draw, shown=True)
     for regime in result.experiment.regimes:
         if result.of_kind("checkpoint", seed=0, regime=regime):
             caption = f"Specialisation of the class kernels, {regime}."
-            yield _drawn(caption, (4.6, 3.8), SpecializationDisplay.from_evolution, result, regime)
+            yield _drawn(caption, (4.6, 3.8), partial(SpecializationDisplay.from_evolution, result, regime))
     if result.of_kind("transfer", seed=0):
         caption = "Accuracy of the models (columns) on adversarial examples made on each of them (rows)."
-        yield _drawn(caption, (11, 8.5), TransferDisplay.from_evolution, result, wide=True, shown=True)
+        draw = partial(TransferDisplay.from_evolution, result)
+        yield _drawn(caption, (11, 8.5), draw, wide=True, shown=True)
 
 
 def _features(result):
@@ -191,14 +185,14 @@ def _features(result):
     for kind, what in names.items() if drawable else ():
         size = min(14, 1.1 * len(result.images(0, regimes[0])[kind]) + 1), 1.1 * len(regimes) + 0.6
         caption = f"For each class the image whose gradient points most along the {what}, started from grey."
-        draw = ImageGridDisplay.from_evolution
-        yield _drawn(caption, size, draw, result, kind, regimes=regimes, wide=True, shown=True)
+        draw = partial(ImageGridDisplay.from_evolution, result, kind, regimes=regimes)
+        yield _drawn(caption, size, draw, wide=True, shown=True)
     found = [record for record in result.of_kind("features", seed=0) if record["usefulness"]]
     if found:
         caption = (
             "Accuracy of each leading eigenfeature's own predictor, clean (line) and attacked through it (dots)."
         )
-        yield _drawn(caption, (9, 3.4), _draw_features, found, wide=True, shown=True)
+        yield _drawn(caption, (9, 3.4), partial(_draw_features, found), wide=True, shown=True)
 
 
 def _draw_features(found, ax):
@@ -229,16 +223,8 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _drawn(
-    caption: str,
-    size: tuple[float, float],
-    draw: Callable[..., Any],
-    *arguments: Any,
-    wide: bool = False,
-    shown: bool = False,
-    **options: Any,
-) -> Drawing:
-    """Draw ``draw(*arguments, ax=ax, **options)`` in the colour of the text around it."""
+def _drawn(caption: str, size: tuple[float, float], draw: Callable[..., Any], wide=False, shown=False) -> Drawing:
+    """Draw ``draw(ax=ax)`` in the colour of the text around it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -247,7 +233,7 @@ def _drawn(
     style |= {"svg.fonttype": "none", "svg.hashsalt": "ntkrobust_sk", "axes.facecolor": "none", "font.size": 10}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
-        draw(*arguments, ax=figure.subplots(), **options)
+        draw(ax=figure.subplots())
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +44,15 @@ class Table:
         """Return which columns stay as they are, bool (d,)."""
         return np.array([reason is not None for reason in self.reasons])
 
-    has_names: ClassVar[bool] = False
+    @property
+    def has_names(self) -> bool:
+        """Tell whether the columns have names of their own."""
+        return hasattr(self.given, "columns")
 
     @property
     def names(self) -> list:
         """Return the columns' names; of an array their positions."""
-        return list(range(self.numbers.shape[1]))
+        return list(self.given.columns) if self.has_names else list(range(self.numbers.shape[1]))
 
     @property
     def named(self) -> str:
@@ -82,7 +85,7 @@ class Table:
 
     def part(self, columns: np.ndarray) -> Any:
         """Return the columns at these positions, as they came."""
-        return self.given[:, columns]
+        return self.given[:, columns.tolist()]
 
     def within(self, attack: Any) -> Any:
         """Return the attack with bounds that keep to the columns that may change, if it is one with bounds."""
@@ -195,13 +198,6 @@ def _polars_column(frame, at):
 class PandasTable(Table):
     """A table that is a pandas.DataFrame."""
 
-    has_names = True
-
-    @property
-    def names(self) -> list:
-        """Return the columns' names."""
-        return self.given.columns.tolist()
-
     def part(self, columns: np.ndarray) -> Any:
         """Return the columns at these positions, as they came."""
         return self.given.iloc[:, columns]
@@ -269,17 +265,6 @@ def _rounded_inwards(values, own, dtype):
 
 class PolarsTable(Table):
     """A table that is a polars.DataFrame."""
-
-    has_names = True
-
-    @property
-    def names(self) -> list:
-        """Return the columns' names."""
-        return list(self.given.columns)
-
-    def part(self, columns: np.ndarray) -> Any:
-        """Return the columns at these positions, as they came."""
-        return self.given[:, [int(at) for at in columns]]
 
     def _assembled(self, X, rows):
         import polars as pl
