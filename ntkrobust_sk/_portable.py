@@ -4,8 +4,6 @@ JAX's arrays cannot be rebuilt by what builds an object without calling it, as `
 process. NumPy's own file format knows neither bfloat16 nor keys, so these are saved as the integers behind them.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ With K = Σ_i λ_i v_i v_iᵀ on training inputs X and targets Y, kernel regress
 f_i(x) = λ_i⁻¹ K(x, X) v_i v_iᵀ Y, one for each eigenvector (Tsilivis & Kempe 2022, arXiv:2210.05577).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a kernel's eigenvectors look like as images, and which of them are like a class."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._validation import array, brief, check_lengths, integer, number
+from ..execution.tiles import pad_rows
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model, Variables, check_model, require_model
 from ..solvers.matrices import require_symmetric
@@ -140,9 +139,8 @@ def _combined_gradient(model, X, coefficients, c, rows: int = 64):
     """Compute Σ_i u_i ∇f_c(x_i), a pytree like the parameters."""
     total = None
     for start in range(0, len(X), rows):
-        missing = max(0, start + rows - len(X))
-        x = np.concatenate([X[start : start + rows], np.repeat(X[:1], missing, axis=0)])
-        u = jnp.concatenate([coefficients[start : start + rows], jnp.zeros(missing, coefficients.dtype)])
+        u = coefficients[start : start + rows]
+        x, u = pad_rows(X[start : start + rows], rows), jnp.pad(u, (0, rows - len(u)))
         part = _weighted_gradient(model, x, u, c)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total

@@ -16,7 +16,7 @@ from ..execution.memory import parse_memory
 from ..kernels.ntk import resolve_kernel
 from ..kernels.plan import make_plan
 from ..kernels.projected import ProjectedNTK
-from ..kernels.tile_program import tile_program
+from ..kernels.tiles import tile_program
 from ..networks.inputs import host_inputs, n_params, params_dtype
 from ..networks.named import n_logits
 from ..tangent.gradient_lists import split_biases

@@ -1,7 +1,5 @@
 """Features of a tile without their numbers: shapes, sizes in memory, and the programs that compute them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

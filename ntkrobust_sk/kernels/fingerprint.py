@@ -9,8 +9,6 @@ The same function gives the same fingerprint in every process. Another version o
 same function down in another way.
 """
 
-from __future__ import annotations
-
 import builtins
 import dataclasses
 import dis

@@ -1,7 +1,5 @@
 """Gram matrices in tiles of fixed shape, within a stated amount of memory."""
 
-from __future__ import annotations
-
 import math
 import os
 import warnings
@@ -22,7 +20,7 @@ from .._validation import LARGEST_COUNT, brief, flag, floating
 from ..execution.devices import default_devices, on_host
 from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
-from ..networks.inputs import host_inputs, params_dtype
+from ..networks.inputs import all_finite, host_inputs, params_dtype
 from ..networks.model import Model, check_model, require_model
 from ..tangent.gradient_lists import DIGITS
 from .abstract_features import abstract_features
@@ -273,23 +271,13 @@ def _scale(K, symmetric):
 
 
 def _require_finite(kernel, K):
-    # row by row on the host, where the answers for all of it would take a quarter of its memory
-    if isinstance(K, np.ndarray):
-        finite = all(np.isfinite(row).all() for row in K)
-    else:
-        with own_precision(K):
-            finite = bool(_all_finite(K))
+    with own_precision(K):
+        finite = all_finite([K])
     if not finite:
         raise FloatingPointError(
             f"the Gram matrix of {kernel!r} has entries that are not finite; look for overflow in the "
             "network's parameters or inputs"
         )
-
-
-@jax.jit
-def _all_finite(K):
-    # compiled, since the answers for all of it would take a quarter of its memory too
-    return jnp.isfinite(K).all()
 
 
 def _finished_tiles(job: TileJob, tiles, n_jobs, width=None):

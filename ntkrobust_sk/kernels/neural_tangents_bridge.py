@@ -13,8 +13,6 @@ internals. :func:`import_neural_tangents` imports the package as it is installed
 Nothing is written to the installed package, and a later ``import neural_tangents`` gets all of it.
 """
 
-from __future__ import annotations
-
 import builtins
 import importlib
 import math
@@ -25,10 +23,10 @@ from importlib.util import spec_from_loader
 from types import ModuleType, SimpleNamespace
 
 import jax.core as jax_core
+import jax.extend.core as extended
 import jax.interpreters.ad
 import jax.numpy as jnp
 import scipy.linalg
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.interpreters.ad import UndefinedPrimal, Zero, is_undefined_primal
 
 PACKAGE = "neural_tangents"
@@ -140,16 +138,12 @@ def _views() -> dict[str, ModuleType]:
     """Return the modules of JAX that neural-tangents is to see otherwise than they are."""
     core = _View(
         jax_core,
-        Jaxpr=Jaxpr,
-        JaxprEqn=JaxprEqn,
-        Literal=Literal,
-        Primitive=Primitive,
-        Var=Var,
+        **{name: getattr(extended, name) for name in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")},
         DShapedArray=type("DShapedArray", (), {}),  # nothing is one
     )
     ad = _View(
         jax.interpreters.ad,
-        zeros_like_p=Primitive("zeros_like"),  # no equation has it
+        zeros_like_p=extended.Primitive("zeros_like"),  # no equation has it
         config=SimpleNamespace(jax_enable_checks=False),
         source_info_util=SimpleNamespace(transform_name_stack=jax.named_scope),
     )
@@ -158,13 +152,8 @@ def _views() -> dict[str, ModuleType]:
     vars(util)["safe_zip"] = lambda *args: list(zip(*args, strict=True))
     interpreters = _View(jax.interpreters, ad=ad)
     top = _View(jax, core=core, interpreters=interpreters, util=util)
-    views: dict[str, ModuleType] = {
-        "core": core,
-        "interpreters": interpreters,
-        "interpreters.ad": ad,
-        "util": util,
-    }
-    return {"jax": top} | {f"jax.{name}": view for name, view in views.items()}
+    inner = {"core": core, "interpreters": interpreters, "interpreters.ad": ad, "util": util}
+    return {"jax": top, **{f"jax.{name}": view for name, view in inner.items()}}
 
 
 def _outputs_and_pullback(fn, mode, _j_rules, _s_rules, _fwd, *primals):
@@ -189,7 +178,7 @@ def _outputs_and_pullback(fn, mode, _j_rules, _s_rules, _fwd, *primals):
     return outputs, pullback
 
 
-def _transpose(eqn: JaxprEqn | None, cotangent, *inputs) -> list:
+def _transpose(eqn: extended.JaxprEqn | None, cotangent, *inputs) -> list:
     """Return the cotangents of the linear ones of an equation's inputs, and None for the others."""
     if eqn is None:  # the identity
         return [cotangent]

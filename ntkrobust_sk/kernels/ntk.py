@@ -27,10 +27,9 @@ from numpy.typing import DTypeLike
 from .._validation import check_choice, function, unknown
 from ..networks.inputs import PyTree, all_finite, finite_inputs
 from ..networks.model import Model, check_model, require_model
-from ..tangent.costs import contraction_bytes
-from ..tangent.features import can_push, contract_features, identity_directions, push, tangent_features
 from ..tangent.gradient_lists import contract_with_tangents, split_biases
 from ..tangent.gradients import DenseGradients, OuterProducts
+from ..tangent.per_example import can_push, contract_features, identity_directions, push, tangent_features
 
 TangentGradients = list[DenseGradients | OuterProducts]
 
@@ -88,21 +87,15 @@ class TangentKernel:
 
     def contract(self, f1: TangentGradients, f2: TangentGradients) -> jax.Array:
         """Compute the block of two sets of features, in NumPy if they are NumPy arrays."""
-        return cast(jax.Array, sum(self.contract_layers(f1, f2)))
-
-    def contract_layers(
-        self, f1: TangentGradients, f2: TangentGradients, dtype: DTypeLike | None = None
-    ) -> list[jax.Array]:
-        """Compute one block for each entry of the features, in ``dtype``; the kernel is their sum."""
-        if dtype is None:
-            return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
-        return [self._contract_layer(a.astype(dtype), b.astype(dtype)) for a, b in zip(f1, f2, strict=True)]
+        return cast(jax.Array, sum(self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)))
 
     def blocks(
         self, model: Model, f1: TangentGradients, f2: TangentGradients, dtype: DTypeLike | None = None
     ) -> list[jax.Array]:
-        """Return the blocks of two tiles, whose sum is the kernel."""
-        return self.contract_layers(f1, f2, dtype)
+        """Compute one block for each entry of the features of two tiles, in ``dtype``; the kernel is their sum."""
+        if dtype is not None:
+            f1, f2 = ([leaf.astype(dtype) for leaf in features] for features in (f1, f2))
+        return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
 
     def block_entries(self, n_directions: int) -> int:
         """Count the entries of a block for each pair of inputs, in a pass over some directions."""
@@ -110,7 +103,7 @@ class TangentKernel:
 
     def contraction_bytes(self, features: TangentGradients, itemsize: int) -> int:
         """Count what the inner products of two tiles take at most, layer by layer."""
-        return max(contraction_bytes(leaf, itemsize, self.rank == 4) for leaf in features)
+        return max(_contraction_bytes(leaf, itemsize, self.rank == 4) for leaf in features)
 
     def entry(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
         """Return a block as a function to be traced; features are the same of both inputs, and slow to trace."""
@@ -237,7 +230,6 @@ class CallableKernel:
     has_gradients: ClassVar[bool] = False
     is_tangent: ClassVar[bool] = False
     splits_directions: ClassVar[bool] = False
-    base: ClassVar[None] = None
 
     @property
     def rank(self) -> int | None:
@@ -318,3 +310,25 @@ def _checked(name, x, model):
 
 def _n_directions(leaf) -> int:
     return len(leaf.values if isinstance(leaf, DenseGradients) else leaf.cotangents)
+
+
+def _contraction_bytes(leaf: DenseGradients | OuterProducts, itemsize: int, all_pairs: bool) -> int:
+    """Count the bytes that an inner product of two tiles takes at most, in a precision of ``itemsize`` bytes.
+
+    Parameters
+    ----------
+    leaf : DenseGradients or OuterProducts
+        Shapes are enough.
+    itemsize : int
+        If larger than the features' own, they are copied.
+    all_pairs : bool
+        Whether products of different directions are taken.
+    """
+    arrays = jax.tree.leaves(leaf)
+    copied = 2 * sum(math.prod(a.shape) * itemsize for a in arrays if itemsize > a.dtype.itemsize)
+    if isinstance(leaf, DenseGradients):
+        n_directions, n, _ = leaf.values.shape
+        return copied + 2 * n_directions ** (1 + all_pairs) * n**2 * itemsize
+    n_directions, n, n_groups, n_positions, _ = leaf.cotangents.shape
+    once, blocks = n_groups * (n * n_positions) ** 2 * itemsize, 2 * n_directions ** (1 + all_pairs)
+    return copied + (blocks * once if n_positions == 1 else 3 * once + blocks * n**2 * itemsize)

@@ -1,7 +1,5 @@
 """Kernel predictors as models: callable pytrees from inputs to scores, dual and primal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial

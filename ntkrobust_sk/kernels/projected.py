@@ -7,8 +7,6 @@ matrices b_j ⊗ a_j, Σ_s ⟨b_j, δ_s⟩⟨a_j, h_s⟩, and is never formed at
 order of K(x, x) K(x', x') / k.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import cast

@@ -20,8 +20,6 @@ Examples
 ((3, 3), (5, 5), True)
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os
@@ -36,17 +34,7 @@ import numpy as np
 
 from .._files import explained, is_part, locked, require_file, write_atomically
 from .._validation import path as check_path
-from .store_header import (
-    FORMAT,
-    StoreMismatchError,
-    described_inputs,
-    import_zarr,
-    mismatch,
-    provenance,
-    read_header,
-    require_same,
-    zarr_metadata,
-)
+from . import store_header as header
 from .tiles import TileJob
 
 SUM_BYTES = 16
@@ -130,8 +118,6 @@ class GramStore:
 
     def read_tile(self, i: int, j: int) -> np.ndarray:
         """Read tile (i, j), and check it."""
-        if not self.tile_path(i, j).is_file():
-            raise self._damaged(i, j, "it is not there")
         try:
             block = self.array[self._region(i, j)]
         except Exception as error:  # whatever zarr and its codecs raise
@@ -214,7 +200,7 @@ def read_gram(path: str | os.PathLike) -> np.ndarray:
     path = check_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"there is no Gram store at the path {path}")
-    return _opened(path, read_header(path), "r").read()
+    return _opened(path, header.read_header(path), "r").read()
 
 
 def stored_sizes(path: str | os.PathLike) -> tuple[int, int] | None:
@@ -225,7 +211,7 @@ def stored_sizes(path: str | os.PathLike) -> tuple[int, int] | None:
     path = check_path("store", path)
     if _is_free(path):
         return None
-    there = read_header(path)
+    there = header.read_header(path)
     return there["tile_rows"], there["seeds"]
 
 
@@ -261,28 +247,27 @@ def open_store(
     ImportError
         If zarr is not installed.
     """
-    import_zarr()
+    header.import_zarr()
     path, X, Y = check_path("store", path), job.X, job.Y
-    made_from = provenance(job.kernel, job.model, dtype, function)
+    made_from = header.provenance(job.kernel, job.model, dtype, function)
     if _is_free(path):
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
     else:
-        read_header(path)
+        header.read_header(path)
     with locked(path, "Gram store"):
         if _is_free(path):
+            named = {"format": header.FORMAT, "identity": secrets.token_hex(16)} | made_from
             sizes = {"tile_rows": job.plan.rows, "seeds": job.plan.directions, "tail": list(tail)}
-            new = (
-                {"format": FORMAT, "identity": secrets.token_hex(16)} | made_from | sizes | described_inputs(X, Y)
-            )
-            write_atomically(path / "zarr.json", zarr_metadata(new))
-            yield _opened(path, read_header(path), "r+")
+            new = named | sizes | header.described_inputs(X, Y)
+            write_atomically(path / "zarr.json", header.zarr_metadata(new))
+            yield _opened(path, header.read_header(path), "r+")
             return
-        there = read_header(path)
-        require_same(path, there, made_from | {"tile_rows": job.plan.rows}, X, Y)
+        there = header.read_header(path)
+        header.require_same(path, there, made_from | {"tile_rows": job.plan.rows}, X, Y)
         store = _opened(path, there, "r+")
         if not has_same_numbers(store):
-            raise mismatch(
+            raise header.mismatch(
                 path,
                 "Entries that were computed again are other numbers, though kernel, network, parameters and "
                 "inputs look alike",
@@ -300,12 +285,11 @@ def _is_free(path) -> bool:
 
 
 def _opened(path, there, mode) -> GramStore:
+    zarr = header.import_zarr()
     try:
-        array = import_zarr().open_array(store=str(path), mode=mode)
-    except ImportError:
-        raise
+        array = zarr.open_array(store=str(path), mode=mode)
     except Exception as error:  # whatever zarr raises of fields that are its own
-        raise StoreMismatchError(
+        raise header.StoreMismatchError(
             f"{path / 'zarr.json'} is damaged, zarr cannot read it: {error}. Delete {path}, or use another path"
         ) from error
     return GramStore(path, array, there["tile_rows"], "n_Y" not in there, there["identity"])
@@ -324,6 +308,6 @@ def _enlarged(store, there, X, Y) -> GramStore:
             ends = zip((i, j), (height, width), old, strict=True)
             if any(at == count - 1 and size % store.rows for at, count, size in ends):
                 store.tile_path(i, j).unlink(missing_ok=True)
-    there = there | described_inputs(X, Y)
-    write_atomically(store.path / "zarr.json", zarr_metadata(there))
+    there = there | header.described_inputs(X, Y)
+    write_atomically(store.path / "zarr.json", header.zarr_metadata(there))
     return _opened(store.path, there, "r+")

@@ -1,7 +1,5 @@
 """What a store of a Gram matrix says of itself: what it was computed from, and how it is laid out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

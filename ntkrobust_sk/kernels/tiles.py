@@ -1,8 +1,6 @@
-"""Tiles of a Gram matrix: the features of a tile of rows, and the inner products of two tiles."""
+"""Tiles of a Gram matrix: the features of a tile, by a program that is bound once, and inner products of two."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,21 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from ..execution.devices import blas, everywhere, host_threads, on_host, on_one_cpu
+from ..execution.devices import blas, by_rows, everywhere, give_back_memory, host_threads, on_host, on_one_cpu
 from ..execution.precision import enable_x64
+from ..execution.tiles import one_ahead, pad_rows
 from ..networks.model import Model
-from ..tangent.gradient_lists import DIGITS, split_biases
-from .ntk import Kernel
-from .tile_program import TileProgram, tile_program
+from ..tangent.gradient_lists import DIGITS, concatenate_tiles, split_biases
+from .abstract_features import abstract_features, compiled_features, output_directions
+from .ntk import Kernel, TangentKernel
+from .plan import Plan
+from .verification import verify
 
 # The units of a GPU that take products of rounded numbers.
 UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
-
-
-def all_tiles(rows: int, n: int, m: int | None) -> list[tuple[int, int]]:
-    """Return the indices (i, j) of an (n, m) matrix's tiles, or of the upper half of a symmetric one (m None)."""
-    height, width = -(-n // rows), -(-(n if m is None else m) // rows)
-    return [(i, j) for i in range(height) for j in range(0 if m is not None else i, width)]
 
 
 def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None) -> list[list[tuple[int, int]]]:
@@ -41,6 +36,87 @@ def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None)
     for i, j in tiles:
         panels.setdefault((i // panel, None if width is None else j // width), []).append((i, j))
     return list(panels.values())
+
+
+@dataclass(frozen=True, eq=False)
+class TileProgram:
+    """A compiled program from inputs to features of a tile, bound to what does not change from tile to tile.
+
+    Attributes
+    ----------
+    compiled : callable
+        The program: from model, a chunk of inputs and directions to features.
+    model : Model
+        The model on the plan's devices.
+    passes : dict of arrays
+        The directions of each pass, (``plan.directions``, C), by the first one's number.
+    plan : Plan
+    in_numpy : bool
+        Whether features are returned in NumPy, which on a CPU shares memory with JAX.
+    """
+
+    compiled: Callable
+    model: Model
+    passes: dict[int, jax.Array]
+    plan: Plan
+    in_numpy: bool
+
+    def __call__(self, x: np.ndarray, start: int = 0) -> Any:
+        """Compute features of a tile, or hand on the inputs where the kernel has none.
+
+        Parameters
+        ----------
+        x : array (n, ...)
+            At most ``plan.rows`` rows; missing ones repeat the first.
+        start : int, default=0
+            First direction of the pass; directions beyond the last are zero.
+        """
+        rows, chunk = self.plan.rows, self.plan.chunk
+        x = jax.device_put(pad_rows(x, rows), by_rows(self.plan.devices))
+        directions = self.passes[start]
+        if chunk == rows:
+            features = self.compiled(self.model, x, directions)
+        else:
+            parts = (self.compiled(self.model, x[at : at + chunk], directions) for at in range(0, rows, chunk))
+            features = concatenate_tiles(one_ahead(parts), rows)
+        return jax.tree.map(np.asarray, features) if self.in_numpy else features
+
+
+def tile_program(
+    kernel: Kernel, model: Model, plan: Plan, X: np.ndarray, digits: str | None = None
+) -> TileProgram:
+    """Bind the program that computes features of tiles, and verify how the network's gradients are read.
+
+    Parameters
+    ----------
+    kernel : TangentKernel or CallableKernel
+    model : Model
+    plan : Plan
+    X : array (n, ...)
+        Inputs of the shape and dtype that the program is for; the first rows are looked at.
+    digits : {"tf32", "bf16"}, default=None
+        Features are rounded so, on an accelerator "bf16" in as many bits.
+
+    Raises
+    ------
+    ArithmeticError
+        If the network's structure was read wrongly: see :mod:`.verification`.
+    """
+    abstract = abstract_features(kernel, model, X.shape[1:], X.dtype, plan.devices, digits)
+    model = jax.device_put(model, everywhere(plan.devices))
+    if isinstance(kernel, TangentKernel) and verify(kernel.base, model, X[:2]):
+        give_back_memory()
+    directions = output_directions(abstract)
+    directions = np.pad(directions, ((0, plan.passes * plan.directions - len(directions)), (0, 0)))
+    starts = range(0, plan.n_directions, plan.directions)
+    passes = {start: directions[start : start + plan.directions] for start in starts}
+    return TileProgram(
+        compiled_features(abstract, plan.chunk, plan.directions),
+        model,
+        jax.device_put(passes, everywhere(plan.devices)),
+        plan,
+        in_numpy=kernel.is_tangent and on_one_cpu(plan.devices),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +173,8 @@ class TileJob:
 
     def tiles(self) -> list[tuple[int, int]]:
         """Return the indices (i, j) of all tiles, or of the upper half where the matrix is symmetric."""
-        return all_tiles(self.plan.rows, len(self.X), None if self.Y is None else len(self.Y))
+        height, width = (-(-size // self.plan.rows) for size in self.shape)
+        return [(i, j) for i in range(height) for j in range(i if self.Y is None else 0, width)]
 
     def row_features(self, tile: int, start: int = 0) -> Any:
         """Compute the features of a tile of rows, or take those that are kept."""

@@ -10,8 +10,6 @@ A network that rounds by itself (layers in bfloat16) allows no such comparison. 
 explains is allowed.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from functools import cache, partial

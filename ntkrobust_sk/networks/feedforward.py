@@ -1,7 +1,5 @@
 """A multi-layer perceptron and a plain convolutional network."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

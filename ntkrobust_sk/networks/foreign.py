@@ -1,7 +1,5 @@
 """What all adapters of networks share: libraries on need, hashable configuration, the mode of a module."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable

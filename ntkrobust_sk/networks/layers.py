@@ -1,7 +1,5 @@
 """Layers as functions of arrays: their products, their first weights, and what they may be given."""
 
-from __future__ import annotations
-
 import math
 
 import jax

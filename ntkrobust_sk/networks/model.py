@@ -4,8 +4,6 @@ A *network* says how logits are computed, a *model* is a network together with i
 ``init`` and ``apply`` of the right form is a network; the ones here are what most experiments need.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Networks by name, and the first model for given data."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """ResNet-18 as in the paper: the CIFAR form, with batch norm."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

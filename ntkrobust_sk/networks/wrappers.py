@@ -1,7 +1,5 @@
 """A bare function as a network, and a network that normalises its inputs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Adapters are written once and run in two ways: in JAX, where they are attacked, 
 compared with their estimators at once, since nothing is compiled there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias

@@ -1,7 +1,5 @@
 """Estimators that hold others, as compositions of what these compute."""
 
-from __future__ import annotations
-
 import numpy as np
 from jax.tree_util import Partial
 from sklearn.utils.validation import check_is_fitted

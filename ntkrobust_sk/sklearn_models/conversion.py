@@ -8,8 +8,6 @@ A model is a ``Partial`` of a function, and whatever was fitted is among its lea
 estimators of one kind are trees of one structure, and what was compiled for one serves the other.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Gaussian processes: covariances, predictions, and log probabilities of classes."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ The rows that both are asked about come from what the estimator itself remembers
 means, ranges), inside and outside of their range, and from inputs at hand. Both run in NumPy, in double precision.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Support vector machines, kernel ridge, kernel PCA and Nystroem: weighted sums of kernel values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any

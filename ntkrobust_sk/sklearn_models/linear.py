@@ -1,7 +1,5 @@
 """Scores of linear models and multi-layer perceptrons."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Who writes down what an estimator computes: the estimator itself, or an adapter that has entered itself here."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """What a fitted estimator remembers of its training inputs: rows it has kept, ranges, and how many columns."""
 
-from __future__ import annotations
-
 from itertools import islice
 from numbers import Real
 from typing import Any

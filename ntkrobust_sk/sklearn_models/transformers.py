@@ -1,7 +1,5 @@
 """scikit-learn's transformers as functions of arrays."""
 
-from __future__ import annotations
-
 import math
 from numbers import Real
 from typing import Any

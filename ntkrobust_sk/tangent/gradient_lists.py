@@ -1,7 +1,5 @@
 """Lists of gradients, one entry for each parameter array."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -74,10 +72,7 @@ def concatenate_tiles(parts: Iterable, n: int) -> list[DenseGradients | OuterPro
     for part in parts:
         part = jax.tree.map(np.asarray, part)
         whole = whole or [leaf.empty(n) for leaf in part]
-        size = part[0].n
-        for leaf, rows in zip(whole, part, strict=True):
-            leaf.write(at, rows)
-        at += size
+        *_, at = [leaf.write(at, rows) for leaf, rows in zip(whole, part, strict=True)]
     return whole
 
 

@@ -16,8 +16,9 @@ positions, k inputs and o outputs of the layer in one group, p = g·o·k.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from jaxtyping import Shaped
 
 # In NumPy or JAX.
 Array = Any
+Same = TypeVar("Same", bound="_OfExamples")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,40 @@ def _step(array, lead, name, argument):
     return array.transpose(*range(lead), *(a + lead for a in argument))
 
 
+@dataclass(frozen=True, eq=False)
+class _OfExamples:
+    """Arrays of which each has an axis of examples."""
+
+    AXES: ClassVar[dict[str, int]]
+
+    def _each(self: Same, change: Callable[[Array, int], Array]) -> Same:
+        return replace(self, **{name: change(getattr(self, name), axis) for name, axis in self.AXES.items()})
+
+    def __getitem__(self: Same, rows) -> Same:
+        """Return the gradients of the examples ``rows``."""
+        return self._each(lambda array, axis: array[(slice(None),) * axis + (rows,)])
+
+    def astype(self: Same, dtype) -> Same:
+        """Return the same gradients cast to ``dtype``; integers stay."""
+        return self._each(lambda array, _: array if array.dtype.kind in "iu" else array.astype(dtype))
+
+    def empty(self: Same, n: int) -> Same:
+        """Return uninitialised NumPy gradients of the same layout for n examples."""
+        return self._each(
+            lambda array, axis: np.empty((*array.shape[:axis], n, *array.shape[axis + 1 :]), array.dtype)
+        )
+
+    def write(self, at: int, rows: Any) -> int:
+        """Write the gradients of some examples, from the one at ``at`` on, and return where they end."""
+        for name, axis in self.AXES.items():
+            into, some = (np.moveaxis(getattr(each, name), axis, 0) for each in (self, rows))
+            into[at : at + len(some)] = some
+        return at + len(some)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class DenseGradients:
+class DenseGradients(_OfExamples):
     """The gradients themselves.
 
     Attributes
@@ -83,26 +116,9 @@ class DenseGradients:
         Of a parameter array into p numbers.
     """
 
+    AXES = {"values": 1}
     values: Array
     layout: Layout = field(metadata={"static": True})
-
-    @property
-    def n(self) -> int:
-        """The number of examples."""
-        return self.values.shape[1]
-
-    def empty(self, n: int) -> DenseGradients:
-        """Return uninitialised NumPy gradients of the same layout for n examples."""
-        n_directions, _, p = self.values.shape
-        return DenseGradients(np.empty((n_directions, n, p), self.values.dtype), self.layout)
-
-    def write(self, at: int, rows: DenseGradients) -> None:
-        """Write the gradients of some examples, from the one at ``at`` on."""
-        self.values[:, at : at + rows.n] = rows.values
-
-    def __getitem__(self, rows) -> DenseGradients:
-        """Return the gradients of the examples ``rows``."""
-        return DenseGradients(self.values[:, rows], self.layout)
 
     def inner(self, other: DenseGradients) -> Shaped[Any, "r n m"]:
         """Return ⟨G_r(x), G_r(x')⟩ for every direction: (r, n, m)."""
@@ -125,10 +141,6 @@ class DenseGradients:
         """Return Σ_n weights_rnt G_r(x_n): (r, t, p) for weights (r, n, t), in their dtype."""
         return weights.swapaxes(1, 2) @ self.values.astype(weights.dtype)
 
-    def astype(self, dtype) -> DenseGradients:
-        """Return the same gradients cast to ``dtype``."""
-        return DenseGradients(self.values.astype(dtype), self.layout)
-
     def dense(self) -> DenseGradients:
         """Return the gradients as they are."""
         return self
@@ -136,7 +148,7 @@ class DenseGradients:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class OuterProducts:
+class OuterProducts(_OfExamples):
     """The gradients as sums of outer products, not formed.
 
     Attributes
@@ -148,29 +160,10 @@ class OuterProducts:
         Of a parameter array into (g, o, k).
     """
 
+    AXES = {"inputs": 0, "cotangents": 1}
     inputs: Array
     cotangents: Array
     layout: Layout = field(metadata={"static": True})
-
-    @property
-    def n(self) -> int:
-        """The number of examples."""
-        return self.inputs.shape[0]
-
-    def empty(self, n: int) -> OuterProducts:
-        """Return uninitialised NumPy gradients of the same layout for n examples."""
-        inputs = np.empty((n, *self.inputs.shape[1:]), self.inputs.dtype)
-        n_directions, _, *rest = self.cotangents.shape
-        return replace(self, inputs=inputs, cotangents=np.empty((n_directions, n, *rest), self.cotangents.dtype))
-
-    def write(self, at: int, rows: OuterProducts) -> None:
-        """Write the gradients of some examples, from the one at ``at`` on."""
-        self.inputs[at : at + rows.n] = rows.inputs
-        self.cotangents[:, at : at + rows.n] = rows.cotangents
-
-    def __getitem__(self, rows) -> OuterProducts:
-        """Return the gradients of the examples ``rows``."""
-        return replace(self, inputs=self.inputs[rows], cotangents=self.cotangents[:, rows])
 
     def products(self, other: OuterProducts) -> Array:
         """Return ⟨h_s, h'_s'⟩ of what the weights see: (g, n, s, m, s')."""
@@ -232,11 +225,6 @@ class OuterProducts:
 
     def _n_in(self):
         return math.prod(self.layout.shape) // (self.cotangents.shape[2] * self.cotangents.shape[4])
-
-    def astype(self, dtype) -> OuterProducts:
-        """Return the same gradients cast to ``dtype``."""
-        inputs = self.inputs if self.inputs.dtype.kind in "iu" else self.inputs.astype(dtype)
-        return replace(self, inputs=inputs, cotangents=self.cotangents.astype(dtype))
 
     def dense(self) -> DenseGradients:
         """Form the gradients."""

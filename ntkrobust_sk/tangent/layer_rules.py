@@ -1,15 +1,15 @@
 """Products, convolutions and look-ups, whose gradients are outer products."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from .costs import ENTRY_COST
 from .gradients import Layout, OuterProducts
+
+# The bytes of an array entry, written and read again, take the time of about so many multiply-adds.
+ENTRY_COST = 30
 
 # Equations as outer products. Each takes the equation, its inputs, which of them come from parameters (one
 # does), and the output's cotangents (R, *output.shape); there is one example, so n = 1.

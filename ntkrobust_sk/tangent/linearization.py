@@ -1,7 +1,5 @@
 """A network linearised at given parameters, as a network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax

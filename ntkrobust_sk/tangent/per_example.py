@@ -12,8 +12,6 @@ Products, convolutions and table look-ups give their gradients as outer products
 cast or times a number.
 """
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Callable
@@ -23,11 +21,14 @@ import jax
 import jax.numpy as jnp
 
 from ..networks.inputs import PyTree, params_dtype
-from .costs import forms_gradient
+from ..networks.model import Model, Variables
 from .gradient_lists import concatenate_uses, split_biases
 from .gradients import AffineOuterProducts, DenseGradients, Layout, OuterProducts
-from .jaxpr import find_parameter_uses
+from .jaxpr import find_parameter_uses, pushes_forward
+from .layer_rules import ENTRY_COST
 
+# A row's gradient, once formed, is contracted with about so many others: the rows of a tile.
+USES_PER_GRADIENT = 64
 # Control flow around layers hides them: each example, output by output, goes backward through all of it.
 OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
@@ -103,7 +104,7 @@ def contract_gradients(
 ) -> jax.Array:
     """Compute Σ_r ⟨∂⟨d_r, f(x_i)⟩/∂θ, tangents_rt⟩ without the gradients, for each example and each t.
 
-    A convolution whose gradient is cheaper to form than to avoid has it formed; see ``_forms_gradient``.
+    A convolution whose gradient is cheaper to form than to avoid has it formed; see :mod:`.layer_rules`.
 
     Parameters
     ----------
@@ -136,6 +137,67 @@ def contract_gradients(
         return size.astype(start.dtype) * sum((m.contract(c, t, start.dtype) for m, c, t in terms), start=start)
 
     return jax.vmap(one)(x)
+
+
+def tangent_features(
+    model: Model, x: jax.Array, directions=None, *, all_pairs: bool = False
+) -> list[DenseGradients | OuterProducts]:
+    """Compute the gradients of every ⟨d_r, f⟩ at every input, one entry for each parameter array.
+
+    Parameters
+    ----------
+    model : Model
+    x : array (n, ...)
+    directions : array (R, C), default=None
+        Directions in output space; None is the identity, the logits themselves.
+    all_pairs : bool, default=False
+        Whether gradients of different directions will be contracted with each other.
+
+    Returns
+    -------
+    list of DenseGradients or OuterProducts
+        In the order of ``jax.tree.leaves(params)``, each for R directions and n examples; biases may be in the
+        entry of their weights, see :func:`.gradient_lists.split_biases`.
+    """
+    directions = identity_directions(model, x) if directions is None else directions
+    with jax.default_matmul_precision("highest"):
+        return layer_gradients(_as_function(model), model.variables.params, x, directions, all_pairs=all_pairs)
+
+
+def identity_directions(model: Model, x) -> jax.Array:
+    """Return one direction for each logit, (C, C), in single precision at least."""
+    logits = jax.eval_shape(lambda model, x: model(x), model, x)
+    return jnp.eye(logits.shape[1], dtype=jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def contract_features(model: Model, x: jax.Array, tangents: PyTree, directions=None) -> jax.Array:
+    """Compute Σ_r ⟨∇⟨d_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape)."""
+    with jax.default_matmul_precision("highest"):
+        return contract_gradients(_as_function(model), model.variables.params, x, tangents, directions)
+
+
+def can_push(model: Model, x: jax.Array) -> bool:
+    """Tell whether :func:`push` and :func:`contract_features` are possible, and as exact as the features."""
+    return pushes_forward(_as_function(model), model.variables.params, x)
+
+
+def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
+    """Compute J(x) w for m tangent vectors w: array (m, n, C) from leaves (m, *leaf.shape)."""
+    apply = _as_function(model)
+
+    def one(tangent):
+        return jax.jvp(lambda params: apply(params, x), (model.variables.params,), (tangent,))[1]
+
+    with jax.default_matmul_precision("highest"):
+        if len(jax.tree.leaves(tangents)[0]) == 1:
+            # XLA knows an ordinary convolution better than one for each of a single tangent
+            return one(jax.tree.map(lambda leaf: leaf[0], tangents))[None]
+        return jax.vmap(one)(tangents)
+
+
+def _as_function(model: Model):
+    """Return the logits as a function of parameters and inputs."""
+    return lambda params, x: Model(model.network, Variables(params, model.variables.state))(x)
 
 
 def _gradients(apply, params, z, directions, all_pairs) -> list[DenseGradients | OuterProducts]:
@@ -174,6 +236,19 @@ def _gradients(apply, params, z, directions, all_pairs) -> list[DenseGradients |
         else:
             result.append(form)
     return [leaf for i, leaf in enumerate(result) if i not in with_weights]
+
+
+def forms_gradient(n_positions: int, n_in: int, n_out: int, n_directions: int, all_pairs: bool) -> bool:
+    """Tell whether dense gradients are cheaper than outer products, in operations for each pair of rows.
+
+    Dense: o·k for every pair of directions, and s·o·k once a row and direction. As outer products: the products of
+    all positions' inputs, s²·k, and for every pair of directions those of the cotangents, s²·o, entries of two
+    arrays that are multiplied. Depends on nothing but the network's shapes.
+    """
+    pairs = n_directions**2 if all_pairs else n_directions
+    formed = pairs * n_out * n_in + n_directions * n_positions * n_out * n_in / USES_PER_GRADIENT
+    factored = n_positions**2 * (n_in + pairs * (n_out + ENTRY_COST))
+    return formed < factored
 
 
 def _in_units(directions, dtype) -> tuple[jax.Array, jax.Array]:

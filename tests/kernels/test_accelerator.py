@@ -29,7 +29,7 @@ from ntkrobust_sk.kernels import abstract_features, plan, tiles, verification
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
 from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor
-from ntkrobust_sk.kernels.tile_program import tile_program
+from ntkrobust_sk.kernels.tiles import tile_program
 
 try:
     from jax import enable_x64

@@ -16,7 +16,7 @@ from ntkrobust_sk.execution.memory import parse_memory
 from ntkrobust_sk.kernels import tiles
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
-from ntkrobust_sk.kernels.tile_program import TileProgram, tile_program
+from ntkrobust_sk.kernels.tiles import TileProgram, tile_program
 from ntkrobust_sk.tangent.gradient_lists import DIGITS, round_features
 from ntkrobust_sk.tangent.gradients import DenseGradients, Layout
 

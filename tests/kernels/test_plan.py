@@ -15,7 +15,7 @@ from ntkrobust_sk.kernels import plan as planning
 from ntkrobust_sk.kernels.abstract_features import AbstractFeatures
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import Plan, fixed_plan, make_plan
-from ntkrobust_sk.kernels.tile_program import tile_program
+from ntkrobust_sk.kernels.tiles import tile_program
 
 try:
     from jax import enable_x64

@@ -12,7 +12,7 @@ from ntkrobust_sk import CNN, MLP, FullNTK, Model, TraceNTK, Variables, lineariz
 from ntkrobust_sk.kernels.gram_matrix import gram_of
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor, training_job
-from ntkrobust_sk.kernels.tile_program import TileProgram
+from ntkrobust_sk.kernels.tiles import TileProgram
 from ntkrobust_sk.networks.inputs import n_params
 
 try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, Linearized, Model, TraceNTK, Variables, linearize
-from ntkrobust_sk.tangent.features import contract_features, push, tangent_features
+from ntkrobust_sk.tangent.per_example import contract_features, push, tangent_features
 
 try:
     from jax import enable_x64

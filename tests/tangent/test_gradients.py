@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk.tangent.costs import USES_PER_GRADIENT, forms_gradient
 from ntkrobust_sk.tangent.gradient_lists import concatenate_tiles, concatenate_uses
 from ntkrobust_sk.tangent.gradients import DenseGradients, Layout, OuterProducts
+from ntkrobust_sk.tangent.per_example import USES_PER_GRADIENT, forms_gradient
 
 try:
     from jax import enable_x64
