@@ -21,8 +21,6 @@ AutoAttack it is one run.
 import argparse
 import json
 import platform
-import statistics
-import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from documents import DOCS, table_of_bars, write_part
+from documents import DOCS, alternating_seconds, bar, table_of_bars, write_part
 from sklearn.svm import SVC
 
 from ntkrobust_sk import CNN, MLP, PGD, AdversarialKernelTrainer, AutoAttack, Model, load_digits_images, perturb
@@ -80,26 +78,10 @@ def fraction_that_differs(model, y, first, second):
     return differing
 
 
-# %%
-# Timing: alternating runs, so that whatever else the machine does meets both alike.
-
-
-def medians(ours, others, n_runs):
-    """Median seconds of two functions; the run before, which compiles, is left out."""
-    times = ([], [])
-    for run in range(n_runs + 1):
-        for call, found in zip((ours, others), times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            if run:
-                found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in times]
-
-
-def line(case, bar, holds, ours, others, detail=""):
+def line(case, least, holds, ours, others, detail=""):
     """A row of the table: by how much the other takes longer."""
     shown = f"ours {1e3 * ours:.3g} ms, the other {1e3 * others:.3g} ms{detail}"
-    return {"case": case, "bar": bar, "measured": others / ours, "holds": holds(others / ours), "detail": shown}
+    return bar(case, least, others / ours, holds(others / ours), shown)
 
 
 def mlp_and_data(n_features=N_FEATURES):
@@ -129,7 +111,7 @@ def against_hand_written():
     x, y, key = jnp.asarray(x), jnp.asarray(y), jax.random.key(1)
     calls = (lambda: ATTACK(model, x, y, key=key), lambda: pgd_by_hand(model.variables.params, x, y, key))
     differing = fraction_that_differs(model, y, *(call() for call in calls))
-    ours, by_hand = medians(*calls, 15)
+    ours, by_hand = alternating_seconds(*calls, repeats=15)
     detail = f"; {differing:.1e} of the features differ"
     case = f"PGD-40, MLP {N_FEATURES}-{WIDTH}-{N_CLASSES}: one `jax.jit` by hand"
     return line(case, "≥ 0.77", lambda r: r >= 1 / 1.3, ours, by_hand, detail)
@@ -146,8 +128,10 @@ def against_foolbox(n_features=N_FEATURES, compiled=True):
     pgd = foolbox.attacks.LinfPGD(abs_stepsize=2 * ATTACK.epsilon / ATTACK.n_steps, steps=ATTACK.n_steps)
     x, y, key = jnp.asarray(x), jnp.asarray(y), jax.random.key(1)
     theirs = eagerpy.astensors(x, y)
-    ours, foolboxs = medians(
-        lambda: ATTACK(model, x, y, key=key), lambda: pgd(fmodel, *theirs, epsilons=ATTACK.epsilon)[1].raw, 15
+    ours, foolboxs = alternating_seconds(
+        lambda: ATTACK(model, x, y, key=key),
+        lambda: pgd(fmodel, *theirs, epsilons=ATTACK.epsilon)[1].raw,
+        repeats=15,
     )
     case = f"PGD-40, MLP {n_features}-{WIDTH}-{N_CLASSES}: foolbox, given a {'compiled ' * compiled}function"
     return line(case, "≥ 5", lambda r: r >= 5, ours, foolboxs)
@@ -177,8 +161,10 @@ def against_art(n_features=N_FEATURES):
         verbose=False,
     )
     on_device, labels, key = jnp.asarray(x), jnp.asarray(y), jax.random.key(1)
-    ours, arts = medians(
-        lambda: ATTACK(model, on_device, labels, key=key), lambda: attack.generate(x, np.eye(N_CLASSES)[y]), 15
+    ours, arts = alternating_seconds(
+        lambda: ATTACK(model, on_device, labels, key=key),
+        lambda: attack.generate(x, np.eye(N_CLASSES)[y]),
+        repeats=15,
     )
     case = f"PGD-40, MLP {n_features}-{WIDTH}-{N_CLASSES}: ART"
     return line(case, "≥ 30", lambda r: r >= 30, ours, arts)
@@ -199,7 +185,9 @@ def against_art_on_a_machine():
     )
     labels = np.eye(10)[y[:few]]
     plain = PGD(0.1, n_steps=10)
-    ours, arts = medians(lambda: perturb(svc, X, y, plain), lambda: attack.generate(X[:few], labels), 5)
+    ours, arts = alternating_seconds(
+        lambda: perturb(svc, X, y, plain), lambda: attack.generate(X[:few], labels), repeats=5
+    )
     robust = svc.score(perturb(svc, X[:few], y[:few], plain), y[:few])
     by_art = svc.score(attack.generate(X[:few], labels), y[:few])
     detail = f", for one of {len(X)} and {few} examples; of those {few}, {robust:.2f} and {by_art:.2f} stand"
@@ -229,7 +217,7 @@ def against_reference(network, in_torch, name):
         with torch.no_grad():
             robust.append(float((net(x_adv).argmax(1) == labels).double().mean()))
 
-    a, b = medians(ours, theirs, 1)
+    a, b = alternating_seconds(ours, theirs, repeats=1)
     detail = f", {N_DIGITS} digits, robust accuracy {robust[-2]:.3f} and {robust[-1]:.3f}"
     return line(f"AutoAttack, {name}: the reference implementation", "≥ 2", lambda r: r >= 2, a, b, detail)
 
@@ -257,7 +245,7 @@ def on_kernel_machines():
         for n in (4000, 500)
     ]
     x, y, key = jnp.asarray(X[:N]), jnp.asarray(rng.integers(N_CLASSES, size=N)), jax.random.key(1)
-    many, few = medians(*(lambda p=p: attack(p, x, y, key=key) for p in predictors), 15)
+    many, few = alternating_seconds(*(lambda p=p: attack(p, x, y, key=key) for p in predictors), repeats=15)
     case = "PGD-10, full-kernel machine of 4,000 training points: one of 500"
     return line(case, "≥ 0.83", lambda r: r >= 1 / 1.2, many, few)
 

@@ -24,13 +24,9 @@ import numpy as np
 from ntkrobust_sk import CNN, PGD, Model, gram, solve
 from ntkrobust_sk._arrays import cupy_or_none, to_numpy
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.predictors import make_predictor
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 
 def timed(function, repeats: int):

@@ -28,7 +28,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from documents import DOCS, table_of_bars, write_part
+from documents import DOCS, alternating_seconds, bar, table_of_bars, write_part
 
 from ntkrobust_sk import CNN, MLP, PGD, Model, ResNet18, gram, solve
 from ntkrobust_sk.execution.devices import host_threads
@@ -69,18 +69,6 @@ def draw(name: str, n: int):
 def median_seconds(function, *arguments, repeats: int = 5) -> float:
     """Median of some calls after a first one, which compiles."""
     return alternating_seconds(partial(function, *arguments), repeats=repeats)[0]
-
-
-def alternating_seconds(*functions, repeats: int) -> list[float]:
-    """Medians of calls in turn, so that whatever else the machine does meets all alike."""
-    seconds = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for function, found in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            if repeat:
-                found.append(time.perf_counter() - start)
-    return [float(np.median(found)) for found in seconds]
 
 
 def peer_kernel(model, kernel: str, implementation: int = 3):
@@ -125,7 +113,7 @@ def peer_seconds(name: str, kernel: str, n: int, tiles, implementation: int = 3,
     return best
 
 
-def compare(name, kernel, n, bar, *, tiles, repeats=5, implementation=3, what=None):
+def compare(name, kernel, n, least, *, tiles, repeats=5, implementation=3, what=None):
     """One line of the table: the peer's time over ours."""
     model, X = draw(name, n)
     _, tile, block = peer_seconds(name, kernel, n, tiles, implementation)
@@ -135,7 +123,7 @@ def compare(name, kernel, n, bar, *, tiles, repeats=5, implementation=3, what=No
     ratio = peers / ours
     case = what or f"{name}, N={n:,}, {kernel}: neural-tangents / ours"
     detail = f"ours {ours:.3g} s, theirs {peers:.3g} s (tiles of {tile})"
-    return {"case": case, "bar": f"≥ {bar}", "measured": f"{ratio:.3g}", "detail": detail, "holds": ratio >= bar}
+    return bar(case, f"≥ {least}", f"{ratio:.3g}", ratio >= least, detail)
 
 
 def contraction() -> dict:
@@ -151,13 +139,9 @@ def contraction() -> dict:
     rate = flops * len(lefts) / seconds
     A = np.asarray(jax.random.normal(jax.random.key(0), (2048, 2048)))
     sgemm = 2 * 2048**3 / median_seconds(np.matmul, A, A.T.copy(), repeats=15)
-    return {
-        "case": "contraction phase, CNN trace: share of the machine's sgemm rate",
-        "bar": "≥ 50 %",
-        "measured": f"{rate / sgemm:.0%}",
-        "detail": f"{rate / 1e9:.0f} of {sgemm / 1e9:.0f} GFLOP/s",
-        "holds": rate >= 0.5 * sgemm,
-    }
+    case = "contraction phase, CNN trace: share of the machine's sgemm rate"
+    detail = f"{rate / 1e9:.0f} of {sgemm / 1e9:.0f} GFLOP/s"
+    return bar(case, "≥ 50 %", f"{rate / sgemm:.0%}", rate >= 0.5 * sgemm, detail)
 
 
 def growth() -> dict:
@@ -167,13 +151,9 @@ def growth() -> dict:
         model, X = draw("CNN 32-32-64-64", n)
         seconds[n] = median_seconds(gram, "trace", model, X, repeats=3)
     ratio = seconds[2048] / seconds[1024]
-    return {
-        "case": "CNN trace: time(N=2,048) / time(N=1,024)",
-        "bar": "≤ 4.4",
-        "measured": f"{ratio:.3g}",
-        "detail": f"{seconds[2048]:.3g} s and {seconds[1024]:.3g} s",
-        "holds": ratio <= 4.4,
-    }
+    case = "CNN trace: time(N=2,048) / time(N=1,024)"
+    detail = f"{seconds[2048]:.3g} s and {seconds[1024]:.3g} s"
+    return bar(case, "≤ 4.4", f"{ratio:.3g}", ratio <= 4.4, detail)
 
 
 def prediction() -> dict:
@@ -187,13 +167,9 @@ def prediction() -> dict:
         answer = jax.jit(lambda predictor, query: predictor(query))
         seconds[n] = median_seconds(answer, predictor, query, repeats=15)
     ratio = seconds[4000] / seconds[500]
-    return {
-        "case": "predicting 1,000 points (MLP, trace): trained on 4,000 / on 500",
-        "bar": "0.85 to 1.15",
-        "measured": f"{ratio:.3g}",
-        "detail": f"{seconds[4000] * 1e3:.3g} ms and {seconds[500] * 1e3:.3g} ms",
-        "holds": 0.85 <= ratio <= 1.15,
-    }
+    case = "predicting 1,000 points (MLP, trace): trained on 4,000 / on 500"
+    detail = f"{seconds[4000] * 1e3:.3g} ms and {seconds[500] * 1e3:.3g} ms"
+    return bar(case, "0.85 to 1.15", f"{ratio:.3g}", 0.85 <= ratio <= 1.15, detail)
 
 
 def fit(n: int, repeats: int, memory: str = "2GiB") -> dict:
@@ -220,13 +196,9 @@ def fit(n: int, repeats: int, memory: str = "2GiB") -> dict:
             times.append(time.perf_counter() - start)
     kept, twice = (float(np.median(times)) for times in seconds.values())
     same = all(map(np.array_equal, *map(jax.tree.leaves, found.values())))
-    return {
-        "case": f"fit of a CNN's trace kernel, N={n:,}: features computed twice / once",
-        "bar": "≥ 1",
-        "measured": f"{twice / kept:.3g}",
-        "detail": f"{twice:.3g} s and {kept:.3g} s; predictors {'equal' if same else 'NOT equal'} to the bit",
-        "holds": same and twice >= kept,
-    }
+    case = f"fit of a CNN's trace kernel, N={n:,}: features computed twice / once"
+    detail = f"{twice:.3g} s and {kept:.3g} s; predictors {'equal' if same else 'NOT equal'} to the bit"
+    return bar(case, "≥ 1", f"{twice / kept:.3g}", same and twice >= kept, detail)
 
 
 def attack_step(name: str) -> dict:
@@ -240,13 +212,9 @@ def attack_step(name: str) -> dict:
     one = median_seconds(forward, model, x, repeats=15)
     attack = PGD(0.1, n_steps=n_steps, bounds=None)
     step = median_seconds(partial(attack, key=jax.random.key(0)), predictor, x, y) / n_steps
-    return {
-        "case": f"one attack step on the full-kernel machine ({name}): in forward passes",
-        "bar": "≤ 6",
-        "measured": f"{step / one:.3g}",
-        "detail": f"{step * 1e3:.3g} ms and {one * 1e3:.3g} ms, {n} inputs",
-        "holds": step <= 6 * one,
-    }
+    case = f"one attack step on the full-kernel machine ({name}): in forward passes"
+    detail = f"{step * 1e3:.3g} ms and {one * 1e3:.3g} ms, {n} inputs"
+    return bar(case, "≤ 6", f"{step / one:.3g}", step <= 6 * one, detail)
 
 
 def in_own_process(*arguments) -> dict:
@@ -281,27 +249,27 @@ def memory_at_1024() -> dict:
     ours = in_own_process("timed", 1024, SMALL, tile)
     used, above = ours["peak"] - idle["peak"], theirs["peak"] - idle["peak"]
     faster = seconds / ours["seconds"]
-    return {
-        "case": f"the same with memory='{SMALL}': our peak memory / neural-tangents' (tiles of {tile})",
-        "bar": "≤ 0.25, ≥ 4× faster",
-        "measured": f"{used / above:.3g}, {faster:.3g}×",
-        "detail": f"{used / 2**20:,.0f} and {above / 2**20:,.0f} MiB above imports; {ours['seconds']:.3g} s and "
-        f"{seconds:.3g} s",
-        "holds": used <= above / 4 and faster >= 4,
-    }
+    case = f"the same with memory='{SMALL}': our peak memory / neural-tangents' (tiles of {tile})"
+    detail = (
+        f"{used / 2**20:,.0f} and {above / 2**20:,.0f} MiB above imports; {ours['seconds']:.3g} s and "
+        f"{seconds:.3g} s"
+    )
+    return bar(
+        case,
+        "≤ 0.25, ≥ 4× faster",
+        f"{used / above:.3g}, {faster:.3g}×",
+        used <= above / 4 and faster >= 4,
+        detail,
+    )
 
 
 def memory_at_4096() -> dict:
     """Peak resident memory at N = 4,096 with a budget of 1 GiB."""
     found = in_own_process("ours", 4096, "1GiB", 1)
     over = (found["peak"] - found["result"]) / 2**30 - 1
-    return {
-        "case": "CNN trace, N=4,096, memory='1GiB': peak less budget and result",
-        "bar": "≤ 0.7 GiB",
-        "measured": f"{over:.2f} GiB",
-        "detail": f"peak {found['peak'] / 2**30:.2f} GiB",
-        "holds": over <= 0.7,
-    }
+    case = "CNN trace, N=4,096, memory='1GiB': peak less budget and result"
+    detail = f"peak {found['peak'] / 2**30:.2f} GiB"
+    return bar(case, "≤ 0.7 GiB", f"{over:.2f} GiB", over <= 0.7, detail)
 
 
 def rounding() -> dict:
@@ -310,30 +278,19 @@ def rounding() -> dict:
     exact = gram("trace", model, X, dtype="float64")
     names = ("float32", "tf32", "bf16")
     errors = [np.abs(gram("trace", model, X, dtype=name) - exact).max() / exact.max() for name in names]
-    return {
-        "case": "CNN trace, N=256: error of products in float32, tf32 and bf16, of the largest entry",
-        "bar": "none stated",
-        "measured": ", ".join(f"{error:.1e}" for error in errors),
-        "detail": "against products in float64 of the same features",
-        "holds": True,
-    }
+    case = "CNN trace, N=256: error of products in float32, tf32 and bf16, of the largest entry"
+    detail = "against products in float64 of the same features"
+    return bar(case, "none stated", ", ".join(f"{error:.1e}" for error in errors), True, detail)
 
 
+AUTHORS = "the same CNN, N=32: the authors' way (implementation 2, 4×4 tiles) / ours"
 CASES = {
     "mlp-full": lambda: compare("MLP 784-512-512-10", "full", 64, 1, tiles=(64,), repeats=41),
     "mlp-trace": lambda: compare("MLP 784-512-512-10", "trace", 64, 1, tiles=(64,), repeats=41),
     "mlp-1024": lambda: compare("MLP 784-512-512-10", "trace", 1024, 2, tiles=(64, 256, 1024)),
     "cnn-32": lambda: compare("CNN 32-32-64-64", "trace", 32, 2, tiles=(8, 16, 32)),
     "cnn-1024": lambda: compare("CNN 32-32-64-64", "trace", 1024, 4, tiles=(8, 16, 32, 64), repeats=3),
-    "authors": lambda: compare(
-        "CNN 32-32-64-64",
-        "trace",
-        32,
-        30,
-        tiles=(4,),
-        implementation=2,
-        what="the same CNN, N=32: the authors' way (implementation 2, 4×4 tiles) / ours",
-    ),
+    "authors": lambda: compare("CNN 32-32-64-64", "trace", 32, 30, tiles=(4,), implementation=2, what=AUTHORS),
     "resnet-class": lambda: compare("ResNet18", "class", 64, 3, tiles=(1, 2, 4), repeats=3),
     "resnet-pseudo": lambda: compare("ResNet18", "pseudo", 64, 3, tiles=(1, 2, 4, 8), repeats=3),
     "contraction": contraction,

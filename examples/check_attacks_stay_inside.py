@@ -20,6 +20,7 @@ import itertools
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,11 +29,7 @@ import numpy as np
 
 from ntkrobust_sk import APGD, DDN, FAB, FGSM, FMN, MLP, NFGSM, PGD, AutoAttack, Box, Model, Square, Variables
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
+from ntkrobust_sk.execution.precision import enable_x64
 
 N_FEATURES, N_CLASSES, ROWS = 10, 4, 250
 EPSILONS = (8 / 255, 0.1, 1e-5, 0.7)
@@ -47,17 +44,15 @@ BOUNDS = {
 # of the data, and whether the attack computes in double precision
 DTYPES = {"float32": ("float32", False), "float64": ("float64", True), "float64 as float32": ("float64", False)}
 ATTACKS = {
-    "FGSM": lambda epsilon, norm, bounds: FGSM(epsilon, norm, bounds),
-    "PGD": lambda epsilon, norm, bounds: PGD(epsilon, 5, norm=norm, bounds=bounds),
-    "APGD": lambda epsilon, norm, bounds: APGD(epsilon, 10, norm, bounds=bounds),
-    "FAB": lambda epsilon, norm, bounds: FAB(epsilon, 5, norm, n_targets=2, bounds=bounds),
-    "FMN": lambda epsilon, norm, bounds: FMN(epsilon, 10, norm, bounds=bounds),
-    "Square": lambda epsilon, norm, bounds: Square(epsilon, 20, norm, bounds=bounds),
-    "AutoAttack": lambda epsilon, norm, bounds: AutoAttack(
-        epsilon, norm, n_steps=5, n_queries=10, n_targets=1, bounds=bounds
-    ),
-    "NFGSM": lambda epsilon, norm, bounds: NFGSM(epsilon, bounds=bounds),
-    "DDN": lambda epsilon, norm, bounds: DDN(epsilon, 10, bounds=bounds),
+    "FGSM": FGSM,
+    "PGD": partial(PGD, n_steps=5),
+    "APGD": partial(APGD, n_steps=10),
+    "FAB": partial(FAB, n_steps=5, n_targets=2),
+    "FMN": partial(FMN, n_steps=10),
+    "Square": partial(Square, n_queries=20),
+    "AutoAttack": partial(AutoAttack, n_steps=5, n_queries=10, n_targets=1),
+    "NFGSM": NFGSM,
+    "DDN": partial(DDN, n_steps=10),
 }
 ONLY = {"NFGSM": "linf", "DDN": "l2"}
 
@@ -112,7 +107,7 @@ def check(case, n: int, folder, model, seed=0) -> tuple[int, float, int]:
     data_dtype, x64 = DTYPES[dtype]
     for number, epsilon in enumerate(EPSILONS):
         X = inputs(BOUNDS[kind], n // len(EPSILONS), data_dtype, seed + number)
-        attack = ATTACKS[name](epsilon, norm, BOUNDS[kind])
+        attack = ATTACKS[name](epsilon, bounds=BOUNDS[kind], **{} if name in ONLY else {"norm": norm})
         with enable_x64(x64):
             y = np.asarray(model(jnp.asarray(X)).argmax(1), np.int32)
             x_adv = attack_in_tiles(attack, model, X, y, key=jax.random.key(seed + number), rows=ROWS)

@@ -1,8 +1,24 @@
-"""Tables that the scripts of this folder put into documents, between two comments that name the script."""
+"""Timings, and the tables that scripts put into documents, between two comments that name the script."""
 
+import time
 from pathlib import Path
 
+import jax
+import numpy as np
+
 DOCS = Path(__file__).parents[1] / "docs"
+
+
+def alternating_seconds(*functions, repeats: int) -> list[float]:
+    """Medians of calls in turn, so that whatever else the machine does meets all alike."""
+    seconds = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for function, found in zip(functions, seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            if repeat:
+                found.append(time.perf_counter() - start)
+    return [float(np.median(found)) for found in seconds]
 
 
 def read_part(document: Path, name: str) -> str:
@@ -17,6 +33,11 @@ def write_part(document: Path, name: str, text: str) -> None:
     after = after.lstrip("\n")
     text = f"{before.rstrip()}\n\n{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else "")
     document.write_text(text, encoding="utf-8")
+
+
+def bar(case: str, bar: str, measured: str | float, holds: bool, detail: str) -> dict:
+    """Make a row of :func:`table_of_bars`."""
+    return {"case": case, "bar": bar, "measured": measured, "holds": holds, "detail": detail}
 
 
 def table_of_bars(head: str, lines: list[dict]) -> str:

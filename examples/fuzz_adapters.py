@@ -29,11 +29,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from ntkrobust_sk import as_model
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
+from ntkrobust_sk.execution.precision import enable_x64
 
 KERNELS = ["linear", "poly", "rbf", "sigmoid"]
 

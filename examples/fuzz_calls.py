@@ -377,12 +377,9 @@ def generated(seed: int, n: int, only: str | None = None):
         for i in rng.choice(len(template.arguments), count, replace=False).tolist():
             argument = template.arguments[i]
             own = argument.kind.rstrip("?") in ARRAYS and argument.text != "None" and rng.uniform() < 0.5
-            text = (
-                variants[rng.integers(len(variants))].format(argument.text)
-                if own
-                else pool[rng.integers(len(pool))]
-            )
-            texts[i] = text
+            known = variants if own else pool
+            text = known[rng.integers(len(known))]
+            texts[i] = text.format(argument.text) if own else text
         yield template, texts
 
 
@@ -437,7 +434,7 @@ def _of_error(error, arguments) -> tuple[str, str]:
         r"sklearn.utils.(validation|_param_validation|multiclass|class_weight|_array_api)",
         place.filename.replace(os.sep, "."),
     )
-    if not _is_raised(place.filename, place.lineno) or not (own or checks):
+    if place.lineno not in _raises(place.filename) or not (own or checks):
         inside = next((f for f in reversed(frames) if "ntkrobust_sk" in f.filename), place)
         return "obscure", f"{cause} [{Path(inside.filename).name}:{inside.lineno}]"
     said = str(error).lower()
@@ -454,10 +451,6 @@ def _raises(filename) -> frozenset[int]:
         return frozenset()
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Raise))
     return frozenset(line for node in nodes for line in range(node.lineno, node.end_lineno + 1))
-
-
-def _is_raised(filename, line) -> bool:
-    return line in _raises(filename)
 
 
 def _judged(result, template, texts, names) -> tuple[str, str]:
@@ -506,24 +499,14 @@ def fits(kind: str, value, names: dict) -> bool:
             known = callable(value) or hasattr(value, "fit") or isinstance(value, names["TrainState"])
             return known and not isinstance(value, type)
         case "attacks":
-            values = (
-                value.values()
-                if isinstance(value, dict)
-                else value
-                if isinstance(value, list | tuple)
-                else [value]
-            )
+            values = list(value.values()) if isinstance(value, dict) else value
+            values = values if isinstance(values, list | tuple) else [values]
             return value is None or all(fits("attack", one, names) for one in values)
         case "network":
             return hasattr(value, "init") and hasattr(value, "apply")
         case "source":
-            return (
-                value is None
-                or isinstance(value, str)
-                or hasattr(value, "fit")
-                or hasattr(value, "network")
-                or fits("network", value, names)
-            )
+            known = isinstance(value, str) or hasattr(value, "fit") or hasattr(value, "network")
+            return known or value is None or fits("network", value, names)
         case "optimizer":
             return hasattr(value, "update")
         case "bounds":
@@ -557,17 +540,12 @@ def _is_finite(value, depth=0) -> bool:
         return not is_floating or bool(np.isfinite(np.asarray(value)).all())
     if depth > 4:
         return True
+    held = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        held = [getattr(value, f.name) for f in dataclasses.fields(value)]
         # an optimiser's first loss, a distance that was not found, an open bound
         skipped = {"loss", "distances", "high", "low", "bounds", "fell_at"}
-        held = [v for f, v in zip(dataclasses.fields(value), held, strict=True) if f.name not in skipped]
-        return all(_is_finite(v, depth + 1) for v in held)
-    if isinstance(value, dict):
-        return all(_is_finite(v, depth + 1) for v in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_finite(v, depth + 1) for v in value)
-    return True
+        held = [getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in skipped]
+    return all(_is_finite(v, depth + 1) for v in held)
 
 
 def run(seed: int, n: int, only: str | None = None, start: int = 0, names: dict | None = None):

@@ -41,7 +41,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,11 @@ COLUMNS = ("refused", "right", "warned", *FAULTS)
 def same(found, expected) -> bool:
     """Tell whether two results are equal to the bit: arrays, numbers, text, and containers or objects of these."""
     if isinstance(expected, np.ndarray):
-        same_kind = isinstance(found, np.ndarray) and (found.dtype, found.shape) == (
-            expected.dtype,
-            expected.shape,
-        )
-        return same_kind and found.tobytes() == expected.tobytes()
+        form = (expected.dtype, expected.shape, expected.tobytes())
+        return isinstance(found, np.ndarray) and (found.dtype, found.shape, found.tobytes()) == form
     if isinstance(expected, Mapping):
-        return (
-            isinstance(found, Mapping)
-            and found.keys() == expected.keys()
-            and same(list(found.values()), [expected[key] for key in found])
-        )
+        known = isinstance(found, Mapping) and found.keys() == expected.keys()
+        return known and all(same(found[key], expected[key]) for key in found)
     if isinstance(expected, tuple | list):
         return type(found) is type(expected) and len(found) == len(expected) and all(map(same, found, expected))
     return type(found) is type(expected) and found == expected
@@ -110,91 +104,81 @@ def _place(rng, size):
     return (near, size - 1 - near, int(rng.integers(size)), int(rng.integers(size)))[rng.integers(4)]
 
 
-def _edited(rng, folder, edit):
-    """One file that is not empty, with its content edited."""
-    path = _pick(rng, [path for path in _files(folder) if path.stat().st_size])
-    if path is None:
-        return None
-    content = bytearray(path.read_bytes())
-    said = edit(content, _place(rng, len(content)))
-    path.write_bytes(content)
-    return f"{path.relative_to(folder)}: {said}"
+def _edits(edit):
+    """Make a mutation of a function that edits the content of one file that is not empty, at some place."""
+
+    @wraps(edit)
+    def mutation(rng, folder):
+        path = _pick(rng, [path for path in _files(folder) if path.stat().st_size])
+        if path is None:
+            return None
+        content = bytearray(path.read_bytes())
+        said = edit(rng, content, _place(rng, len(content)))
+        path.write_bytes(content)
+        return f"{path.relative_to(folder)}: {said}"
+
+    return mutation
 
 
-def flip_bit(rng, folder):
+@_edits
+def flip_bit(rng, content, at):
     """One bit."""
-
-    def edit(content, at):
-        bit = int(rng.integers(8))
-        content[at] ^= 1 << bit
-        return f"bit {bit} of byte {at}"
-
-    return _edited(rng, folder, edit)
+    bit = int(rng.integers(8))
+    content[at] ^= 1 << bit
+    return f"bit {bit} of byte {at}"
 
 
-def change_bytes(rng, folder):
+@_edits
+def change_bytes(rng, content, at):
     """A few bytes in a row, at random or all alike."""
-
-    def edit(content, at):
-        size = min(int(rng.integers(1, 17)), len(content) - at)
-        new = rng.bytes(size) if rng.integers(2) else bytes([_pick(rng, [0, 1, 48, 57, 127, 255])]) * size
-        content[at : at + size] = new
-        return f"{size} bytes from {at}"
-
-    return _edited(rng, folder, edit)
+    size = min(int(rng.integers(1, 17)), len(content) - at)
+    new = rng.bytes(size) if rng.integers(2) else bytes([_pick(rng, [0, 1, 48, 57, 127, 255])]) * size
+    content[at : at + size] = new
+    return f"{size} bytes from {at}"
 
 
-def truncate(rng, folder):
+@_edits
+def truncate(rng, content, at):
     """The end is missing."""
-
-    def edit(content, at):
-        del content[at:]
-        return f"cut at {at}"
-
-    return _edited(rng, folder, edit)
+    del content[at:]
+    return f"cut at {at}"
 
 
-def insert(rng, folder):
+@_edits
+def insert(rng, content, at):
     """Bytes that do not belong there, or a part of the file twice."""
-
-    def edit(content, at):
-        size = int(rng.integers(1, 65))
-        content[at:at] = rng.bytes(size) if rng.integers(2) else content[max(0, at - size) : at]
-        return f"up to {size} bytes at {at}"
-
-    return _edited(rng, folder, edit)
+    size = int(rng.integers(1, 65))
+    content[at:at] = rng.bytes(size) if rng.integers(2) else content[max(0, at - size) : at]
+    return f"up to {size} bytes at {at}"
 
 
-def append(rng, folder):
+@_edits
+def append(rng, content, at):
     """Something after the end."""
+    content += _pick(rng, [b"\0", b"\n", b"{}", rng.bytes(100), bytes(content)])
+    return "something after its end"
 
-    def edit(content, at):
-        content += _pick(rng, [b"\0", b"\n", b"{}", rng.bytes(100), bytes(content)])
-        return "something after its end"
 
-    return _edited(rng, folder, edit)
+def _exchanged(rng, folder, files, both=None):
+    """One of some files in the place of another, and perhaps that one in its place."""
+    if files is None or len(files) < 2:
+        return None
+    one, two = (files[at] for at in rng.choice(len(files), 2, replace=False))
+    contents = one.read_bytes(), two.read_bytes()
+    two.write_bytes(contents[0])
+    if both := rng.integers(2) if both is None else both:
+        one.write_bytes(contents[1])
+    return f"{one.relative_to(folder)} and {two.relative_to(folder)} {'swapped' if both else 'alike'}"
 
 
 def swap_files(rng, folder):
     """Two files in each other's place."""
-    files = _files(folder)
-    if len(files) < 2:
-        return None
-    one, two = (files[at] for at in rng.choice(len(files), 2, replace=False))
-    contents = one.read_bytes(), two.read_bytes()
-    one.write_bytes(contents[1])
-    two.write_bytes(contents[0])
-    return f"{one.relative_to(folder)} and {two.relative_to(folder)} swapped"
+    return _exchanged(rng, folder, _files(folder), both=True)
 
 
 def copy_file(rng, folder):
     """One file in another's place."""
-    files = _files(folder)
-    if len(files) < 2:
-        return None
-    one, two = (files[at] for at in rng.choice(len(files), 2, replace=False))
-    two.write_bytes(one.read_bytes())
-    return f"{one.relative_to(folder)} copied over {two.relative_to(folder)}"
+    return _exchanged(rng, folder, _files(folder), both=False)
 
 
 def remove_file(rng, folder):
@@ -212,15 +196,7 @@ def swap_alike(rng, folder):
     kinds = {}
     for path in _files(folder):
         kinds.setdefault((path.suffix, len(path.relative_to(folder).parts)), []).append(path)
-    files = _pick(rng, [files for files in kinds.values() if len(files) > 1])
-    if files is None:
-        return None
-    one, two = (files[at] for at in rng.choice(len(files), 2, replace=False))
-    contents = one.read_bytes(), two.read_bytes()
-    two.write_bytes(contents[0])
-    if both := rng.integers(2):
-        one.write_bytes(contents[1])
-    return f"{one.relative_to(folder)} and {two.relative_to(folder)} {'swapped' if both else 'alike'}"
+    return _exchanged(rng, folder, _pick(rng, [files for files in kinds.values() if len(files) > 1]))
 
 
 def empty_file(rng, folder):
@@ -369,12 +345,12 @@ def _gram_arguments():
     return TraceNTK(), model, X, fixed_plan(TraceNTK(), model, (4,), 3, 2)
 
 
-def make_store(folder: Path) -> None:
-    """A finished store of nine tiles."""
+def make_store(folder: Path):
+    """A finished store of nine tiles, or one that goes on, and its matrix."""
     from ntkrobust_sk import gram
 
     kernel, model, X, plan = _gram_arguments()
-    gram(kernel, model, X, plan=plan, store=folder / "K.zarr")
+    return gram(kernel, model, X, plan=plan, store=folder / "K.zarr")
 
 
 def make_unfinished_store(folder: Path) -> None:
@@ -389,14 +365,6 @@ def read_store(folder: Path):
     from ntkrobust_sk.kernels.store import read_gram
 
     return read_gram(folder / "K.zarr")
-
-
-def resume_store(folder: Path):
-    """The matrix of a call that goes on with the store."""
-    from ntkrobust_sk import gram
-
-    kernel, model, X, plan = _gram_arguments()
-    return gram(kernel, model, X, plan=plan, store=folder / "K.zarr")
 
 
 def make_npz(folder: Path) -> None:
@@ -517,11 +485,8 @@ def right_part(found, expected) -> bool:
     """Tell whether all that is there is right, and nothing before it is gone: a run that has not ended."""
     tasks = [name for name, value in expected.items() if isinstance(value, dict)]
     there = [name for name in tasks if name in found]
-    return (
-        there == tasks[: len(there)]
-        and found.keys() <= expected.keys()
-        and same(found, {name: expected[name] for name in found})
-    )
+    known = there == tasks[: len(there)] and found.keys() <= expected.keys()
+    return known and same(found, {name: expected[name] for name in found})
 
 
 def resume_run(folder: Path):
@@ -579,8 +544,8 @@ KINDS: dict[str, Kind] = {
     "model": Kind(make_model, read_model),
     "adversarial": Kind(make_examples, read_examples),
     "store": Kind(make_store, read_store),
-    "store-resumed": Kind(make_store, resume_store),
-    "store-unfinished": Kind(make_unfinished_store, resume_store),
+    "store-resumed": Kind(make_store, make_store),
+    "store-unfinished": Kind(make_unfinished_store, make_store),
     "npz": Kind(make_npz, read_npz),
     "npz-large": Kind(make_large_npz, read_npz),
     "cifar": Kind(make_published("CIFAR10", ""), read_published("CIFAR10", "load_cifar10")),
@@ -660,12 +625,11 @@ def run_kind(name: str, numbers, seed: int) -> list[Case]:
 
 def table(cases: list[Case]) -> str:
     """Counts by kind and outcome."""
-    counts = Counter((case.kind, case.outcome) for case in cases)
-    kinds = list(dict.fromkeys(case.kind for case in cases))
+    counts = Counter((kind, case.outcome) for case in cases for kind in (case.kind, "all"))
     rows = [("kind", *COLUMNS, "all")]
-    rows += [(kind, *(counts[kind, column] for column in COLUMNS)) for kind in kinds]
-    rows = [rows[0]] + [(*row, sum(row[1:])) for row in rows[1:]]
-    rows += [("all", *(sum(row[at] for row in rows[1:]) for at in range(1, len(rows[0]))))]
+    for kind in dict.fromkeys([*(case.kind for case in cases), "all"]):
+        found = [counts[kind, column] for column in COLUMNS]
+        rows.append((kind, *found, sum(found)))
     return "\n".join(f"{row[0]:<20}" + "".join(f"{held:>9}" for held in row[1:]) for row in rows)
 
 

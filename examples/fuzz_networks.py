@@ -15,15 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntkrobust_sk import Model, Stateless, Variables, gram
+from ntkrobust_sk.execution.precision import enable_x64
 
-ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "gelu": jax.nn.gelu,
-    "abs": jnp.abs,
-    "silu": jax.nn.silu,
-    "sine": jnp.sin,
-}
+ACTIVATIONS = {f.__name__: f for f in (jax.nn.relu, jnp.tanh, jax.nn.gelu, jnp.abs, jax.nn.silu, jnp.sin)}
 LAYERS = ("dense", "columns", "scaled", "tied", "normalised", "fourier", "convolution", "residual", "one bias")
 # how inputs and layers are rounded, and how far kernels may be from the dense Jacobian in float64
 DTYPES = {"float32": 1e-3, "float64": 1e-3, "bfloat16 layers": 0.2, "float16 layers": 0.03}
@@ -92,16 +86,14 @@ def cast(array, low):
 def check(seed: int) -> tuple[tuple, str]:
     """The kind of a network, and what was found: "fine", "refused" or "wrong"."""
     kind, apply, params = draw(seed)
-    double = kind[0] == "float64"
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(True):
+    with enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         X = np.random.default_rng(seed).normal(size=(5, 12)).astype(np.float32)
         J = jax.tree.leaves(jax.jacrev(apply)(exact, jnp.asarray(X, jnp.float64)))
         J = np.concatenate([np.asarray(leaf).reshape(5, -1, leaf[0, 0].size) for leaf in J], 2)
         K = np.einsum("ncp,mcp->nm", J, J) / J.shape[1]
-        params = exact if double else params
-        if double:
-            return kind, outcome(kind, apply, params, X, K)
+        if kind[0] == "float64":
+            return kind, outcome(kind, apply, exact, X, K)
     return kind, outcome(kind, apply, params, X, K)
 
 

@@ -37,22 +37,13 @@ CLAIMS = {
         (claims.frozen_kernel_is_enough,),
         (curve("robust", regimes=("adversarial",)), TransferDisplay.from_evolution),
     ),
-    "kernels_slow_down": (
-        (claims.kernels_slow_down,),
-        (curve("velocity"), curve("distance_to_start")),
-    ),
+    "kernels_slow_down": ((claims.kernels_slow_down,), (curve("velocity"), curve("distance_to_start"))),
     "rank_and_specialization": (
         (claims.ranks_differ, claims.kernels_specialize, claims.images_look_like_classes),
         (curve("clean_effective_rank"), curve("specialization")),
     ),
-    "transfer": (
-        (claims.examples_transfer,),
-        (TransferDisplay.from_evolution, curve("robust")),
-    ),
-    "flip": (
-        (claims.flip_catches_up,),
-        (curve("robust"), KernelDistanceDisplay.from_evolution),
-    ),
+    "transfer": ((claims.examples_transfer,), (TransferDisplay.from_evolution, curve("robust"))),
+    "flip": ((claims.flip_catches_up,), (curve("robust"), KernelDistanceDisplay.from_evolution)),
 }
 
 

@@ -39,12 +39,8 @@ from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils import all_estimators
 
 from ntkrobust_sk import as_model
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.sklearn_models import ADAPTERS, COMPOSITIONS, MACHINES
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 random = np.random.default_rng(0)
 X = random.uniform(0.1, 1.0, (40, 4))
