@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 SMOKE = ntkrobust_sk tests/test_imports.py $(addprefix tests/,kernels/test_ntk.py solvers estimators/test_estimators.py \
 	sklearn_models/test_sklearn_models.py networks/test_adapters.py)
 
-.PHONY: help demo docs test test-fast smoke smoke-oldest lint clean
+.PHONY: help demo docs test test-fast coverage smoke smoke-oldest lint clean
 
 help: ## list what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1@/' | column -t -s @
@@ -26,6 +26,10 @@ test-fast: $(VENV)/.test ## what tells soonest whether something broke: all but 
 test: $(VENV)/.test lint ## every test and every docstring's example, after lint
 	# large pages: a tenth less time for what allocates large arrays again and again
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+coverage: $(VENV)/.test ## which lines of the package no test runs: at least 95 % must be (quickest with Python 3.12 or later)
+	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(BIN)/python -m pytest -n 2 --dist worksteal -q --cov --cov-report=term --cov-fail-under=95
 
 # A part of the tests. With the newest versions: make smoke PYTHON=python3.13 VENV=.venv-newest
 smoke: $(VENV)/.test ## what tells soonest whether versions fit together
