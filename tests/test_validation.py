@@ -18,13 +18,13 @@ from ntkrobust_sk._validation import (
     array,
     check_choice,
     check_lengths,
+    check_path,
+    checked_seed,
     flag,
     function,
     integer,
     number,
-    path,
     positive_tuple,
-    seed,
 )
 
 STRANGERS = [
@@ -67,7 +67,7 @@ def test_what_is_no_number_is_refused_by_name(stranger):
             positive_tuple("step", [stranger])
     if stranger is not None:
         with pytest.raises(ValueError, match="step must be None, an integer from 0"):
-            seed("step", stranger)
+            checked_seed("step", stranger)
 
 
 @pytest.mark.parametrize("stranger", STRANGERS, ids=lambda value: type(value).__name__)
@@ -81,7 +81,7 @@ def test_what_is_no_array_choice_path_or_flag_is_refused_by_name(stranger):
         flag("centered", stranger)
     if not isinstance(stranger, str):
         with pytest.raises(TypeError, match="file must be a path"):
-            path("file", stranger)
+            check_path("file", stranger)
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.array(3), jnp.int32(3), fractions.Fraction(3)])

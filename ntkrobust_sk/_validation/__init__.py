@@ -18,11 +18,11 @@ from .values import LARGEST_SEED as LARGEST_SEED
 from .values import brief as brief
 from .values import brief_with_dtype as brief_with_dtype
 from .values import check_choice as check_choice
+from .values import check_path as check_path
+from .values import checked_seed as checked_seed
 from .values import flag as flag
 from .values import function as function
 from .values import integer as integer
 from .values import number as number
-from .values import path as path
 from .values import positive_tuple as positive_tuple
-from .values import seed as seed
 from .values import unknown as unknown

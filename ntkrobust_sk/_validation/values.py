@@ -200,12 +200,12 @@ def positive_tuple(name: str, values) -> tuple[int, ...]:
     return result
 
 
-def seed(name: str, value):
+def checked_seed(name: str, value):
     """Return a seed as scikit-learn takes it: None, an int from 0 to 2³² − 1, or a ``numpy.random.RandomState``.
 
-    >>> seed("random_state", np.int64(7))
+    >>> checked_seed("random_state", np.int64(7))
     7
-    >>> seed("random_state", -1)
+    >>> checked_seed("random_state", -1)
     Traceback (most recent call last):
     ValueError: random_state must be None, an integer from 0 to 4294967295 or a numpy.random.RandomState, got -1
     """
@@ -262,7 +262,7 @@ def function(name: str, value, call: str, n_arguments: int, *keywords: str) -> C
     return value
 
 
-def path(name: str, value) -> Path:
+def check_path(name: str, value) -> Path:
     """Return a path with ``~`` expanded.
 
     Raises
@@ -275,9 +275,9 @@ def path(name: str, value) -> Path:
 
     Examples
     --------
-    >>> path("store", "runs/K.zarr").name
+    >>> check_path("store", "runs/K.zarr").name
     'K.zarr'
-    >>> path("store", 5)
+    >>> check_path("store", 5)
     Traceback (most recent call last):
     TypeError: store must be a path, a str or pathlib.Path, got 5
     """

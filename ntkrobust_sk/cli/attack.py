@@ -21,8 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from .. import __version__
 from .._files import read_npz, require_file, write_atomically
 from .._portable import SavedArray
-from .._validation import brief, check_choice, require_numbers
-from .._validation import path as check_path
+from .._validation import brief, check_choice, check_path, require_numbers
 from ..attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, NORMS, PGD, AutoAttack, Box, Clean, SigmaZero, Square
 from ..attacks.capabilities import Reports
 from ..datasets import load_splits

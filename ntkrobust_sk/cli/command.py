@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from .. import __version__
 from .._files import explained, require_file
-from .._validation import path
+from .._validation import check_path
 from ..evolution.experiment import ATTACKS, PRESETS, REGIMES, STAGE2, KernelEvolution, preset
 from ..execution.interrupts import heard
 from ..reports.demo import run_demo, settings_for
@@ -94,7 +94,7 @@ def evolve(options: dict[str, Any]) -> int:
     if missing := [name for name in ("safetensors", "zarr", "matplotlib", "jinja2") if find_spec(name) is None]:
         # the report, which comes last, needs them too
         raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
-    require_file(path("--out", out) / "report.html")
+    require_file(check_path("--out", out) / "report.html")
     result = experiment.run(out)
     report = write_report(result)
     print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")
@@ -134,7 +134,7 @@ def attack(options: dict[str, Any]) -> int:
 
 def _output_file(out, *inputs) -> Path:
     """Return the file that a command is to write, refused before the work where it cannot be."""
-    out = path("--out", out)
+    out = check_path("--out", out)
     for name in inputs:
         if Path(name).exists() and out.exists() and Path(name).samefile(out):
             raise ValueError(f"--out {out} would overwrite what is attacked; give another file")

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .._validation import check_choice
-from .._validation import path as check_path
+from .._validation import check_choice, check_path
 
 
 @dataclass(frozen=True)

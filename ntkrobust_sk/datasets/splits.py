@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from .._files import read_npz
-from .._validation import brief, flag, integer, path, seed, unknown
+from .._validation import brief, check_path, checked_seed, flag, integer, unknown
 from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
 
 # A seed as scikit-learn takes it.
@@ -84,9 +84,9 @@ def load_splits(
     """
     if not isinstance(data, str | os.PathLike):
         raise TypeError(f"data must be a name or the path of an .npz file, got {brief(data)}")
-    name = os.fspath(data) and os.fspath(path("data", data))
+    name = os.fspath(data) and os.fspath(check_path("data", data))
     n_train, n_test = _count("n_train", n_train), _count("n_test", n_test)
-    random_state, at_most = seed("random_state", random_state), flag("at_most", at_most)
+    random_state, at_most = checked_seed("random_state", random_state), flag("at_most", at_most)
     if name == "digits" or name.endswith(".npz"):
         X, y, *test = load_digits_images() if name == "digits" else _from_file(name)
         if data_dir is not None:
@@ -250,7 +250,7 @@ def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: Random
             f"n_samples must be at least the number of classes, {len(classes)}, and y must not be empty; got "
             f"n_samples={n_samples}. Ask for more samples or pass only the classes wanted."
         )
-    rng = check_random_state(seed("random_state", random_state))
+    rng = check_random_state(checked_seed("random_state", random_state))
     quota, rest = np.divmod(n_samples, len(classes))
     wanted = np.full(len(classes), quota)
     wanted[rng.permutation(len(classes))[:rest]] += 1

@@ -13,8 +13,10 @@ from .._validation import array, brief, check_choice, integer, number
 from ..evolution.results import EvolutionResult, require_result
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure, SubFigure
+else:
+    Axes = Any
 
 COLORS = {
     "benign": "#2f6db3",
@@ -58,12 +60,12 @@ class Display:
         """Take the caller's axes, or make some."""
         try:
             import matplotlib.pyplot as plt
-            from matplotlib.axes import Axes
+            from matplotlib import axes
         except ImportError as error:
             raise ImportError("figures need matplotlib: pip install 'ntkrobust_sk[plot]'") from error
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
-        if not isinstance(ax, Axes):
+        if not isinstance(ax, axes.Axes):
             raise TypeError(f"ax must be a matplotlib Axes, such as plt.gca(), or None, got {brief(ax)}")
         self.ax_, self.figure_ = ax, ax.figure
         return ax

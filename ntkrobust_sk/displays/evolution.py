@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
 from .._validation import flag
 from ..analysis.metrics import kernel_distance
 from ..evolution.results import EvolutionResult
-from .drawing import LABELS, Display, Regimes, color_of, curve_of, finish, mapping_of, regimes_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .drawing import LABELS, Axes, Display, Regimes, color_of, curve_of, finish, mapping_of, regimes_of
 
 
 class EvolutionDisplay(Display):

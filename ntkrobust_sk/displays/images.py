@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
 from .._validation import array, check_choice, integer
 from ..evolution.results import EvolutionResult
-from .drawing import Display, Regimes, mapping_of, names_of, regimes_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .drawing import Axes, Display, Regimes, mapping_of, names_of, regimes_of
 
 
 class ImageGridDisplay(Display):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,23 +13,8 @@ from ..analysis.metrics import kernel_distance, kernel_specialization
 from ..estimators.shared import TangentEstimator
 from ..evolution.results import EvolutionResult
 from ..targets.labels import encode_labels
-from .drawing import (
-    Display,
-    Regimes,
-    color_of,
-    epoch_of,
-    finish,
-    groups_of,
-    mapping_of,
-    names_of,
-    regimes_of,
-    square_matrix,
-    unfrozen,
-    write_numbers,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from . import drawing
+from .drawing import Axes, Display, Regimes, finish, mapping_of, square_matrix
 
 
 class KernelDistanceDisplay(Display):
@@ -48,8 +33,8 @@ class KernelDistanceDisplay(Display):
         self, distances: ArrayLike, labels: Iterable[str], groups: Iterable[tuple[str, int]] | None = None
     ):
         self.distances = square_matrix("distances", distances)
-        self.labels = names_of("labels", labels, len(self.distances))
-        self.groups = None if groups is None else groups_of(groups, len(self.distances))
+        self.labels = drawing.names_of("labels", labels, len(self.distances))
+        self.groups = None if groups is None else drawing.groups_of(groups, len(self.distances))
 
     @classmethod
     def from_evolution(
@@ -62,7 +47,7 @@ class KernelDistanceDisplay(Display):
         ax: Axes | None = None,
     ) -> Self:
         """Draw the distances between all states of some regimes of a run."""
-        seed, regimes = integer("seed", seed, low=0), regimes_of(result, regimes)
+        seed, regimes = integer("seed", seed, low=0), drawing.regimes_of(result, regimes)
         regimes = [r for r in regimes if result.epochs(seed, r)]
         states = [(seed, regime, epoch) for regime in regimes for epoch in result.epochs(seed, regime)]
         groups = [(regime, len(result.epochs(seed, regime))) for regime in regimes]
@@ -88,7 +73,7 @@ class KernelDistanceDisplay(Display):
         if self.groups is None:
             ax.set_xticks(range(len(self.labels)), self.labels, rotation=45, ha="right")
             ax.set_yticks(range(len(self.labels)), self.labels)
-            write_numbers(ax, self.distances, ".3f")
+            drawing.write_numbers(ax, self.distances, ".3f")
             return self
         ends = np.cumsum([0] + [size for _, size in self.groups])
         for end in ends[1:-1]:
@@ -130,8 +115,11 @@ class SpectrumDisplay(Display):
     ) -> Self:
         """Draw the spectra of the regimes' kernels at an epoch (None is the last), and of the first kernel."""
         found = {}
-        for regime in regimes_of(result, regimes):
-            first, at = epoch_of(result, seed, regime, first=True), epoch_of(result, seed, regime, epoch)
+        for regime in drawing.regimes_of(result, regimes):
+            first, at = (
+                drawing.epoch_of(result, seed, regime, first=True),
+                drawing.epoch_of(result, seed, regime, epoch),
+            )
             found.setdefault("initial", spectrum(result.kernel(seed, regime, first, images)))
             found[regime] = spectrum(result.kernel(seed, regime, at, images))
         return cls(found).plot(ax)
@@ -155,7 +143,7 @@ class SpectrumDisplay(Display):
         ax = self._axes(ax)
         for place, (name, values) in enumerate(self.eigenvalues.items()):
             shares, index = values / np.sum(values), np.arange(1, len(values) + 1)
-            ax.loglog(index, shares, color=color_of(name, place), label=name, lw=1.8)
+            ax.loglog(index, shares, color=drawing.color_of(name, place), label=name, lw=1.8)
         finish(ax, "lower left", xlabel="index", ylabel="share of the trace", ylim=(1e-7, 1.2))
         return self
 
@@ -183,15 +171,15 @@ class SpecializationDisplay(Display):
         ax: Axes | None = None,
     ) -> Self:
         """Draw the matrix of a state of a run; None is the last epoch."""
-        (regime,) = regimes_of(result, [regime])
-        epoch = epoch_of(result, seed, regime, epoch)
+        (regime,) = drawing.regimes_of(result, [regime])
+        epoch = drawing.epoch_of(result, seed, regime, epoch)
         matrix = result.at(seed, regime, epoch)["specialization_matrix"]
         return cls(matrix, f"{regime}, epoch {epoch:g}").plot(ax)
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, ax: Axes | None = None) -> Self:
         """Draw the matrix of a fitted classifier's class kernel on X (n, ...) with labels y (n,)."""
-        K, held = _gram(estimator, X, "class"), unfrozen(estimator)
+        K, held = _gram(estimator, X, "class"), drawing.unfrozen(estimator)
         if not hasattr(held, "classes_"):
             raise TypeError(f"estimator must be a classifier, with classes_, got {brief(held)}")
         Y = np.eye(len(held.classes_))[encode_labels(y, held.classes_, len(K))]
@@ -223,7 +211,7 @@ def _spectrum_of(name, values) -> np.ndarray:
 
 def _gram(estimator, X, kernel):
     """Compute the tangent kernel of a fitted estimator's network."""
-    estimator = unfrozen(estimator)
+    estimator = drawing.unfrozen(estimator)
     if not isinstance(estimator, TangentEstimator):
         raise TypeError(
             "estimator must be one with a tangent kernel, such as a fitted AdversarialKernelTrainer, got "

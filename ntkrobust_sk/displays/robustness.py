@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,10 +15,7 @@ from ..evolution.results import EvolutionResult, require_result
 from ..robustness.report import radii
 from ..robustness.scoring import robust_accuracy
 from ..robustness.transfer import transfer_matrix
-from .drawing import Display, color_of, finish, mapping_of, names_of, square_matrix, write_numbers
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .drawing import Axes, Display, color_of, finish, mapping_of, names_of, square_matrix, write_numbers
 
 
 class RobustnessCurveDisplay(Display):

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validat
 from .._portable import without_jax_arrays
 from .._validation import (
     brief,
+    checked_seed,
     fitting,
     integer,
     number,
@@ -25,7 +26,6 @@ from .._validation import (
     require_regular,
     require_resolution,
 )
-from .._validation import seed as checked_seed
 from ..execution.keys import key_of
 from ..execution.memory import parse_memory
 from ..kernels.gram_matrix import gram

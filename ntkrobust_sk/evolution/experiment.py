@@ -19,9 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .. import __version__
-from .._validation import LARGEST_SEED, check_choice, flag, integer, number
-from .._validation import brief as shown
-from .._validation import path as check_path
+from .._validation import LARGEST_SEED, brief, check_choice, check_path, flag, integer, number
 from ..attacks.pgd import FGSM, NFGSM, PGD
 from ..datasets.splits import Splits, load_splits, no_more, require_enough
 from ..execution.interrupts import heard
@@ -29,7 +27,7 @@ from ..execution.memory import parse_memory
 from ..kernels.fingerprint import hash_arrays
 from ..networks.named import NETWORKS
 from ..tangent.linearization import DYNAMICS
-from .results import EvolutionResult, brief
+from .results import EvolutionResult, brief_epochs
 from .run_directory import RunDirectory
 from .states import States
 from .tasks import Measurements, tasks_of
@@ -189,25 +187,25 @@ class KernelEvolution:
         object.__setattr__(self, "fractions", tuple(number("each of fractions", f, low=0) for f in fractions))
         beyond = [f for f in self.fractions if f > self.epochs]
         if beyond and self.fractions != FRACTIONS:
-            raise ValueError(f"fractions must be epochs of stage 1, 0 to {self.epochs}, got {brief(beyond)}")
-        if self.flips_at not in self.checkpoints:
             raise ValueError(
-                f"flip_epoch must be an epoch that is kept, {brief(self.checkpoints)}, got {self.flip_epoch}"
+                f"fractions must be epochs of stage 1, 0 to {self.epochs}, got {brief_epochs(beyond)}"
             )
+        kept = brief_epochs(self.checkpoints)
+        if self.flips_at not in self.checkpoints:
+            raise ValueError(f"flip_epoch must be an epoch that is kept, {kept}, got {self.flip_epoch}")
         if (self.patience is None) != (self.n_validation == 0):
             raise ValueError(
                 "patience and n_validation go together: examples held out, and how many epochs their robust "
                 f"accuracy may fail to rise; got {self.patience} and {self.n_validation}"
             )
         if self.stage2_from is not None:
-            starts = tuple(map(_start, _several("stage2_from", self.stage2_from)))
-            object.__setattr__(self, "stage2_from", starts)
+            object.__setattr__(self, "stage2_from", tuple(map(_start, _several("stage2_from", self.stage2_from))))
         for regime, epoch in self.starts:
             check_choice("regime in stage2_from", regime, self.regimes)
             if epoch not in self.checkpoints:
                 raise ValueError(
-                    f"stage2_from asks for epoch {epoch:g}, but kept are {brief(self.checkpoints)}. "
-                    "Add it to fractions, or raise epochs"
+                    f"stage2_from asks for epoch {epoch:g}, but kept are {kept}. Add it to fractions, or raise "
+                    "epochs"
                 )
 
     @cached_property
@@ -268,7 +266,7 @@ class KernelEvolution:
         """
         out = check_path("out", out)
         if splits is not None and not isinstance(splits, Splits):
-            raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {shown(splits)}")
+            raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {brief(splits)}")
         splits = splits or load_splits(
             self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
         )
@@ -379,12 +377,12 @@ def _skipped(experiment, there) -> list[str]:
 def _several(name, values) -> tuple:
     is_sequence = isinstance(values, Iterable) and not isinstance(values, str | bytes | dict | set)
     if not is_sequence or getattr(values, "shape", None) == ():
-        raise ValueError(f"{name} must be a sequence, such as a tuple, got {shown(values)}")
+        raise ValueError(f"{name} must be a sequence, such as a tuple, got {brief(values)}")
     return tuple(values)
 
 
 def _start(start) -> tuple[str, float]:
     """Return a regime and an epoch where stage 2 starts, or raise."""
     if not isinstance(start, tuple | list) or len(start) != 2:
-        raise ValueError(f"each of stage2_from must be (regime, epoch), got {shown(start)}")
+        raise ValueError(f"each of stage2_from must be (regime, epoch), got {brief(start)}")
     return start[0], number("epoch in stage2_from", start[1], low=0)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from .._validation import brief as shown
-from .._validation import check_choice
+from .._validation import brief, check_choice
 from ..analysis import metrics
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.store import read_gram
@@ -131,7 +130,7 @@ class EvolutionResult:
         if not found:
             raise LookupError(
                 f"{self.path} has no epoch {epoch:g} of {regime!r} with seed {seed}; there are "
-                f"{brief(self.epochs(seed, regime))}"
+                f"{brief_epochs(self.epochs(seed, regime))}"
             )
         return found[0]
 
@@ -224,7 +223,7 @@ def require_result(result: EvolutionResult) -> EvolutionResult:
             if isinstance(result, str | Path)
             else ", as load_evolution gives"
         )
-        raise TypeError(f"result must be an EvolutionResult, got {shown(result)}{way}")
+        raise TypeError(f"result must be an EvolutionResult, got {brief(result)}{way}")
     return result
 
 
@@ -240,7 +239,7 @@ def kernel_name(seed: int, regime: str, epoch: float, images: str) -> str:
     return f"seed-{seed}-{regime}-{epoch:08.3f}-{images}.zarr"
 
 
-def brief(epochs: Iterable[float]) -> str:
+def brief_epochs(epochs: Iterable[float]) -> str:
     """Show epochs in an error message: all, or the first and the last."""
     shown = [f"{epoch:g}" for epoch in epochs]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:5], "...", *shown[-3:]])

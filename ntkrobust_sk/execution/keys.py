@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.utils import check_random_state
 
-from .._validation import brief
-from .._validation import seed as checked_seed
+from .._validation import brief, checked_seed
 
 # Keys made at once on the host; fixed, so that nothing is compiled for each number of examples.
 CHUNK = 256

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .._files import explained, is_part, locked, require_file, write_atomically
-from .._validation import path as check_path
+from .._validation import check_path
 from . import store_header as header
 from .tiles import TileJob
 

@@ -21,7 +21,7 @@ from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
 from .._files import explained, held, require_file, write_atomically, written_atomically
-from .._validation import path as check_path
+from .._validation import check_path
 from ..analysis.metrics import effective_rank, kernel_distance
 from ..attacks.pgd import PGD
 from ..datasets.splits import chosen_indices, load_splits, no_more

@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import __version__
 from .._files import require_file, write_atomically
-from .._validation import path as check_path
+from .._validation import check_path
 from ..displays.drawing import COLORS, LABELS, finish
 from ..displays.evolution import EvolutionDisplay
 from ..displays.images import ImageGridDisplay

@@ -17,8 +17,7 @@ import scipy.stats
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
-from .._validation import array, integer, number
-from .._validation import seed as checked_seed
+from .._validation import array, checked_seed, integer, number
 from ..execution.loops import repeat
 from .intervals import clopper_pearson
 from .target import classifier_under_attack
