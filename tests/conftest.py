@@ -59,6 +59,12 @@ def forget_programs():
     gc.collect()
 
 
+def pytest_collection_finish():
+    """Spares the collector what has been imported: it stays to the end."""
+    gc.collect()
+    gc.freeze()
+
+
 # Fixtures that run an experiment, the demo or all checks of a GPU: what needs them is slow.
 WHOLE_RUNS = {"finished", "result", "tiny", "toy"}
 
