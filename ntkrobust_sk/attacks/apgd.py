@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._validation import check_choice
-from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
 from .entry import Given
-from .losses import LOSSES, answers_wrongly, check_classes
+from .losses import LOSSES, answers_wrongly, check_classes, gradient_of
 from .norms import L1, NORMS
 from .pgd import known, stronger_example
 from .skeleton import Attack, Outcome
@@ -280,13 +279,7 @@ def _back_to_best(back, state):
 
 def _ascend(loss, model, x, y, target):
     """Return losses (n,), whether the answer is wrong (n,), and the gradient (n, ...)."""
-
-    def total(z):
-        scores = with_fast_gradients(model)(z)
-        values = LOSSES[loss](scores, y, target)
-        return values.sum(), (values, scores)
-
-    gradient, (values, scores) = jax.grad(total, has_aux=True)(x)
+    gradient, values, scores = gradient_of(lambda scores: LOSSES[loss](scores, y, target), model, x)
     has_labels = jnp.issubdtype(y.dtype, jnp.integer)
     fooled = answers_wrongly(scores, y) if has_labels else jnp.zeros(len(x), bool)
     return known(values), fooled, gradient

@@ -202,10 +202,9 @@ def flags(
         found.append(f"zero gradients: of the cross-entropy, at {flat:.0%} of the inputs")
     if unknown > 0:
         found.append(f"gradients that are not finite: of the cross-entropy, at {unknown:.0%} of the inputs")
-    if np.isnan(scores).any():
-        found.append(f"scores that are NaN: at {np.isnan(scores[: len(X)]).any(1).mean():.0%} of the inputs")
-    if np.isinf(scores).any():
-        found.append(f"scores that are infinite: at {np.isinf(scores[: len(X)]).any(1).mean():.0%} of the inputs")
+    for what, odd in (("NaN", np.isnan(scores)), ("infinite", np.isinf(scores))):
+        if odd.any():
+            found.append(f"scores that are {what}: at {odd[: len(X)].any(1).mean():.0%} of the inputs")
     text = str(traces[0])
     if operations := [name for name in ZERO_GRADIENT_PRIMITIVES if re.search(rf"= {name}\b", text)]:
         found.append(f"flat operations: no gradient passes through {', '.join(operations)}")

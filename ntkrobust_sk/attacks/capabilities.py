@@ -20,26 +20,8 @@ class InBall(Protocol):
 
 
 @runtime_checkable
-class StatesNeeds(Protocol):
-    """An attack that states whether it needs gradients."""
-
-    needs_gradients: bool
-
-
-@runtime_checkable
-class TakesKeys(Protocol):
-    """An attack that states whether it takes one key for each example."""
-
-    one_key_each: bool
-
-
-@runtime_checkable
-class FindsNearest(Protocol):
+class FindsNearest(InBall, Protocol):
     """An attack that finds the nearest wrongly answered points (n, ...) and their distances (n,)."""
-
-    epsilon: float
-    norm: str
-    bounds: Any
 
     def nearest(self, model: Any, x: Any, y: Any, *, key: Any) -> tuple[jax.Array, jax.Array]:
         """Return the points and their distances."""
@@ -66,4 +48,4 @@ class Reports(Protocol):
 
 def needs_gradients(attack: Any) -> bool | None:
     """Return whether an attack needs gradients, or None if it does not say."""
-    return bool(attack.needs_gradients) if isinstance(attack, StatesNeeds) else None
+    return bool(attack.needs_gradients) if hasattr(attack, "needs_gradients") else None

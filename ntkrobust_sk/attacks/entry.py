@@ -21,7 +21,6 @@ from ..execution.keys import Keys, example_keys
 from ..execution.loops import form_of, without_numbers
 from ..execution.tiles import as_pytree, on_rows
 from ..networks.model import failure
-from .capabilities import TakesKeys
 from .norms import LENGTHS
 from .threat_model import Ball, admitted, ball_around, check_floating, plain_bounds
 
@@ -326,5 +325,4 @@ def checked_examples(attack: Any, found: Any, x: Any) -> Any:
 
 def keys_for(attack: Any, keys: Keys, at: np.ndarray) -> jax.Array:
     """Return the keys of the rows ``at`` for an attack that takes one each, otherwise the first row's key."""
-    takes_each = isinstance(attack, TakesKeys) and attack.one_key_each
-    return keys[at if takes_each else at[0]].on_device()
+    return keys[at if getattr(attack, "one_key_each", False) else at[0]].on_device()

@@ -12,14 +12,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
-from .losses import answers_wrongly
+from .losses import answers_wrongly, gradient_of, scores_at
 from .minimum_norm import MinimumNorm
 from .norms import NORMS
 from .planes import to_plane
-from .threat_model import Box, samples, usable
+from .threat_model import Box, samples
 
 # Largest share of a step that goes towards the input, α_max in the paper.
 ALPHA_MAX = 0.1
@@ -107,14 +106,13 @@ def _around(norm, x, keys, ball, found):
 def _step(norm, state, now, model, x, y, target, ball):
     (at, found), norm = state, NORMS[norm]
 
-    def differences(z):
-        scores = with_fast_gradients(model)(z)
-        ahead = jnp.take_along_axis(scores, target[:, None], 1) - jnp.take_along_axis(scores, y[:, None], 1)
-        return ahead.sum(), ahead[:, 0].astype(z.dtype)
+    def ahead(scores):
+        return scores_at(scores, target) - scores_at(scores, y)
 
-    gradient, difference = jax.grad(differences, has_aux=True)(at)
-    found = found.having_met(gradient, difference, ball)
-    gradient, difference = usable(gradient, ball), jnp.where(jnp.isfinite(difference), difference, 0)
+    gradient, difference, _ = gradient_of(ahead, model, at)
+    difference = difference.astype(at.dtype)
+    found, gradient = found.having_met(gradient, difference, ball)
+    difference = jnp.where(jnp.isfinite(difference), difference, 0)
     # the plane where the linearisation at the iterate vanishes, seen from the iterate and from the input
     behind = jnp.sum(gradient * (x - at), axis=1)
     wanted = jnp.concatenate([-difference, -difference - behind])

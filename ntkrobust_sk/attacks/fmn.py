@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..execution.convolutions import with_fast_gradients
-from ..execution.loops import repeat
-from .losses import answers_wrongly, log_odds, margin
-from .minimum_norm import Found, MinimumNorm
+from .losses import answers_wrongly, gradient_of, log_odds, margin
+from .minimum_norm import MinimumNorm, Walk
 from .norms import NORMS
-from .threat_model import Box, free, in_dtype_of, project, usable
+from .threat_model import Box, free, project
 
 # Where steps end, as a share of the first one, and where the relative change of the radius ends.
 LEAST_STEP, LEAST_GAMMA = 0.01, 1e-4
@@ -76,7 +74,7 @@ class FMN(MinimumNorm):
     bounds: tuple | Box | None = (0.0, 1.0)
 
     def _search(self, given, found):
-        return _walked(self, _fmn_step, given, jnp.inf, found)
+        return self._walked(_fmn_step, given, found, jnp.inf, self.step_size, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -130,75 +128,42 @@ class DDN(MinimumNorm):
     norm = "l2"
 
     def _search(self, given, found):
-        return _walked(self, _ddn_step, given, self.radius, found)
-
-
-class _State(NamedTuple):
-    """The place of the walk, for each of n examples, and the radius (n,) of the ball that holds it."""
-
-    x: jax.Array
-    radius: jax.Array
-    found: Found
-
-
-def _walked(attack, step, given, radius, found) -> Found:
-    """Walk from the input, with balls whose first radius is given, and return what was found."""
-    x = given.x
-    state = _State(x, jnp.full(len(x), radius, x.dtype), found)
-    numbers = in_dtype_of(x, attack.step_size, attack.gamma)
-    operands = (given.model, x, given.y, given.ball, *numbers, attack.n_steps)
-    return repeat(step, attack.n_steps, state, *operands, static=(attack.norm,)).found
+        return self._walked(_ddn_step, given, found, self.radius, self.step_size, self.gamma)
 
 
 @partial(jax.jit, static_argnames="norm")
 def _fmn_step(norm, state, number, model, x, y, ball, first_step, gamma, n_steps):
     now = number / n_steps
-
-    def total(z):
-        margins = margin(with_fast_gradients(model)(z), y)
-        # in the inputs' precision: networks may compute in a higher one
-        return margins.sum(), margins.astype(z.dtype)
-
-    gradient, margins = jax.grad(total, has_aux=True)(state.x)
-    before = state.found.having_met(gradient, margins, ball)
-    gradient = -_movable(-gradient, state.x, ball)
+    gradient, margins, _ = gradient_of(lambda scores: margin(scores, y), model, state.x)
+    # in the inputs' precision: networks may compute in a higher one
+    margins = margins.astype(x.dtype)
+    before, gradient = state.found.having_met(gradient, margins, ball)
+    gradient = jnp.where(free(-gradient, state.x, ball), gradient, 0)
     wrong, distance = margins < 0, NORMS[norm].length(state.x - x).reshape(-1)
     ever, found = jnp.isfinite(before.distance), before.or_nearer(state.x, wrong, distance)
     gamma = cosine(gamma, LEAST_GAMMA, now)
     slope = NORMS[NORMS[norm].dual].length(gradient).reshape(-1)
     # a little beyond the linearisation's zero too, on which rounding would let the iterate rest
-    outwards = jnp.where(ever, state.radius, distance + margins / slope) * (1 + gamma)
-    radius = jnp.where(wrong, jnp.minimum(state.radius * (1 - gamma), found.distance), outwards)
+    outwards = jnp.where(ever, state.length, distance + margins / slope) * (1 + gamma)
+    radius = jnp.where(wrong, jnp.minimum(state.length * (1 - gamma), found.distance), outwards)
     ahead = state.x - cosine(first_step, LEAST_STEP * first_step, now) * NORMS["l2"].steepest(gradient)
     # within bounds first, so that no length is spent on what they take away
     ahead = jnp.clip(ahead, ball.lower, ball.upper)
-    return _State(project(NORMS[norm], x, ahead, ball._replace(epsilon=radius[:, None])), radius, found)
+    return Walk(project(NORMS[norm], x, ahead, ball._replace(epsilon=radius[:, None])), radius, found)
 
 
 @partial(jax.jit, static_argnames="norm")
 def _ddn_step(norm, state, number, model, x, y, ball, first_step, gamma, n_steps):
     now = number / n_steps
-
-    def total(z):
-        scores = with_fast_gradients(model)(z)
-        losses = log_odds(scores, y)
-        return losses.sum(), (losses, answers_wrongly(scores, y))
-
-    gradient, (losses, wrong) = jax.grad(total, has_aux=True)(state.x)
-    found = state.found.having_met(gradient, losses, ball)
-    gradient = _movable(gradient, state.x, ball)
-    distance = NORMS[norm].length(state.x - x).reshape(-1)
-    radius = state.radius * jnp.where(wrong, 1 - gamma, 1 + gamma)
+    gradient, losses, scores = gradient_of(lambda scores: log_odds(scores, y), model, state.x)
+    found, gradient = state.found.having_met(gradient, losses, ball)
+    gradient = jnp.where(free(gradient, state.x, ball), gradient, 0)
+    wrong, distance = answers_wrongly(scores, y), NORMS[norm].length(state.x - x).reshape(-1)
+    radius = state.length * jnp.where(wrong, 1 - gamma, 1 + gamma)
     step_size = cosine(first_step, LEAST_STEP * first_step, now)
     direction = NORMS[norm].steepest(state.x - x + step_size * NORMS[norm].steepest(gradient))
     ahead = jnp.clip(x + radius[:, None] * direction, ball.lower, ball.upper)
-    return _State(ahead, radius, found.or_nearer(state.x, wrong, distance))
-
-
-def _movable(gradient, at, ball):
-    """Return the gradient of what can go its way, zero for features that bounds hold."""
-    gradient = usable(gradient, ball)
-    return jnp.where(free(gradient, at, ball), gradient, 0)
+    return Walk(ahead, radius, found.or_nearer(state.x, wrong, distance))
 
 
 def cosine(first: jax.Array, last: Any, share: Any) -> jax.Array:

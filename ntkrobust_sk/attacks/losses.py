@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
+from ..execution.convolutions import with_fast_gradients
 from .entry import is_binary, two_columns
 
 # Added to differences of scores that are divided by.
@@ -45,9 +48,7 @@ def log_odds(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Arra
     Its gradient has the direction of the cross-entropy's, without the factor that rounds to zero where the model
     is very sure: the probability of a wrong answer.
     """
-    right = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
-    others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
-    return jax.nn.logsumexp(others, axis=1) - right
+    return jax.nn.logsumexp(_others(scores, y), axis=1) - scores_at(scores, y)
 
 
 def ascent_losses(scores: Float[Array, "n c"], y: Shaped[Array, "n ..."]) -> Float[Array, " n"]:
@@ -68,8 +69,7 @@ def margin(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array,
     >>> margin(jnp.array([[2.0, 0.5, 1.0]]), jnp.array([0])).tolist()
     [1.0]
     """
-    right = jax.nn.one_hot(y, scores.shape[1], dtype=bool)
-    found = jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0] - jnp.where(right, -jnp.inf, scores).max(1)
+    found = scores_at(scores, y) - _others(scores, y).max(1)
     return jnp.where(jnp.isnan(found), jnp.inf, found)
 
 
@@ -78,8 +78,7 @@ def dlr(
 ) -> Float[Array, " n"]:
     """Return the difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
     ordered = jnp.sort(scores, axis=1)
-    others = jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)
-    return (others.max(1) - _at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + LEAST_GAP)
+    return (_others(scores, y).max(1) - scores_at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + LEAST_GAP)
 
 
 def targeted_dlr(
@@ -87,9 +86,23 @@ def targeted_dlr(
 ) -> Float[Array, " n"]:
     """Return the difference of logits ratio towards the class ``target`` (n,) of each example."""
     ordered = jnp.sort(scores, axis=1)
-    return (_at(scores, target) - _at(scores, y)) / (
+    return (scores_at(scores, target) - scores_at(scores, y)) / (
         ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + LEAST_GAP
     )
+
+
+def gradient_of(
+    loss: Callable, model: Callable, x: Float[Array, "n ..."]
+) -> tuple[Float[Array, "n ..."], Float[Array, " n"], Float[Array, "n c"]]:
+    """Return the gradient of a loss of scores by the inputs, the loss of each example, and the scores."""
+
+    def total(z):
+        scores = with_fast_gradients(model)(z)
+        values = loss(scores)
+        return values.sum(), (values, scores)
+
+    gradient, (values, scores) = jax.grad(total, has_aux=True)(x)
+    return gradient, values, scores
 
 
 LOSSES = {"ce": lambda scores, y, target: ascent_losses(scores, y), "dlr": dlr, "targeted-dlr": targeted_dlr}
@@ -107,5 +120,10 @@ def check_classes(loss: str, n_classes: int, y: jax.Array) -> None:
         raise ValueError(f"loss={loss!r} needs integer labels, got {y.dtype}; use loss='ce'")
 
 
-def _at(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, " n"]:
+def scores_at(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, " n"]:
+    """Return the score (n,) of one class of each example."""
     return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
+
+
+def _others(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, "n c"]:
+    return jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)

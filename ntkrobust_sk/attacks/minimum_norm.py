@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..execution.convolutions import with_fast_gradients
+from ..execution.loops import repeat
 from .entry import Given, given
-from .losses import answers_wrongly, margin
+from .losses import answers_wrongly, gradient_of, margin
 from .norms import LENGTHS
 from .planes import ROUNDING, to_plane
 from .skeleton import Attack, Outcome
-from .threat_model import Ball, Box, unusable, usable
+from .threat_model import Ball, Box, in_dtype_of, unusable, usable
 
 # Number of rounds that refine what was found, number of halvings in each, and the share by which it ends beyond.
 ROUNDS, HALVINGS, BEYOND = 3, 6, 5e-4
@@ -35,19 +35,38 @@ class Found(NamedTuple):
         x, distance = jnp.where(nearer[:, None], at, self.x), jnp.where(nearer, distance, self.distance)
         return self._replace(x=x, distance=distance)
 
-    def having_met(self, gradient: jax.Array, value: jax.Array, ball: Ball) -> Found:
-        """Note where a gradient (n, d) of values (n,) is not finite, unless there are no values at all."""
-        return self._replace(lost=self.lost | (unusable(gradient, ball) & jnp.isfinite(value)))
+    def having_met(self, gradient: jax.Array, value: jax.Array, ball: Ball) -> tuple[Found, jax.Array]:
+        """Note where a gradient (n, d) of values (n,) is not finite, and return what can be used of it.
+
+        Where there are no values at all, nothing is noted.
+        """
+        lost = self.lost | (unusable(gradient, ball) & jnp.isfinite(value))
+        return self._replace(lost=lost), usable(gradient, ball)
+
+
+class Walk(NamedTuple):
+    """The place of a search for each of n examples, the length (n,) that it adapts, and what it has found."""
+
+    x: jax.Array
+    length: jax.Array
+    found: Found
 
 
 class MinimumNorm(Attack):
     """An attack that looks for the nearest wrongly answered point, and only then asks whether epsilon holds it."""
 
     needs_labels = True
+    n_steps: int
 
     @abstractmethod
     def _search(self, given: Given, found: Found) -> Found:
         """Search from checked inputs, and return what is nearer than what was found before."""
+
+    def _walked(self, step: Callable, given: Given, found: Found, length: float, *numbers: float) -> Found:
+        """Walk from the inputs by steps that get these numbers, beginning with this length."""
+        start = Walk(given.x, jnp.full(len(given.x), length, given.x.dtype), found)
+        operands = (given.model, given.x, given.y, given.ball, *in_dtype_of(given.x, *numbers), self.n_steps)
+        return repeat(step, self.n_steps, start, *operands, static=(self.norm,)).found
 
     def _run(self, given: Given) -> Outcome:
         found = self._found(given)
@@ -90,13 +109,6 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
     """
     length = LENGTHS[norm].length
 
-    def margins(z):
-        scores = with_fast_gradients(model)(z)
-        values = margin(scores, y)
-        size = jnp.max(jnp.abs(scores), axis=1)
-        # in the inputs' precision: networks may compute in a higher one
-        return values.sum(), (values.astype(z.dtype), size.astype(z.dtype))
-
     def wrong(z):
         return answers_wrongly(model(z), y)[:, None]
 
@@ -104,11 +116,12 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
         return jnp.clip(x + (1 + BEYOND) * (z - x), ball.lower, ball.upper)
 
     def refine(_, found):
-        gradient, (value, size) = jax.grad(margins, has_aux=True)(found.x)
-        found = found.having_met(gradient, value, ball)
-        gradient = usable(gradient, ball)
+        gradient, value, scores = gradient_of(lambda scores: margin(scores, y), model, found.x)
+        # in the inputs' precision: networks may compute in a higher one
+        value, scores = value.astype(x.dtype), scores.astype(x.dtype)
+        found, gradient = found.having_met(gradient, value, ball)
         # that of the scores, and of the terms that they are sums of
-        size = size + jnp.sum(jnp.abs(gradient * found.x), axis=1)
+        size = jnp.max(jnp.abs(scores), axis=1) + jnp.sum(jnp.abs(gradient * found.x), axis=1)
         rounding = ROUNDING * jnp.finfo(x.dtype).eps * size
         wanted = jnp.sum(gradient * (found.x - x), axis=1) - value - rounding
         plane = beyond(x + to_plane(LENGTHS[norm], gradient, jnp.where(jnp.isfinite(wanted), wanted, 0), x, ball))
@@ -139,12 +152,7 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
 @partial(jax.jit, static_argnums=5)
 def _deepened(model, x, y, ball, found, groups):
     """Move the changed features as far as the bounds let them, so that rounding to valid values undoes nothing."""
-
-    def total(z):
-        margins = margin(with_fast_gradients(model)(z), y)
-        return margins.sum(), margins
-
-    gradient, margins = jax.grad(total, has_aux=True)(found.x)
+    gradient, margins, _ = gradient_of(lambda scores: margin(scores, y), model, found.x)
     gradient = usable(gradient, ball)
     changed = found.x != x
     furthest = jnp.where(gradient > 0, ball.lower, ball.upper)
@@ -156,5 +164,5 @@ def _deepened(model, x, y, ball, found, groups):
         other = jnp.argmin(jnp.where(own, jnp.inf, gradient[:, at]), axis=1)
         category = jax.nn.one_hot(other, len(group), dtype=x.dtype)
         ahead = ahead.at[:, at].set(jnp.where(changed[:, at].any(1, keepdims=True), category, x[:, at]))
-    further = total(ahead)[1] < margins
+    further = margin(model(ahead), y) < margins
     return found._replace(x=jnp.where(further[:, None], ahead, found.x))

@@ -50,11 +50,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._validation import number
-from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
 from .entry import Given
-from .losses import answers_wrongly, ascent_losses
+from .losses import answers_wrongly, ascent_losses, gradient_of
 from .norms import NORMS
 from .skeleton import Attack, Outcome
 from .threat_model import Box, ball_around, in_dtype_of, project, start_in_ball, steepest, unusable
@@ -216,8 +215,7 @@ def pgd_steps(norm: str, given: Given, start: jax.Array, length: float, n_steps:
 @partial(jax.jit, static_argnames="norm")
 def _step(norm, state, now, model, x, y, ball, length):
     x_adv, lost = state
-    scores = with_fast_gradients(model)
-    gradient = jax.grad(lambda z: ascent_losses(scores(z), y).sum())(x_adv)
+    gradient, _, _ = gradient_of(lambda scores: ascent_losses(scores, y), model, x_adv)
     ahead = x_adv + length * steepest(NORMS[norm], gradient, x_adv, ball)
     return project(NORMS[norm], x, ahead, ball), lost | unusable(gradient, ball)
 

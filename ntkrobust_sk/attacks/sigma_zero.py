@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .._validation import number
 from ..execution.convolutions import with_fast_gradients
-from ..execution.loops import repeat
 from .entry import Given
 from .fmn import cosine
 from .losses import margin
-from .minimum_norm import Found, MinimumNorm
+from .minimum_norm import Found, MinimumNorm, Walk
 from .norms import LENGTHS
-from .threat_model import Box, in_dtype_of, usable
+from .threat_model import Box
 
 # The last step, as a share of the first one, and the change of the threshold, as a share of a step.
 LAST_STEP, THRESHOLD_RATE = 0.1, 0.01
@@ -86,23 +84,11 @@ class SigmaZero(MinimumNorm):
     }
 
     def _search(self, given: Given, found: Found) -> Found:
-        x = given.x
-        state = _State(x, jnp.full(len(x), self.threshold, x.dtype), found)
-        numbers = in_dtype_of(x, self.step_size, self.sigma)
-        operands = (given.model, x, given.y, given.ball, *numbers, self.n_steps)
-        return repeat(_step, self.n_steps, state, *operands).found
+        return self._walked(_step, given, found, self.threshold, self.step_size, self.sigma)
 
 
-class _State(NamedTuple):
-    """The search's place for each of n examples, and the threshold (n,) below which changes are put back."""
-
-    x: jax.Array
-    threshold: jax.Array
-    found: Found
-
-
-@jax.jit
-def _step(state, number, model, x, y, ball, first_step, sigma, n_steps):
+@partial(jax.jit, static_argnames="norm")
+def _step(norm, state, number, model, x, y, ball, first_step, sigma, n_steps):
     def total(z):
         margins = margin(with_fast_gradients(model)(z), y)
         squares = (z - x) ** 2
@@ -110,13 +96,12 @@ def _step(state, number, model, x, y, ball, first_step, sigma, n_steps):
         return (jnp.maximum(margins, 0) + size).sum(), margins.astype(z.dtype)
 
     gradient, margins = jax.grad(total, has_aux=True)(state.x)
-    wrong, count = margins < 0, LENGTHS["l0"].length(state.x - x).reshape(-1)
-    found = state.found.having_met(gradient, margins, ball).or_nearer(state.x, wrong, count)
-    gradient = usable(gradient, ball)
+    wrong, count = margins < 0, LENGTHS[norm].length(state.x - x).reshape(-1)
+    found, gradient = state.found.having_met(gradient, margins, ball)
     largest = jnp.max(jnp.abs(gradient), axis=1, keepdims=True)
     step_size = cosine(first_step, LAST_STEP * first_step, number / n_steps)
     ahead = state.x - step_size * gradient / jnp.where(largest > 0, largest, 1)
     ahead = jnp.clip(ahead, ball.lower, ball.upper)
-    threshold = jnp.maximum(state.threshold + THRESHOLD_RATE * step_size * jnp.where(wrong, 1, -1), 0)
+    threshold = jnp.maximum(state.length + THRESHOLD_RATE * step_size * jnp.where(wrong, 1, -1), 0)
     ahead = jnp.where(jnp.abs(ahead - x) < threshold[:, None], x, ahead)
-    return _State(ahead, threshold, found)
+    return Walk(ahead, threshold, found.or_nearer(state.x, wrong, count))

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._validation import array, brief, check_lengths, fitting, integer
-from ..execution.convolutions import with_fast_gradients
 from ..execution.keys import Keys, keys_of
 from ..execution.tiles import one_ahead, pad_rows
 from .capabilities import FindsNearest, GoesThroughTiles, InBall, needs_gradients
@@ -28,7 +27,7 @@ from .entry import (
     trusted,
     two_columns,
 )
-from .losses import ascent_losses
+from .losses import ascent_losses, gradient_of
 from .norms import NORMS
 from .skeleton import Attack, Outcome
 from .threat_model import admitted, ball_around, check_floating, project_into, start_in_ball, unusable
@@ -167,12 +166,12 @@ def warn_of_gradients(
 @jax.jit
 def _lost(model, x, moved, y, ball):
     """Tell where a gradient at the inputs (n, ...) or at the points moved is not finite (n,)."""
+    labels = jnp.concatenate([y, y])
 
-    def total(z):
-        scores, labels = with_fast_gradients(model)(z), jnp.concatenate([y, y])
-        return ascent_losses(two_columns(scores) if is_binary(scores.shape, labels) else scores, labels).sum()
+    def losses(scores):
+        return ascent_losses(two_columns(scores) if is_binary(scores.shape, labels) else scores, labels)
 
-    gradients = jnp.split(jax.grad(total)(jnp.concatenate([x, moved])), 2)
+    gradients = jnp.split(gradient_of(losses, model, jnp.concatenate([x, moved]))[0], 2)
     return unusable(gradients[0], ball) | unusable(gradients[1], ball)
 
 

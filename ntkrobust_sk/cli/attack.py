@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import joblib
 import numpy as np
@@ -145,9 +145,7 @@ def attack_examples(
     attack, keys = target.attack_for(attack), keys_of(key_of(random_state), len(X))
     members, flags = {}, ()
     if isinstance(attack, Reports):
-        with target.precision():
-            inputs = target.inputs(cast(Any, attack))
-            found = attack.run(target.model, inputs, target.y, key=keys, rows=target.rows)
+        found = target.reported(attack, keys)
         X_adv, flags = found.x_adv, found.flags
         members = dict(zip(found.names, found.accuracies, strict=True))
     else:

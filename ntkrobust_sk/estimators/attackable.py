@@ -27,8 +27,7 @@ from ..sklearn_models.registry import DifferentiableEstimator
 from ..tables.frames import as_table, require_free, warn_of_fixed
 from ..targets.labels import encode_labels, weights_to_score
 from ..targets.target import AttackTarget, Seed
-from .answers import as_answer, require_finite_answers
-from .inputs import checked_weights, require_one_kind
+from .inputs import as_answer, checked_weights, require_finite_answers, require_one_kind
 from .shared import TangentEstimator, allowed, at_least
 
 POSITIVE = allowed(Interval(Real, 0, None, closed="neither"))

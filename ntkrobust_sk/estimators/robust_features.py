@@ -20,7 +20,7 @@ from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor
 from ..networks.inputs import host_inputs, params_dtype
-from .answers import as_answer
+from .inputs import as_answer
 from .shared import KernelSource, allowed, at_least
 
 

@@ -34,8 +34,7 @@ from ..networks.model import Model
 from ..networks.named import initial_model
 from ..tables.frames import require_own_names
 from ..targets.target import Seed
-from .answers import kept_dtypes
-from .inputs import as_rows, input_shape, require_finite_targets
+from .inputs import as_rows, input_shape, kept_dtypes, require_finite_targets
 
 SITE = "https://ntkrobust-sk.readthedocs.io/en/stable"
 

@@ -20,7 +20,7 @@ from ..kernels.tiles import tile_program
 from ..networks.inputs import host_inputs, n_params, params_dtype
 from ..networks.named import n_logits
 from ..tangent.gradient_lists import split_biases
-from .answers import as_answer
+from .inputs import as_answer
 from .shared import KernelSource, allowed, at_least
 
 # Rows of a tile.

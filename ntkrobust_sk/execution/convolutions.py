@@ -9,7 +9,7 @@ turned around. The convolutions of any function are taken so by rewriting its ja
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,9 +64,13 @@ def with_fast_gradients(function: Callable) -> Callable:
 
 
 def _has_plain(jaxpr) -> bool:
-    return any(
-        _has_plain(subjaxpr(eqn)[0]) if eqn.primitive.name in INLINED else is_plain(eqn) for eqn in jaxpr.eqns
-    )
+    return any(map(is_plain, _equations(jaxpr)))
+
+
+def _equations(jaxpr) -> Iterator:
+    """Go through the equations, and those inside of them that can stand in their place."""
+    for eqn in jaxpr.eqns:
+        yield from _equations(subjaxpr(eqn)[0]) if eqn.primitive.name in INLINED else [eqn]
 
 
 def loops_well(function: Callable, *args) -> bool:
@@ -74,16 +78,8 @@ def loops_well(function: Callable, *args) -> bool:
 
     It is where all convolutions are plain, or where there is something better than a CPU.
     """
-    return not on_host() or _all_plain(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _all_plain(jaxpr) -> bool:
-    def plain(eqn):
-        if eqn.primitive.name in INLINED:
-            return _all_plain(subjaxpr(eqn)[0])
-        return is_plain(eqn) or CONVOLUTION not in str(eqn)
-
-    return all(map(plain, jaxpr.eqns))
+    equations = _equations(jax.make_jaxpr(function)(*args).jaxpr)
+    return not on_host() or all(is_plain(eqn) or CONVOLUTION not in str(eqn) for eqn in equations)
 
 
 def _evaluate(jaxpr, consts, args) -> list:

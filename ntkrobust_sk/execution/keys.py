@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -73,7 +72,7 @@ def example_keys(key: Any, n: int) -> jax.Array:
     """Return a key for each of n examples as an array (n,) on the device, for one call."""
     key = key.on_device() if isinstance(key, Keys) else as_key(key)
     if key.ndim == 0:
-        return _folded_with_positions(key, n)
+        return fold_keys(key, np.arange(n, dtype=np.int32))
     _check_length(key.shape, n)
     return key
 
@@ -83,11 +82,6 @@ def fold_keys(keys: jax.Array, data: Any) -> jax.Array:
     """Return keys made from one key or several (n,) and a number or one number for each (n,)."""
     axes = (0 if jnp.ndim(keys) else None, 0 if jnp.ndim(data) else None)
     return jax.vmap(jax.random.fold_in, axes)(keys, data)
-
-
-@partial(jax.jit, static_argnums=1)
-def _folded_with_positions(key, n):
-    return fold_keys(key, jnp.arange(n))
 
 
 def _in_chunks(n, made) -> np.ndarray:

@@ -116,6 +116,12 @@ def _moved(X, columns) -> np.ndarray:
     return moved
 
 
+def _with_moved(table) -> np.ndarray:
+    """Return some of a table's coded rows, and the same with other values in what may change."""
+    X = table.coded()[_looked_at(len(table.numbers))]
+    return np.concatenate([X, _moved(X, ~table.fixed)])
+
+
 def _unmovable(estimator, table) -> dict[int, str]:
     """Return the columns of which the estimator refuses values not seen in training, with the reasons."""
     X, free = table.coded()[_looked_at(len(table.numbers))], np.flatnonzero(~table.fixed)
@@ -139,8 +145,7 @@ def _unmovable(estimator, table) -> dict[int, str]:
 
 
 def _black_box(estimator, table, checked):
-    X = table.coded()[_looked_at(len(checked))]
-    X = np.concatenate([X, _moved(X, ~table.fixed)])
+    X = _with_moved(table)
     if table.has_names or checked.ndim == 2:
         return BlackBox(estimator, table.decoded, X)
     return BlackBox(estimator, lambda x: x.reshape(-1, *checked.shape[1:]), X)
@@ -159,9 +164,7 @@ def _model_of(estimator, X, table):
     if isinstance(last_step(estimator), DifferentiableEstimator):
         # as accurate as its own precision, and its answers are its highest scores
         return model
-    X = table.coded()[_looked_at(len(table.numbers))]
-    X = np.concatenate([X, _moved(X, ~table.fixed)])
-    compare(estimator, model, X, table.decoded)
+    compare(estimator, model, _with_moved(table), table.decoded)
     return model
 
 

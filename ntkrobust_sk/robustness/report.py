@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -221,22 +222,15 @@ class RobustnessReport:
         """
         import pandas as pd
 
+        cells = [("clean", 0.0), *itertools.product(self.names, self.epsilons)]
+        standing = [self.fell_at[0] > 0, *np.concatenate(self._standing())]
+        groups = [("all", slice(None)), *((label, self.y == at) for at, label in enumerate(self.classes.tolist()))]
         rows = []
-        clean = (("clean", 0.0, self.fell_at[0] > 0),)
-        attacked = (
-            (name, epsilon, standing)
-            for name, by_epsilon in zip(self.names, self._standing(), strict=True)
-            for epsilon, standing in zip(self.epsilons, by_epsilon, strict=True)
-        )
-        for attack, epsilon, standing in (*clean, *attacked):
-            for label, position in (
-                ("all", None),
-                *zip(self.classes.tolist(), range(len(self.classes)), strict=True),
-            ):
-                members = standing if position is None else standing[self.y == position]
-                low, high = clopper_pearson(members.sum(), len(members), self.confidence)
-                accuracy = members.mean() if len(members) else np.nan
-                rows.append((attack, epsilon, label, len(members), accuracy, float(low), float(high)))
+        for (cell, stands), (label, group) in itertools.product(zip(cells, standing, strict=True), groups):
+            members = stands[group]
+            low, high = clopper_pearson(members.sum(), len(members), self.confidence)
+            accuracy = members.mean() if len(members) else np.nan
+            rows.append((*cell, label, len(members), accuracy, float(low), float(high)))
         return pd.DataFrame(rows, columns=["attack", "epsilon", "class", "n", "accuracy", "low", "high"])
 
     def __str__(self):
@@ -354,6 +348,5 @@ def _attacked(target, attack, keys, at):
     """Return adversarial examples of the rows ``at``, and flags."""
     if not isinstance(attack, Reports):
         return target.perturb(attack, keys, at, look=False), ()
-    with target.precision():
-        found = attack.run(target.model, target.inputs(attack, at), target.y[at], key=keys[at], rows=target.rows)
+    found = target.reported(attack, keys, at)
     return found.x_adv, found.flags

@@ -104,9 +104,8 @@ def certify(
     >>> int(found.labels[0]), round(float(found.radii[0]), 2)
     (0, 0.49)
     """
-    _require_numbers(sigma, n_selection, n_samples, alpha)
-    target = classifier_under_attack("certify", estimator, X, None, labelled=False)
-    return _certified(target, sigma, n_selection, n_samples, alpha, random_state)
+    asked = "certify", estimator, X, None
+    return _certified(*asked, sigma, n_selection, n_samples, alpha, random_state, labelled=False)[1]
 
 
 def certified_accuracy(
@@ -154,19 +153,11 @@ def certified_accuracy(
     (True, True)
     """
     _require_radii(radii)
-    _require_numbers(sigma, n_selection, n_samples, alpha)
-    target = classifier_under_attack("certified_accuracy", estimator, X, y)
-    found = _certified(target, sigma, n_selection, n_samples, alpha, random_state)
+    asked = "certified_accuracy", estimator, X, y
+    target, found = _certified(*asked, sigma, n_selection, n_samples, alpha, random_state)
     right = (found.labels == target.classes[target.y]) & ~found.abstains
     shares = np.mean(right & (found.radii >= np.reshape(radii, (-1, 1))), axis=1)
     return float(shares[0]) if np.ndim(radii) == 0 else shares.reshape(np.shape(radii))
-
-
-def _require_numbers(sigma, n_selection, n_samples, alpha):
-    number("sigma", sigma, above=0, unit="in units of the data")
-    integer("n_selection", n_selection)
-    integer("n_samples", n_samples)
-    number("alpha", alpha, above=0, below=0.5)
 
 
 def _require_radii(radii):
@@ -176,14 +167,20 @@ def _require_radii(radii):
         number("radii", value, low=0, unit="in units of the data")
 
 
-def _certified(target, sigma, n_selection, n_samples, alpha, random_state):
+def _certified(function, estimator, X, y, sigma, n_selection, n_samples, alpha, random_state, labelled=True):
+    """Check what a function was called with, and return it as a target, with its certificates."""
+    number("sigma", sigma, above=0, unit="in units of the data")
+    integer("n_selection", n_selection)
+    integer("n_samples", n_samples)
+    number("alpha", alpha, above=0, below=0.5)
+    target = classifier_under_attack(function, estimator, X, y, labelled=labelled)
     seed = int(check_random_state(checked_seed("random_state", random_state)).randint(np.iinfo(np.int32).max))
     count = (_on_device if target.no_gradient_because is None else _on_host)(target, float(sigma), seed)
     chosen = np.array([count(row, 0, n_selection).argmax() for row in range(len(target.X))])
     given = np.array([count(row, 1, n_samples)[label] for row, label in enumerate(chosen)])
     p_lower, _ = clopper_pearson(given, n_samples, 1 - 2 * alpha)
     radii = sigma * scipy.stats.norm.ppf(np.maximum(p_lower, 0.5))
-    return Certificates(target.classes[chosen], p_lower <= 0.5, radii, p_lower)
+    return target, Certificates(target.classes[chosen], p_lower <= 0.5, radii, p_lower)
 
 
 def _on_host(target, sigma, seed):

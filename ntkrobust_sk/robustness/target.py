@@ -19,9 +19,10 @@ from ..attacks.capabilities import InBall, needs_gradients
 from ..attacks.entry import how_to_make, require_attack, with_two_columns
 from ..attacks.norms import NORMS
 from ..attacks.square import Square
-from ..estimators.answers import kept_dtypes
 from ..estimators.attackable import AttackableEstimator
+from ..estimators.inputs import kept_dtypes
 from ..execution.loops import form_of
+from ..execution.precision import x64_enabled
 from ..execution.tiles import NETWORK_ROWS, as_pytree, movable
 from ..networks.inputs import params_dtype
 from ..networks.model import Model, failure
@@ -29,7 +30,7 @@ from ..sklearn_models.registry import DifferentiableEstimator
 from ..sklearn_models.remembered_rows import unwrap
 from ..tables.frames import as_table, check_rows, require_free, warn_of_fixed
 from ..targets.labels import encode_labels
-from ..targets.target import AttackTarget, in_double_precision
+from ..targets.target import AttackTarget
 from .black_box import BlackBox, forget_error
 from .readings import last_step, own_arrays, scores_of, through_scikit_learn
 
@@ -162,7 +163,7 @@ def attackable(estimator: Any, X: Any, y: Any, *, classes: Any = None, labelled:
     # what scikit-learn computes in double precision is attacked in it
     rows, dtype, x64 = ROWS, np.dtype(float), True
     if isinstance(last, DifferentiableEstimator) and found.no_gradient_because is None:
-        rows, dtype, x64 = last._rows, last._dtype, in_double_precision()
+        rows, dtype, x64 = last._rows, last._dtype, x64_enabled()
         inputs = fitting("X", movable(found.model, inputs, dtype, rows), dtype)
     return EstimatorTarget(
         source=estimator,
@@ -224,7 +225,7 @@ def _function_target(model, X, y, classes, labelled) -> AttackTarget:
     if isinstance(model, Model):
         dtype = params_dtype(model.variables.params)
     else:
-        dtype = np.dtype(float if in_double_precision() else np.float32)
+        dtype = np.dtype(float if x64_enabled() else np.float32)
     table = as_table(X)
     is_model = isinstance(getattr(model, "model", model), Model)
     kinds: Any = kept_dtypes(X) if is_model else [np.float64, np.float32]

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..attacks.capabilities import Reports
 from ..attacks.entry import require_attack
 from ..attacks.threat_model import admitted
 from ..attacks.tiled import attack_in_tiles
 from ..execution.interrupts import heard
-from ..execution.keys import key_of, keys_of
-from ..execution.precision import enable_x64
+from ..execution.keys import Keys, key_of, keys_of
+from ..execution.precision import enable_x64, x64_enabled
 from ..execution.tiles import answers
 from ..tables.frames import Table, as_table
 from .labels import weights_to_score
@@ -26,11 +26,6 @@ from .labels import weights_to_score
 Seed: TypeAlias = int | np.random.RandomState | None
 # A gain by an attack that is told of: of the score, and in examples, since random starts move a few answers.
 GAIN, GAINED = 0.01, 2.5
-
-
-def in_double_precision() -> bool:
-    """Return whether JAX computes in double precision where it is not told otherwise."""
-    return jnp.result_type(float) == np.float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +69,7 @@ class AttackTarget:
     given: Any
     table: Table | None = None
     data_dtype: np.dtype | None = None
-    x64: bool = field(default_factory=in_double_precision)
+    x64: bool = field(default_factory=x64_enabled)
     no_gradient_because: str | None = None
     # whether fixed columns of the numbers hold the rows that they came from
     coded: ClassVar[bool] = False
@@ -98,7 +93,7 @@ class AttackTarget:
         """Return the attack with bounds that keep to the features that may change."""
         return attack if self.table is None else self.table.within(attack)
 
-    def inputs(self, attack: Callable, at: Any = slice(None)) -> np.ndarray:
+    def inputs(self, attack: Any, at: Any = slice(None)) -> np.ndarray:
         """Return the inputs of the rows ``at``, checked against the attack's bounds."""
         return admitted(attack, self.X[at], self.data_dtype)
 
@@ -109,6 +104,12 @@ class AttackTarget:
         with self.precision():
             found = attack_in_tiles(attack, self.model, X, self.y[at], key=keys[at], rows=self.rows, look=look)
         return found if self.table is None else np.where(self.free, found, X)
+
+    def reported(self, attack: Reports, keys: Keys, at: Any = slice(None)) -> Any:
+        """Return what an attack tells that reports what it has found, of the rows ``at``."""
+        X = self.inputs(attack, at)
+        with self.precision():
+            return attack.run(self.model, X, self.y[at], key=keys[at], rows=self.rows)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
