@@ -9,7 +9,6 @@ steepest steps change few features, so that bounds are part of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,7 +27,6 @@ def _over_features(reduce, v):
     return reduce(v, axis=tuple(range(1, v.ndim)), keepdims=True)
 
 
-@dataclass(frozen=True)
 class Linf:
     """The largest change of any feature."""
 
@@ -53,7 +51,6 @@ class Linf:
         return jnp.clip(delta, -epsilon, epsilon)
 
 
-@dataclass(frozen=True)
 class L2:
     """The Euclidean length of the change of all features."""
 
@@ -83,7 +80,6 @@ class L2:
         return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
 
 
-@dataclass(frozen=True)
 class L1:
     """The sum of the changes of all features. Its steepest steps and nearest points are sparse.
 
@@ -156,7 +152,6 @@ def bisect(holds: Callable, most: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.fori_loop(0, jnp.finfo(most.dtype).nmant + 8, halve, (jnp.zeros_like(most), most))
 
 
-@dataclass(frozen=True)
 class L0:
     """The number of features that change: no norm to climb in, but a length, and a ball to be projected to."""
 

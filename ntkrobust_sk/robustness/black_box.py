@@ -176,19 +176,14 @@ def _bits_on_host(number, bits):
 
 def _readings(estimator, n_classes):
     """Yield names and functions that may give scores, the most telling first."""
-    decision, probabilities = (_method(estimator, name) for name in ("decision_function", "predict_proba"))
-    if decision is not None:
+    # some methods are there only to say that they are not
+    decision, probabilities = (getattr(estimator, name, None) for name in ("decision_function", "predict_proba"))
+    if callable(decision):
         plain = ("decision_function", lambda given: _as_scores(decision(given), n_classes))
         pairs = ("decision_function", lambda given: _votes(decision(given), n_classes))
         yield from (pairs, plain) if _is_pairwise(estimator) else (plain, pairs)
-    if probabilities is not None:
+    if callable(probabilities):
         yield "predict_proba", lambda given: _as_scores(probabilities(given), n_classes)
-
-
-def _method(estimator, name):
-    """Return a method that works, or None; some are there only to say that they are not."""
-    method = getattr(estimator, name, None)
-    return method if callable(method) else None
 
 
 def _is_pairwise(estimator) -> bool:
