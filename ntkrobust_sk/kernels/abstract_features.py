@@ -88,9 +88,8 @@ class AbstractFeatures:
 
     def row_bytes(self, n_directions: int) -> int:
         """Count the bytes of one row's features."""
-        return sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(_shapes(self, n_directions))
-        )
+        leaves = jax.tree.leaves(_shapes(self, n_directions))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
     def working_bytes(self, rows: int, n_directions: int) -> int:
         """Count what computing a tile's features takes besides them, as the compiler states it."""

@@ -144,21 +144,21 @@ def gram(
     dtype = _checked_dtype(dtype, kernel, params_dtype(model.variables.params))
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
-    shown = not isinstance(plan, Plan) and bool(plan)
     if not isinstance(plan, Plan):
+        shown = plan
         # a store may grow, and keeps the tiles that it has
         n_rows = max(len(X), 0 if Y is None else len(Y)) if store is None else None
         sizes = None if store is None else stored_sizes(store)
         plan = make_plan(
             kernel, model, X.shape[1:], memory, n_rows=n_rows, sizes=sizes, dtype=dtype, inputs=X.dtype
         )
+        if shown:
+            print(plan)
     elif plan.n_directions != (n := abstract_features(kernel, model, X.shape[1:], X.dtype).n_directions):
         raise ValueError(
             f"the plan is for {plan.n_directions} directions of output space, but {kernel!r} of this network has "
             f"{n}; make it with the same kernel and model"
         )
-    if shown:
-        print(plan)
     job = TileJob(kernel, model, X, Y, plan, dtype, by_layer)
     if store is not None:
         return _fill_store(store, job, n_jobs, progress)

@@ -28,10 +28,10 @@ from .._validation import check_choice, function, unknown
 from ..networks.inputs import PyTree, all_finite, finite_inputs
 from ..networks.model import Model, check_model, require_model
 from ..tangent.gradient_lists import contract_with_tangents, split_biases
-from ..tangent.gradients import DenseGradients, OuterProducts
+from ..tangent.gradients import DenseGradients, Gradients
 from ..tangent.per_example import can_push, contract_features, identity_directions, push, tangent_features
 
-TangentGradients = list[DenseGradients | OuterProducts]
+TangentGradients = list[Gradients]
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def _n_directions(leaf) -> int:
     return len(leaf.values if isinstance(leaf, DenseGradients) else leaf.cotangents)
 
 
-def _contraction_bytes(leaf: DenseGradients | OuterProducts, itemsize: int, all_pairs: bool) -> int:
+def _contraction_bytes(leaf: Gradients, itemsize: int, all_pairs: bool) -> int:
     """Count the bytes that an inner product of two tiles takes at most, in a precision of ``itemsize`` bytes.
 
     Parameters

@@ -19,7 +19,7 @@ from .._validation import LARGEST_SEED, check_choice, integer
 from ..networks.inputs import PyTree
 from ..networks.model import Model
 from ..tangent.gradient_lists import split_biases
-from ..tangent.gradients import DenseGradients, Layout, OuterProducts
+from ..tangent.gradients import DenseGradients, Gradients, Layout
 from .ntk import KERNELS, TangentGradients, TangentKernel
 
 PROJECTABLE = {name: KERNELS[name] for name in ("trace", "pseudo")}
@@ -89,7 +89,7 @@ class ProjectedNTK(TangentKernel):
         )
 
 
-def _project(key, leaf: DenseGradients | OuterProducts, k: int) -> jax.Array:
+def _project(key, leaf: Gradients, k: int) -> jax.Array:
     return _hashed(key, leaf.values, k) if isinstance(leaf, DenseGradients) else _rank_one(key, leaf, k)
 
 

@@ -136,16 +136,14 @@ class GramStore:
         return block
 
     def _damaged(self, i, j, why):
+        # without the mirror image, it would count as finished
+        tiles = {(i, j), (j, i)} if self.symmetric else {(i, j)}
+        files = [str(self.tile_path(*tile)) for tile in sorted(tiles)]
         return DamagedTileError(
             f"tile ({i}, {j}) of the Gram store {self.path} cannot be read ({why}); the other tiles are kept. "
-            f"Delete {' and '.join(str(p) for p in self._pair(i, j))} and call gram again: only this tile is then "
+            f"Delete {' and '.join(files)} and call gram again: only this tile is then "
             "computed anew"
         )
-
-    def _pair(self, i, j):
-        """Return the files of a tile and of its mirror image, without which it would count as finished."""
-        tiles = {(i, j), (j, i)} if self.symmetric else {(i, j)}
-        return [self.tile_path(*tile) for tile in sorted(tiles)]
 
     def tile_path(self, i: int, j: int) -> Path:
         """Return the path of a tile's file."""

@@ -22,7 +22,6 @@ from ..execution.devices import at_host
 from ..execution.precision import enable_x64, x64_enabled
 from ..networks.model import Model, Variables
 from ..tangent.gradient_lists import split_biases
-from ..tangent.gradients import DenseGradients
 from ..tangent.jaxpr import subjaxprs
 
 # Rows that are compared: more than one, since they must not see each other.
@@ -213,12 +212,9 @@ def _own_form(kernel, n_directions, model, x):
 
 def _form(features) -> list:
     """Return how each array's gradient is read, and its sizes but for rows and directions."""
-    return [
-        (jax.tree.structure(leaf), leaf.values.shape[2:])
-        if isinstance(leaf, DenseGradients)
-        else (jax.tree.structure(leaf), leaf.inputs.shape[1:], leaf.cotangents.shape[2:])
-        for leaf in features
-    ]
+    axes = [zip(jax.tree.leaves(leaf), leaf.AXES.values(), strict=True) for leaf in features]
+    sizes = [[array.shape[axis + 1 :] for array, axis in pairs] for pairs in axes]
+    return list(zip(map(jax.tree.structure, features), sizes, strict=True))
 
 
 def _coarsest(jaxpr) -> float:

@@ -66,15 +66,11 @@ def host_inputs(name: str, X, params: PyTree) -> np.ndarray:
         For rows of different lengths, and for numbers that JAX would cut off: integers, and what overflows.
     """
     _require_numbers(name, X)
-    X = (
-        np.asarray(X)
-        if isinstance(X, jax.Array) or (not isinstance(X, list | tuple) and np.ndim(X) == 0)
-        else array(name, X, kinds="biufc")
-    )
+    is_whole = isinstance(X, jax.Array) or (not isinstance(X, list | tuple) and np.ndim(X) == 0)
+    X = np.asarray(X) if is_whole else array(name, X, kinds="biufc")
     if X.dtype.kind not in "biufc" and not jnp.issubdtype(X.dtype, jnp.floating):
         raise TypeError(f"{name} must be an array of numbers, got {brief_with_dtype(X, X.dtype)}")
-    dtype = inputs_dtype(X.dtype, params)
-    return fitting(name, X, dtype)
+    return fitting(name, X, inputs_dtype(X.dtype, params))
 
 
 def _require_numbers(name, x):

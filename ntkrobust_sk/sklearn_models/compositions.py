@@ -47,7 +47,7 @@ def _columns(estimator, kernel, X_fit, transforms):
 
 def _side_by_side(steps, weights):
     """Put transformers next to each other: steps are (name, step, columns, or None for all of them)."""
-    kept = [(name, step, at) for name, step, at in steps if not _drops(step) and (at is None or len(at))]
+    kept = [(name, step, at) for name, step, at in steps if step != "drop" and (at is None or len(at))]
     weights = [(weights or {}).get(name) for name, _, _ in kept]
     factors = [1.0 if weight is None else float(weight) for weight in weights]
     return Partial(joined, [_part(step) for _, step, _ in kept], [at for _, _, at in kept], factors)
@@ -59,10 +59,6 @@ def joined(parts: list, columns: list, weights: list[float], x: Array) -> Array:
     for part, at, weight in zip(parts, columns, weights, strict=True):
         blocks.append(weight * part(x if at is None else x[:, at]))
     return namespace(x).concatenate(blocks, axis=1)
-
-
-def _drops(step):
-    return isinstance(step, str) and step == "drop"
 
 
 @adapts("GridSearchCV", "RandomizedSearchCV", "FrozenEstimator", into=COMPOSITIONS)

@@ -93,9 +93,8 @@ def model_on(X: Any, estimator: Any, kernel: Any = None, X_fit: Any = None, sing
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(form)):
         raise TypeError(f"the fitted attributes of {type(estimator).__name__} hold complex numbers")
     check_agreement(estimator, form, X, kernel, X_fit, single)
-    return Partial(
-        _Inputs(_shape_of_inputs(estimator, X_fit), type(estimator).__name__, _imputes(estimator)), form
-    )
+    shape = _shape_of_inputs(estimator, X_fit)
+    return Partial(_Inputs(shape, type(estimator).__name__, _imputes(estimator)), form)
 
 
 def _check_estimator(estimator):

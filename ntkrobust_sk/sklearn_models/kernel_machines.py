@@ -45,8 +45,8 @@ def _unit(x):
     return x / xp.sqrt(xp.where(squares == 0, 1, squares))
 
 
-def _kernel_of(estimator, given, **parameters):
-    """Return ``kernel(x, z)`` of a machine, a pytree, given the parameters that scikit-learn computes it with."""
+def _kernel_of(estimator, given, gamma, spare):
+    """Return ``kernel(x, z)`` of a machine, a pytree; what is None among its parameters is ``spare``'s."""
     own = estimator.kernel
     if given is not None:
         return as_pytree(given)
@@ -57,13 +57,11 @@ def _kernel_of(estimator, given, **parameters):
         )
     if own not in KernelFunction.table:
         raise TypeError(f"the kernel {own!r} has no differentiable form here; give kernel=..., in JAX")
-    defaults = {"gamma": 1 / estimator.n_features_in_, "coef0": 1.0, "degree": 3.0}
-    numbers = [default if parameters[name] is None else parameters[name] for name, default in defaults.items()]
-    return Partial(KernelFunction(own), *map(float, numbers))
-
-
-def _own_parameters(estimator, gamma):
-    return {"gamma": gamma, "coef0": estimator.coef0, "degree": estimator.degree}
+    stated = {"gamma": gamma, "coef0": estimator.coef0, "degree": estimator.degree}
+    numbers = {"gamma": 1 / estimator.n_features_in_, "coef0": 1.0, "degree": 3.0}
+    for known in (spare, stated):
+        numbers |= {name: known[name] for name in numbers if known.get(name) is not None}
+    return Partial(KernelFunction(own), *map(float, numbers.values()))
 
 
 def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
@@ -86,7 +84,7 @@ def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
 @adapts("SVC", "SVR", "NuSVC", "NuSVR", into=MACHINES)
 def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Callable:
     """Write decisions of a support vector machine; of several classes, one against the rest."""
-    k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "_gamma", None)))
+    k = _kernel_of(estimator, kernel, getattr(estimator, "_gamma", None), {})
     # with a callable kernel, scikit-learn keeps all training inputs and none as support vectors
     kept = estimator._BaseLibSVM__Xfit[estimator.support_] if callable(estimator.kernel) else None
     kept = estimator.support_vectors_ if kept is None else kept
@@ -149,7 +147,7 @@ def _votes(decisions, sides, confidence):
 @adapts("KernelRidge", into=MACHINES)
 def kernel_ridge(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
     """Write predictions of kernel ridge regression."""
-    k = _kernel_of(estimator, kernel, **_own_parameters(estimator, estimator.gamma))
+    k = _kernel_of(estimator, kernel, estimator.gamma, {})
     dual = fitted(estimator, "dual_coef_")
     z = _training_inputs(estimator, estimator.X_fit_, X_fit, len(dual))
     return Partial(expansion, k, z, dual.reshape(len(z), -1), 0.0)
@@ -158,7 +156,7 @@ def kernel_ridge(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
 @adapts("KernelPCA", into=MACHINES)
 def kernel_pca(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
     """Write coordinates on a kernel's principal axes."""
-    k = _kernel_of(estimator, kernel, **_own_parameters(estimator, getattr(estimator, "gamma_", estimator.gamma)))
+    k = _kernel_of(estimator, kernel, getattr(estimator, "gamma_", estimator.gamma), {})
     values, vectors = fitted(estimator, "eigenvalues_"), fitted(estimator, "eigenvectors_")
     z = _training_inputs(estimator, estimator.X_fit_, X_fit, len(vectors))
     kept = np.flatnonzero(values)
@@ -178,9 +176,7 @@ def _centred_expansion(kernel, z, scaled, means, mean, x):
 def nystroem(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
     """Write features of a kernel's Nystroem approximation."""
     # what is None comes from kernel_params here, and only here
-    spare, own = estimator.kernel_params or {}, _own_parameters(estimator, estimator.gamma)
-    parameters = {name: spare.get(name) if value is None else value for name, value in own.items()}
-    k = _kernel_of(estimator, kernel, **parameters)
+    k = _kernel_of(estimator, kernel, estimator.gamma, estimator.kernel_params or {})
     index = estimator.component_indices_
     n_fit = max(estimator.n_features_in_, len(index)) if estimator.kernel == "precomputed" else None
     z = _training_inputs(estimator, estimator.components_, X_fit, n_fit, index)

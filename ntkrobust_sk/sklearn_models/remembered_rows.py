@@ -95,11 +95,9 @@ def _kept_rows(estimator):
     if hasattr(estimator, "base_estimator_"):
         first = estimator.base_estimator_
         estimator = first.estimators_[0] if hasattr(first, "estimators_") else first
-    if (
-        isinstance(getattr(estimator, "missing_values", None), Real)
-        and estimator.missing_values == estimator.missing_values
-    ):
-        return np.full((1, estimator.n_features_in_), float(estimator.missing_values))
+    missing = getattr(estimator, "missing_values", None)
+    if isinstance(missing, Real) and missing == missing:
+        return np.full((1, estimator.n_features_in_), float(missing))
     names = ["support_vectors_", "X_fit_", "X_train_", "_BaseLibSVM__Xfit"]
     for name in names + (["components_"] if hasattr(estimator, "component_indices_") else []):
         kept = getattr(estimator, name, None)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .gradients import AffineOuterProducts, DenseGradients, OuterProducts
+from .gradients import AffineOuterProducts, DenseGradients, Gradients, OuterProducts
 
 # Binary digits that products keep of their factors, sums being in single precision, by the names that GPUs have.
 DIGITS = {"tf32": 10, "bf16": 7}
 
 
-def split_biases(features: list[DenseGradients | OuterProducts]) -> list[DenseGradients | OuterProducts]:
+def split_biases(features: list[Gradients]) -> list[Gradients]:
     """Return one entry for each parameter array, in their order, from those that hold biases with weights."""
     result, biases = [], {}
     for leaf in features:
@@ -27,7 +27,7 @@ def split_biases(features: list[DenseGradients | OuterProducts]) -> list[DenseGr
     return result
 
 
-def contract_with_tangents(leaf: DenseGradients | OuterProducts, tangents: jax.Array) -> jax.Array:
+def contract_with_tangents(leaf: Gradients, tangents: jax.Array) -> jax.Array:
     """Compute ⟨G_r(x), W_rt⟩ for tangents W ``(r, t, *shape)`` of one parameter array: (r, n, t)."""
 
     def of_direction(part, some):
@@ -42,9 +42,7 @@ def contract_with_tangents(leaf: DenseGradients | OuterProducts, tangents: jax.A
     )
 
 
-def round_features(
-    features: list[DenseGradients | OuterProducts], name: str, packed: bool = False
-) -> list[DenseGradients | OuterProducts]:
+def round_features(features: list[Gradients], name: str, packed: bool = False) -> list[Gradients]:
     """Round features to the digits that "tf32" or "bf16" keep; rows of tables stay as they are.
 
     They are in single precision, or in bfloat16 where they are to be ``packed`` and that holds them.
@@ -60,7 +58,7 @@ def round_features(
     return jax.tree.map(one, features)
 
 
-def concatenate_tiles(parts: Iterable, n: int) -> list[DenseGradients | OuterProducts]:
+def concatenate_tiles(parts: Iterable, n: int) -> list[Gradients]:
     """Collect features of n examples, in NumPy, from those of a few at a time.
 
     Parameters

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -79,20 +79,21 @@ class _OfExamples:
 
     AXES: ClassVar[dict[str, int]]
 
-    def _each(self: Same, change: Callable[[Array, int], Array]) -> Same:
+    def each(self: Same, change: Callable[[Array, int], Array]) -> Same:
+        """Return the same gradients with ``change(array, axis)`` of each array and its axis of examples."""
         return replace(self, **{name: change(getattr(self, name), axis) for name, axis in self.AXES.items()})
 
     def __getitem__(self: Same, rows) -> Same:
         """Return the gradients of the examples ``rows``."""
-        return self._each(lambda array, axis: array[(slice(None),) * axis + (rows,)])
+        return self.each(lambda array, axis: array[(slice(None),) * axis + (rows,)])
 
     def astype(self: Same, dtype) -> Same:
         """Return the same gradients cast to ``dtype``; integers stay."""
-        return self._each(lambda array, _: array if array.dtype.kind in "iu" else array.astype(dtype))
+        return self.each(lambda array, _: array if array.dtype.kind in "iu" else array.astype(dtype))
 
     def empty(self: Same, n: int) -> Same:
         """Return uninitialised NumPy gradients of the same layout for n examples."""
-        return self._each(
+        return self.each(
             lambda array, axis: np.empty((*array.shape[:axis], n, *array.shape[axis + 1 :]), array.dtype)
         )
 
@@ -263,6 +264,9 @@ class AffineOuterProducts(OuterProducts):
         ones = xp.ones_like(self.inputs[..., :1])
         weights = OuterProducts(self.inputs, self.cotangents, self.layout)
         return weights, OuterProducts(ones, self.cotangents, self.bias_layout)
+
+
+Gradients: TypeAlias = DenseGradients | OuterProducts
 
 
 def _product(left: Shaped[Any, "*a n k"], right: Shaped[Any, "*b k m"]) -> Shaped[Any, "*c n m"]:

@@ -124,9 +124,8 @@ class _Walk:
         def read(atom):
             return (atom.val, CONST) if isinstance(atom, Literal) else env[atom]
 
-        read_in = Counter(
-            v for v in (*jaxpr.outvars, *itertools.chain(*(e.invars for e in jaxpr.eqns))) if _is_var(v)
-        )
+        atoms = itertools.chain(jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
+        read_in = Counter(filter(_is_var, atoms))
         use_of = {}
         for eqn in jaxpr.eqns:
             pairs = [read(atom) for atom in eqn.invars]
@@ -259,17 +258,6 @@ def _summed(cotangents, changes, dtype):
 def _flat(array, n_axes: int):
     """Make all but the first axes one."""
     return array.reshape(*array.shape[:n_axes], -1)
-
-
-def pushes_forward(apply: Callable, params, x) -> bool:
-    """Tell whether tangents can be pushed through a network.
-
-    They cannot where it has a backward pass of its own alone (``custom_vjp``), nor, without loss of digits, where
-    its parameters have several dtypes.
-    """
-    if len({jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) > 1:
-        return False
-    return not holds_custom_vjp(jax.make_jaxpr(apply)(params, x).jaxpr)
 
 
 def holds_custom_vjp(jaxpr) -> bool:

@@ -27,9 +27,8 @@ def _product(eqn, inputs, from_params, cotangents) -> OuterProducts:
     wc, wb = contracted[at], batched[at]
     w_free = [d for d in range(len(shape)) if d not in (*wc, *wb)]
     n_out = math.prod(shape[d] for d in w_free)
-    layout = (
-        Layout(shape).followed_by("transpose", (*wb, *w_free, *wc)).followed_by("reshape", (n_groups, n_out, n_in))
-    )
+    layout = Layout(shape).followed_by("transpose", (*wb, *w_free, *wc))
+    layout = layout.followed_by("reshape", (n_groups, n_out, n_in))
     # integers would be taken for rows of a table
     seen = h.astype(cotangents.dtype).transpose(*b, *free, *c).reshape(1, n_groups, n_positions, n_in)
     # the output's axes: batch, the left operand's free ones, the right operand's

@@ -15,7 +15,6 @@ cast or times a number.
 import itertools
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ import jax.numpy as jnp
 from ..networks.inputs import PyTree, params_dtype
 from ..networks.model import Model, Variables
 from .gradient_lists import concatenate_uses, split_biases
-from .gradients import AffineOuterProducts, DenseGradients, Layout, OuterProducts
-from .jaxpr import find_parameter_uses, pushes_forward
+from .gradients import AffineOuterProducts, DenseGradients, Gradients, Layout, OuterProducts
+from .jaxpr import find_parameter_uses, holds_custom_vjp
 from .layer_rules import ENTRY_COST
 
 # A row's gradient, once formed, is contracted with about so many others: the rows of a tile.
@@ -35,7 +34,7 @@ OPAQUE = ("scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "custom
 
 def layer_gradients(
     apply: Callable, params: PyTree, x: jax.Array, directions: jax.Array, *, all_pairs: bool = False
-) -> list[DenseGradients | OuterProducts]:
+) -> list[Gradients]:
     """Compute the gradients of ⟨d_r, f(x_i)⟩ with respect to the parameters, one array's after the other.
 
     Parameters
@@ -60,13 +59,11 @@ def layer_gradients(
     def one(z):
         return _gradients(apply, params, z[None], directions, all_pairs)
 
-    def directions_first(leaf: DenseGradients | OuterProducts):
-        if isinstance(leaf, DenseGradients):
-            return DenseGradients(jnp.moveaxis(leaf.values[:, :, 0], 0, 1), leaf.layout)
-        cotangents = jnp.moveaxis(leaf.cotangents[:, :, 0], 0, 1)
-        return replace(leaf, inputs=leaf.inputs[:, 0], cotangents=cotangents)
+    def examples_in_place(array, axis):
+        """Move the axis of examples, which vmap puts first, to where the one example was."""
+        return jnp.moveaxis(array[(slice(None),) * (axis + 1) + (0,)], 0, axis)
 
-    return [directions_first(leaf) for leaf in jax.vmap(one)(x)]
+    return [leaf.each(examples_in_place) for leaf in jax.vmap(one)(x)]
 
 
 def per_example_gradients(apply: Callable, params: PyTree, x: jax.Array) -> PyTree:
@@ -139,9 +136,7 @@ def contract_gradients(
     return jax.vmap(one)(x)
 
 
-def tangent_features(
-    model: Model, x: jax.Array, directions=None, *, all_pairs: bool = False
-) -> list[DenseGradients | OuterProducts]:
+def tangent_features(model: Model, x: jax.Array, directions=None, *, all_pairs: bool = False) -> list[Gradients]:
     """Compute the gradients of every ⟨d_r, f⟩ at every input, one entry for each parameter array.
 
     Parameters
@@ -177,8 +172,15 @@ def contract_features(model: Model, x: jax.Array, tangents: PyTree, directions=N
 
 
 def can_push(model: Model, x: jax.Array) -> bool:
-    """Tell whether :func:`push` and :func:`contract_features` are possible, and as exact as the features."""
-    return pushes_forward(_as_function(model), model.variables.params, x)
+    """Tell whether :func:`push` and :func:`contract_features` are possible, and as exact as the features.
+
+    They are not where the network has a backward pass of its own alone (``custom_vjp``), nor, without loss of
+    digits, where its parameters have several dtypes.
+    """
+    params = model.variables.params
+    if len({jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) > 1:
+        return False
+    return not holds_custom_vjp(jax.make_jaxpr(_as_function(model))(params, x).jaxpr)
 
 
 def push(model: Model, x: jax.Array, tangents: PyTree) -> jax.Array:
@@ -200,7 +202,7 @@ def _as_function(model: Model):
     return lambda params, x: Model(model.network, Variables(params, model.variables.state))(x)
 
 
-def _gradients(apply, params, z, directions, all_pairs) -> list[DenseGradients | OuterProducts]:
+def _gradients(apply, params, z, directions, all_pairs) -> list[Gradients]:
     """Compute :func:`layer_gradients` of the one example z (1, ...)."""
     traced = find_parameter_uses(apply, params, z)
     units, size = _in_units(directions, traced.logits.dtype)
