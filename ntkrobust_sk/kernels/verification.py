@@ -212,8 +212,7 @@ def _own_form(kernel, n_directions, model, x):
 
 def _form(features) -> list:
     """Return how each array's gradient is read, and its sizes but for rows and directions."""
-    axes = [zip(jax.tree.leaves(leaf), leaf.AXES.values(), strict=True) for leaf in features]
-    sizes = [[array.shape[axis + 1 :] for array, axis in pairs] for pairs in axes]
+    sizes = [[getattr(leaf, name).shape[axis + 1 :] for name, axis in leaf.AXES.items()] for leaf in features]
     return list(zip(map(jax.tree.structure, features), sizes, strict=True))
 
 

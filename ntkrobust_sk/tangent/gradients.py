@@ -161,7 +161,8 @@ class OuterProducts(_OfExamples):
         Of a parameter array into (g, o, k).
     """
 
-    AXES = {"inputs": 0, "cotangents": 1}
+    # in this order fingerprints know it
+    AXES = {"cotangents": 1, "inputs": 0}
     inputs: Array
     cotangents: Array
     layout: Layout = field(metadata={"static": True})
