@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 
 # JAX would take most of the GPU's memory at its start and leave none for CuPy.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np
+from gpu_sections import drawn, images, relative, seconds_of
 
 from ntkrobust_sk import CNN, PGD, Model, gram, solve
 from ntkrobust_sk._arrays import cupy_or_none, to_numpy
@@ -27,23 +27,6 @@ from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.predictors import make_predictor
-
-
-def timed(function, repeats: int):
-    """Median seconds of ``repeats`` calls after a first one, and the last result."""
-    result, seconds = function(), []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = wait_for(function())
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)), result
-
-
-def wait_for(result):
-    """The result, once the device has finished it."""
-    if cupy_or_none() is not None:
-        cupy_or_none().cuda.Device().synchronize()
-    return jax.block_until_ready(result) if isinstance(result, jax.Array) else result
 
 
 def describe() -> dict:
@@ -61,26 +44,22 @@ def describe() -> dict:
 
 def bench(n: int, kernel: str, memory: str, repeats: int) -> dict:
     """One kernel at one size."""
-    network = CNN(n_outputs=10)
-    model = Model(network, network.init(jax.random.key(0), (32, 32, 3)))
-    rng = np.random.default_rng(0)
-    X = rng.random((n, 32, 32, 3), dtype=np.float32)
-    y = rng.integers(0, 10, n)
+    model, X, y = drawn(CNN(n_outputs=10), (32, 32, 3)), images(n, 32), np.random.default_rng(1).integers(0, 10, n)
     targets = np.eye(10)[y] - 0.1
-    seconds_gram, K = timed(lambda: gram(kernel, model, X, memory=memory), repeats)
-    seconds_solve, dual = timed(lambda: solve(K, targets, alpha=1e-2), repeats)
+    _, seconds_gram, K = seconds_of(lambda: gram(kernel, model, X, memory=memory), repeats)
+    _, seconds_solve, dual = seconds_of(lambda: solve(K, targets, alpha=1e-2), repeats)
 
     few = min(n, 32)
     # on a CPU, since GPUs lack algorithms for convolutions in double precision
     with jax.default_device(jax.devices("cpu")[0]), enable_x64(True):
-        exact_model = Model(network, jax.tree.map(lambda leaf: leaf.astype("float64"), model.variables))
+        exact_model = Model(model.network, jax.tree.map(lambda leaf: leaf.astype("float64"), model.variables))
         exact = np.asarray(gram(kernel, exact_model, X[:few].astype("float64"), memory=memory))
     K_host = np.asarray(K, dtype=float)
     reference = np.linalg.solve(K_host + 1e-2 * np.diag(K_host).mean() * np.eye(n), targets)
 
     predictor = make_predictor(KERNELS[kernel], model, X, to_numpy(dual), np.full(10, 0.1), memory=memory)
     queries, labels, attack = X[:256], y[:256].astype(np.int32), PGD(4 / 255, n_steps=10)
-    seconds_attack, _ = timed(
+    _, seconds_attack, _ = seconds_of(
         lambda: attack_in_tiles(attack, predictor, queries, labels, key=jax.random.key(1), rows=64), repeats
     )
     return {
@@ -90,7 +69,7 @@ def bench(n: int, kernel: str, memory: str, repeats: int) -> dict:
         "seconds_solve": seconds_solve,
         "seconds_pgd10_on_256": seconds_attack,
         "solved_by": type(dual).__module__.split(".")[0],
-        "gram_error": float(np.abs(K_host[:few, :few] - exact).max() / np.abs(exact).max()),
+        "gram_error": relative(K_host[:few, :few], exact),
         "dual_error": float(np.linalg.norm(to_numpy(dual) - reference) / np.linalg.norm(reference)),
     }
 

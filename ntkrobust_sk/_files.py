@@ -335,11 +335,9 @@ def _require_all_members(stream, archive):
     names = archive.namelist()
     if len(names) != len(set(names)):
         raise ValueError("two of its arrays have one name")
-    stream.seek(0, os.SEEK_END)
-    size = stream.tell()
-    tail_size = min(size, END_SIZE + len(archive.comment))
-    stream.seek(size - tail_size)
-    end = stream.read(tail_size)
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - END_SIZE - len(archive.comment)))
+    end = stream.read()
     stated = int.from_bytes(end[MEMBERS], "little")
     if end[:4] != END or stated != min(len(names), 2**16 - 1):
         raise ValueError(f"its end states {stated} arrays, but lists {len(names)}")

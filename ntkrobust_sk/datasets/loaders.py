@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from .._validation import check_choice
-from .published import CIFAR10, CIFAR100, CIFAR_PAGE, FASHION_MNIST, MNIST, load
+from .published import CIFAR10, CIFAR100, CIFAR_PAGE, FASHION_MNIST, MNIST, Images, load
 
 
-def load_digits_images() -> tuple[np.ndarray, np.ndarray]:
+def load_digits_images() -> Images:
     """Return scikit-learn's handwritten digits as images.
 
     Returns
@@ -45,9 +45,7 @@ def load_digits_images() -> tuple[np.ndarray, np.ndarray]:
     return (digits.images / 16).astype(np.float32)[..., None], digits.target.astype(np.int64)
 
 
-def load_cifar10(
-    data_dir: str | os.PathLike | None = None, *, split: str = "train"
-) -> tuple[np.ndarray, np.ndarray]:
+def load_cifar10(data_dir: str | os.PathLike | None = None, *, split: str = "train") -> Images:
     """Load CIFAR-10: 32 x 32 colour images in 10 classes.
 
     Parameters
@@ -94,7 +92,7 @@ def load_cifar10(
 
 def load_cifar100(
     data_dir: str | os.PathLike | None = None, *, split: str = "train", labels: str = "fine"
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Images:
     """Load CIFAR-100: 32 x 32 colour images in 100 classes, which make 20 superclasses.
 
     Parameters
@@ -146,9 +144,7 @@ def load_cifar100(
     return load(CIFAR100, data_dir, split, ("coarse", "fine").index(labels))
 
 
-def load_mnist(
-    data_dir: str | os.PathLike | None = None, *, split: str = "train"
-) -> tuple[np.ndarray, np.ndarray]:
+def load_mnist(data_dir: str | os.PathLike | None = None, *, split: str = "train") -> Images:
     """Load MNIST: 28 x 28 grey images of handwritten digits.
 
     Parameters
@@ -194,9 +190,7 @@ def load_mnist(
     return load(MNIST, data_dir, split)
 
 
-def load_fashion_mnist(
-    data_dir: str | os.PathLike | None = None, *, split: str = "train"
-) -> tuple[np.ndarray, np.ndarray]:
+def load_fashion_mnist(data_dir: str | os.PathLike | None = None, *, split: str = "train") -> Images:
     """Load Fashion-MNIST: 28 x 28 grey images of clothes, in the format of MNIST.
 
     Parameters

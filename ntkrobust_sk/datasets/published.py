@@ -18,6 +18,9 @@ from numpy.typing import DTypeLike
 
 from .._validation import check_choice, check_path
 
+# Images (n, row, column, channel) and labels (n,).
+Images = tuple[np.ndarray, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -190,9 +193,7 @@ def _scale(pixels: np.ndarray, shape: tuple[int, int, int], out: np.ndarray | No
     return np.divide(images, np.float32(255), out=out, order="C")
 
 
-def load(
-    source: Source, data_dir: str | os.PathLike | None, split: str, label: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def load(source: Source, data_dir: str | os.PathLike | None, split: str, label: int = 0) -> Images:
     """Read X and y of a split, from files or from OpenML; ``label`` is the place of the label in a record."""
     check_choice("split", split, source.files)
     if data_dir is None:
@@ -248,7 +249,7 @@ def _read_idx(source: Source, path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 * len(header)).reshape(shape)
 
 
-def fetch(source: Source, split: str) -> tuple[np.ndarray, np.ndarray]:
+def fetch(source: Source, split: str) -> Images:
     """Fetch X and y of a split from OpenML; the first rows are the training split."""
     from sklearn.datasets import fetch_openml
 

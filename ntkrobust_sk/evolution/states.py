@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,10 +88,7 @@ class States:
 
     def key(self, seed: int, *purpose: int) -> jax.Array:
         """Return the PRNG key of a seed for one purpose."""
-        key = jax.random.fold_in(jax.random.key(self.experiment.random_state), seed)
-        for part in purpose:
-            key = jax.random.fold_in(key, part)
-        return key
+        return reduce(jax.random.fold_in, (seed, *purpose), jax.random.key(self.experiment.random_state))
 
     def first_model(self, seed: int) -> Model:
         """Make the network with the seed's initial weights, the same for all regimes."""
@@ -106,9 +104,8 @@ class States:
     def stage(self, training: str, learning_rate: float, **options) -> TrainingConfig:
         """Say how "benign" training goes; any other is adversarial."""
         experiment = self.experiment
-        attacks = (Clean(),)
-        if training != "benign":
-            attacks = (*attacks, experiment.train_attack) if experiment.clean_step else (experiment.train_attack,)
+        attacks = () if training == "benign" else (experiment.train_attack,)
+        attacks = (Clean(), *attacks) if experiment.clean_step or not attacks else attacks
         common = {"momentum": experiment.momentum, "batch_size": experiment.batch_size}
         return TrainingConfig(attacks, learning_rate, **common, **options)
 
