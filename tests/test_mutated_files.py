@@ -17,7 +17,8 @@ sys.modules[SPEC.name] = fuzz_files
 SPEC.loader.exec_module(fuzz_files)
 
 # Cases of each kind, of which some are slow to read.
-CASES = {"store": 60, "store-resumed": 30, "store-unfinished": 30, "npz": 150, "npz-large": 60}
+OF_RUNS = {"run": 20, "model": 40, "adversarial": 60}
+CASES = OF_RUNS | {"store": 60, "store-resumed": 30, "store-unfinished": 30, "npz": 150, "npz-large": 60}
 OF_OTHERS = 25
 
 
@@ -28,6 +29,7 @@ def test_no_damaged_file_is_taken_for_a_whole_one_without_a_word(kind):
     faults = [str(case) for case in cases if case.outcome in fuzz_files.FAULTS]
     assert not faults, "\n".join(faults)
     assert any(case.outcome in ("refused", "warned") for case in cases)
+    assert kind not in OF_RUNS or sum(case.outcome == "refused" for case in cases) >= len(cases) // 3
 
 
 def test_what_is_returned_without_a_look_is_found_out(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from norms_in_numpy import ORDERS
 from scipy.stats import kstest
 from sklearn.linear_model import LogisticRegression
 
@@ -21,7 +22,6 @@ from ntkrobust_sk.targets.target import enable_x64
 
 KEY = jax.random.key(0)
 N, D = 20, 6
-ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 MASK = np.array([True, False, True, True, False, True])
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(D, 4)).astype(np.float32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from norms_in_numpy import DUALS, lengths
 
 from ntkrobust_sk import DDN, FAB, FMN, MLP, Model
 from ntkrobust_sk.attacks.norms import NORMS
@@ -14,8 +15,6 @@ from ntkrobust_sk.attacks.tiled import attack_in_tiles
 
 KEY = jax.random.key(0)
 N, D = 30, 12
-ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
-DUALS = {"linf": 1, "l2": 2, "l1": np.inf}
 RNG = np.random.default_rng(0)
 X = RNG.uniform(0.05, 0.95, size=(N, D)).astype(np.float32)
 SLOPE = RNG.normal(size=D).astype(np.float32)
@@ -30,10 +29,6 @@ def network():
     network = MLP(n_outputs=4, widths=(16,))
     params, state = network.init(jax.random.key(1), (D,))
     return Model(network, type(network.init(KEY, (D,)))(jax.tree.map(lambda leaf: 3 * leaf, params), state))
-
-
-def lengths(delta, norm):
-    return np.linalg.norm(np.asarray(delta, float), axis=1, ord=ORDERS[norm])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from norms_in_numpy import DUALS
 
 from ntkrobust_sk import (
     APGD,
@@ -192,8 +193,7 @@ def test_the_look_at_gradients_does_not_compile_by_the_number_of_rows():
 def test_the_boundary_of_a_linear_function_is_found_at_any_scale_of_its_scores(scale, attack, norm):
     options = {} if attack is DDN else {"norm": norm}
     of_scale = jax.tree_util.Partial(linear, jnp.float32(scale))
-    dual = {"l2": 2, "linf": 1, "l1": np.inf}[norm]
-    exact = abs(X @ w) / np.linalg.norm(w, dual)
+    exact = abs(X @ w) / np.linalg.norm(w, DUALS[norm])
     found = minimal_perturbations(of_scale, X, (X @ w < 0) * 1, attack(1e9, bounds=None, n_steps=20, **options))
     np.testing.assert_allclose(found, exact, rtol=3e-3)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from norms_in_numpy import DUALS, lengths
 from scipy.optimize import minimize
 from scipy.stats import kstest
 
@@ -18,12 +19,8 @@ from ntkrobust_sk.attacks.pgd import FGSM, PGD, Clean, stronger_example
 from ntkrobust_sk.attacks.threat_model import project_into
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution import loops
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels.predictors import make_predictor
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 KEY = jax.random.key(0)
 IMAGE = (4, 4, 2)
@@ -99,15 +96,6 @@ def images(dtype="float32", n=N, seed=1):
     rng = np.random.default_rng(seed)
     x = np.clip(rng.normal(0.5, 0.4, size=(n, *IMAGE)), 0, 1)
     return jnp.asarray(x, dtype), jnp.asarray(rng.integers(N_CLASSES, size=n), jnp.int32)
-
-
-ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
-DUALS = {"linf": 1, "l2": 2, "l1": np.inf}
-
-
-def lengths(delta, norm):
-    flat = np.asarray(delta, np.longdouble).reshape(len(delta), -1)
-    return np.linalg.norm(flat, axis=1, ord=ORDERS[norm])
 
 
 def assert_in_ball_and_bounds(x_adv, x, attack):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from norms_in_numpy import DUALS, lengths
 from scipy.optimize import linprog, minimize
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
@@ -17,11 +18,7 @@ from ntkrobust_sk.attacks.planes import to_plane
 from ntkrobust_sk.attacks.square import _bump, _sizes
 from ntkrobust_sk.attacks.threat_model import Ball
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
+from ntkrobust_sk.execution.precision import enable_x64
 
 KEY = jax.random.key(0)
 C, N = 5, 40
@@ -66,11 +63,6 @@ def everything(norm, epsilon=0.1, bounds=(0.0, 1.0)):
     found["square"] = Square(epsilon, 200, **common)
     found["autoattack"] = AutoAttack(epsilon, n_steps=n, n_queries=200, n_targets=2, **common)
     return found
-
-
-def lengths(delta, norm):
-    flat = np.asarray(delta, float).reshape(len(delta), -1)
-    return np.linalg.norm(flat, axis=1, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm])
 
 
 @pytest.mark.slow
@@ -130,7 +122,7 @@ def test_compiled_loops_and_python_loops_agree(norm, epsilon, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2", 0.5), ("l1", 1.0)])
 def test_images_and_the_same_as_rows_have_the_same_examples(norm, epsilon):
-    shape = (4, 3, 2)
+    shape = SHAPES["images"]
     model = network(shape)
     X, y = data(model, shape)
     rows = jax.tree_util.Partial(lambda model, x: model(x.reshape(-1, *shape)), model)
@@ -410,7 +402,7 @@ def test_between_linear_scores_it_finds_the_exact_distance(norm):
     scores = X @ weights
     gaps = scores[np.arange(N), y][:, None] - scores
     across = weights[:, y].T[:, None, :] - weights.T
-    dual = np.linalg.norm(across, axis=2, ord={"linf": 1, "l2": 2, "l1": np.inf}[norm])
+    dual = np.linalg.norm(across, axis=2, ord=DUALS[norm])
     exact = np.where(np.arange(C) == y[:, None], np.inf, gaps / np.maximum(dual, 1e-9)).min(1)
     assert accuracy(model, nearest, y) == 0
     assert (distance >= exact * (1 - 1e-4)).all()

@@ -28,11 +28,7 @@ from ntkrobust_sk import (
     train,
 )
 from ntkrobust_sk._validation import require_resolution
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
+from ntkrobust_sk.execution.precision import enable_x64
 
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::3], Y[::3]

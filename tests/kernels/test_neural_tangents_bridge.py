@@ -13,12 +13,8 @@ import pytest
 from jax import lax
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, Stateless, TraceNTK, Variables
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels.neural_tangents_bridge import import_neural_tangents
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 # Compiling dominates and running does not.
 quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

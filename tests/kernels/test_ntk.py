@@ -11,13 +11,9 @@ import pytest
 from jax import lax
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, ResNet18, Stateless, TraceNTK, Variables
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.tangent import per_example as structure
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 N_OUTPUTS = 3
 # Compiling dominates and running does not.

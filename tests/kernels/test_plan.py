@@ -9,6 +9,7 @@ import pytest
 
 from ntkrobust_sk import CNN, MLP, Model, ResNet18, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.execution.memory import parse_memory
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.execution.tiles import pad_rows
 from ntkrobust_sk.kernels import abstract_features, verification
 from ntkrobust_sk.kernels import plan as planning
@@ -16,11 +17,6 @@ from ntkrobust_sk.kernels.abstract_features import AbstractFeatures
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import Plan, fixed_plan, make_plan
 from ntkrobust_sk.kernels.tiles import tile_program
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 N_OUTPUTS = 3
 

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, FullNTK, Model, TraceNTK, Variables, linearize
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels.gram_matrix import gram_of
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor, training_job
 from ntkrobust_sk.kernels.tiles import TileProgram
 from ntkrobust_sk.networks.inputs import n_params
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 N_OUTPUTS, N_FIT = 3, 7
 # Compiling dominates and running does not.

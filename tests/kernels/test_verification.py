@@ -15,6 +15,7 @@ from ntkrobust_sk import (
     EmpiricalNTKRegressor,
     Model,
     Stateless,
+    TraceNTK,
     Variables,
     from_flax,
     gram,
@@ -46,8 +47,9 @@ def dense_kernel(apply, params, x, n_outputs):
     return sum(np.einsum("ncp,mcp->nm", leaf, leaf) for leaf in J) / n_outputs
 
 
+# among them every kind of layer, activation and dtype that the script draws
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1000, 1012))
+@pytest.mark.parametrize("seed", [1002, 1030, 1079, 1114, 1205, 1230, 1288])
 def test_a_random_network_is_accepted_with_the_kernel_of_its_jacobian(seed):
     kind, found = fuzz.check(seed)
     assert found == "fine", kind
@@ -161,14 +163,8 @@ def test_reading_is_proved_in_double_precision_where_the_network_allows_it():
     kernel = gram("trace", of(network, PARAMS), X)
     np.testing.assert_allclose(kernel, dense_kernel(network, PARAMS, X, 2), rtol=1e-5)
     model = of(network, PARAMS)
-    error, tolerance = verification.relative_error_to_backward(structure_kernel(), 2, model, X[:2])
+    error, tolerance = verification.relative_error_to_backward(TraceNTK(), 2, model, X[:2])
     assert error < 1e-12 and tolerance == verification.EXACT
-
-
-def structure_kernel():
-    from ntkrobust_sk import TraceNTK
-
-    return TraceNTK()
 
 
 def flax_network(kind, dtype, n_outputs=3):

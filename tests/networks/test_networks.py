@@ -10,17 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.networks.feedforward import CNN, MLP
 from ntkrobust_sk.networks.inputs import n_params, params_dtype
 from ntkrobust_sk.networks.layers import ACTIVATIONS
 from ntkrobust_sk.networks.model import Model, Network, Variables, check_model
 from ntkrobust_sk.networks.resnet import DECAY, EPSILON, ResNet18
 from ntkrobust_sk.networks.wrappers import Stateless
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 KEY = jax.random.key(0)
 IMAGES = (8, 8, 3)

@@ -20,16 +20,16 @@ def fuzz():
 
 @pytest.mark.slow
 def test_no_model_of_a_random_pipeline_differs_without_a_word(fuzz):
-    counts = fuzz.run(range(10_000, 10_080))
+    counts = fuzz.run(range(10_000, 10_050))
     assert counts["DIFFERS"] == 0
-    assert counts["agrees"] >= 60 and counts["refused"] <= 10, counts
+    assert counts["agrees"] >= 37 and counts["refused"] <= 7, counts
 
 
 @pytest.mark.slow
 def test_what_was_not_changed_is_not_refused(fuzz, monkeypatch):
     monkeypatch.setattr(fuzz, "changed", lambda estimator, random: "")
-    counts = fuzz.run(range(20_000, 20_060))
-    assert counts["refused"] == 0 and counts["agrees"] >= 40, counts
+    counts = fuzz.run(range(20_000, 20_030))
+    assert counts["refused"] == 0 and counts["agrees"] >= 20, counts
 
 
 @pytest.mark.slow

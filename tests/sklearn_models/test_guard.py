@@ -34,14 +34,10 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, SVR, LinearSVC, NuSVC
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, Model, as_model, perturb, robust_accuracy
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.sklearn_models.conversion import model_on
 from ntkrobust_sk.sklearn_models.guard import check_agreement
 from ntkrobust_sk.sklearn_models.remembered_rows import rows_near
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

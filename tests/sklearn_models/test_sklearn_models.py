@@ -27,12 +27,8 @@ from sklearn.preprocessing import (
 )
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, as_model, perturb
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.sklearn_models import DifferentiableEstimator, registry
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 X, Y3 = datasets.make_classification(
     70, 6, n_informative=5, n_redundant=0, n_classes=3, n_clusters_per_class=1, random_state=0

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, Linearized, Model, TraceNTK, Variables, linearize
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.tangent.per_example import contract_features, push, tangent_features
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 N_OUTPUTS = 3
 # Compiling dominates and running does not.

@@ -8,14 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.tangent.gradient_lists import concatenate_tiles, concatenate_uses
 from ntkrobust_sk.tangent.gradients import DenseGradients, Layout, OuterProducts
 from ntkrobust_sk.tangent.per_example import USES_PER_GRADIENT, forms_gradient
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 
 @pytest.fixture(autouse=True)

@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 from jax import lax
 
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.tangent import layer_rules
 from ntkrobust_sk.tangent import per_example as structure
 from ntkrobust_sk.tangent.gradient_lists import split_biases
 from ntkrobust_sk.tangent.gradients import AffineOuterProducts, DenseGradients, OuterProducts
 from ntkrobust_sk.tangent.per_example import contract_gradients, layer_gradients, per_example_gradients
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 N_TANGENTS = 3
 FORM, AVOID = 0, 10**9  # costs of an entry at which a filter's gradient is always, or never, formed

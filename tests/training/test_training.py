@@ -24,13 +24,9 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution.loops import repeat
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.training import initial_state
 from ntkrobust_sk.training import loop as training_module
-
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8
-    from jax.experimental import enable_x64
 
 KEY = jax.random.key(0)
 N, N_FEATURES, N_CLASSES, BATCH = 22, 4, 3, 8
