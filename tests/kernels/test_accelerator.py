@@ -97,7 +97,7 @@ def jacobian(at):
         def scores(params):
             return model.network.apply(params, model.variables.state, inputs)[0]
 
-        leaves = jax.tree.leaves(jax.jacrev(scores)(model.variables.params))
+        leaves = jax.tree.leaves(jax.jit(jax.jacrev(scores))(model.variables.params))
         return [np.asarray(leaf).reshape(len(inputs), C, -1) for leaf in leaves]
 
 
