@@ -42,7 +42,7 @@ def of(apply, params):
 
 
 def dense_kernel(apply, params, x, n_outputs):
-    J = jax.tree.leaves(jax.jacrev(lambda params: apply(params, jnp.asarray(x)))(params))
+    J = jax.tree.leaves(jax.jit(jax.jacrev(lambda params: apply(params, jnp.asarray(x))))(params))
     J = [np.asarray(leaf, float).reshape(len(x), n_outputs, -1) for leaf in J]
     return sum(np.einsum("ncp,mcp->nm", leaf, leaf) for leaf in J) / n_outputs
 
