@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ class TangentEstimator(BaseEstimator):
 
     # scikit-learn's HTML of an estimator links to its page of the site
     _doc_link_module = "ntkrobust_sk"
-    _doc_link_template = f"{SITE}/api/ntkrobust_sk.{{name}}.html"
+    _doc_link_template: ClassVar[Any] = f"{SITE}/api/ntkrobust_sk.{{name}}.html"
 
     def _doc_link_url_param_generator(self) -> dict[str, str]:
         return {"name": type(self).__name__}

@@ -87,7 +87,8 @@ class TangentKernel:
 
     def contract(self, f1: TangentGradients, f2: TangentGradients) -> jax.Array:
         """Compute the block of two sets of features, in NumPy if they are NumPy arrays."""
-        return cast(jax.Array, sum(self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)))
+        # a list: all products before all sums is the order in the jaxpr by which stores know a kernel
+        return cast(jax.Array, sum([self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]))
 
     def blocks(
         self, model: Model, f1: TangentGradients, f2: TangentGradients, dtype: DTypeLike | None = None
