@@ -38,6 +38,7 @@ for name, model in models.items():
     scale = K_train.diagonal().mean()
     search = GridSearchCV(SVC(kernel="precomputed"), {"C": [0.1, 1, 10, 100]}, cv=3).fit(K_train / scale, y_train)
 
+    @jax.jit
     def kernel(x, z, model=model, scale=scale):
         return TraceNTK()(model, x, z) / scale
 
