@@ -207,7 +207,7 @@ def check_predictor(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: flo
     """Check that training points folded into tangents give the scores that the kernel itself gives.
 
     For kernels with ``fold`` and ``predict``. A difference is measured against the largest sum of absolute
-    terms |K(x, x_i) α_i| rather than the largest score, which may be small by cancellation.
+    terms ``|K(x, x_i) α_i|`` rather than the largest score, which may be small by cancellation.
     """
     kernel, X, K = _with_block(kernel, model, X)
     n_targets = 2 if K.ndim == 2 else K.shape[2]
