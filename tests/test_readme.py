@@ -1,24 +1,36 @@
-"""The README's example runs as written, and what the README names is there."""
+"""The README's example runs as written, and what the README and the site's first page name is there."""
 
 import ast
 import importlib
 import inspect
 import re
+import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 import sklearn.model_selection
 
 import ntkrobust_sk
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-TABLE = README.split("## What is in it")[1].split("Conventions")[0]
+TABLE = START.split("## What there is")[1].split("## Conventions")[0]
+
+# What may follow the example: predictions of every kind, and a search for the most robust alpha.
+AFTERWARDS = """
+from sklearn.model_selection import GridSearchCV
+from ntkrobust_sk import make_robust_scorer
+machine.predict(X[1400:]), machine.predict_proba(X[1400:])
+search = GridSearchCV(EmpiricalNTKClassifier(FrozenEstimator(trainer)), {"alpha": [1e-3, 1e-1, 10.0]},
+                      scoring={"clean": "accuracy", "robust": make_robust_scorer(attack)}, refit="robust", cv=3)
+search.fit(X[:200], y[:200])
+trainer.score(X[1400:], y[1400:])
+"""
 
 
 def run_as_in_a_notebook(source):
@@ -33,8 +45,8 @@ def run_as_in_a_notebook(source):
 
 
 def what_the_example_gives():
-    names, shown = run_as_in_a_notebook(EXAMPLE)
-    return shown[:2], np.asarray(names["K"], float), vars(names["search"])
+    names, shown = run_as_in_a_notebook(EXAMPLE + AFTERWARDS)
+    return shown, np.asarray(names["K"], float), vars(names["search"])
 
 
 @pytest.mark.slow
@@ -43,14 +55,14 @@ def test_the_example_runs_as_written(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         shown, K, search = process.submit(what_the_example_gives).result()
-    (clean, robust), (labels, probabilities, kernel_clean, kernel_robust) = shown
+    robust, (kernel_clean, kernel_robust), (labels, probabilities), _, clean = shown
     assert K.shape == (200, 200)
     np.testing.assert_array_equal(K, K.T)
     eigenvalues = np.linalg.eigvalsh(K)
     assert eigenvalues[0] >= -1e-5 * eigenvalues[-1] and eigenvalues[-1] > 0
     for robust_score, clean_score in ((robust, clean), (kernel_robust, kernel_clean)):
         assert 0.3 < robust_score < clean_score <= 1
-    assert labels.shape == (300,) and probabilities.shape == (300, 10)
+    assert labels.shape == (397,) and probabilities.shape == (397, 10)
     assert set(search["best_params_"]) == {"alpha"}
     assert search["best_score_"] == search["cv_results_"]["mean_test_robust"].max()
 
@@ -61,8 +73,9 @@ def test_the_example_imports_public_names_only():
     assert ours and set(ours) <= set(ntkrobust_sk.__all__)
 
 
-# `kernel(model, x1, x2)` is what a user writes, not what the library has
-CODE = [code for code in re.findall(r"`([^`]+)`", TABLE) if not code.startswith("kernel(")]
+# `kernel(model, x1, x2)` is what a user writes, not what the library has; a link may name the package
+PACKAGE = re.compile(r"^~?(sklearn\.model_selection|ntkrobust_sk)\.(?!testing$)")
+CODE = [PACKAGE.sub("", code) for code in re.findall(r"`([^`]+)`", TABLE) if not code.startswith("kernel(")]
 
 
 @pytest.mark.parametrize("code", CODE)
@@ -81,21 +94,35 @@ def test_what_the_table_names_exists(code):
 
 
 def test_the_conventions_are_those_of_the_code():
-    assert "`bounds=(0, 1)` unless" in " ".join(README.split())
+    assert "`bounds=(0, 1)` unless" in " ".join(START.split())
     assert ntkrobust_sk.PGD(0.1).bounds == ntkrobust_sk.FGSM(0.1).bounds == (0, 1)
     assert "ntkrobust_sk.testing" in CODE and "TraceNTK" in CODE
 
 
-@pytest.mark.slow
-def test_the_example_of_large_kernels_runs_as_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    network = ntkrobust_sk.CNN(n_outputs=2, widths=(3,), strides=(2,))
-    model = ntkrobust_sk.Model(network, network.init(jax.random.key(0), (4, 4, 1)))
-    images = np.random.default_rng(0).normal(size=(9, 4, 4, 1))
-    namespace = {"trainer": SimpleNamespace(model_=model), "images": images}
-    exec(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1], namespace)
-    assert capsys.readouterr().out.startswith("tiles of 16 rows")
-    assert (tmp_path / "K.zarr").is_dir() and len(namespace["layers"]) == 4
-    np.testing.assert_allclose(
-        sum(namespace["layers"].values()), ntkrobust_sk.gram("trace", model, images), rtol=1e-5
-    )
+LINKS = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_what_the_readme_links_to_is_there(link):
+    assert (ROOT / link).is_file()
+
+
+def test_the_picture_is_small():
+    assert (ROOT / "docs/_static/readme.png").stat().st_size <= 60_000
+    assert "docs/_static/readme.png" in LINKS
+
+
+def test_every_target_of_the_readme_is_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
+    assert {"demo", "test", "docs"} <= set(targets)
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_extras_of_the_first_page_are_those_of_the_package():
+    table = START.split("| extra |")[1].split("\n\n")[0]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(extras) - {"dev", "docs"}
+    assert set(re.search(r"\[([\w,]+)\]\"", README)[1].split(",")) <= set(extras)

@@ -386,6 +386,6 @@ def test_the_commands_of_the_documentation_are_understood(file, monkeypatch):
     text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
     seen = []
     monkeypatch.setattr(cli, "attack", lambda options: seen.append(options) or 0)
-    (command,) = re.findall(r"^ntkrobust (attack .+)$", text, re.MULTILINE)
+    (command,) = re.findall(r"^\$ ntkrobust (attack .+)$", text, re.MULTILINE)
     assert cli.main(shlex.split(command)) == 0
     assert seen[0]["epsilon"] == 4 / 255 and seen[0]["out"] == "adversarial.npz"

@@ -124,22 +124,24 @@ def test_a_real_run_whose_claim_fails_exits_with_1(tmp_path, capsys):
     assert "DOES NOT HOLD" in captured.out and "a claim does not hold" in captured.err
 
 
-def test_the_readme_s_commands_are_understood(monkeypatch):
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (asked,) = re.findall(r"`ntkrobust (demo [^`]+)`", " ".join(text.split()))
+def test_the_commands_of_the_documentation_are_understood(monkeypatch):
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    (asked,) = re.findall(r"^\$ ntkrobust (demo [^#\n]+?) *(?:#.*)?$", text, re.MULTILINE)
     seen = []
     monkeypatch.setattr(cli, "run_demo", lambda settings, out: seen.append(settings) or True)
     assert cli.main(shlex.split(asked)) == 0
     assert seen == [demo.settings_for("cifar10", data_dir="DIR", n_train=2000)]
 
     monkeypatch.setattr(cli, "evolve", lambda options: seen.append(options) or 0)
-    commands = re.findall(r"^ntkrobust (evolve .+)$", text, re.MULTILINE)
+    commands = re.findall(r"^\$ ntkrobust (evolve [^#\n]+?) *(?:#.*)?$", text, re.MULTILINE)
     for command in commands:
         assert cli.main(shlex.split(command)) == 0
         options = seen.pop()
         out = options.pop("out")
         assert out.startswith("runs/") and preset(**options).data == options["data"]
-    assert len(commands) >= 3
+    assert len(commands) >= 4 and any("--network resnet18 --n-train 50000" in command for command in commands)
 
 
 # Bad input
