@@ -27,22 +27,24 @@ for name, attack in {"benign training": None, "adversarial training": PGD(0.15, 
     trainer = AdversarialKernelTrainer(start, attack=attack, max_epochs=30, random_state=0)
     models[name] = trainer.fit(X_train, y_train).model_
 
+
 # %%
 # :func:`~ntkrobust_sk.gram` gives the matrix of the training images, and that of test against training images.
 # Scikit-learn cuts a precomputed matrix into folds by itself, so ``GridSearchCV`` works as usual. Each kernel is
 # divided by the mean of its diagonal: so the same values of ``C`` make sense for all. With the kernel as a
-# function, :func:`~ntkrobust_sk.as_model` makes the machine a function of the image, which can be attacked.
+# function as well, :func:`~ntkrobust_sk.as_model` makes the machine a function of the image, which can be
+# attacked.
+@jax.jit
+def kernel(model, scale, x, z):
+    return TraceNTK()(model, x, z) / scale
+
+
 scores = {}
 for name, model in models.items():
     K_train, K_test = gram("trace", model, X_train), gram("trace", model, X_test, X_train)
     scale = K_train.diagonal().mean()
     search = GridSearchCV(SVC(kernel="precomputed"), {"C": [0.1, 1, 10, 100]}, cv=3).fit(K_train / scale, y_train)
-
-    @jax.jit
-    def kernel(x, z, model=model, scale=scale):
-        return TraceNTK()(model, x, z) / scale
-
-    attacked = as_model(search.best_estimator_, kernel=kernel, X_fit=X_train)
+    attacked = as_model(search.best_estimator_, kernel=jax.tree_util.Partial(kernel, model, scale), X_fit=X_train)
     robust = robust_accuracy(attacked, X_test[:100], y_test[:100], PGD(0.1, n_steps=10))
     scores[name] = f"SVC {search.score(K_test / scale, y_test):.2f}, under attack {robust:.2f}"
     print(f"{name}: C = {search.best_params_['C']}, {scores[name]}")
