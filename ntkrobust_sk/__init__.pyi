@@ -67,6 +67,7 @@ from .kernels import TraceNTK as TraceNTK
 from .kernels import gram as gram
 from .networks import CNN as CNN
 from .networks import MLP as MLP
+from .networks import MixedPrecision as MixedPrecision
 from .networks import Model as Model
 from .networks import Network as Network
 from .networks import Normalized as Normalized

@@ -9,20 +9,17 @@ turned around. The convolutions of any function are taken so by rewriting its ja
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
 from .devices import on_host
+from .rewriting import bind, equations_of, rewritten
 
 CONVOLUTION = "conv_general_dilated"
-# Equations that hold a jaxpr which can stand in their place.
-INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-INLINED |= {"checkpoint": "jaxpr", "remat": "jaxpr", "remat2": "jaxpr"}
 
 
 def with_fast_gradients(function: Callable) -> Callable:
@@ -52,25 +49,7 @@ def with_fast_gradients(function: Callable) -> Callable:
     """
     if not on_host():
         return function
-
-    def rewritten(*args):
-        closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not _has_plain(closed.jaxpr):
-            return function(*args)
-        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(out), outputs)
-
-    return rewritten
-
-
-def _has_plain(jaxpr) -> bool:
-    return any(map(is_plain, _equations(jaxpr)))
-
-
-def _equations(jaxpr) -> Iterator:
-    """Go through the equations, and those inside of them that can stand in their place."""
-    for eqn in jaxpr.eqns:
-        yield from _equations(subjaxpr(eqn)[0]) if eqn.primitive.name in INLINED else [eqn]
+    return rewritten(function, lambda eqn: partial(plain_convolution, eqn) if is_plain(eqn) else None)
 
 
 def loops_well(function: Callable, *args) -> bool:
@@ -78,48 +57,8 @@ def loops_well(function: Callable, *args) -> bool:
 
     It is where all convolutions are plain, or where there is something better than a CPU.
     """
-    equations = _equations(jax.make_jaxpr(function)(*args).jaxpr)
+    equations = equations_of(jax.make_jaxpr(function)(*args).jaxpr)
     return not on_host() or all(is_plain(eqn) or CONVOLUTION not in str(eqn) for eqn in equations)
-
-
-def _evaluate(jaxpr, consts, args) -> list:
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-
-    def read(atom):
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        if is_plain(eqn):
-            outputs = [plain_convolution(eqn, *inputs)]
-        elif eqn.primitive.name in INLINED and _has_plain(subjaxpr(eqn)[0]):
-            outputs = _as_before(eqn, partial(_evaluate, *subjaxpr(eqn)))(inputs)
-        else:
-            outputs = bind(eqn, inputs)
-        values |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _as_before(eqn, function):
-    """Return the function in place of an equation's jaxpr, checkpointed where that was."""
-    if "policy" not in eqn.params:
-        return function
-    return jax.checkpoint(function, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
-
-
-def subjaxpr(eqn: Any) -> tuple:
-    """Return the jaxpr inside of an equation of :data:`INLINED`, and its constants."""
-    inner = eqn.params[INLINED[eqn.primitive.name]]
-    return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-
-
-def bind(eqn: Any, inputs: Sequence) -> list:
-    """Return the outputs of an equation of a jaxpr."""
-    bound = eqn.primitive.get_bind_params(eqn.params)
-    # JAX before 0.10 returns the subfunctions beside the parameters
-    subfuns, bind_params = bound if isinstance(bound, tuple) else ((), bound)
-    outputs = eqn.primitive.bind(*subfuns, *inputs, **bind_params)
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
 def is_plain(eqn: Any) -> bool:

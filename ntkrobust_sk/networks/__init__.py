@@ -15,6 +15,7 @@ from .model import check_model as check_model
 from .model import require_model as require_model
 from .named import NETWORKS as NETWORKS
 from .named import initial_model as initial_model
+from .precision import MixedPrecision as MixedPrecision
 from .resnet import ResNet18 as ResNet18
 from .wrappers import Normalized as Normalized
 from .wrappers import Stateless as Stateless

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from ..execution.convolutions import INLINED, bind, is_strided, plain_convolution, subjaxpr
+from ..execution.convolutions import is_strided, plain_convolution
+from ..execution.rewriting import INLINED, bind, subjaxpr
 from .gradients import Layout, OuterProducts
 from .layer_rules import LINEAR, contract_convolution
 

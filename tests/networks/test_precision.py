@@ -1,0 +1,171 @@
+"""Networks in mixed precision: how far their answers, gradients, attacks and kernels are from float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntkrobust_sk import (
+    CNN,
+    MLP,
+    PGD,
+    AdversarialKernelTrainer,
+    MixedPrecision,
+    Model,
+    Normalized,
+    ResNet18,
+    gram,
+    linearize,
+    load_digits_images,
+)
+from ntkrobust_sk.execution.rewriting import equations_of
+from ntkrobust_sk.kernels import resolve_kernel
+
+# Half of the distance between two neighbours, relative: 8 and 11 significant bits.
+ROUNDING = {"bf16": 2.0**-9, "tf32": 2.0**-11}
+# smooth: rounding may turn a ReLU on or off, and its gradient with it
+SMALL_MLP = MLP(3, widths=(32,), activation="tanh")
+SMALL_CNN = CNN(4, widths=(8, 8), strides=(1, 2), activation="softplus")
+
+
+def pair(network, precision, shape, key=0):
+    """The model in float32 and its twin."""
+    variables = network.init(jax.random.key(key), shape)
+    return Model(network, variables), Model(MixedPrecision(network, precision), variables)
+
+
+def drawn(n, shape=(8, 8, 1), key=1):
+    return jax.random.uniform(jax.random.key(key), (n, *shape))
+
+
+def relative(found, exact):
+    return float(jnp.abs(found - exact).max() / jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("network, shape", [(SMALL_MLP, (5,)), (SMALL_CNN, (8, 8, 1))])
+def test_logits_and_gradients_round_and_no_more(network, shape, precision):
+    exact, rounded = pair(network, precision, shape)
+    x = drawn(16, shape)
+    for of in (lambda m: m(x), lambda m: jax.grad(lambda z: (m(z) ** 2).sum())(x)):
+        assert 0.01 * ROUNDING[precision] < relative(of(rounded), of(exact)) < 16 * ROUNDING[precision]
+
+
+@pytest.mark.parametrize("precision, bits", [("bf16", 7), ("tf32", 10)])
+def test_a_product_is_that_of_rounded_operands(precision, bits):
+    network = MLP(3, widths=())
+    _, model = pair(network, precision, (6,))
+    layer, x = model.variables.params["dense_0"], drawn(7, (6,))
+
+    def rounds(a):
+        return np.asarray(jax.lax.reduce_precision(a, 8, bits), np.float64)
+
+    products = rounds(x) @ rounds(layer["kernel"])
+    expected = rounds(jnp.asarray(products, jnp.float32)) if precision == "bf16" else products
+    # the sum inside of a product may fall on the other side of a middle between two bfloat16
+    slack = 2.0**-8 if precision == "bf16" else 1e-6
+    np.testing.assert_allclose(model(x), expected + np.asarray(layer["bias"]), rtol=slack, atol=1e-6)
+
+
+def test_all_else_stays_in_float32():
+    exact, rounded = pair(ResNet18(3, width=4), "bf16", (8, 8, 3))
+    x = drawn(2, (8, 8, 3))
+    equations = equations_of(jax.make_jaxpr(rounded.__call__)(x).jaxpr)
+    dtypes = {eqn.primitive.name: eqn.outvars[0].aval.dtype.name for eqn in equations}
+    assert dtypes["conv_general_dilated"] == dtypes["dot_general"] == "bfloat16"
+    assert all(dtypes[name] == "float32" for name in ("add", "sub", "mul") if name in dtypes)
+    logits, state = rounded.network.apply(*rounded.variables, x, train=True)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32"}
+    assert relative(rounded(x), exact(x)) < 0.05
+
+
+def test_it_wraps_and_is_wrapped():
+    x = drawn(4, (5,))
+    inner = MLP(3, widths=(16,))
+    variables = inner.init(jax.random.key(0), (5,))
+    one = Model(MixedPrecision(Normalized(inner, (0.5,), (0.25,)), "tf32"), variables)
+    other = Model(Normalized(MixedPrecision(inner, "tf32"), (0.5,), (0.25,)), variables)
+    np.testing.assert_array_equal(one(x), other(x))
+
+
+def test_a_linearisation_rounds_too():
+    exact, rounded = pair(SMALL_CNN, "bf16", (8, 8, 1))
+    x = drawn(8)
+
+    def moved(line):
+        params = jax.tree.map(lambda p: 1.01 * p, line.variables.params)
+        return Model(line.network, line.variables._replace(params=params))(x)
+
+    found = [moved(linearize(model)) for model in (exact, rounded)]
+    assert 0 < relative(found[1], found[0]) < 16 * ROUNDING["bf16"]
+
+
+@pytest.mark.parametrize("kernel", ["trace", "class", "pseudo", "full"])
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_gram_entries_round_and_features_stay_outer_products(kernel, precision):
+    exact, rounded = pair(SMALL_CNN, precision, (8, 8, 1))
+    x = drawn(6)
+    K, K_rounded = (np.asarray(gram(kernel, model, x), float) for model in (exact, rounded))
+    assert K_rounded.dtype == K.dtype
+    assert 0 < np.abs(K_rounded - K).max() / np.abs(K).max() < 16 * ROUNDING[precision]
+    forms = [[type(leaf) for leaf in resolve_kernel(kernel).features(model, x)] for model in (exact, rounded)]
+    assert forms[0] == forms[1]
+
+
+def test_attacks_stay_in_ball_and_bounds():
+    exact, rounded = pair(SMALL_CNN, "bf16", (8, 8, 1))
+    x, y = drawn(32), jnp.arange(32) % 4
+    attack = PGD(epsilon=0.1, n_steps=5)
+    found = attack(rounded, x, y, key=jax.random.key(0))
+    assert float(jnp.abs(found - x).max()) <= 0.1 + 1e-6 and 0 <= float(found.min()) <= float(found.max()) <= 1
+    # found in bfloat16, it is as bad for the network in float32
+    wrong = [(m(z).argmax(1) != y).mean() for m, z in ((exact, found), (rounded, found))]
+    assert abs(wrong[0] - wrong[1]) <= 2 / 32
+
+
+def test_new_weights_do_not_compile_again():
+    _, model = pair(SMALL_CNN, "bf16", (8, 8, 1))
+    traced = []
+
+    @jax.jit
+    def logits(model, x):
+        traced.append(None)
+        return model(x)
+
+    for key in range(3):
+        logits(pair(SMALL_CNN, "bf16", (8, 8, 1), key)[1], drawn(2))
+    assert len(traced) == 1 and hash(model.network) == hash(MixedPrecision(SMALL_CNN, "bf16"))
+
+
+@pytest.mark.parametrize("precision", ["fp8", "float16", "BF16", None, 16, ["bf16"]])
+def test_an_unknown_precision_is_named_with_what_is_known(precision):
+    with pytest.raises(ValueError, match=r"unknown precision .* known are 'bf16', 'tf32'"):
+        MixedPrecision(MLP(3), precision)
+
+
+@pytest.mark.parametrize("network", ["mlp", None, MLP, lambda x: x])
+def test_what_is_no_network_is_refused(network):
+    with pytest.raises(TypeError, match="network"):
+        MixedPrecision(network)
+
+
+@pytest.mark.slow
+def test_training_reaches_the_accuracy_of_float32_within_a_standard_error():
+    X, y = load_digits_images()
+    X_train, y_train, X_test, y_test = X[:1200], y[:1200], X[1200:], y[1200:]
+    shape = X.shape[1:]
+
+    def scores(network):
+        found = []
+        for seed in range(3):
+            trainer = AdversarialKernelTrainer(
+                network, input_shape=shape, attack=PGD(0.1, n_steps=3), max_epochs=6, random_state=seed
+            ).fit(X_train.reshape(1200, -1), y_train)
+            found.append(trainer.score(X_test.reshape(len(X_test), -1), y_test))
+        return np.array(found)
+
+    exact, rounded = scores(CNN(10)), scores(MixedPrecision(CNN(10)))
+    # of the difference of two means over three seeds, or of one example in each
+    error = max(np.sqrt((exact.var(ddof=1) + rounded.var(ddof=1)) / 3), 1 / len(X_test))
+    assert rounded.mean() > exact.mean() - error and exact.mean() > 0.8
