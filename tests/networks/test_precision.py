@@ -68,7 +68,7 @@ def test_a_product_is_that_of_rounded_operands(precision, bits):
 
 
 def test_all_else_stays_in_float32():
-    exact, rounded = pair(ResNet18(3, width=4), "bf16", (8, 8, 3))
+    exact, rounded = pair(ResNet18(3, width=4, zero_last_layer=False), "bf16", (8, 8, 3))
     x = drawn(2, (8, 8, 3))
     equations = equations_of(jax.make_jaxpr(rounded.__call__)(x).jaxpr)
     dtypes = {eqn.primitive.name: eqn.outvars[0].aval.dtype.name for eqn in equations}
