@@ -19,17 +19,13 @@ AutoAttack it is one run.
 """
 
 import argparse
-import json
-import platform
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from documents import DOCS, alternating_seconds, bar, table_of_bars, write_part
+from documents import alternating_seconds, bar, now, table_of_bars, write_benchmark
 from sklearn.svm import SVC
 
 from ntkrobust_sk import CNN, MLP, PGD, AdversarialKernelTrainer, AutoAttack, Model, load_digits_images, perturb
@@ -80,7 +76,7 @@ def fraction_that_differs(model, y, first, second):
 
 def line(case, least, holds, ours, others, detail=""):
     """A row of the table: by how much the other takes longer."""
-    shown = f"ours {1e3 * ours:.3g} ms, the other {1e3 * others:.3g} ms{detail}"
+    shown = f"ours {ours}, the other {others}{detail}"
     return bar(case, least, others / ours, holds(others / ours), shown)
 
 
@@ -191,7 +187,7 @@ def against_art_on_a_machine():
     robust = svc.score(perturb(svc, X[:few], y[:few], plain), y[:few])
     by_art = svc.score(attack.generate(X[:few], labels), y[:few])
     detail = f", for one of {len(X)} and {few} examples; of those {few}, {robust:.2f} and {by_art:.2f} stand"
-    return line("PGD-10, RBF-SVC: ART", "≥ 1,000", lambda r: r >= 1000, ours / len(X), arts / few, detail)
+    return line("PGD-10, RBF-SVC: ART", "≥ 1,000", lambda r: r >= 1000, ours.each(len(X)), arts.each(few), detail)
 
 
 def against_reference(network, in_torch, name):
@@ -268,18 +264,14 @@ CASES = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/attacks.md")
+    parser.add_argument("--write", action="store_true", help="the table into docs/benchmarks.md, too")
     options = parser.parse_args()
-    lines = []
+    lines, at = [], now()
     for name in options.cases:
         lines.append(CASES[name]())
         print(table_of_bars(HEAD, lines).splitlines()[-1], flush=True)
-    found = {"lines": lines, "jax": version("jax"), "backend": jax.default_backend(), "on": platform.platform()}
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-    if options.write:
-        write_part(DOCS / "attacks.md", "bench_attacks.py", table_of_bars(HEAD, lines))
+        if options.write:
+            write_benchmark("bench_attacks.py", HEAD, lines, ("jax", "numpy"), at)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -28,7 +26,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from documents import DOCS, alternating_seconds, bar, table_of_bars, write_part
+from documents import alternating_seconds, bar, now, table_of_bars, write_benchmark
 
 from ntkrobust_sk import CNN, MLP, PGD, Model, ResNet18, gram, solve
 from ntkrobust_sk.execution.devices import host_threads
@@ -122,7 +120,7 @@ def compare(name, kernel, n, least, *, tiles, repeats=5, implementation=3, what=
     peers = of_block * per_side * (per_side + 1) / 2
     ratio = peers / ours
     case = what or f"{name}, N={n:,}, {kernel}: neural-tangents / ours"
-    detail = f"ours {ours:.3g} s, theirs {peers:.3g} s (tiles of {tile})"
+    detail = f"ours {ours}, theirs {peers:.3g} s (tiles of {tile})"
     return bar(case, f"≥ {least}", f"{ratio:.3g}", ratio >= least, detail)
 
 
@@ -307,37 +305,23 @@ CASES = {
 }
 
 
-def machine() -> str:
-    """Describe what the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return (
-        f"{os.cpu_count()} cores, {model or platform.machine()}; Python {platform.python_version()}, JAX "
-        f"{jax.__version__}, NumPy {np.__version__}, neural-tangents 0.6.5"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="the table into docs/benchmarks.md, too")
     parser.add_argument("--peak", nargs=4, metavar=("WHICH", "N", "MEMORY", "TILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         which, n, memory, tile = options.peak
         print(json.dumps(peak(which, int(n), memory, int(tile))))
         return
-    head = "## Gram matrices against neural-tangents\n\n`python examples/bench_gram.py --write`, on "
-    lines = []
+    lines, at = [], now()
     for name in options.cases:
         lines.append(CASES[name]())
-        table = table_of_bars("case", lines)
-        print(table.splitlines()[-1], flush=True)
-        text = f"{head}{machine()}.\n\n{table}"
+        print(table_of_bars("case", lines).splitlines()[-1], flush=True)
         if options.write:
             # after every case, so that what was measured is kept whatever happens
-            write_part(DOCS / "benchmarks.md", "bench_gram.py", text)
-    print(text)
+            write_benchmark("bench_gram.py", "case", lines, ("jax", "numpy", "neural-tangents"), at)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Tables in documents: scripts of ``examples/`` replace their own part, and leave everything else alone."""
 
 import importlib
+import json
 
+import numpy as np
 import pytest
 
 
@@ -30,8 +32,8 @@ def test_a_part_that_is_not_there_is_appended(documents, tmp_path):
 
 def test_the_documents_of_this_repository_stay_as_they_are_when_a_part_is_written_again(documents, tmp_path):
     parts = {
-        "attacks.md": ("parity_attacks.py", "bench_attacks.py"),
-        "benchmarks.md": ("bench_gram.py",),
+        "attacks.md": ("parity_attacks.py",),
+        "benchmarks.md": ("bench_gram.py", "bench_attacks.py"),
         "evaluation.md": ("report", "checks", "certificates"),
         "reproduction.md": ("paper_table.py",),
     }
@@ -43,3 +45,26 @@ def test_the_documents_of_this_repository_stay_as_they_are_when_a_part_is_writte
             assert documents.read_part(copy, mark)
             documents.write_part(copy, mark, documents.read_part(copy, mark))
         assert copy.read_text(encoding="utf-8") == text
+
+
+def test_a_benchmark_writes_its_table_and_its_history(documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "BENCHMARKS", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(documents, "HISTORY", tmp_path / "results")
+    (tmp_path / "benchmarks.md").write_text("# Benchmarks\n")
+    median = documents.Seconds([0.004, 0.001, 0.002])
+    rows = [documents.bar("a", "≥ 2", 1.5, False, f"ours {median}"), documents.bar("b", "≥ 1", 3.0, True, "")]
+    documents.write_benchmark("bench_x.py", "case", rows[:1], ("numpy",), "2026-01-01 00:00 UTC")
+    for at in ("2026-01-01 00:00 UTC", "2026-01-02 00:00 UTC"):
+        documents.write_benchmark("bench_x.py", "case", rows, ("numpy",), at)
+    text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert text.count("| a | ≥ 2 | 1.5 | **falls short** | ours 2 ms (1.5 to 3) |") == 1
+    assert f"numpy {np.__version__}" in text and "2026-01-02" in text and "2026-01-01" not in text
+    kept = [
+        json.loads(entry) for entry in (tmp_path / "results" / "bench_x.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert [(entry["at"][:10], entry["case"], entry["measured"]) for entry in kept] == [
+        ("2026-01-01", "a", 1.5),
+        ("2026-01-01", "b", 3.0),
+        ("2026-01-02", "a", 1.5),
+        ("2026-01-02", "b", 3.0),
+    ]
