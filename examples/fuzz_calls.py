@@ -123,6 +123,7 @@ ResNet18(<n_outputs:integer? 3>, <width:integer 1>, <zero_last_layer:flag True>)
     <input_shape:any (4, 4, 1)>)
 Normalized(<network:network net>, <mean:any (0.5,)>, <std:any (0.5,)>).init(<key:key key>,
     <input_shape:any (4,)>)
+MixedPrecision(<network:network net>, <precision:choice 'bf16'>).init(<key:key key>, <input_shape:any (4,)>)
 Stateless(<apply_fn:callable lambda p, x: x @ p>, <init_fn:callable? None>)
 Linearized(<network:network net>, <centered:flag False>).init(<key:key key>, <input_shape:any (4,)>)
 Model(<network:network net>, <variables:any model.variables>)(<x:complex X>)

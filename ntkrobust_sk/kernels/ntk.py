@@ -94,9 +94,10 @@ class TangentKernel:
         self, model: Model, f1: TangentGradients, f2: TangentGradients, dtype: DTypeLike | None = None
     ) -> list[jax.Array]:
         """Compute one block for each entry of the features of two tiles, in ``dtype``; the kernel is their sum."""
-        if dtype is not None:
-            f1, f2 = ([leaf.astype(dtype) for leaf in features] for features in (f1, f2))
-        return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
+        if dtype is None:
+            return [self._contract_layer(a, b) for a, b in zip(f1, f2, strict=True)]
+        # layer by layer: copies of all features at once would take more than a plan leaves room for
+        return [self._contract_layer(a.astype(dtype), b.astype(dtype)) for a, b in zip(f1, f2, strict=True)]
 
     def block_entries(self, n_directions: int) -> int:
         """Count the entries of a block for each pair of inputs, in a pass over some directions."""
