@@ -219,6 +219,9 @@ def _of_instance(value, seen) -> bytes:
         return _joined("method", [value.__name__.encode(), _of(value.__self__, seen)])
     slots = [name for cls in kind.__mro__ for name, part in vars(cls).items() if isinstance(part, SLOT)]
     held = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
+    if any(cls.__name__ == "AbstractValue" for cls in kind.__mro__):
+        # what JAX has looked up about a shape so far, and keeps there, is no part of it
+        held = {name: part for name, part in held.items() if not name.startswith("_")}
     parts = [_name(kind).encode(), _of(kind, seen) if seen.outside else b"", _of(held, seen)]
     wrapped = getattr(value, "__wrapped__", None)
     if wrapped is not None and kind.__module__.split(".")[0] in KNOWN:

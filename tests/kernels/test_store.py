@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, Stateless, TraceNTK, Variables, gram
-from ntkrobust_sk.kernels.fingerprint import fingerprint
+from ntkrobust_sk.kernels.fingerprint import _of, _Reading, fingerprint
 from ntkrobust_sk.kernels.gram_matrix import _has_same_numbers, _scale
 from ntkrobust_sk.kernels.ntk import resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
@@ -844,3 +844,13 @@ def test_convolutions_are_stored_too(path):
     plan = fixed_plan(FullNTK(), model, shape, 2)
     expected = gram("full", model, images, plan=plan)
     np.testing.assert_array_equal(gram("full", model, images, plan=plan, store=path), expected)
+
+
+def test_what_jax_has_looked_up_about_a_shape_is_no_part_of_a_fingerprint():
+    (var,) = jax.make_jaxpr(lambda x: x)(jnp.ones(3)).jaxpr.invars
+    before = _of(var.aval, _Reading())
+    # JAX from 0.12 on keeps these answers with the shape
+    assert not var.aval.strip_weak_type().weak_type and var.aval.str_short() and hash(var.aval)
+    assert _of(var.aval, _Reading()) == before
+    (other,) = jax.make_jaxpr(lambda x: x)(jnp.ones(4)).jaxpr.invars
+    assert _of(other.aval, _Reading()) != before
