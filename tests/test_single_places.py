@@ -66,3 +66,18 @@ def test_no_attack_checks_its_settings_by_building_another():
 
 def test_abilities_of_attacks_are_types_and_not_names():
     assert asked_for({"nearest", "run", "in_tiles"}) == []
+
+
+SHAPED = ("Bool", "Float", "Inexact", "Int", "Integer", "Num", "Real", "Shaped")
+
+
+def test_shapes_of_any_number_of_axes_are_strings():
+    """The oldest jaxtyping reads no bare ``...``, into which a linter turns the string."""
+    shapes = [
+        node
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in SHAPED
+    ]
+    assert len(shapes) > 10
+    assert [ast.unparse(node) for node in shapes if "..." in ast.unparse(node.slice).split(", ")] == []

@@ -15,7 +15,7 @@ from .entry import is_binary, two_columns
 LEAST_GAP = 1e-12
 
 
-def example_losses(scores: Float[Array, "n c"], y: Shaped[Array, ...]) -> Float[Array, " n"]:
+def example_losses(scores: Float[Array, "n c"], y: Shaped[Array, "..."]) -> Float[Array, " n"]:
     """Return the cross-entropy (n,) of integer labels, or the squared error (n,) of real targets.
 
     One column of scores is that of label 1 against label 0, whose score is zero.
