@@ -1,0 +1,278 @@
+"""The paper at full size, as far as a clock allows: one command, which goes on where it was stopped.
+
+    python examples/paper_full_size.py --data-dir DIR --minutes 9 --out full_size      # CIFAR-10, ResNet-18
+    python examples/paper_full_size.py --plan                                          # floors; nothing runs
+    python examples/paper_full_size.py --toy --out toy                                 # 64 digits, anywhere
+
+Stage 1 trains a network adversarially, by the paper's two updates a batch, until its epochs or its share of the
+clock are over. Stage 2 trains the centred network on the kernel frozen there. Then the test images are attacked
+through that very model: PGD-100 on all of them, APGD on what still stands. With time left, the same on a benignly
+trained kernel. Every stage writes what it has, each minute and at its end: states as safetensors, figures as JSON,
+each file whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from gpu_sections import forward_operations
+
+from ntkrobust_sk import APGD, NFGSM, PGD, Clean, MixedPrecision, Model, Network, ResNet18, linearize, train
+from ntkrobust_sk._files import write_atomically
+from ntkrobust_sk.datasets import load_splits
+from ntkrobust_sk.training import DamagedCheckpointError, initial_state, load_checkpoint, save_checkpoint
+
+# Batches between two looks at the clock, and seconds between two checkpoints.
+LOOK, CHECKPOINT = 16, 60.0
+# Shares of what is left of the clock: stage 1, stage 2, then attacks.
+SHARES = {"stage-1": 0.5, "stage-2": 0.45, "pgd": 0.6, "apgd-ce": 0.5, "apgd-t": 0.8}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The sizes of a run.
+
+    Attributes
+    ----------
+    data : str
+    n_train, n_test : int
+    shape : tuple of int
+        Of an image.
+    network : Network
+    epsilon : float
+        Of the attacks in training and evaluation, L-infinity.
+    epochs : dict
+        Of each stage, at most.
+    steps : int
+        Of PGD in evaluation.
+    rows : int
+        Of a tile of test images.
+    """
+
+    data: str
+    n_train: int
+    n_test: int
+    shape: tuple[int, ...]
+    network: Network
+    epsilon: float
+    epochs: dict
+    steps: int
+    rows: int
+    batch_size: int = 128
+
+
+FULL = Setting(
+    "cifar10", 50_000, 10_000, (32, 32, 3), ResNet18(10), 4 / 255, {"stage-1": 20, "stage-2": 10}, 100, 1000
+)
+TOY = Setting(
+    "digits", 64, 32, (8, 8, 1), ResNet18(10, width=4), 0.1, {"stage-1": 2, "stage-2": 1}, 5, 16, batch_size=16
+)
+
+
+def main(arguments=None) -> dict:
+    """Run what the clock allows, and return what was found."""
+    options = parsed(arguments)
+    setting = TOY if options.toy else FULL
+    network = setting.network if options.precision is None else MixedPrecision(setting.network, options.precision)
+    if options.plan:
+        print(plan(setting, network, options))
+        return {}
+    jax.config.update("jax_compilation_cache_dir", options.cache)
+    run = Run(setting, network, options)
+    for kernel in ("adversarial", "benign"):
+        run.kernel(kernel)
+    return run.found
+
+
+def parsed(arguments):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("full_size"), help="folder of figures and states")
+    parser.add_argument("--data-dir", help="folder of CIFAR-10's files")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--fast", action="store_true", help="N-FGSM in training instead of PGD-20")
+    parser.add_argument("--precision", choices=["bf16", "tf32"], help="of products; JAX's default without it")
+    parser.add_argument("--cache", help="folder of compiled programs, kept between runs")
+    parser.add_argument("--rate", type=float, default=200.0, help="TFLOP/s that a plan counts with")
+    parser.add_argument("--plan", action="store_true", help="print floors and predicted seconds; run nothing")
+    parser.add_argument("--toy", action="store_true", help="64 digits and a narrow network")
+    options = parser.parse_args(arguments)
+    if not options.minutes > 0 or not options.rate > 0:
+        parser.error("--minutes and --rate must be positive")
+    return options
+
+
+def training_attack(setting, fast):
+    """The second of the two updates a batch."""
+    return NFGSM(setting.epsilon) if fast else PGD(setting.epsilon, 3 if setting is TOY else 20)
+
+
+def plan(setting, network, options) -> str:
+    """What each stage takes, counted in forward passes, at the rate that was given."""
+    model = Model(network, jax.eval_shape(lambda key: network.init(key, setting.shape), jax.random.key(0)))
+    forward, n_steps = forward_operations(model, setting.shape), training_attack(setting, options.fast)
+    n_steps = getattr(n_steps, "n_steps", 1)
+    # an update is a forward and two gradients, a step of an attack a forward and one; linearised, three times that
+    per_image = {"stage-1": 2 * 3 + 2 * n_steps, "stage-2": 3 * (2 * 3 + 2 * n_steps)}
+    lines = [f"{forward / 1e9:.3g} GFLOP a forward pass, {options.rate:g} TFLOP/s", ""]
+    lines += ["| stage | work | FLOP | predicted seconds |", "|---|---|---|---|"]
+    for stage, passes in per_image.items():
+        count = forward * passes * setting.n_train * setting.epochs[stage]
+        work = f"{setting.epochs[stage]} epochs of {setting.n_train:,}"
+        lines.append(f"| {stage} | {work} | {count:.2g} | {count / options.rate / 1e12:.3g} |")
+    count = forward * 6 * setting.steps * setting.n_test
+    work = f"PGD-{setting.steps} on {setting.n_test:,}"
+    lines.append(f"| attacks | {work}, linearised | {count:.2g} | {count / options.rate / 1e12:.3g} |")
+    return "\n".join(lines)
+
+
+class Run:
+    """A run: its data, its clock, and its figures, which are on disk after each."""
+
+    def __init__(self, setting, network, options):
+        self.setting, self.network, self.options = setting, network, options
+        self.end = time.monotonic() + 60 * options.minutes
+        self.splits = load_splits(
+            setting.data, options.data_dir, n_train=setting.n_train, n_test=setting.n_test, random_state=0
+        )
+        self.attack = training_attack(setting, options.fast)
+        self.of = f"{setting} {network} {self.attack}"
+        self.file = options.out / "full_size.json"
+        options.out.mkdir(parents=True, exist_ok=True)
+        device = jax.devices()[0]
+        self.found = {
+            "device": getattr(device, "device_kind", device.platform),
+            "jax": jax.__version__,
+            "settings": {"of": self.of, "minutes": options.minutes, "precision": options.precision},
+        }
+
+    def note(self, kernel: str, **figures) -> None:
+        """Add figures and write the file."""
+        self.found.setdefault(kernel, {}).update(figures)
+        write_atomically(self.file, json.dumps(self.found, indent=2).encode())
+        print(kernel, json.dumps(figures), flush=True)
+
+    def deadline(self, stage: str) -> float:
+        """When a stage has used its share of what is left of the clock."""
+        now = time.monotonic()
+        return now + SHARES[stage] * max(self.end - now, 0)
+
+    def kernel(self, kernel: str) -> None:
+        """Both stages and the attacks, with the kernel of a network trained so."""
+        if time.monotonic() >= self.end:
+            return
+        variables = self.network.init(jax.random.key(0), self.setting.shape)
+        attacks = (Clean(), self.attack) if kernel == "adversarial" else (Clean(),)
+        learned = self.trained(kernel, "stage-1", Model(self.network, variables), 0.1, attacks, False)
+        if learned is None:
+            return
+        frozen = linearize(learned, centered=True)
+        model = self.trained(kernel, "stage-2", frozen, 0.01, (Clean(), self.attack), True)
+        if model is not None:
+            self.attacked(kernel, model)
+
+    def trained(self, kernel, stage, model, rate, attacks, freeze_state) -> Model | None:
+        """The model when its epochs or its time are over; None where not one epoch fits."""
+        optimizer = optax.sgd(rate, momentum=0.9)
+        state, path = initial_state(model, jax.random.key(1), optimizer), self.options.out / f"{kernel}-{stage}"
+        of = f"{self.of} {kernel} {stage}"
+        try:
+            state = load_checkpoint(path.with_suffix(".safetensors"), state, of)
+        except FileNotFoundError:
+            pass
+        except DamagedCheckpointError as error:
+            print(f"{error}; {stage} begins again", flush=True)
+        per_epoch = -(-self.setting.n_train // self.setting.batch_size)
+        first, last = int(state.step), per_epoch * self.setting.epochs[stage]
+        steps = [*range(first + LOOK, last, LOOK), last] if first < last else []
+        states = train(
+            state,
+            self.splits.X,
+            self.splits.y,
+            optimizer=optimizer,
+            attacks=attacks,
+            epochs=[step / per_epoch for step in steps],
+            batch_size=self.setting.batch_size,
+            freeze_state=freeze_state,
+        )
+        deadline, stamps, predicted = self.deadline(stage), [saved := time.monotonic()], None
+        for state, step in zip(states, steps, strict=True):
+            jax.block_until_ready(state.model)
+            stamps.append(time.monotonic())
+            if predicted is None and len(stamps) == 3:
+                # the first look compiles; the second one is what all others will take
+                each = (stamps[2] - stamps[1]) / (steps[1] - steps[0])
+                predicted = {"seconds an epoch": each * per_epoch, "in all": each * (last - step)}
+                if each * (per_epoch - (steps[1] - first)) > deadline - stamps[-1] and step < per_epoch:
+                    self.note(kernel, **{stage: {"refused": "not one epoch fits", "predicted": predicted}})
+                    save_checkpoint(path.with_suffix(".safetensors"), state, of)
+                    return None
+            if stamps[-1] > deadline:
+                break
+            if stamps[-1] - saved > CHECKPOINT:
+                save_checkpoint(path.with_suffix(".safetensors"), state, of)
+                saved = time.monotonic()
+        save_checkpoint(path.with_suffix(".safetensors"), state, of)
+        measured = stamps[-1] - stamps[2] if len(stamps) > 3 else None
+        figures = {
+            "epochs": int(state.step) / per_epoch,
+            "clean accuracy": self.accuracy(state.model, self.splits.X_test),
+            "predicted": predicted,
+            "seconds after the prediction": measured,
+            "seconds to the first look": stamps[1] - stamps[0] if len(stamps) > 1 else None,
+        }
+        self.note(kernel, **{stage: figures})
+        return state.model
+
+    def accuracy(self, model, X) -> float:
+        """The share of test images, as given, that is answered rightly."""
+        tiles = [X[i : i + self.setting.rows] for i in range(0, len(X), self.setting.rows)]
+        answers = np.concatenate([np.asarray(answers_of(model, tile)) for tile in tiles])
+        return float((answers == self.splits.y_test).mean())
+
+    def attacked(self, kernel, model) -> None:
+        """Robust accuracy under PGD, then under APGD on what stands, each on as many images as time allows."""
+        epsilon, rows = self.setting.epsilon, self.setting.rows
+        X, y = self.splits.X_test.astype(np.float32), self.splits.y_test
+        stands = np.ones(len(X), bool)
+        attacks = {
+            "pgd": PGD(epsilon, self.setting.steps),
+            "apgd-ce": APGD(epsilon, self.setting.steps),
+            "apgd-t": APGD(epsilon, self.setting.steps, loss="targeted-dlr"),
+        }
+        seen = len(X)
+        for name, attack in attacks.items():
+            deadline, done = self.deadline(name), 0
+            for i in range(0, seen, rows):
+                if time.monotonic() > deadline:
+                    break
+                tile = slice(i, min(i + rows, len(X)))
+                at = np.resize(np.arange(tile.start, tile.stop), rows)  # the last tile repeats its own images
+                if stands[tile].any():
+                    examples = attack(model, jnp.asarray(X[at]), jnp.asarray(y[at]), key=jax.random.key(i))
+                    held = np.asarray(answers_of(model, examples)) == y[at]
+                    stands[tile] &= held[: tile.stop - tile.start]
+                done = tile.stop
+            seen = done
+            if not seen:
+                return
+            figures = {"images": seen, "robust accuracy": float(stands[:seen].mean())}
+            self.note(kernel, **{name: figures})
+
+
+@jax.jit
+def answers_of(model, x):
+    """The classes that a model answers with."""
+    return model(x).argmax(1)
+
+
+if __name__ == "__main__":
+    main()

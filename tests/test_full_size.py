@@ -1,0 +1,68 @@
+"""The paper at full size: the same program at toy size runs, goes on, keeps to its clock, and predicts itself."""
+
+import importlib
+import json
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def full_size(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(request.config.rootpath / "examples"))
+        yield importlib.import_module("paper_full_size")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--fast"], ["--precision", "bf16"]])
+def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_path, options):
+    found = full_size.main(["--toy", "--out", str(tmp_path), *options])
+    assert json.loads((tmp_path / "full_size.json").read_text()) == found
+    for kernel in ("adversarial", "benign"):
+        stages = found[kernel]
+        assert stages["stage-1"]["epochs"] == 2 and stages["stage-2"]["epochs"] == 1
+        # what one attack has broken stays broken
+        robust = [stages[name]["robust accuracy"] for name in ("pgd", "apgd-ce", "apgd-t")]
+        assert robust == sorted(robust, reverse=True) and stages["pgd"]["images"] == 32
+        assert robust[0] <= stages["stage-2"]["clean accuracy"]
+    again = full_size.main(["--toy", "--out", str(tmp_path), *options])
+    assert again["adversarial"]["stage-1"]["seconds to the first look"] is None
+    assert again["adversarial"]["pgd"] == found["adversarial"]["pgd"]
+
+
+@pytest.mark.slow
+def test_seconds_are_predicted_within_a_factor_of_two(full_size, tmp_path, monkeypatch):
+    longer = full_size.Setting(**{**vars(full_size.TOY), "epochs": {"stage-1": 60, "stage-2": 1}})
+    monkeypatch.setattr(full_size, "TOY", longer)
+    stage = full_size.main(["--toy", "--fast", "--out", str(tmp_path)])["benign"]["stage-1"]
+    assert 0.5 < stage["seconds after the prediction"] / stage["predicted"]["in all"] < 2
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_over_ends_the_run_with_what_there_is(full_size, tmp_path):
+    start = time.monotonic()
+    found = full_size.main(["--toy", "--fast", "--minutes", "0.001", "--out", str(tmp_path)])
+    assert time.monotonic() - start < 60 and "benign" not in found
+    assert (tmp_path / "adversarial-stage-1.safetensors").exists()
+
+
+def test_a_plan_states_floors_and_runs_nothing(full_size, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert full_size.main(["--plan", "--rate", "100"]) == {}
+    text = capsys.readouterr().out
+    # forward and backward of ResNet-18 on 32 x 32 images, counted by hand: 1.1 GFLOP forward
+    assert text.startswith("1.1") and "100 TFLOP/s" in text and text.count("\n|") == 5
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [["--minutes", "0"], ["--rate", "-1"], ["--precision", "fp8"]])
+def test_wrong_options_are_refused(full_size, options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        full_size.main(options)
+    assert stopped.value.code == 2 and options[0][2:] in capsys.readouterr().err
+
+
+def test_missing_data_are_named(full_size, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing_here"):
+        full_size.main(["--data-dir", str(tmp_path / "nothing_here"), "--out", str(tmp_path)])
