@@ -40,11 +40,10 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk._arrays import cupy_or_none, to_numpy, to_solver_array
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
-from ntkrobust_sk.execution.precision import enable_x64
+from ntkrobust_sk.execution.precision import DIGITS, enable_x64
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import make_plan
 from ntkrobust_sk.kernels.predictors import make_predictor
-from ntkrobust_sk.tangent.gradient_lists import DIGITS
 from ntkrobust_sk.tangent.gradients import DenseGradients
 
 # Of the largest entry. Those of docs/benchmarks.md, measured for a CNN at 32 x 32, doubled.

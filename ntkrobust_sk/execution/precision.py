@@ -1,4 +1,4 @@
-"""Double precision in JAX, for a while."""
+"""Double precision in JAX, for a while, and the digits of the formats that GPUs multiply fast."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ try:
     from jax import enable_x64 as enable_x64
 except ImportError:  # JAX before 0.8
     from jax.experimental import enable_x64 as enable_x64  # pyright: ignore[reportAttributeAccessIssue] - old JAX
+
+# Binary digits that products keep of their factors, sums being in single precision, by the names that GPUs have.
+DIGITS = {"tf32": 10, "bf16": 7}
 
 
 def x64_enabled() -> bool:

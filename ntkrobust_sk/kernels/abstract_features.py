@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..execution.devices import by_rows, default_devices, everywhere, host_threads, on_host
-from ..execution.precision import x64_enabled
+from ..execution.precision import DIGITS, x64_enabled
 from ..networks.inputs import PyTree, inputs_dtype, params_dtype
 from ..networks.model import Model
-from ..tangent.gradient_lists import DIGITS, round_features
+from ..tangent.gradient_lists import round_features
 from .ntk import Kernel
 
 

@@ -20,9 +20,9 @@ from .._validation import LARGEST_COUNT, brief, flag, floating
 from ..execution.devices import default_devices, on_host
 from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
+from ..execution.precision import DIGITS
 from ..networks.inputs import all_finite, host_inputs, params_dtype
 from ..networks.model import Model, check_model, require_model
-from ..tangent.gradient_lists import DIGITS
 from .abstract_features import abstract_features
 from .fingerprint import fingerprint
 from .ntk import resolve_kernel

@@ -22,8 +22,8 @@ from numpy.typing import DTypeLike
 from .._validation import LARGEST_COUNT, integer
 from ..execution.devices import on_host, on_one_cpu
 from ..execution.memory import parse_memory, readable
+from ..execution.precision import DIGITS
 from ..networks.model import Model
-from ..tangent.gradient_lists import DIGITS
 from .abstract_features import AbstractFeatures, abstract_features
 from .ntk import resolve_kernel
 

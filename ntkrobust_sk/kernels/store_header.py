@@ -12,8 +12,8 @@ import numpy as np
 from .. import __version__
 from .._files import read_json
 from .._validation import brief, check_choice, integer
+from ..execution.precision import DIGITS
 from ..networks.model import Model
-from ..tangent.gradient_lists import DIGITS
 from .fingerprint import UNSURE, hash_arrays, without_addresses
 from .ntk import Kernel
 

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ..execution.devices import blas, by_rows, everywhere, give_back_memory, host_threads, on_host, on_one_cpu
-from ..execution.precision import enable_x64
+from ..execution.precision import DIGITS, enable_x64
 from ..execution.tiles import one_ahead, pad_rows
 from ..networks.model import Model
-from ..tangent.gradient_lists import DIGITS, concatenate_tiles, split_biases
+from ..tangent.gradient_lists import concatenate_tiles, split_biases
 from .abstract_features import abstract_features, compiled_features, output_directions
 from .ntk import Kernel, TangentKernel
 from .plan import Plan

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from .._validation import check_choice
+from ..execution.precision import DIGITS
 from ..execution.rewriting import rewritten
 from .inputs import LogitsAndState, PyTree
 from .model import Network, Variables, require_network
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
-# Sign, exponent and mantissa of TF32 are 1, 8 and 10 bits.
-TF32_BITS = {"exponent_bits": 8, "mantissa_bits": 10}
 
 
 def _in_bf16(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -28,7 +27,7 @@ def _in_bf16(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 
 def _in_tf32(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     # a GPU rounds so by itself at JAX's default precision; rounded here, it is the same on every device
-    rounded = [jax.lax.reduce_precision(side, **TF32_BITS) for side in (lhs, rhs)]
+    rounded = [jax.lax.reduce_precision(side, 8, DIGITS["tf32"]) for side in (lhs, rhs)]
     return eqn.primitive.bind(*rounded, **eqn.params | {"precision": None})
 
 

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..execution.precision import DIGITS
 from .gradients import AffineOuterProducts, DenseGradients, Gradients, OuterProducts
-
-# Binary digits that products keep of their factors, sums being in single precision, by the names that GPUs have.
-DIGITS = {"tf32": 10, "bf16": 7}
 
 
 def split_biases(features: list[Gradients]) -> list[Gradients]:

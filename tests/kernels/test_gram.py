@@ -13,12 +13,12 @@ import pytest
 from ntkrobust_sk import CNN, MLP, Model, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.execution import devices
 from ntkrobust_sk.execution.memory import parse_memory
-from ntkrobust_sk.execution.precision import enable_x64
+from ntkrobust_sk.execution.precision import DIGITS, enable_x64
 from ntkrobust_sk.kernels import tiles
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
 from ntkrobust_sk.kernels.tiles import TileProgram, tile_program
-from ntkrobust_sk.tangent.gradient_lists import DIGITS, round_features
+from ntkrobust_sk.tangent.gradient_lists import round_features
 from ntkrobust_sk.tangent.gradients import DenseGradients, Layout
 
 # Products in tiles of few rows and of many take different ways through a BLAS.
