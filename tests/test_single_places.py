@@ -82,3 +82,35 @@ def test_shapes_of_any_number_of_axes_are_strings():
     assert len(shapes) > 10
     parts = [part for node in shapes for part in ast.walk(node.slice)]
     assert not [part for part in parts if isinstance(part, ast.Constant) and part.value is ...]
+
+
+def parts_of(node):
+    """The text of a message, with braces where values are put in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(parts_of(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return parts_of(node.left) + parts_of(node.right)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "{}"
+
+
+def test_errors_end_without_a_full_stop():
+    raised = [
+        (module, parts_of(node.exc.args[0]))
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
+    ]
+    assert len(raised) > 300
+    assert [(module, text) for module, text in raised if text.endswith(".")] == []
+
+
+def test_shapes_are_written_in_one_way():
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    documented = [
+        (module, ast.get_docstring(node) or "")
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    ]
+    assert sum(" : array (n" in text for _, text in documented) > 50
+    assert [module for module, text in documented if " : array of shape" in text or "ndarray of" in text] == []

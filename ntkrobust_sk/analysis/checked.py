@@ -17,7 +17,7 @@ def checked_gram(K, name, centered=False):
     norm, _ = require_symmetric(K, name)
     K = np.asarray(K, dtype=np.float64)
     if norm == 0:
-        raise ValueError(f"{name} is zero, so it has no direction to compare.")
+        raise ValueError(f"{name} is zero, so it has no direction to compare")
     if not centered:
         return K, norm
     means = K.mean(axis=0)
@@ -26,7 +26,7 @@ def checked_gram(K, name, centered=False):
     K += means.mean()
     centered_norm = float(np.linalg.norm(K))
     if centered_norm <= K.shape[0] * np.finfo(np.float64).eps * norm:
-        raise ValueError(f"{name} is constant over the samples, so nothing is left of it after centring.")
+        raise ValueError(f"{name} is constant over the samples, so nothing is left of it after centring")
     return K, centered_norm
 
 
@@ -36,7 +36,7 @@ def checked_pair(centered=False, **kernels):
     (K1, norm1), (K2, norm2) = (checked_gram(K, name, centered) for name, K in kernels.items())
     if K1.shape != K2.shape:
         raise ValueError(
-            f"{' and '.join(kernels)} must be kernels of the same samples, got shapes {K1.shape} and {K2.shape}."
+            f"{' and '.join(kernels)} must be kernels of the same samples, got shapes {K1.shape} and {K2.shape}"
         )
     return K1, norm1, K2, norm2
 
@@ -45,16 +45,16 @@ def checked_targets(name, y, n, centered):
     """Return targets (n, C), times the power of two that makes the largest about one: no measure sees it."""
     Y = array(name, y, kinds=COMPLEX, finite=True)
     if np.iscomplexobj(Y):
-        raise ValueError(f"{name} must be real.")
+        raise ValueError(f"{name} must be real")
     Y = np.asarray(Y, dtype=np.float64)
     if Y.ndim not in (1, 2) or Y.shape[0] != n or Y.size == 0:
-        raise ValueError(f"{name} must have shape ({n},) or ({n}, C) to match the kernel; got {Y.shape}.")
+        raise ValueError(f"{name} must have shape ({n},) or ({n}, C) to match the kernel; got {Y.shape}")
     Y = Y.reshape(n, -1)
     Y = np.ldexp(Y, -np.frexp(np.abs(Y).max(axis=0))[1])
     if centered:
         Y = np.where(np.ptp(Y, axis=0) > 0, Y - Y.mean(axis=0), 0.0)
     if not np.any(Y):
-        raise ValueError(f"{name} is {'constant' if centered else 'zero'}: there is nothing to align with.")
+        raise ValueError(f"{name} is {'constant' if centered else 'zero'}: there is nothing to align with")
     return Y
 
 

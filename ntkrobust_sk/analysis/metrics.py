@@ -1,7 +1,7 @@
 """Measures on Gram matrices: how far a kernel moved, how many directions it uses, what it is aligned with.
 
 Arrays in, floats out. Every function takes any array (NumPy, JAX, CuPy, array API) and computes on the host
-in float64. All but the radius of `polar_dynamics` are blind to the scale of a kernel, and alignments are
+in float64. All but the radius of :func:`polar_dynamics` are blind to the scale of a kernel, and alignments are
 uncentred unless ``centered=True``.
 """
 
@@ -22,7 +22,7 @@ def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
 
     Parameters
     ----------
-    K1, K2 : array of shape (n, n)
+    K1, K2 : array (n, n)
         Symmetric Gram matrices of the same samples.
 
     Returns
@@ -47,13 +47,13 @@ def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
 
 
 def kernel_velocity(K1: AnyArray, K2: AnyArray, dt: float) -> float:
-    """Compute the kernel velocity S(K_t, K_{t+dt}) / dt, S the `kernel_distance`.
+    """Compute the kernel velocity S(K_t, K_{t+dt}) / dt, S the :func:`kernel_distance`.
 
     From Fort et al. 2020, arXiv:2010.15110.
 
     Parameters
     ----------
-    K1, K2 : array of shape (n, n)
+    K1, K2 : array (n, n)
         Gram matrices at t and at t + dt.
     dt : float
         Time between them, > 0. In epochs, the velocity is per epoch.
@@ -65,7 +65,7 @@ def kernel_velocity(K1: AnyArray, K2: AnyArray, dt: float) -> float:
     Raises
     ------
     ValueError
-        If `dt` is not a finite number > 0, or as in `kernel_distance`.
+        If ``dt`` is not a finite number > 0, or as in :func:`kernel_distance`.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[f
 
     Parameters
     ----------
-    K_t, K_start, K_end : array of shape (n, n)
+    K_t, K_start, K_end : array (n, n)
         Gram matrices now, at the start and at the end of training. Unlike the angle, the radius sees scale.
 
     Returns
@@ -100,7 +100,7 @@ def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[f
     Raises
     ------
     ValueError
-        If the first and last kernels are equal, or as in `kernel_distance`.
+        If the first and last kernels are equal, or as in :func:`kernel_distance`.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[f
     K_end, _, K_start, _ = checked_pair(K_end=K_end, K_start=K_start)
     length = float(np.linalg.norm(K_end - K_start))
     if length == 0:
-        raise ValueError("K_end equals K_start, so there is no path to measure a radius on.")
+        raise ValueError("K_end equals K_start, so there is no path to measure a radius on")
     radius = float(np.linalg.norm(K_t - K_start)) / length
     return radius, 2 * math.asin(math.sqrt(kernel_distance(K_t, K_start) / 2))
 
@@ -127,7 +127,7 @@ def effective_rank(K: AnyArray, kind: str = "entropy") -> float:
 
     Parameters
     ----------
-    K : array of shape (n, n)
+    K : array (n, n)
         Positive semidefinite.
     kind : {"entropy", "participation"}, default="entropy"
 
@@ -139,7 +139,7 @@ def effective_rank(K: AnyArray, kind: str = "entropy") -> float:
     Raises
     ------
     ValueError
-        If `kind` is unknown, or `K` is not square, finite, symmetric, nonzero and positive semidefinite (for
+        If ``kind`` is unknown, or ``K`` is not square, finite, symmetric, nonzero and positive semidefinite (for
         "participation" only its diagonal is seen to be nonnegative).
 
     Examples
@@ -151,7 +151,7 @@ def effective_rank(K: AnyArray, kind: str = "entropy") -> float:
     if kind == "participation":
         K, norm = checked_gram(K, "K")
         if np.diagonal(K).min() < -INDEFINITE_TOLERANCE * norm:
-            raise ValueError("K must be positive semidefinite, but its diagonal has negative entries.")
+            raise ValueError("K must be positive semidefinite, but its diagonal has negative entries")
         return float(np.trace(K) ** 2 / norm**2)
     eigenvalues = spectrum_of(K)
     p = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
@@ -165,7 +165,7 @@ def top_mass(K: AnyArray, k: int) -> float:
 
     Parameters
     ----------
-    K : array of shape (n, n)
+    K : array (n, n)
         Positive semidefinite.
     k : int
         In 1, ..., n.
@@ -178,7 +178,7 @@ def top_mass(K: AnyArray, k: int) -> float:
     Raises
     ------
     ValueError
-        If `k` is not an integer in 1, ..., n, or `K` is not square, finite, symmetric, nonzero and positive
+        If ``k`` is not an integer in 1, ..., n, or ``K`` is not square, finite, symmetric, nonzero and positive
         semidefinite.
 
     Examples
@@ -199,7 +199,7 @@ def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False) -> floa
 
     Parameters
     ----------
-    K1, K2 : array of shape (n, n)
+    K1, K2 : array (n, n)
         Symmetric Gram matrices of the same samples.
     centered : bool, default=False
         Ignore the part of the kernels that is constant over the samples.
@@ -212,7 +212,7 @@ def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False) -> floa
     Raises
     ------
     ValueError
-        As in `kernel_distance`, or if a kernel is constant and `centered`.
+        As in :func:`kernel_distance`, or if a kernel is constant and ``centered``.
 
     Examples
     --------
@@ -231,9 +231,9 @@ def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False) -> float:
 
     Parameters
     ----------
-    K : array of shape (n, n)
+    K : array (n, n)
         Symmetric Gram matrix.
-    y : array of shape (n,) or (n, C)
+    y : array (n,) or (n, C)
         Numbers to be aligned with, as they are: a vector such as ±1, or C columns such as one-hot classes. A
         vector of class labels 0, ..., C - 1 would be read as magnitudes: one-hot encode it first.
     centered : bool, default=False
@@ -247,8 +247,8 @@ def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False) -> float:
     Raises
     ------
     ValueError
-        If `K` is not square, finite, symmetric and nonzero, `y` is not finite or of another length, or one of
-        them is zero (after centring, if `centered`).
+        If ``K`` is not square, finite, symmetric and nonzero, ``y`` is not finite or of another length, or one of
+        them is zero (after centring, if ``centered``).
 
     Examples
     --------
@@ -284,23 +284,23 @@ def kernel_specialization(
 
     Parameters
     ----------
-    K_classes : array of shape (n, n, C)
+    K_classes : array (n, n, C)
         The class kernel: ``K_classes[:, :, c]`` is the Gram matrix of output c.
-    Y : array of shape (n, C)
+    Y : array (n, C)
         Targets, column d for class d, such as one-hot classes.
     normalization : {"kernels", "targets", None}, default="kernels"
     centered : bool, default=False
-        Centre kernels and targets first, as in `target_alignment`.
+        Centre kernels and targets first, as in :func:`target_alignment`.
 
     Returns
     -------
-    M : ndarray of shape (C, C)
+    M : array (C, C)
         Rows: kernels. Columns: targets.
 
     Raises
     ------
     ValueError
-        If `normalization` is unknown, shapes do not match, a kernel or a column of `Y` is zero or invalid, or
+        If ``normalization`` is unknown, shapes do not match, a kernel or a column of ``Y`` is zero or invalid, or
         a mean to divide by is zero.
 
     Examples
@@ -317,13 +317,13 @@ def kernel_specialization(
     K_classes, Y = array("K_classes", K_classes, kinds=COMPLEX), array("Y", Y, kinds=COMPLEX)
     shape = K_classes.shape
     if len(shape) != 3 or Y.shape != shape[1:] or 0 in shape:
-        raise ValueError(f"K_classes must have shape (n, n, C) and Y (n, C); got {shape} and {Y.shape}.")
+        raise ValueError(f"K_classes must have shape (n, n, C) and Y (n, C); got {shape} and {Y.shape}")
     n, Y = shape[0], checked_targets("Y", Y, shape[0], centered)
     squares = np.sum(Y * Y, axis=0)
     if not np.all(squares > 0):
         raise ValueError(
             f"column {int(np.argmin(squares))} of Y is {'constant' if centered else 'zero'}, but every class "
-            "needs samples."
+            "needs samples"
         )
     rows = []
     for c in range(K_classes.shape[2]):
@@ -334,5 +334,5 @@ def kernel_specialization(
         return M
     mean = M.mean(axis=axes[normalization], keepdims=True)
     if not np.all(mean > n * np.finfo(np.float64).eps):
-        raise ValueError("a mean alignment is zero, so it cannot be divided by: use normalization=None.")
+        raise ValueError("a mean alignment is zero, so it cannot be divided by: use normalization=None")
     return M / mean

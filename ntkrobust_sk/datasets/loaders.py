@@ -1,7 +1,7 @@
 """Images in [0, 1] from scikit-learn, from the canonical files or from OpenML; class-balanced subsets.
 
-Every loader returns ``(X, y)``: `X` is (n_samples, height, width, channels), float32, pixel / maximum,
-neither normalised nor augmented; `y` is (n_samples,), int64, 0 to n_classes - 1. The files are checked, never
+Every loader returns ``(X, y)``: ``X`` is (n_samples, height, width, channels), float32, pixel / maximum,
+neither normalised nor augmented; ``y`` is (n_samples,), int64, 0 to n_classes - 1. The files are checked, never
 trusted: one that is truncated, or that belongs to another data set, is an error; one that has the form of a
 published file but another SHA-256 (a file of your own, or pixels that changed on the way) is a warning. No SHA-256
 is known here for CIFAR-100. Nothing is ever unpickled.
@@ -23,15 +23,15 @@ def load_digits_images() -> Images:
 
     Returns
     -------
-    X : ndarray of shape (1797, 8, 8, 1), float32
+    X : array (1797, 8, 8, 1), float32
         Grey values in [0, 1]: scikit-learn's 0 to 16, divided by 16.
-    y : ndarray of shape (1797,), int64
+    y : array (1797,), int64
         The digit, 0 to 9.
 
     Notes
     -----
     The test part of Alpaydin & Kaynak (1998), *Optical recognition of handwritten digits*, UCI repository.
-    It is a single set: split it, for instance with `sklearn.model_selection.train_test_split`.
+    It is a single set: split it, for instance with ``sklearn.model_selection.train_test_split``.
 
     Examples
     --------
@@ -53,16 +53,16 @@ def load_cifar10(data_dir: str | os.PathLike | None = None, *, split: str = "tra
     data_dir : str or Path, default=None
         Folder with the *binary* version (``data_batch_1.bin`` to ``data_batch_5.bin``, ``test_batch.bin``),
         or the folder that holds it as ``cifar-10-batches-bin``. None fetches OpenML data set 40927 with
-        `sklearn.datasets.fetch_openml`, which needs pandas and caches the download: the first 50,000 rows are
+        ``sklearn.datasets.fetch_openml``, which needs pandas and caches the download: the first 50,000 rows are
         taken as the training split and the others as the test split.
     split : {"train", "test"}, default="train"
         50,000 or 10,000 images, in the published order.
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 32, 32, 3), float32
+    X : array (n_samples, 32, 32, 3), float32
         Red, green and blue in [0, 1]: the bytes, divided by 255. The training split takes 614 MB.
-    y : ndarray of shape (n_samples,), int64
+    y : array (n_samples,), int64
         Classes 0 to 9: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck.
 
     Raises
@@ -70,7 +70,7 @@ def load_cifar10(data_dir: str | os.PathLike | None = None, *, split: str = "tra
     FileNotFoundError
         A file is missing. The pickled version ``cifar-10-batches-py`` is never read.
     ValueError
-        A file has not the published size, labels or number of images per class; or `split` is unknown.
+        A file has not the published size, labels or number of images per class; or ``split`` is unknown.
     ImportError, OSError
         OpenML was asked for, but pandas is missing or the download failed.
 
@@ -108,9 +108,9 @@ def load_cifar100(
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 32, 32, 3), float32
+    X : array (n_samples, 32, 32, 3), float32
         Red, green and blue in [0, 1]: the bytes, divided by 255. The training split takes 614 MB.
-    y : ndarray of shape (n_samples,), int64
+    y : array (n_samples,), int64
         0 to 99, or 0 to 19 for coarse labels, in the alphabetical order of the class names.
 
     Raises
@@ -118,8 +118,8 @@ def load_cifar100(
     FileNotFoundError
         The file is missing. The pickled version ``cifar-100-python`` is never read.
     ValueError
-        `data_dir` is None; the file has not the published size, labels or number of images per class; or
-        `split` or `labels` is unknown.
+        ``data_dir`` is None; the file has not the published size, labels or number of images per class; or
+        ``split`` or ``labels`` is unknown.
 
     Notes
     -----
@@ -139,7 +139,7 @@ def load_cifar100(
     if data_dir is None:
         raise ValueError(
             "CIFAR-100: expected data_dir, the folder of the binary version, found None. OpenML is not used "
-            f"for CIFAR-100: unpack cifar-100-binary.tar.gz ({CIFAR_PAGE}) and pass its folder."
+            f"for CIFAR-100: unpack cifar-100-binary.tar.gz ({CIFAR_PAGE}) and pass its folder"
         )
     return load(CIFAR100, data_dir, split, ("coarse", "fine").index(labels))
 
@@ -153,16 +153,16 @@ def load_mnist(data_dir: str | os.PathLike | None = None, *, split: str = "train
         Folder with the IDX files ``train-images-idx3-ubyte.gz``, ``train-labels-idx1-ubyte.gz``,
         ``t10k-images-idx3-ubyte.gz`` and ``t10k-labels-idx1-ubyte.gz``, or the same without ``.gz`` (of both,
         the ``.gz`` is read, as it carries a checksum). None fetches OpenML data set 554 with
-        `sklearn.datasets.fetch_openml`, which needs pandas and caches the download: the first 60,000 rows are
+        ``sklearn.datasets.fetch_openml``, which needs pandas and caches the download: the first 60,000 rows are
         taken as the training split and the others as the test split.
     split : {"train", "test"}, default="train"
         60,000 or 10,000 images, in the published order.
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 28, 28, 1), float32
+    X : array (n_samples, 28, 28, 1), float32
         Grey values in [0, 1]: the bytes, divided by 255.
-    y : ndarray of shape (n_samples,), int64
+    y : array (n_samples,), int64
         The digit, 0 to 9.
 
     Raises
@@ -171,7 +171,7 @@ def load_mnist(data_dir: str | os.PathLike | None = None, *, split: str = "train
         A file is missing.
     ValueError
         A file is truncated or foreign: its gzip stream, IDX header, size, labels or number of images per
-        class (which tells MNIST from Fashion-MNIST) is not as published; or `split` is unknown.
+        class (which tells MNIST from Fashion-MNIST) is not as published; or ``split`` is unknown.
     ImportError, OSError
         OpenML was asked for, but pandas is missing or the download failed.
 
@@ -196,17 +196,17 @@ def load_fashion_mnist(data_dir: str | os.PathLike | None = None, *, split: str 
     Parameters
     ----------
     data_dir : str or Path, default=None
-        Folder with the four IDX files, named as those of MNIST (see `load_mnist`). None fetches OpenML data
-        set 40996 with `sklearn.datasets.fetch_openml`, which needs pandas and caches the download: the first
+        Folder with the four IDX files, named as those of MNIST (see :func:`load_mnist`). None fetches OpenML data
+        set 40996 with ``sklearn.datasets.fetch_openml``, which needs pandas and caches the download: the first
         60,000 rows are taken as the training split and the others as the test split.
     split : {"train", "test"}, default="train"
         60,000 or 10,000 images, in the published order.
 
     Returns
     -------
-    X : ndarray of shape (n_samples, 28, 28, 1), float32
+    X : array (n_samples, 28, 28, 1), float32
         Grey values in [0, 1]: the bytes, divided by 255.
-    y : ndarray of shape (n_samples,), int64
+    y : array (n_samples,), int64
         Classes 0 to 9: T-shirt/top, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot.
 
     Raises
@@ -214,7 +214,7 @@ def load_fashion_mnist(data_dir: str | os.PathLike | None = None, *, split: str 
     FileNotFoundError
         A file is missing.
     ValueError
-        A file is truncated or foreign, as for `load_mnist`; or `split` is unknown.
+        A file is truncated or foreign, as for :func:`load_mnist`; or ``split`` is unknown.
     ImportError, OSError
         OpenML was asked for, but pandas is missing or the download failed.
 

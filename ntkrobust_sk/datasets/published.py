@@ -26,9 +26,9 @@ Images = tuple[np.ndarray, np.ndarray]
 class Source:
     """A data set as published; whatever disagrees with it is refused.
 
-    `shape` is (channel, row, column), the order on disk. `counts` (images of each class, in class order) and
-    `files` go by split. `label_sizes` is the number of classes of each label byte of a record. `sha256` is that of
-    each published file, unpacked, where it is known.
+    ``shape`` is (channel, row, column), the order on disk. ``counts`` (images of each class, in class order) and
+    ``files`` go by split. ``label_sizes`` is the number of classes of each label byte of a record. ``sha256`` is
+    that of each published file, unpacked, where it is known.
     """
 
     name: str
@@ -114,7 +114,7 @@ FASHION_MNIST = Source(
 
 
 def _find(source: Source, data_dir: str | os.PathLike, names: tuple[str, ...]) -> Path:
-    """Return the first of `names` that is a file in `data_dir`."""
+    """Return the first of ``names`` that is a file in ``data_dir``."""
     data_dir = check_path("data_dir", data_dir)
     for name in names:
         if (data_dir / name).is_file():
@@ -132,13 +132,13 @@ def _find(source: Source, data_dir: str | os.PathLike, names: tuple[str, ...]) -
 
 
 def _read(path: Path, n_bytes: int) -> bytes:
-    """Read up to `n_bytes` + 1 bytes: one too many shows a long file, and makes gzip verify its checksum."""
+    """Read up to ``n_bytes`` + 1 bytes: one too many shows a long file, and makes gzip verify its checksum."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
             return stream.read(n_bytes + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"{path}: expected a whole gzip file, found a truncated or foreign one ({error}). Get it again."
+            f"{path}: expected a whole gzip file, found a truncated or foreign one ({error}). Get it again"
         ) from error
 
 
@@ -148,7 +148,7 @@ def _check_size(path: Path, content: bytes, n_bytes: int, layout: str) -> None:
         found = len(content) if len(content) < n_bytes else f"more than {n_bytes}"
         raise ValueError(
             f"{path}: expected {n_bytes} bytes ({layout}), found {found}. "
-            "The file is truncated or foreign: get it again."
+            "The file is truncated or foreign: get it again"
         )
 
 
@@ -171,7 +171,7 @@ def _check_labels(where: Path, labels: np.ndarray, n_classes: int) -> None:
     if wrong.size:
         raise ValueError(
             f"{where}: expected labels 0 to {n_classes - 1}, found {labels[wrong[0]]} in record {wrong[0]}. "
-            "The file is damaged or foreign: get it again."
+            "The file is damaged or foreign: get it again"
         )
 
 
@@ -183,7 +183,7 @@ def _check_counts(where: Path | str, source: Source, split: str, y: np.ndarray) 
         c = wrong[0]
         raise ValueError(
             f"{where}: expected the {split} split of {source.name} with {source.counts[split][c]} images of "
-            f"class {c}, found {counts[c]}. This is another data set or order: use the published files."
+            f"class {c}, found {counts[c]}. This is another data set or order: use the published files"
         )
 
 
@@ -242,7 +242,7 @@ def _read_idx(source: Source, path: Path, shape: tuple[int, ...]) -> np.ndarray:
         if found != header:
             raise ValueError(
                 f"{path}: expected an IDX header of magic number {header[0]} and shape {header[1:]}, found "
-                f"{found[0]} and {found[1:]}. The file is foreign: get it again."
+                f"{found[0]} and {found[1:]}. The file is foreign: get it again"
             )
     _check_size(path, content, n_bytes, f"a header of {4 * len(header)} and {shape}")
     _compare(path, content, source)
@@ -257,14 +257,14 @@ def fetch(source: Source, split: str) -> Images:
     try:
         table: Any = fetch_openml(data_id=source.openml_id, as_frame=False)
     except ImportError as error:
-        raise ImportError(f"{where} needs pandas to be read. Install pandas, or pass data_dir.") from error
+        raise ImportError(f"{where} needs pandas to be read. Install pandas, or pass data_dir") from error
     except OSError as error:
-        raise OSError(f"{where} could not be downloaded ({error}). Try again, or pass data_dir.") from error
+        raise OSError(f"{where} could not be downloaded ({error}). Try again, or pass data_dir") from error
     n_train = sum(source.counts["train"])
     expected = (n_train + sum(source.counts["test"]), math.prod(source.shape))
     if table.data.shape != expected:
         raise ValueError(
-            f"{where}: expected {source.name} of shape {expected}, found {table.data.shape}. Pass data_dir."
+            f"{where}: expected {source.name} of shape {expected}, found {table.data.shape}. Pass data_dir"
         )
     rows = slice(n_train) if split == "train" else slice(n_train, None)
     y = _integers(where, table.target[rows], "labels", max(source.label_sizes) - 1, np.int64)
@@ -277,12 +277,12 @@ def _integers(where: str, values: np.ndarray, name: str, largest: int, dtype: DT
     try:
         numeric = values if values.dtype.kind in "biuf" else values.astype(np.float64)
     except ValueError as error:
-        raise ValueError(f"{where}: expected integer {name}, found {error}. Pass data_dir.") from error
+        raise ValueError(f"{where}: expected integer {name}, found {error}. Pass data_dir") from error
     if numeric.min() >= 0 and numeric.max() <= largest:
         integers = numeric.astype(dtype)
         if np.array_equal(integers, numeric):
             return integers
     raise ValueError(
         f"{where}: expected integer {name} from 0 to {largest}, found values from {numeric.min()} to "
-        f"{numeric.max()}. Pass data_dir."
+        f"{numeric.max()}. Pass data_dir"
     )

@@ -194,7 +194,7 @@ def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: Random
     """Choose a random subset with the same number of samples from every class, and return its indices.
 
     With C classes each class gives floor(n_samples / C) samples, drawn without replacement; what remains is
-    spread one each over the first classes of a seeded shuffle of the classes. For one integer `random_state`
+    spread one each over the first classes of a seeded shuffle of the classes. For one integer ``random_state``
     a smaller subset is part of every larger one, so measurements on 100 and on 500 samples share the 100.
 
     Parameters
@@ -208,14 +208,14 @@ def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: Random
 
     Returns
     -------
-    indices : ndarray of shape (n_samples,), int64
-        Ascending positions in `y`.
+    indices : array (n_samples,), int64
+        Ascending positions in ``y``.
 
     Raises
     ------
     ValueError
-        `y` is empty or not one-dimensional, `n_samples` is no integer or below the number of classes, or a class
-        has too few samples.
+        ``y`` is empty or not one-dimensional, ``n_samples`` is no integer or below the number of classes, or a
+        class has too few samples.
 
     Notes
     -----
@@ -237,7 +237,7 @@ def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: Random
     if y.ndim != 1:
         raise ValueError(
             f"y must hold one class label per sample, shape (n,); got shape {y.shape}. "
-            "Turn one-hot rows into labels with y.argmax(axis=1)."
+            "Turn one-hot rows into labels with y.argmax(axis=1)"
         )
     try:
         classes, inverse, available = np.unique(y, return_inverse=True, return_counts=True)
@@ -248,7 +248,7 @@ def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: Random
     if not 0 < len(classes) <= n_samples:
         raise ValueError(
             f"n_samples must be at least the number of classes, {len(classes)}, and y must not be empty; got "
-            f"n_samples={n_samples}. Ask for more samples or pass only the classes wanted."
+            f"n_samples={n_samples}. Ask for more samples or pass only the classes wanted"
         )
     rng = check_random_state(checked_seed("random_state", random_state))
     quota, rest = np.divmod(n_samples, len(classes))
@@ -259,7 +259,7 @@ def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: Random
         c = short[0]
         raise ValueError(
             f"n_samples={n_samples} in {len(classes)} classes takes {wanted[c]} of class {classes[c]!s}, "
-            f"which has {available[c]}. Ask for at most {len(classes) * available.min()}."
+            f"which has {available[c]}. Ask for at most {len(classes) * available.min()}"
         )
     # Each class is shuffled whole, whatever its quota: that is what makes the subsets nested.
     drawn = [rng.permutation(np.flatnonzero(inverse == c))[:k] for c, k in enumerate(wanted)]

@@ -220,7 +220,7 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs samples of at least 2 classes, but y holds one class only: "
-                f"{self.classes_[0]!r}"
+                f"{brief(self.classes_.tolist()[0])}"
             )
         if sample_weight is not None or self.class_weight is not None:
             weights = checked_weights(sample_weight, X) * compute_sample_weight(self.class_weight, y)

@@ -96,6 +96,8 @@ class TangentEstimator(BaseEstimator):
         X, y = checked if isinstance(checked, tuple) else (checked, None)
         if options.get("y_numeric"):
             require_finite_targets(y)
+            # numbers that are written as text, which scikit-learn reads in X and in lists of objects alone
+            y = y.astype(float) if y.dtype.kind in "SU" else y
         fitting("X", X, jax.dtypes.canonicalize_dtype(X.dtype))
         if reset:
             self.input_shape_ = input_shape(self.input_shape, image_shape, known_shape, X.shape[1])

@@ -67,7 +67,7 @@ def import_neural_tangents() -> ModuleType:
             raise ImportError(
                 f"this needs neural-tangents 0.6.5 ({error}): pip install --no-deps neural-tangents==0.6.5 "
                 "frozendict. With its dependencies, as in pip install 'ntkrobust_sk[infinite]', come 1.8 GB of "
-                "TensorFlow that are not used here."
+                "TensorFlow that are not used here"
             ) from error
         raise
     finally:

@@ -36,7 +36,8 @@ from .target import classifier_under_attack
 STEP_FACTOR, RESTARTS = 4, 2
 # Share of the examples that more steps and restarts may break, or that may stand in a ball that holds everything.
 NEGLIGIBLE = 0.01
-# Of inputs whose gradient is zero, and of those whose gradient is not the slope.
+# Largest acceptable share of inputs whose gradient is exactly zero, and of inputs whose gradient disagrees with
+# finite differences.
 ZERO_GRADIENTS, WRONG_SLOPES = 0.01, 0.1
 
 

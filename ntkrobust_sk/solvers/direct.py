@@ -63,9 +63,9 @@ class Cholesky(_DirectSolver):
 
         Parameters
         ----------
-        A : array of shape (n, n)
+        A : array (n, n)
             Symmetric positive definite. Not modified.
-        B : array of shape (n, k) or (n,)
+        B : array (n, k) or (n,)
             Not modified. Brought to the library and device of A.
 
         Returns
@@ -80,21 +80,21 @@ class Cholesky(_DirectSolver):
         SingularGramError
             If A is not positive definite to working precision.
         InaccurateSolveError
-            If the backward error exceeds `max_residual`.
+            If the backward error exceeds ``max_residual``.
         """
         return _checked_solve(_cholesky_solve, A, B, self.max_residual)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eigh(_DirectSolver):
-    """A solver of A X = B by A = V Λ Vᵀ: ten to thirty times the work of `Cholesky`, also for singular A.
+    """A solver of A X = B by A = V Λ Vᵀ: ten to thirty times the work of :class:`Cholesky`, also for singular A.
 
     Refuses n > 32,766, where the 32-bit sizes of LAPACK and cuSOLVER overflow and eigenvectors become NaN.
 
     Parameters
     ----------
     max_residual : float or None, default=None
-        As in `Cholesky`. With `rcond`, B counts only through its projection onto the eigenvectors kept.
+        As in :class:`Cholesky`. With ``rcond``, B counts only through its projection onto the eigenvectors kept.
     rcond : float or None, default=None
         None: A must be positive definite; an eigenvalue <= 10 √n eps ‖A‖_F is an error. A number in [0, 1):
         the minimum-norm solution X = Σ_{λ_i > rcond λ_max} v_i v_iᵀ B / λ_i, by the pseudo-inverse of a
@@ -121,12 +121,12 @@ class Eigh(_DirectSolver):
             number("rcond", self.rcond, low=0, below=1, unit="of the largest eigenvalue")
 
     def __call__(self, A, B):
-        """Solve A X = B, with the contract of `Cholesky.__call__`; ValueError if n > 32,766."""
+        """Solve A X = B, with the contract of ``Cholesky.__call__``; ValueError if n > 32,766."""
         A = solver_array("A", A)
         if max(A.shape, default=0) > EIGH_MAX_SIZE:
             raise ValueError(
                 f"Eigh takes at most n = {EIGH_MAX_SIZE}, because 32-bit LAPACK and cuSOLVER fail above; got "
-                f"shape {tuple(A.shape)}. Use Cholesky(), which has no such limit, with alpha > 0."
+                f"shape {tuple(A.shape)}. Use Cholesky(), which has no such limit, with alpha > 0"
             )
         return _checked_solve(partial(_eigh_solve, rcond=self.rcond), A, B, self.max_residual)
 
@@ -140,7 +140,7 @@ def resolve_solver(solver: str | Callable) -> Callable:
     Parameters
     ----------
     solver : str or callable
-        A key of `SOLVERS`, or any callable with the contract of `Cholesky.__call__`.
+        A key of ``SOLVERS``, or any callable with the contract of ``Cholesky.__call__``.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def resolve_solver(solver: str | Callable) -> Callable:
 
 
 def _checked_solve(direct_solve, A, B, max_residual):
-    """Validate, solve, verify. `direct_solve` returns X and the right-hand side that A X should equal."""
+    """Validate, solve, verify. ``direct_solve`` returns X and the right-hand side that A X should equal."""
     A, B = _prepare(A, B)
     n = A.shape[0]
     norm, asymmetry = require_symmetric(A, "the matrix")
@@ -177,7 +177,7 @@ def _checked_solve(direct_solve, A, B, max_residual):
         raise InaccurateSolveError(
             f"the {n} x {n} solve left a backward error of {residual / scale:.1e}, above {max_residual:.1e}: "
             f"the matrix is too ill-conditioned for {A.dtype}, or the backend failed at this size. Raise "
-            "alpha, solve in float64, or accept it with max_residual=."
+            "alpha, solve in float64, or accept it with max_residual="
         )
     return X if B.ndim == 2 else X[:, 0]
 
@@ -247,11 +247,11 @@ def _prepare(A, B):
     require_square(A, "A")
     if B.ndim not in (1, 2) or B.shape[0] != A.shape[0]:
         raise ValueError(
-            f"B must have shape (n,) or (n, k) with n = {A.shape[0]}, the size of A; got {tuple(B.shape)}."
+            f"B must have shape (n,) or (n, k) with n = {A.shape[0]}, the size of A; got {tuple(B.shape)}"
         )
     xp = array_namespace(A)
     dtype = xp.float32 if A.dtype == xp.float32 and B.dtype == xp.float32 else xp.float64
     A, B = xp.astype(A, dtype, copy=False), xp.astype(B, dtype, copy=False)
     if not bool(xp.all(xp.isfinite(B))):
-        raise ValueError("B, the right-hand side, must be finite, but has NaN or infinity.")
+        raise ValueError("B, the right-hand side, must be finite, but has NaN or infinity")
     return A, B

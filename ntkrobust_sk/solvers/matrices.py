@@ -35,7 +35,7 @@ def require_symmetric(A: AnyArray, name: str) -> tuple[AnyArray, float]:
 
     Parameters
     ----------
-    A : array of shape (n, n)
+    A : array (n, n)
     name : str
         What to call it in an error.
 
@@ -49,7 +49,7 @@ def require_symmetric(A: AnyArray, name: str) -> tuple[AnyArray, float]:
     Raises
     ------
     ValueError
-        If `A` is not square, has NaN or infinity, or is further from symmetric than 1e-4.
+        If ``A`` is not square, has NaN or infinity, or is further from symmetric than 1e-4.
 
     Examples
     --------
@@ -66,13 +66,13 @@ def require_symmetric(A: AnyArray, name: str) -> tuple[AnyArray, float]:
         rows = xp.astype(A[start:stop, :], xp.float64, copy=False)
         total += float(xp.sum(rows * rows))
         if not math.isfinite(total):
-            raise ValueError(f"{name} must be finite, but has NaN, infinity or entries whose squares overflow.")
+            raise ValueError(f"{name} must be finite, but has NaN, infinity or entries whose squares overflow")
         skew += float(xp.sum((rows - xp.astype(A[:, start:stop], xp.float64, copy=False).T) ** 2))
     asymmetry = math.sqrt(skew / total) if total > 0 else 0.0
     if not asymmetry <= SYMMETRY_TOLERANCE:
         raise ValueError(
             f"{name} must be symmetric, but ‖A - Aᵀ‖/‖A‖ = {asymmetry:.1e} exceeds {SYMMETRY_TOLERANCE:.0e}: "
-            "was it computed between two different sets of samples? If it is rounding, pass (A + A.T) / 2."
+            "was it computed between two different sets of samples? If it is rounding, pass (A + A.T) / 2"
         )
     return math.sqrt(total), asymmetry
 
@@ -91,10 +91,10 @@ def frobenius(a):
 def require_square(A, name: str) -> None:
     """Raise ValueError unless a matrix is square, and not empty."""
     if A.ndim != 2 or A.shape[0] != A.shape[1] or A.shape[0] == 0:
-        raise ValueError(f"{name} must be square, of shape (n, n) with n >= 1; got shape {tuple(A.shape)}.")
+        raise ValueError(f"{name} must be square, of shape (n, n) with n >= 1; got shape {tuple(A.shape)}")
 
 
 def require_real(a, name: str) -> None:
     """Raise ValueError for complex numbers."""
     if "complex" in str(a.dtype):  # isdtype would do, but NumPy's refuses bfloat16
-        raise ValueError(f"{name} must be real, got {a.dtype}: take the real part if the imaginary one is zero.")
+        raise ValueError(f"{name} must be real, got {a.dtype}: take the real part if the imaginary one is zero")

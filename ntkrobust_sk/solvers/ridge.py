@@ -26,35 +26,35 @@ def solve(
 
         λ = alpha · Σ_i w_i K_ii / Σ_i w_i,
 
-    so one `alpha` serves every kernel and network width. ``sklearn.kernel_ridge.KernelRidge`` takes λ itself:
-    its ``alpha`` equals ours times the mean diagonal. The solve is in float64 whatever the dtype of `gram`.
+    so one ``alpha`` serves every kernel and network width. ``sklearn.kernel_ridge.KernelRidge`` takes λ itself:
+    its ``alpha`` equals ours times the mean diagonal. The solve is in float64 whatever the dtype of ``gram``.
 
     Parameters
     ----------
-    gram : array of shape (n, n), (n, n, C) or (n, n, C, C)
-        Rank 2: one kernel for every column of `targets`. Rank 3: ``gram[:, :, c]`` for ``targets[:, c]``.
+    gram : array (n, n), (n, n, C) or (n, n, C, C)
+        Rank 2: one kernel for every column of ``targets``. Rank 3: ``gram[:, :, c]`` for ``targets[:, c]``.
         Rank 4, the full kernel: one system of size nC, K[(i, c), (j, d)] = ``gram[i, j, c, d]``. The mean
         diagonal of ranks 3 and 4 is over all i and c. Not modified; "cholesky" needs two float64 arrays of
         the size of one system besides it.
-    targets : array of shape (n,) or (n, C)
-        (n,) for a rank 2 `gram` only.
+    targets : array (n,) or (n, C)
+        (n,) for a rank 2 ``gram`` only.
     alpha : float
         Ridge in units of the mean diagonal, >= 0. A Gram matrix computed in float32 needs up to about 1e-6 n.
     solver : str or callable, default="cholesky"
         "cholesky", "eigh", or any ``solver(A, B) -> X``.
-    sample_weight : array of shape (n,) or None, default=None
+    sample_weight : array (n,) or None, default=None
         Weights >= 0. A weight of k is the same as k copies of the sample, the ridge included: the dual
         coefficient is then the sum of the copies'. A sample of weight 0 has dual coefficient 0.
 
     Returns
     -------
-    dual : array of shape (n,) or (n, C)
-        float64, of the shape of `targets`: NumPy, or CuPy where `gram` is on a GPU and CuPy is usable.
+    dual : array (n,) or (n, C)
+        float64, of the shape of ``targets``: NumPy, or CuPy where ``gram`` is on a GPU and CuPy is usable.
 
     Raises
     ------
     ValueError
-        If `alpha`, the shapes, the weights or the name of the solver are wrong, or values are not finite.
+        If ``alpha``, the shapes, the weights or the name of the solver are wrong, or values are not finite.
     SingularGramError
         If the regularised Gram matrix is not positive definite, or the mean diagonal is not positive.
     InaccurateSolveError
@@ -133,11 +133,11 @@ def _mean_diagonal(gram, weight):
     diagonal = diagonal if diagonal.ndim == 1 else xp.mean(diagonal, axis=0)
     scale = float(xp.mean(diagonal) if weight is None else xp.sum(weight * diagonal) / xp.sum(weight))
     if not math.isfinite(scale):
-        raise ValueError("gram must be finite, but its diagonal has NaN or infinity.")
+        raise ValueError("gram must be finite, but its diagonal has NaN or infinity")
     if scale <= 0:
         raise SingularGramError(
             f"the mean diagonal of gram must be positive, got {scale:.3g}: no alpha can regularise a kernel "
-            "that vanishes, or is negative, at its own samples."
+            "that vanishes, or is negative, at its own samples"
         )
     return scale
 
@@ -150,7 +150,7 @@ def _require_kernel_system(gram, targets):
     if not square or 0 in shape:
         raise ValueError(
             "gram must have shape (n, n), (n, n, C) or (n, n, C, C), the kernel of the training samples with "
-            f"themselves; got {shape}."
+            f"themselves; got {shape}"
         )
     n, n_outputs = gram.shape[0], gram.shape[-1]
     if len(shape) == 2:
@@ -159,7 +159,7 @@ def _require_kernel_system(gram, targets):
         wanted, fits = f"({n}, {n_outputs})", tuple(targets.shape) == (n, n_outputs)
     if not fits or 0 in targets.shape:
         raise ValueError(
-            f"targets must have shape {wanted} for a gram of shape {shape}; got {tuple(targets.shape)}."
+            f"targets must have shape {wanted} for a gram of shape {shape}; got {tuple(targets.shape)}"
         )
 
 
@@ -169,9 +169,9 @@ def _checked_weight(sample_weight, gram):
     require_real(weight, "sample_weight")
     if tuple(weight.shape) != (gram.shape[0],):
         raise ValueError(
-            f"sample_weight must have shape ({gram.shape[0]},), one a sample; got {tuple(weight.shape)}."
+            f"sample_weight must have shape ({gram.shape[0]},), one a sample; got {tuple(weight.shape)}"
         )
     weight = xp.astype(weight, xp.float64, copy=False)
     if not bool(xp.all(xp.isfinite(weight) & (weight >= 0))) or float(xp.sum(weight)) == 0:
-        raise ValueError("sample_weight must be finite and >= 0, with at least one weight > 0.")
+        raise ValueError("sample_weight must be finite and >= 0, with at least one weight > 0")
     return weight

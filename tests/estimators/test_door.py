@@ -196,6 +196,14 @@ def test_epochs_that_fall_and_an_optimizer_of_another_state_are_refused():
         train(state, X_ROWS, LABELS, optimizer=optax.adam(0.1))
 
 
+@pytest.mark.parametrize("kind", [str, "S", object, list], ids=str)
+def test_targets_that_are_numbers_written_as_text_are_numbers(kind):
+    text = LABELS.astype(str)
+    given = text.tolist() if kind is list else text.astype(kind)
+    machine, same = (EmpiricalNTKRegressor(MODEL).fit(X_ROWS, y) for y in (given, LABELS.astype(float)))
+    np.testing.assert_array_equal(machine.predict(X_ROWS), same.predict(X_ROWS))
+
+
 @pytest.mark.parametrize("answer", [None, 1.0, np.zeros((1, 4), np.float32)], ids=["None", "a number", "one row"])
 def test_training_refuses_examples_of_another_shape_than_its_inputs(answer):
     def no_attack(model, x, y, *, key):
