@@ -36,7 +36,7 @@ from ..execution.keys import key_of, keys_of
 from ..kernels import ClassNTK, DualPredictor, FullNTK, PrimalPredictor, ProjectedNTK, PseudoNTK, TraceNTK
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.ntk import CallableKernel
-from ..networks import CNN, MLP, Model, Normalized, ResNet18, Stateless, Variables
+from ..networks import CNN, MLP, MixedPrecision, Model, Normalized, ResNet18, Stateless, Variables
 from ..robustness.intervals import clopper_pearson
 from ..robustness.target import classifier_under_attack
 from ..sklearn_models.guard import frame_of
@@ -63,7 +63,7 @@ EXAMPLES = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
 TRUSTED = (
     *(AdversarialKernelTrainer, EmpiricalNTKClassifier, EmpiricalNTKRegressor, TangentFeatures),
     *(RobustFeatureSelector, Model, Variables, SavedArray, PrimalPredictor, DualPredictor),
-    *(MLP, CNN, ResNet18, Normalized, Linearized, Stateless),
+    *(MLP, CNN, ResNet18, Normalized, MixedPrecision, Linearized, Stateless),
     *(CallableKernel, TraceNTK, ClassNTK, FullNTK, PseudoNTK, ProjectedNTK, Cholesky, Eigh),
     *(Clean, NFGSM, Box, *ATTACKS.values()),
 )
@@ -290,7 +290,7 @@ def _load_skops(path: Path) -> Any:
     return skops.io.load(path, trusted=[f"{kind.__module__}.{kind.__qualname__}" for kind in TRUSTED])
 
 
-def held_out(
+def load_test_examples(
     data: str | os.PathLike,
     data_dir: str | os.PathLike | None = None,
     *,

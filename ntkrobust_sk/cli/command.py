@@ -20,11 +20,12 @@ from .._files import explained, require_file
 from .._validation import check_path
 from ..evolution.experiment import ATTACKS, PRESETS, REGIMES, STAGE2, KernelEvolution, preset
 from ..execution.interrupts import heard
+from ..networks.named import NETWORKS
 from ..reports.demo import run_demo, settings_for
 from ..reports.run_report import write_report
 from ..tangent.linearization import DYNAMICS
 from .attack import ATTACKS as SAVED_ATTACKS
-from .attack import KNOWN_NORMS, attack_examples, held_out, load_estimator, make_attack, write_examples
+from .attack import KNOWN_NORMS, attack_examples, load_estimator, load_test_examples, make_attack, write_examples
 
 # Errors that happen without the library being wrong: told in one line.
 EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)
@@ -111,7 +112,7 @@ def attack(options: dict[str, Any]) -> int:
     _say_where_from("attack", options["data"], options["data_dir"])
     estimator = load_estimator(options["model"], lambda line: print(f"ntkrobust attack: {line}", file=sys.stderr))
     seed = options["random_state"]
-    X, y = held_out(options["data"], options["data_dir"], n_test=options["n_test"], random_state=seed)
+    X, y = load_test_examples(options["data"], options["data_dir"], n_test=options["n_test"], random_state=seed)
     if bounds is not None and (X.min() < bounds[0] or X.max() > bounds[1]):
         raise ValueError(
             f"the data range from {X.min():.6g} to {X.max():.6g}, out of the bounds {bounds[0]:g} to "
@@ -173,7 +174,7 @@ def _add_demo(commands):
     parser.set_defaults(run=demo)
     parser.add_argument("--data", choices=sorted(PRESETS), default="digits")
     parser.add_argument("--data-dir", help="folder with the data set's canonical files (not for digits)")
-    parser.add_argument("--network", choices=("mlp", "cnn", "resnet18"))
+    parser.add_argument("--network", choices=tuple(NETWORKS))
     parser.add_argument("--n-train", type=int, help="training images, balanced over the classes")
     parser.add_argument("--n-test", type=int, help="test images, all of them attacked")
     parser.add_argument("--n-kernel", type=int, help="training images for kernels and closed-form regression")
@@ -205,7 +206,7 @@ def _add_evolve(commands):
     parser.add_argument("--out", required=True, help="folder of the run")
     given = {
         "data_dir": {"help": "folder with the data set's canonical files"},
-        "network": {"choices": ("mlp", "cnn", "resnet18")},
+        "network": {"choices": tuple(NETWORKS)},
         "attack": {"choices": ATTACKS, "help": "in training"},
         "regimes": {"nargs": "+", "choices": REGIMES, "help": "of stage 1"},
         "dynamics": {"nargs": "*", "choices": DYNAMICS, "help": "of stage 2"},

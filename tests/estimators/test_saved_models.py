@@ -1,6 +1,7 @@
 """Saved and loaded, by whatever means, an estimator gives the same answers to the bit."""
 
 import copy
+import dataclasses
 import io
 import pickle
 
@@ -16,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
+import ntkrobust_sk
 from ntkrobust_sk import (
     MLP,
     PGD,
@@ -23,6 +25,7 @@ from ntkrobust_sk import (
     Box,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
+    MixedPrecision,
     Model,
     Normalized,
     RobustFeatureSelector,
@@ -62,6 +65,9 @@ FITTED = {
     "normalised network": lambda: EmpiricalNTKClassifier(
         Model(Normalized(small().network, (0.5,), (0.3,)), small().variables)
     ).fit(X, Y),
+    "network in mixed precision": lambda: trainer_of(
+        Model(MixedPrecision(small().network, "bf16"), small().variables)
+    ),
     "features": lambda: TangentFeatures(small()).fit(X),
     "projected features": lambda: TangentFeatures(small(), n_components=5, random_state=0).fit(X),
     "selector": lambda: RobustFeatureSelector(
@@ -183,6 +189,16 @@ def test_own_types_in_a_file_of_skops_are_taken_as_trusted(name, fitted, tmp_pat
 
 def test_trusted_types_are_this_library_s_alone():
     assert {kind.__module__.split(".")[0] for kind in TRUSTED} == {"ntkrobust_sk"}
+
+
+def test_public_settings_that_an_estimator_may_hold_are_trusted():
+    packages = "attacks", "kernels", "networks", "solvers", "estimators"
+    public = [getattr(ntkrobust_sk, name) for name in ntkrobust_sk.__all__]
+    settings = [
+        kind for kind in public if dataclasses.is_dataclass(kind) and kind.__module__.split(".")[1] in packages
+    ]
+    assert len(settings) > 20
+    assert set(settings) - set(TRUSTED) == set()
 
 
 class Foreign(LogisticRegression):
