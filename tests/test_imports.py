@@ -218,6 +218,34 @@ def test_every_public_method_is_documented(name):
     assert [m for m in own if not inspect.getdoc(getattr(cls, m))] == []
 
 
+def test_exported_functions_are_annotated():
+    exported = {
+        alias.name
+        for name, path in MODULES.items()
+        if path.stem == "__init__"
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    functions = []
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name in exported:
+                functions.append((name, node, [*node.args.args, *node.args.kwonlyargs]))
+            if isinstance(node, ast.ClassDef) and node.name in exported:
+                methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+                public = [m for m in methods if m.name in ("__init__", "__call__") or not m.name.startswith("_")]
+                functions += [(name, m, [*m.args.args[1:], *m.args.kwonlyargs]) for m in public]
+    assert len(functions) > 200
+    bare = [
+        (name, function.name)
+        for name, function, given in functions
+        if any(one.annotation is None for one in given)
+        or (function.returns is None and function.name != "__init__")
+    ]
+    assert bare == []
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_wrong_choices_are_told_of_in_one_wording(name):
     """Errors about choices are made by ``_validation.unknown`` alone; docstrings show what it says."""

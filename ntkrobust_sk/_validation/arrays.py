@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,7 @@ NOTABLE, LOST = 3e-3, 0.5
 OWN_DIGITS = 16
 
 
-def require_numbers(name: str, values) -> None:
+def require_numbers(name: str, values: Any) -> None:
     """Raise unless NumPy can make numbers of values, before scikit-learn looks at their shape.
 
     Costs nothing for arrays of numbers; sparse matrices, and None, are left to scikit-learn.
@@ -44,7 +45,7 @@ def require_numbers(name: str, values) -> None:
         raise kind(f"{name} must be an array of numbers, got {brief(values)}: {error}") from None
 
 
-def require_unmasked(name: str, values) -> None:
+def require_unmasked(name: str, values: Any) -> None:
     """Raise TypeError for a masked array, of which NumPy would take what is hidden.
 
     >>> require_unmasked("X", np.ma.array([1, 2], mask=[False, True]))
@@ -55,7 +56,7 @@ def require_unmasked(name: str, values) -> None:
         raise TypeError(f"{name} must be a dense array of values, got a masked array; write {name}.filled(value)")
 
 
-def require_regular(name: str, values) -> None:
+def require_regular(name: str, values: Any) -> None:
     """Raise ValueError for sequences of sequences of different lengths.
 
     >>> require_regular("y", ["Rome", "Oslo"])
@@ -72,7 +73,7 @@ def require_regular(name: str, values) -> None:
         raise ValueError(f"{name} must be an array, but its rows have different lengths") from None
 
 
-def check_lengths(**arrays) -> int:
+def check_lengths(**arrays: Any) -> int:
     """Return the number of rows that arrays have in common, or raise ValueError that names them.
 
     >>> check_lengths(X=np.zeros((3, 2)), y=[0, 1])
@@ -86,7 +87,7 @@ def check_lengths(**arrays) -> int:
     return lengths[0]
 
 
-def floating(name: str, value, known: Iterable[str]) -> str:
+def floating(name: str, value: Any, known: Iterable[str]) -> str:
     """Return the name of a dtype among ``known`` ones, from whatever NumPy takes for one.
 
     >>> floating("dtype", np.float64, ("float32", "float64")), floating("dtype", ">f4", ("float32", "float64"))
@@ -105,7 +106,9 @@ def floating(name: str, value, known: Iterable[str]) -> str:
     return found
 
 
-def array(name: str, values, *, ndim: int | None = None, kinds: str = "biuf", finite: bool = False) -> np.ndarray:
+def array(
+    name: str, values: Any, *, ndim: int | None = None, kinds: str = "biuf", finite: bool = False
+) -> np.ndarray:
     """Return values as a NumPy array of numbers in this machine's byte order, without a copy where there is a way.
 
     Parameters
@@ -171,7 +174,7 @@ def is_finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
 
 
-def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
+def fitting(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
     """Return values in the dtype in which they are computed with, unless some finite ones are too large for it.
 
     Raises
@@ -209,7 +212,7 @@ def fitting(name: str, values: np.ndarray, dtype) -> np.ndarray:
     return found
 
 
-def require_resolution(name: str, values: np.ndarray, dtype, *, targets: bool = False) -> None:
+def require_resolution(name: str, values: np.ndarray, dtype: Any, *, targets: bool = False) -> None:
     """Raise ValueError where values that differ are all but equal, or too small, in the dtype of computation.
 
     What rounding takes of a column is the standard deviation of (rounded - given), as a share of that of the given

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ LONGEST_NAME = 255
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
-def brief(value) -> str:
+def brief(value: Any) -> str:
     """Show a value in an error message: its repr, cut where it is long, or an array's shape and dtype.
 
     >>> brief("x"), brief(np.zeros((100, 3)))
@@ -44,7 +45,7 @@ def brief(value) -> str:
     )
 
 
-def brief_with_dtype(values, dtype) -> str:
+def brief_with_dtype(values: Any, dtype: Any) -> str:
     """Describe a value like :func:`brief`, with the dtype that NumPy makes of it.
 
     >>> brief_with_dtype(["a"], np.dtype("<U1")), brief_with_dtype(np.array(["a"]), np.dtype("<U1"))
@@ -54,7 +55,7 @@ def brief_with_dtype(values, dtype) -> str:
     return text if "dtype" in text else f"{text}, of dtype {dtype}"
 
 
-def unknown(name: str, value, known: Iterable, otherwise: str = "") -> str:
+def unknown(name: str, value: Any, known: Iterable, otherwise: str = "") -> str:
     """Return the one wording of errors about choices: what came, what is known, what else may be given.
 
     >>> unknown("solver", 5, ["cholesky", "eigh"], "an object called as solver(A, B)")
@@ -64,7 +65,7 @@ def unknown(name: str, value, known: Iterable, otherwise: str = "") -> str:
     return f"unknown {name} {brief(value)}; known are {', '.join(map(repr, known))}{what_else}"
 
 
-def check_choice(name: str, value, known: Iterable, otherwise: str = "") -> None:
+def check_choice(name: str, value: Any, known: Iterable, otherwise: str = "") -> None:
     """Raise ValueError that lists ``known`` unless ``value`` is one of them.
 
     >>> check_choice("norm", "l3", ("linf", "l2"))
@@ -80,7 +81,16 @@ def check_choice(name: str, value, known: Iterable, otherwise: str = "") -> None
         raise ValueError(unknown(name, value, known, otherwise))
 
 
-def number(name: str, value, *, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf, unit="") -> float:
+def number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    unit: str = "",
+) -> float:
     """Return a finite real number as a float.
 
     Parameters
@@ -136,7 +146,7 @@ def _is_real_scalar(value) -> bool:
     return getattr(value.dtype, "kind", "") in ("i", "u", "f") or str(value.dtype) == "bfloat16"
 
 
-def flag(name: str, value) -> bool:
+def flag(name: str, value: Any) -> bool:
     """Return True or False, of Python or NumPy.
 
     >>> flag("centered", np.True_)
@@ -150,7 +160,7 @@ def flag(name: str, value) -> bool:
     return bool(value)
 
 
-def integer(name: str, value, *, low: int = 1, high: int = LARGEST_COUNT) -> int:
+def integer(name: str, value: Any, *, low: int = 1, high: int = LARGEST_COUNT) -> int:
     """Return a whole number from ``low`` to ``high`` as an int.
 
     Raises
@@ -182,7 +192,7 @@ def _as_int(value) -> int | None:
         return None
 
 
-def positive_tuple(name: str, values) -> tuple[int, ...]:
+def positive_tuple(name: str, values: Any) -> tuple[int, ...]:
     """Return ``values`` as a tuple of positive int.
 
     >>> positive_tuple("widths", [16, 8])
@@ -200,7 +210,7 @@ def positive_tuple(name: str, values) -> tuple[int, ...]:
     return result
 
 
-def checked_seed(name: str, value):
+def checked_seed(name: str, value: Any) -> Any:
     """Return a seed as scikit-learn takes it: None, an int from 0 to 2³² − 1, or a ``numpy.random.RandomState``.
 
     >>> checked_seed("random_state", np.int64(7))
@@ -220,7 +230,7 @@ def checked_seed(name: str, value):
         ) from None
 
 
-def function(name: str, value, call: str, n_arguments: int, *keywords: str) -> Callable:
+def function(name: str, value: Any, call: str, n_arguments: int, *keywords: str) -> Callable:
     """Return what can be called with so many arguments and these keywords.
 
     Parameters
@@ -262,7 +272,7 @@ def function(name: str, value, call: str, n_arguments: int, *keywords: str) -> C
     return value
 
 
-def check_path(name: str, value) -> Path:
+def check_path(name: str, value: Any) -> Path:
     """Return a path with ``~`` expanded.
 
     Raises

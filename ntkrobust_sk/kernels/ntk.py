@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class TangentKernel:
         return self.has_gradients and self.rank < 4
 
     @property
-    def reading(self):
+    def reading(self) -> Any:
         """What decides how gradients are read, besides the network and the number of directions."""
         return self.rank == 4 if type(self).features is TangentKernel.features else self
 

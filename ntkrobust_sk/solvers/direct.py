@@ -8,6 +8,7 @@ usable, an array API library for its own arrays, NumPy otherwise.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -58,7 +59,7 @@ class Cholesky(_DirectSolver):
     array([1., 1.])
     """
 
-    def __call__(self, A, B):
+    def __call__(self, A: Any, B: Any) -> Any:
         """Solve A X = B.
 
         Parameters
@@ -120,7 +121,7 @@ class Eigh(_DirectSolver):
         if self.rcond is not None:
             number("rcond", self.rcond, low=0, below=1, unit="of the largest eigenvalue")
 
-    def __call__(self, A, B):
+    def __call__(self, A: Any, B: Any) -> Any:
         """Solve A X = B, with the contract of ``Cholesky.__call__``; ValueError if n > 32,766."""
         A = solver_array("A", A)
         if max(A.shape, default=0) > EIGH_MAX_SIZE:
