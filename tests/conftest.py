@@ -43,7 +43,10 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Modules of trusted arrays, whose annotated shapes are checked at each call. Elsewhere bad input comes in on
 # purpose, and has errors of its own.
-SHAPES_CHECKED = [f"ntkrobust_sk.{module}" for module in ("attacks.losses", "tangent.gradients", "kernels.tiles")]
+SHAPES_CHECKED = [
+    f"ntkrobust_sk.{module}"
+    for module in ("attacks.losses", "attacks.norms", "attacks.planes", "tangent.gradients", "kernels.tiles")
+]
 install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
 from ntkrobust_sk.kernels import abstract_features, plan  # noqa: E402

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Real
 
 
-def flat_norm(v: jax.Array) -> jax.Array:
+def flat_norm(v: Real[Any, "n ..."]) -> Real[Any, "n ..."]:
     """Return the Euclidean norm of each example, broadcastable against it, without underflow or overflow."""
     largest = _over_features(jnp.max, jnp.abs(v))
     scaled = v / jnp.where(largest > 0, largest, 1)
@@ -38,15 +39,15 @@ class Linf:
         """Draw uniformly from the ball, for one example."""
         return jnp.where(free, jax.random.uniform(key, shape, dtype, minval=-1.0, maxval=1.0), 0) * epsilon
 
-    def length(self, delta: jax.Array) -> jax.Array:
+    def length(self, delta: Real[Any, "n ..."]) -> Real[Any, "n ..."]:
         """Return the length of each example's change."""
         return _over_features(jnp.max, jnp.abs(delta))
 
-    def steepest(self, gradient: jax.Array, free: Any = True) -> jax.Array:
+    def steepest(self, gradient: Real[Any, "*shape"], free: Any = True) -> Real[Any, "*shape"]:
         """Return the steepest direction, for each example."""
         return jnp.sign(gradient)
 
-    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
+    def project(self, delta: Real[Any, "*shape"], epsilon: Any, room: Any = jnp.inf) -> Real[Any, "*shape"]:
         """Return the nearest point of the ball, for each example."""
         return jnp.clip(delta, -epsilon, epsilon)
 
@@ -66,16 +67,16 @@ class L2:
         radius = jax.random.uniform(key_radius, (), dtype) ** (1 / n_free)
         return epsilon * radius * direction / jnp.sqrt(jnp.maximum(jnp.sum(direction**2), jnp.finfo(dtype).tiny))
 
-    def length(self, delta: jax.Array) -> jax.Array:
+    def length(self, delta: Real[Any, "n ..."]) -> Real[Any, "n ..."]:
         """Return the length of each example's change."""
         return flat_norm(delta)
 
-    def steepest(self, gradient: jax.Array, free: Any = True) -> jax.Array:
+    def steepest(self, gradient: Real[Any, "*shape"], free: Any = True) -> Real[Any, "*shape"]:
         """Return the steepest direction, for each example."""
         length = flat_norm(gradient)
         return jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
 
-    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
+    def project(self, delta: Real[Any, "*shape"], epsilon: Any, room: Any = jnp.inf) -> Real[Any, "*shape"]:
         """Return the nearest point of the ball, for each example."""
         return delta * jnp.minimum(1, epsilon / jnp.maximum(flat_norm(delta), jnp.finfo(delta.dtype).tiny))
 
@@ -97,11 +98,11 @@ class L1:
         direction = jnp.where(free, jax.random.laplace(key_direction, shape, dtype), 0)
         return epsilon * direction / (jnp.sum(jnp.abs(direction)) + jax.random.exponential(key_rest, (), dtype))
 
-    def length(self, delta: jax.Array) -> jax.Array:
+    def length(self, delta: Real[Any, "n ..."]) -> Real[Any, "n ..."]:
         """Return the length of each example's change."""
         return _over_features(jnp.sum, jnp.abs(delta))
 
-    def steepest(self, gradient: jax.Array, free: Any = True, count: Any = 1) -> jax.Array:
+    def steepest(self, gradient: Real[Any, "*shape"], free: Any = True, count: Any = 1) -> Real[Any, "*shape"]:
         """Return the direction along which a linear function rises most; of unit norm where it can move.
 
         The ``count`` features (a number, or one of each example (n, 1, ...)) with the largest gradients among
@@ -118,7 +119,7 @@ class L1:
         n_moved = _over_features(jnp.sum, movable > below)
         return jnp.where(size > below, jnp.sign(gradient), 0) / jnp.maximum(n_moved, 1)
 
-    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
+    def project(self, delta: Real[Any, "*shape"], epsilon: Any, room: Any = jnp.inf) -> Real[Any, "*shape"]:
         """Return the nearest point of the ball in which each feature changes by ``room`` at most.
 
         |u_i| = min(max(|δ_i| − λ, 0), room_i) with the least λ >= 0 at which they sum up to epsilon or less.
@@ -158,11 +159,11 @@ class L0:
     order = 0
     is_sparse = True
 
-    def length(self, delta: jax.Array) -> jax.Array:
+    def length(self, delta: Real[Any, "n ..."]) -> Real[Any, "n ..."]:
         """Return how many features of each example change, broadcastable against it."""
         return _over_features(jnp.sum, delta != 0).astype(delta.dtype)
 
-    def project(self, delta: jax.Array, epsilon: Any, room: Any = jnp.inf) -> jax.Array:
+    def project(self, delta: Real[Any, "*shape"], epsilon: Any, room: Any = jnp.inf) -> Real[Any, "*shape"]:
         """Return the nearest point of the ball, for each example: its largest changes, of equal ones the first."""
         size = jnp.abs(delta).reshape(len(delta), -1)
         rank = jnp.argsort(jnp.argsort(-size, axis=1), axis=1).reshape(delta.shape)

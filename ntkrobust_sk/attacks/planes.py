@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from .norms import L0, Norm, bisect
 from .threat_model import Ball
@@ -14,7 +17,9 @@ ROUNDING = 4
 NEWTON_STEPS = 50
 
 
-def to_plane(norm: Norm | L0, w: jax.Array, r: jax.Array, x: jax.Array, ball: Ball) -> jax.Array:
+def to_plane(
+    norm: Norm | L0, w: Float[Any, "n d"], r: Float[Any, " n"], x: Float[Any, "n d"], ball: Ball
+) -> Float[Any, "n d"]:
     """Return the shortest d with ⟨w, d⟩ = r and x + d within the bounds; where there is none, the furthest.
 
     Every feature goes the way that helps, d_i = sign(r w_i) min(λ v_i, p_i), up to the distance p_i of its bound:
