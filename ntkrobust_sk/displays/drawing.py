@@ -28,6 +28,8 @@ COLORS = {
 }
 # The regimes of a run that are drawn; None is all.
 Regimes = Iterable[str] | None
+# Numbers that would have to be smaller, in points, are not written into a matrix.
+SMALLEST_NUMBER = 5
 OTHER_COLORS = ("#2f6db3", "#c44e36", "#3a8f5c", "#7a4fa3", "#b8860b", "#5a5a5a")
 LABELS = {
     "robust": "robust accuracy",
@@ -81,7 +83,7 @@ def finish(ax: Axes, loc: Any = "best", **labels: Any) -> None:
     """Label the axes and the lines, and take away the frame's upper and right sides."""
     ax.set(**labels)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8, loc=loc)
+        ax.legend(frameon=False, loc=loc)
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -167,10 +169,17 @@ def epoch_of(
 
 
 def write_numbers(ax: Axes, matrix: np.ndarray, digits: str) -> None:
-    """Write numbers into the cells of a drawn matrix that is small enough for them."""
-    if len(matrix) > 20:
+    """Write numbers into the cells of a drawn matrix, as large as the cells let them, or not at all."""
+    from matplotlib import rcParams
+
+    words = [f"{value:{digits}}" for value in matrix.flat]
+    inches = min(ax.get_window_extent().size) / ax.figure.dpi
+    # labels and a bar of colours take about a quarter of that; a digit is 0.65 times as wide as its font is high
+    fitting = 0.75 * 72 * inches / len(matrix) / (0.65 * max(map(len, words)))
+    if fitting < SMALLEST_NUMBER:
         return
-    bright, size = ax.images[-1].to_rgba(matrix)[..., :3] @ (0.299, 0.587, 0.114), 9 if len(matrix) <= 6 else 6
-    for (i, j), value in np.ndenumerate(matrix):
+    size = min(fitting, rcParams["font.size"])
+    bright = ax.images[-1].to_rgba(matrix)[..., :3] @ (0.299, 0.587, 0.114)
+    for (i, j), word in zip(np.ndindex(matrix.shape), words, strict=True):
         color = "black" if bright[i, j] > 0.55 else "white"
-        ax.text(j, i, f"{value:{digits}}", ha="center", va="center", fontsize=size, color=color)
+        ax.text(j, i, word, ha="center", va="center", fontsize=size, color=color)

@@ -67,9 +67,9 @@ class ImageGridDisplay(Display):
                 canvas[at][..., :3] = np.broadcast_to(image, (height, width, 3)) if image.shape[-1] == 1 else image
                 canvas[at][..., 3] = 1
         ax.imshow(canvas, interpolation="nearest")
-        ax.set_yticks([i * (height + gap) + height / 2 for i in range(len(rows))], list(self.images), fontsize=8)
+        ax.set_yticks([i * (height + gap) + height / 2 for i in range(len(rows))], list(self.images))
         titles = self.titles or [""] * len(rows[0])
-        ax.set_xticks([j * (width + gap) + width / 2 for j in range(len(titles))], titles, fontsize=8)
+        ax.set_xticks([j * (width + gap) + width / 2 for j in range(len(titles))], titles)
         ax.tick_params(length=0, labeltop=True, labelbottom=False)
         ax.spines[:].set_visible(False)
         return self

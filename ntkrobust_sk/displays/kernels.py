@@ -80,18 +80,21 @@ class KernelDistanceDisplay(Display):
             ax.axhline(end - 0.5, color="white", lw=1.5)
             ax.axvline(end - 0.5, color="white", lw=1.5)
         names = [
-            f"{name}\n(epoch {self.labels[a]} to {self.labels[b - 1]})"
+            f"{name}\nepoch {self.labels[a]} to {self.labels[b - 1]}"
             for (name, _), a, b in zip(self.groups, ends[:-1], ends[1:], strict=True)
         ]
         middles = (ends[:-1] + ends[1:] - 1) / 2
-        ax.set_xticks(middles, names, fontsize=8)
-        ax.set_yticks(middles, names, fontsize=8, rotation=90, va="center")
+        ax.set_xticks(middles, names)
+        ax.set_yticks(middles, names, rotation=90, va="center")
         ax.tick_params(length=0)
         return self
 
 
 class SpectrumDisplay(Display):
     """Eigenvalues of some kernels, as shares of their sums.
+
+    The axis goes down to the smallest of them, but no lower than the rounding of the largest: what is left
+    below that, relative to the largest 1e-7 in single precision, is no property of a kernel.
 
     Parameters
     ----------
@@ -140,11 +143,15 @@ class SpectrumDisplay(Display):
 
     def plot(self, ax: Axes | None = None) -> Self:
         """Draw into the given axes, or into new ones."""
-        ax = self._axes(ax)
+        ax, known = self._axes(ax), []
         for place, (name, values) in enumerate(self.eigenvalues.items()):
             shares, index = values / np.sum(values), np.arange(1, len(values) + 1)
             ax.loglog(index, shares, color=drawing.color_of(name, place), label=name, lw=1.8)
-        finish(ax, "lower left", xlabel="index", ylabel="share of the trace", ylim=(1e-7, 1.2))
+            rounding = np.finfo(np.result_type(values, np.float32)).eps
+            known.append(shares[shares > rounding * shares.max()])
+        drawn = np.concatenate(known)
+        limits = drawn.min() / 1.5, drawn.max() * 1.5
+        finish(ax, "lower left", xlabel="index", ylabel="share of the trace", ylim=limits)
         return self
 
 
@@ -198,8 +205,10 @@ class SpecializationDisplay(Display):
 
 
 def spectrum(K: ArrayLike) -> np.ndarray:
-    """Compute a Gram matrix's (n, n) eigenvalues, largest first, without the negatives that rounding leaves."""
-    return np.maximum(np.linalg.eigvalsh(square_matrix("K", K).astype(np.float64))[::-1], 0)
+    """Compute the eigenvalues of a Gram matrix (n, n) in its precision, largest first; negative ones become 0."""
+    K = square_matrix("K", K)
+    eigenvalues = np.linalg.eigvalsh(K.astype(np.float64))[::-1]
+    return np.maximum(eigenvalues, 0).astype(np.result_type(K, np.float32))
 
 
 def _spectrum_of(name, values) -> np.ndarray:

@@ -126,10 +126,9 @@ class TransferDisplay(Display):
     def plot(self, ax: Axes | None = None, *, cmap: str = "viridis") -> Self:
         """Draw into the given axes, or into new ones."""
         ax = self._matrix(ax, self.matrix, "accuracy", cmap=cmap, vmin=0, vmax=1)
-        ax.set_xticks(
-            range(len(self.names)), self.names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8
-        )
-        ax.set_yticks(range(len(self.names)), self.names, fontsize=8)
+        places = range(len(self.names))
+        ax.set_xticks(places, self.names, rotation=60, ha="right", rotation_mode="anchor")
+        ax.set_yticks(places, self.names)
         ax.set(xlabel="evaluated on", ylabel="examples made on")
         write_numbers(ax, self.matrix, ".2f")
         return self

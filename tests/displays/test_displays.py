@@ -21,6 +21,7 @@ from ntkrobust_sk import (
     kernel_distance,
     kernel_specialization,
 )
+from ntkrobust_sk.displays.kernels import spectrum
 
 X = np.random.default_rng(0).uniform(size=(12, 4)).astype(np.float32)
 Y = np.array(["a", "b", "c"] * 4)
@@ -105,6 +106,19 @@ def test_spectra_are_eigenvalues_over_their_sum(trainer):
     assert own.sum() == pytest.approx(np.trace(trainer.gram(X)), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype, smallest", [(np.float32, 1e-5), (np.float64, 1e-12)])
+def test_a_spectrum_is_shown_down_to_the_rounding_of_its_precision(dtype, smallest):
+    values = np.array([1, 1e-2, 1e-5, 1e-12, 1e-20, 0], dtype)
+    low, high = SpectrumDisplay({"one": values}).plot().ax_.get_ylim()
+    assert low == pytest.approx(smallest / values.sum() / 1.5, rel=1e-5)
+    assert high == pytest.approx(1 / values.sum() * 1.5, rel=1e-5)
+
+
+def test_the_spectrum_of_a_kernel_keeps_its_precision():
+    assert spectrum(kernel(0).astype(np.float32)).dtype == np.float32
+    assert spectrum(np.eye(2, dtype=int)).dtype == np.float64
+
+
 @pytest.mark.slow
 def test_a_robustness_curve_is_robust_accuracy_at_each_radius(trainer):
     attack = PGD(0.2, n_steps=2)
@@ -139,6 +153,38 @@ def test_images_stand_in_rows_each_in_its_place():
     np.testing.assert_allclose(canvas[:4, :3], np.broadcast_to([0, 0, 0, 1.0], (4, 3, 4)))
     assert canvas[4, :, 3].max() == canvas[:, 3, 3].max() == 0
     assert ImageGridDisplay.from_evolution(fake_result()).ax_.get_xticklabels()[2].get_text() == "class 2"
+
+
+@pytest.mark.parametrize("n", [2, 7, 14, 25, 60])
+def test_numbers_in_a_matrix_fit_into_their_cells_or_are_left_out(n):
+    ax = TransferDisplay(np.full((n, n), 0.25), [f"model {i}" for i in range(n)]).plot().ax_
+    ax.figure.draw_without_rendering()
+    assert len(ax.texts) in (0, n * n) and bool(ax.texts) == (n <= 14)
+    (left, _), (right, _) = ax.transData.transform([(0, 0), (1, 0)])
+    assert all(text.get_window_extent().width < right - left for text in ax.texts)
+
+
+@pytest.mark.parametrize(
+    "display",
+    [
+        KernelDistanceDisplay(np.zeros((2, 2)), ["a", "b"]),
+        KernelDistanceDisplay(np.zeros((2, 2)), ["a", "b"], [("one", 1), ("other", 1)]),
+        EvolutionDisplay({"a": ([0, 1], [[1, 2]])}, "a"),
+        SpectrumDisplay({"a": [2.0, 1.0]}),
+        RobustnessCurveDisplay([0, 1], {"a": [1, 0]}),
+        SpecializationDisplay(np.eye(2)),
+        TransferDisplay(np.eye(2), ["a", "b"]),
+        ImageGridDisplay({"a": np.zeros((2, 4, 4, 1))}, ["b", "c"]),
+    ],
+    ids=lambda display: type(display).__name__,
+)
+def test_all_type_has_the_size_that_matplotlib_was_told(display):
+    with plt.rc_context({"font.size": 17}):
+        ax = display.plot().ax_
+        ax.figure.draw_without_rendering()
+    legend = [] if ax.get_legend() is None else ax.get_legend().get_texts()
+    written = [*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts, *legend]
+    assert {text.get_fontsize() for text in written if text.get_text()} == {17}
 
 
 def test_an_axes_that_is_given_is_drawn_into():
