@@ -42,6 +42,8 @@ def as_model(estimator: Any, *, kernel: Any = None, X_fit: Any = None) -> Partia
         have been fitted on sparse inputs; the model takes dense ones.
     kernel : callable, default=None
         ``kernel(x, z) -> (n, m)`` in JAX, for a kernel machine whose own kernel is a callable or precomputed.
+        Compile it with ``jax.jit``: the comparison calls it by itself, and JAX runs what is not compiled
+        operation by operation.
     X_fit : array (m, d), default=None
         Training inputs, for a kernel machine that was fitted on a precomputed matrix.
 
@@ -80,6 +82,16 @@ def as_model(estimator: Any, *, kernel: Any = None, X_fit: Any = None) -> Partia
     >>> model = as_model(pipeline)
     >>> bool(abs(model(X) - pipeline.decision_function(X)).max() < 1e-4)
     True
+
+    A machine on a precomputed Gram matrix needs the kernel as a function:
+
+    >>> import jax
+    >>> @jax.jit
+    ... def kernel(x, z):
+    ...     return (1 + x @ z.T) ** 2
+    >>> machine = SVC(kernel="precomputed").fit(kernel(X, X), y)
+    >>> as_model(machine, kernel=kernel, X_fit=X)(X).shape
+    (150, 3)
     """
     # robust_accuracy and its like compute in double precision, and come by the other door
     return model_on(None, estimator, kernel, X_fit, single=jnp.result_type(float) == np.float32)
