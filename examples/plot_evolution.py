@@ -56,8 +56,6 @@ EvolutionDisplay(to_start, "kernel distance to the start").plot(axes[0])
 EvolutionDisplay(apart, "kernel distance of two runs").plot(axes[1])
 axes[0].set_title("How far each kernel has moved")
 axes[1].set_title("How far two kernels are apart")
-for ax in axes:
-    ax.legend(frameon=False, fontsize=9)
 
 # %%
 # All states of one seed against each other. Along the diagonal each state meets itself. The light square in the
@@ -67,6 +65,6 @@ states = [*kernels["benign"][0], *kernels["adversarial"][0]]
 matrix = [[kernel_distance(a, b) for b in states] for a in states]
 figure, ax = plt.subplots(figsize=(6, 4.8), layout="constrained")
 groups = [(name, len(epochs)) for name in regimes]
-KernelDistanceDisplay(matrix, [f"{epoch:g}" for epoch in epochs] * 2, groups).plot(ax).ax_.tick_params(labelsize=9)
+KernelDistanceDisplay(matrix, [f"{epoch:g}" for epoch in epochs] * 2, groups).plot(ax)
 ax.set_title("Kernel distances between all states of one seed")
 plt.show()

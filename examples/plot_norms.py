@@ -54,7 +54,6 @@ for row, points in enumerate([x, *nearest.values()]):
     for column, answer in enumerate(trainer.predict(points)):
         disc = {"boxstyle": "circle,pad=0.15", "fc": "#a9cdf0" if answer == column else "#f0a58c", "ec": "none"}
         ax.text(column * side + 6.9, row * side + 6.6, answer, fontsize=9, ha="center", va="center", bbox=disc)
-ax.tick_params(labelsize=10)
 ax.set_title("Nearest adversarial images: a blue answer is right, a red one wrong", fontsize=11)
 
 # %%
@@ -63,6 +62,6 @@ ax.set_title("Nearest adversarial images: a blue answer is right, a red one wron
 colours = plt.get_cmap("PuOr")
 changes = {norm: colours(0.5 + (points - x)[..., 0] / 2)[..., :3] for norm, points in nearest.items()}
 figure, ax = plt.subplots(figsize=(7.5, 3.3), layout="constrained")
-ImageGridDisplay(changes, titles=labels).plot(ax).ax_.tick_params(labelsize=10)
+ImageGridDisplay(changes, titles=labels).plot(ax)
 ax.set_title("Changes of grey values, from −1 (orange) to +1 (purple)", fontsize=11)
 plt.show()

@@ -46,6 +46,5 @@ for name, clean in zip(found.names, found.clean, strict=True):
     print(f"{name}: clean accuracy {clean:.3f}")
 figure, ax = plt.subplots(figsize=(6.6, 5.2), layout="constrained")
 TransferDisplay(found.matrix, found.names).plot(ax, cmap="cividis")
-ax.tick_params(labelsize=10)
 ax.set_title("Accuracy on adversarial examples, epsilon 0.1")
 plt.show()

@@ -17,6 +17,7 @@ RUN_HERE = [
     "boundary",
     "broken_kernel",
     "certificates",
+    "fewer_digits",
     "frame_pipeline",
     "gram_on_disk",
     "nearest_points",

@@ -77,6 +77,23 @@ def test_an_estimator_links_to_its_page(name):
     assert link in getattr(ntkrobust_sk, name)()._repr_html_()
 
 
+GUIDE = {path.stem: path.read_text(encoding="utf-8") for path in sorted((DOCS / "guide").glob("*.md"))}
+ORDER = re.findall(r"^(\w+)$", GUIDE.pop("index").split("{toctree}")[1], re.MULTILINE)
+FIGURE = (
+    r"\{figure\} /gallery/images/sphx_glr_plot_(\w+)_00\d\.png\n:alt: .+\n:target: \.\./gallery/plot_(\w+)\.html"
+)
+
+
+@pytest.mark.parametrize("name", GUIDE)
+def test_a_page_of_the_guide_has_one_figure_of_the_gallery_and_leads_on(name):
+    ((drawn, target),) = re.findall(FIGURE, GUIDE[name])
+    assert GUIDE[name].count("{figure}") == 1 and drawn == target
+    assert (DOCS.parent / "examples" / f"plot_{drawn}.py").exists()
+    assert f"{{doc}}`/gallery/plot_{drawn}`" in GUIDE[name] and "{py:" in GUIDE[name]
+    following = {**dict(zip(ORDER, ORDER[1:], strict=False)), ORDER[-1]: "extend"}[name]
+    assert re.findall(r"^Next: \{doc\}`(?:\.\./)?(\w+)`", GUIDE[name], re.MULTILINE) == [following]
+
+
 def test_what_is_compared_is_what_follows(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n```python\nprint(1)\n```\n```text\n1\n```\n```python\nx = 1\n```\nmore\n```text\n2\n```\n")
