@@ -177,8 +177,8 @@ eigenfeatures.regression_coefficients(<K_classes:matrix K3>, <y:integers y>, <al
 eigenfeatures.class_eigenvectors(<K_classes:matrix K3>, <y:integers y>, <index:integer 0>)
 EmpiricalNTKClassifier(<estimator:source model>, <kernel:kernel 'trace'>, <alpha:number 0.1>,
     <solver:solver 'cholesky'>, <dynamics:choice 'centered'>, <input_shape:any None>, <class_weight:any None>,
-    <memory:memory '2GiB'>, <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).
-    predict(X)
+    <memory:memory '2GiB'>, <precision:any 'bf16'>, <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>,
+    <sample_weight:vector? None>).predict(X)
 EmpiricalNTKClassifier(<estimator:source net>, <attack:attack? None>, <clean_step:flag True>,
     <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.01>, <momentum:number 0.9>,
     <random_state:seed? 0>, <verbose:any 0>).fit(<X:rows X>, <y:labels y>).predict(<X:rows X>)
@@ -187,8 +187,8 @@ EmpiricalNTKRegressor(<estimator:source net>, <kernel:kernel 'pseudo'>, <alpha:n
     fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).predict(X)
 AdversarialKernelTrainer(<network:source net>, <attack:attack? None>, <clean_step:flag True>,
     <dynamics:choice 'standard'>, <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.05>,
-    <momentum:number 0.9>, <input_shape:any None>, <class_weight:any None>, <random_state:seed? 0>,
-    <verbose:any 0>).fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).predict(X)
+    <momentum:number 0.9>, <input_shape:any None>, <class_weight:any None>, <precision:any None>,
+    <random_state:seed? 0>, <verbose:any 0>).fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).predict(X)
 TangentFeatures(<estimator:source model>, <kernel:choice 'pseudo'>, <n_components:integer? None>,
     <input_shape:any None>, <memory:memory '2GiB'>, <random_state:seed? 0>).fit(<X:rows X>,
     <y:any None>).transform(<X:rows X>)

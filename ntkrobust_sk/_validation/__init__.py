@@ -13,6 +13,7 @@ from .arrays import require_numbers as require_numbers
 from .arrays import require_regular as require_regular
 from .arrays import require_resolution as require_resolution
 from .arrays import require_unmasked as require_unmasked
+from .arrays import warn_of_lost_columns as warn_of_lost_columns
 from .values import LARGEST_COUNT as LARGEST_COUNT
 from .values import LARGEST_SEED as LARGEST_SEED
 from .values import brief as brief

@@ -279,6 +279,47 @@ def require_resolution(name: str, values: np.ndarray, dtype: Any, *, targets: bo
     )
 
 
+def warn_of_lost_columns(name: str, values: np.ndarray, digits: int, where: str) -> None:
+    """Warn where rounding to so many binary digits takes half of a column's deviation or more.
+
+    No error: what comes before the rounding may bring columns to a scale.
+
+    Parameters
+    ----------
+    name : str
+    values : array (n, ...)
+    digits : int
+        Binary digits behind the leading one.
+    where : str
+        What rounds so, for the message.
+
+    Examples
+    --------
+    >>> warn_of_lost_columns("X", np.linspace(0, 1, 9)[:, None], 7, "products in bf16")
+    """
+    columns = values.reshape(len(values), -1)
+    low, high = (np.asarray(of(axis=0), np.float64) for of in (columns.min, columns.max))
+    size = np.maximum(abs(low), abs(high))
+    suspect = np.ldexp(size, -digits) * math.sqrt(len(columns)) > high / 2 - low / 2
+    suspect = np.flatnonzero(suspect & (high > low))
+    if not len(suspect):
+        return
+    of_size_one = columns[:, suspect] / size[suspect]
+    mantissas, exponents = np.frexp(of_size_one)
+    rounded = np.ldexp(np.rint(np.ldexp(mantissas, digits + 1)), exponents - digits - 1)
+    taken = np.std(rounded - of_size_one, axis=0) / np.std(of_size_one, axis=0)
+    worst = taken.argmax()
+    if taken[worst] >= LOST:
+        at = suspect[worst]
+        warnings.warn(
+            f"column {at} of {name} holds {brief(low[at].item())} to {brief(high[at].item())}, and rounding takes "
+            f"{taken[worst]:.2g} of its deviation in {where}, unless the network scales it first; scale it: "
+            "sklearn.preprocessing.StandardScaler()",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def _taken_by_rounding(columns: np.ndarray, size: np.ndarray, dtype, floor: float) -> np.ndarray:
     """Measure what rounding does to columns (n, k) of sizes (k,), as a share (k,) of their own deviation."""
     with np.errstate(all="ignore"):

@@ -21,6 +21,7 @@ from .._validation import check_path
 from ..evolution.experiment import ATTACKS, PRESETS, REGIMES, STAGE2, KernelEvolution, preset
 from ..execution.interrupts import heard
 from ..networks.named import NETWORKS
+from ..networks.precision import PRECISIONS
 from ..reports.demo import run_demo, settings_for
 from ..reports.run_report import write_report
 from ..tangent.linearization import DYNAMICS
@@ -223,6 +224,7 @@ def _add_evolve(commands):
             "help": "keep batch-norm statistics in stage 2",
         },
         "memory": {"help": "for kernels and regression, such as 8GiB"},
+        "precision": {"choices": PRECISIONS, "help": "of products; float32 if it is left out"},
         "fractions": {"nargs": "*", "type": float, "help": "epochs, besides whole ones, at which states are kept"},
     }
     types = get_type_hints(KernelEvolution)

@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import _check_sample_weight
 
-from .._validation import array, brief, is_finite, positive_tuple
+from .._validation import array, brief, is_finite, positive_tuple, require_resolution, warn_of_lost_columns
+from ..execution.precision import DIGITS
+from ..networks.inputs import params_dtype
+from ..networks.model import Model
+from ..networks.precision import precision_of
+from ..networks.wrappers import is_normalized
 
 # What reaches networks as it is, besides floating numbers.
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -35,6 +40,14 @@ def require_one_kind(y: np.ndarray) -> None:
             f"{brief(labels[at])} among them (the first: row {at}); write a label for what is missing, or "
             "leave these rows out"
         )
+
+
+def require_resolved(X: np.ndarray, model: Model) -> None:
+    """Raise or warn where what tells rows of X (n, ...) apart is lost in a network's dtype, or in its products."""
+    require_resolution("X", X, params_dtype(model.variables.params))
+    precision = precision_of(model.network)
+    if precision is not None and not is_normalized(model.network):
+        warn_of_lost_columns("X", X, DIGITS[precision], f"products in {precision}")
 
 
 def require_finite_targets(y: ArrayLike) -> None:

@@ -55,6 +55,10 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     memory : str or int, default="2GiB"
         Budget for tangent features.
     random_state : int, RandomState or None, default=None
+    precision : {"bf16", "tf32"}, default=None
+        Of the network's products and of the kernel's, in ``fit``, predictions and attacks: see
+        :class:`~ntkrobust_sk.MixedPrecision`. An unfitted ``estimator`` is trained in its own ``precision``. None
+        leaves the network as it is.
     verbose : int, default=0
 
     Attributes
@@ -130,6 +134,10 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
     memory : str or int, default="2GiB"
         Budget for tangent features.
     random_state : int, RandomState or None, default=None
+    precision : {"bf16", "tf32"}, default=None
+        Of the network's products and of the kernel's, in ``fit``, predictions and attacks: see
+        :class:`~ntkrobust_sk.MixedPrecision`. An unfitted ``estimator`` is trained in its own ``precision``. None
+        leaves the network as it is.
     verbose : int, default=0
 
     Attributes

@@ -50,6 +50,9 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
         Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X.
     memory : str or int, default="2GiB"
     random_state : int, RandomState or None, default=None
+    precision : {"bf16", "tf32"}, default=None
+        Of the network's products and of the kernel's: see :class:`~ntkrobust_sk.MixedPrecision`. None leaves the
+        network as it is.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils._param_validation import Interval, validate_parameter_constraints
+from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from .._portable import without_jax_arrays
@@ -24,17 +24,16 @@ from .._validation import (
     positive_tuple,
     require_numbers,
     require_regular,
-    require_resolution,
 )
 from ..execution.keys import key_of
 from ..execution.memory import parse_memory
 from ..kernels.gram_matrix import gram
-from ..networks.inputs import params_dtype
 from ..networks.model import Model
 from ..networks.named import initial_model
+from ..networks.precision import PRECISIONS, with_precision
 from ..tables.frames import require_own_names
 from ..targets.target import Seed
-from .inputs import as_rows, input_shape, kept_dtypes, require_finite_targets
+from .inputs import as_rows, input_shape, kept_dtypes, require_finite_targets, require_resolved
 
 SITE = "https://ntkrobust-sk.readthedocs.io/en/stable"
 
@@ -58,6 +57,7 @@ class TangentEstimator(BaseEstimator):
 
     input_shape: tuple[int, ...] | None = field(default=None, metadata=allowed("array-like", None))
     random_state: Seed = field(default=None, metadata=allowed("random_state"))
+    precision: str | None = field(default=None, metadata=allowed(StrOptions(set(PRECISIONS)), None))
     input_shape_: tuple[int, ...] = field(init=False)
     model_: Model = field(init=False)
 
@@ -162,7 +162,8 @@ class KernelSource(TangentEstimator):
         source = self.estimator
         if not hasattr(source, "fit"):
             model = initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
-            require_resolution("X", X, params_dtype(model.variables.params))
+            model = with_precision(model, self.precision)
+            require_resolved(X, model)
             return model
         if isinstance(source, type) or not hasattr(source, "get_params"):
             way = f"; write {source.__name__}(...)" if isinstance(source, type) else ""
@@ -180,6 +181,8 @@ class KernelSource(TangentEstimator):
                 f"estimator must leave a Model in `model_` when fitted, as AdversarialKernelTrainer does; "
                 f"{source!r} does not"
             )
-        if not isinstance(self.estimator_, TangentEstimator):  # which has looked in its own fit
-            require_resolution("X", X, params_dtype(model.variables.params))
-        return model
+        rounded = with_precision(model, self.precision)
+        if not isinstance(self.estimator_, TangentEstimator) or rounded.network is not model.network:
+            # otherwise its own fit has looked
+            require_resolved(X, rounded)
+        return rounded

@@ -48,6 +48,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
     memory : str or int, default="2GiB"
         Budget: a result that is larger is refused.
     random_state : int, RandomState or None, default=None
+    precision : {"bf16", "tf32"}, default=None
+        Of the network's products: see :class:`~ntkrobust_sk.MixedPrecision`. None leaves the network as it is.
 
     Attributes
     ----------

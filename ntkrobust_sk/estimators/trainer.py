@@ -12,18 +12,20 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import StrOptions
 from tqdm.auto import tqdm
 
-from .._validation import fitting, require_resolution
+from .._validation import fitting
 from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
 from ..execution.tiles import NETWORK_ROWS, movable
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model
 from ..networks.named import initial_model, n_logits
+from ..networks.precision import with_precision
 from ..tangent.linearization import DYNAMICS, linearize
 from ..training.loop import train
 from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
 from .attackable import POSITIVE, TangentClassifier
+from .inputs import require_resolved
 from .shared import allowed
 
 
@@ -53,6 +55,9 @@ class AdversarialKernelTrainer(TangentClassifier):
     class_weight : dict, "balanced" or None, default=None
     random_state : int, RandomState or None, default=None
         Seed of initial weights, data order and attack noise.
+    precision : {"bf16", "tf32"}, default=None
+        Of the network's products, in training, attacks, predictions and kernels: see
+        :class:`~ntkrobust_sk.MixedPrecision`. None leaves the network as it is.
     verbose : int, default=0
         1 shows a progress bar over epochs.
 
@@ -117,13 +122,14 @@ class AdversarialKernelTrainer(TangentClassifier):
         key_init, key_train = jax.random.split(self._key())
         n_classes = len(self.classes_)
         model = initial_model(self.network, self.input_shape_, n_classes, key_init, X.dtype)
+        model = with_precision(model, self.precision)
         n_outputs = n_logits(model, self.input_shape_, X.dtype)
         if n_outputs != n_classes:
             raise ValueError(
                 f"the network has {n_outputs} outputs, but y has {n_classes} classes; leave n_outputs out, or "
                 f"give n_outputs={n_classes}"
             )
-        require_resolution("X", X, params_dtype(model.variables.params))
+        require_resolved(X, model)
         if self.attack is not None:
             X = movable(model, X, params_dtype(model.variables.params), NETWORK_ROWS)
         if self.dynamics != "standard":

@@ -26,6 +26,7 @@ from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
 from ..kernels.fingerprint import hash_arrays
 from ..networks.named import NETWORKS
+from ..networks.precision import PRECISIONS
 from ..tangent.linearization import DYNAMICS
 from .results import EvolutionResult, brief_epochs
 from .run_directory import RunDirectory
@@ -120,6 +121,8 @@ class KernelEvolution:
     memory : str or int, default="2GiB"
         Budget for kernels and closed-form regression, as for :func:`~ntkrobust_sk.gram`. Regression with the trace
         kernel of a ResNet-18 needs "8GiB". A run may go on with another one; last digits may then differ.
+    precision : {"bf16", "tf32"}, default=None
+        Of products, in training, attacks, scoring and kernels: see :class:`~ntkrobust_sk.MixedPrecision`.
     seeds : int, default=1
         Repetitions; they share data and differ in initial weights, data order and attack noise.
     random_state : int, default=0
@@ -166,6 +169,7 @@ class KernelEvolution:
     alpha: float = 1e-2
     n_features: int = 10
     memory: str | int = "2GiB"
+    precision: str | None = None
     seeds: int = 1
     random_state: int = 0
 
@@ -176,6 +180,8 @@ class KernelEvolution:
                 check_choice(f"entry of {name}", value, known)
         check_choice("attack", self.attack, ATTACKS)
         check_choice("network", self.network, NETWORKS)
+        if self.precision is not None:
+            check_choice("precision", self.precision, PRECISIONS, "None")
         parse_memory(self.memory)
         check_numbers(self)
         check_path("data", self.data)

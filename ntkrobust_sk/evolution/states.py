@@ -14,6 +14,7 @@ from ..attacks.pgd import Clean
 from ..datasets.splits import Splits, chosen_indices
 from ..networks.model import Model
 from ..networks.named import NETWORKS, initial_model
+from ..networks.precision import with_precision
 from ..networks.wrappers import Normalized
 from ..tangent.linearization import linearize
 from ..training.resumable import TrainingConfig, checkpointed_states, state_file
@@ -95,11 +96,12 @@ class States:
         X, _ = self.examples.training
         network = NETWORKS[self.experiment.network]
         model = initial_model(network, X.shape[1:], self.examples.n_outputs, self.key(seed, 0))
-        if not self.experiment.normalize:
-            return model
-        axes = tuple(range(X.ndim - 1))
-        mean, std = X.mean(axes, dtype=np.float64), X.std(axes, dtype=np.float64)
-        return Model(Normalized(model.network, tuple(mean.tolist()), tuple(std.tolist())), model.variables)
+        if self.experiment.normalize:
+            axes = tuple(range(X.ndim - 1))
+            mean, std = X.mean(axes, dtype=np.float64), X.std(axes, dtype=np.float64)
+            network = Normalized(model.network, tuple(mean.tolist()), tuple(std.tolist()))
+            model = Model(network, model.variables)
+        return with_precision(model, self.experiment.precision)
 
     def stage(self, training: str, learning_rate: float, **options) -> TrainingConfig:
         """Say how "benign" training goes; any other is adversarial."""

@@ -28,7 +28,7 @@ from .fingerprint import fingerprint
 from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
 from .store import open_store, stored_sizes
-from .tiles import TileJob, by_panel, compute_tiles, own_precision, transpose
+from .tiles import TileJob, by_panel, compute_tiles, own_digits, own_precision, transpose
 
 # How often tiles of workers that died are computed again.
 LOST_WORKERS = 3
@@ -71,10 +71,11 @@ def gram(
         some 30 MiB also later.
     dtype : "float32", "float64", "tf32" or "bf16", default=None
         In which inner products are accumulated and returned, also as a NumPy or JAX dtype; None is that of the
-        parameters, and float32 where these are in half precision. With float64, features stay in the parameters'
-        precision. "tf32" and "bf16" round features to 10 and 7 binary digits and accumulate in float32: for
-        GPUs, which have units for such products, and keep "bf16" features in half of the memory. A CPU gives the
-        same numbers, for no gain. docs/benchmarks.md has the error.
+        parameters, float32 where these are in half precision, and the precision of a :class:`MixedPrecision`
+        network. With float64, features stay in the parameters' precision. "tf32" and "bf16" round features to 10
+        and 7 binary digits and accumulate in float32: for GPUs, which have units for such products, and keep
+        "bf16" features in half of the memory. A CPU gives the same numbers, for no gain. docs/benchmarks.md has
+        the error.
     by_layer : bool, default=False
         Return one matrix for each parameter array; the kernel is their sum.
     store : str or os.PathLike, default=None
@@ -141,7 +142,7 @@ def gram(
                 check_model(model, x.shape[1:], x.dtype, name)
     elif by_layer:
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
-    dtype = _checked_dtype(dtype, kernel, params_dtype(model.variables.params))
+    dtype = _checked_dtype(dtype, kernel, model)
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
     if not isinstance(plan, Plan):
@@ -201,10 +202,11 @@ def _check_options(*, by_layer, progress, n_jobs, plan) -> None:
         raise ValueError(f"n_jobs must be None or an integer other than 0 (-1 is all cores), got {brief(n_jobs)}")
 
 
-def _checked_dtype(dtype, kernel, own) -> str | None:
+def _checked_dtype(dtype, kernel, model) -> str | None:
     """Return the name of the precision of products, or None."""
     if dtype is None:
-        return None
+        return own_digits(kernel, model)
+    own = params_dtype(model.variables.params)
     dtype = floating("dtype", dtype, ("float32", "float64", own.name, *DIGITS))
     if dtype in DIGITS and not (kernel.is_tangent and own == np.float32):
         raise ValueError(

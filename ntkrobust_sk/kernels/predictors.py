@@ -18,7 +18,7 @@ from ..networks.model import Model, check_model, require_model
 from .abstract_features import abstract_features
 from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
-from .tiles import TileJob
+from .tiles import TileJob, own_digits
 
 
 @jax.tree_util.register_dataclass
@@ -131,8 +131,9 @@ def make_predictor(
     require_room(kernel, model, X.shape[1:], dual_coef.shape, budget, X.dtype)
     if not _answers_primally(kernel, model, X, dual_coef.shape[1], budget):
         return DualPredictor(kernel, model, jnp.asarray(X), jnp.asarray(in_dtype), offset)
-    plan = plan or make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), inputs=X.dtype)
-    job, n_tiles = TileJob(kernel, model, X, None, plan, kept=features), -(-len(X) // plan.rows)
+    digits = own_digits(kernel, model)
+    plan = plan or make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), dtype=digits, inputs=X.dtype)
+    job, n_tiles = TileJob(kernel, model, X, None, plan, digits, kept=features), -(-len(X) // plan.rows)
     # padded rows have the coefficient zero
     dual = np.zeros((n_tiles * plan.rows, dual_coef.shape[1]))
     dual[: len(X)] = dual_coef
@@ -178,8 +179,9 @@ def training_job(
     kernel, budget = resolve_kernel(kernel), parse_memory(memory)
     X = _checked_inputs(kernel, require_model(model), X)
     require_room(kernel, model, X.shape[1:], (len(X), n_targets), budget, X.dtype)
-    plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), inputs=X.dtype)
-    job, n_tiles = TileJob(kernel, model, X, None, plan), -(-len(X) // plan.rows)
+    digits = own_digits(kernel, model)
+    plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), dtype=digits, inputs=X.dtype)
+    job, n_tiles = TileJob(kernel, model, X, None, plan, digits), -(-len(X) // plan.rows)
     if plan.passes > 1 or n_tiles > plan.panel or not _answers_primally(kernel, model, X, n_targets, budget):
         return job
     tile_bytes = plan.rows * plan.row_bytes

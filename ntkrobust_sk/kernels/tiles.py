@@ -15,7 +15,9 @@ from jaxtyping import Shaped
 from ..execution.devices import blas, by_rows, everywhere, give_back_memory, host_threads, on_host, on_one_cpu
 from ..execution.precision import DIGITS, enable_x64
 from ..execution.tiles import one_ahead, pad_rows
+from ..networks.inputs import params_dtype
 from ..networks.model import Model
+from ..networks.precision import precision_of
 from ..tangent.gradient_lists import concatenate_tiles, split_biases
 from .abstract_features import abstract_features, compiled_features, output_directions
 from .ntk import Kernel, TangentKernel
@@ -24,6 +26,15 @@ from .verification import verify
 
 # The units of a GPU that take products of rounded numbers.
 UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
+
+
+def own_digits(kernel: Kernel, model: Model) -> str | None:
+    """Return the digits to which features are rounded where nobody names others: those of the network's products.
+
+    None where these do not round, and for a kernel that has no features to be rounded.
+    """
+    single = kernel.is_tangent and params_dtype(model.variables.params) == np.float32
+    return precision_of(model.network) if single else None
 
 
 def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None) -> list[list[tuple[int, int]]]:

@@ -12,6 +12,7 @@ from .feedforward import CNN, MLP
 from .inputs import inputs_dtype
 from .model import Model, Network, advice, check_model, require_model, require_network
 from .resnet import ResNet18
+from .wrappers import network_within
 
 NETWORKS = {"mlp": MLP(), "cnn": CNN(), "resnet18": ResNet18()}
 
@@ -36,15 +37,28 @@ def initial_model(
                 f"apply such as MLP(), or a Model, got {brief(network)}{advice(network)}"
             )
         require_network(network)
-        if getattr(network, "n_outputs", n_outputs) is None:
-            network = replace(cast(Any, network), n_outputs=n_outputs)
-        network = Model(cast(Network, network), _init(network, key, tuple(input_shape)))
+        network = with_outputs(network, n_outputs)
+        network = Model(network, _init(network, key, tuple(input_shape)))
     try:
         n_logits(network, input_shape, dtype)
     except (TypeError, ValueError) as error:
         error.add_note(f"The inputs are of shape {input_shape}; rows that hold images need input_shape=(h, w, c).")
         raise
     return network
+
+
+def with_outputs(network: Network, n_outputs: int) -> Network:
+    """Return a network, or a wrapper around one, with so many outputs where it leaves their number open.
+
+    >>> with_outputs(MLP(widths=(8,)), 3).n_outputs
+    3
+    """
+    changes: dict[str, Any] = {}
+    if getattr(network, "n_outputs", n_outputs) is None:
+        changes["n_outputs"] = n_outputs
+    if (held := network_within(network)) is not None and (filled := with_outputs(held, n_outputs)) is not held:
+        changes["network"] = filled
+    return replace(cast(Any, network), **changes) if changes else network
 
 
 def n_logits(model: Model, input_shape: tuple[int, ...], dtype: DTypeLike) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,16 @@ from .._validation import array, brief, function
 from .inputs import LogitsAndState, PyTree
 from .layers import as_numbers
 from .model import Network, Variables, advice, require_network
+
+
+def network_within(network: object) -> Network | None:
+    """Return the network that a wrapper holds, or None: a wrapper is a dataclass with a field ``network``.
+
+    >>> network_within(Normalized(Stateless(jnp.dot), (0.5,), (0.25,))).apply_fn is jnp.dot
+    True
+    """
+    held = getattr(network, "network", None) if is_dataclass(network) else None
+    return held if callable(getattr(held, "apply", None)) else None
 
 
 @dataclass(frozen=True)
@@ -109,3 +119,9 @@ class Normalized:
         x = as_numbers(x, params)
         mean, std = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype)
         return self.network.apply(params, state, (x - mean) / std, train=train)
+
+
+def is_normalized(network: object) -> bool:
+    """Tell whether a network is a :class:`Normalized` one, or a wrapper around one."""
+    held = network_within(network)
+    return isinstance(network, Normalized) or (held is not None and is_normalized(held))

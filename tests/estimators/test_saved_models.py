@@ -68,6 +68,8 @@ FITTED = {
     "network in mixed precision": lambda: trainer_of(
         Model(MixedPrecision(small().network, "bf16"), small().variables)
     ),
+    "trainer in mixed precision": lambda: trainer(precision="bf16"),
+    "machine in mixed precision": lambda: EmpiricalNTKClassifier(small(), alpha=0.1, precision="tf32").fit(X, Y),
     "features": lambda: TangentFeatures(small()).fit(X),
     "projected features": lambda: TangentFeatures(small(), n_components=5, random_state=0).fit(X),
     "selector": lambda: RobustFeatureSelector(

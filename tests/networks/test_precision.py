@@ -11,15 +11,22 @@ from ntkrobust_sk import (
     MLP,
     PGD,
     AdversarialKernelTrainer,
+    Linearized,
     MixedPrecision,
     Model,
     Normalized,
     ResNet18,
+    Variables,
     gram,
     linearize,
 )
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.execution.rewriting import equations_of
-from ntkrobust_sk.kernels import resolve_kernel
+from ntkrobust_sk.kernels import PrimalPredictor, resolve_kernel
+from ntkrobust_sk.kernels.gram_matrix import gram_of
+from ntkrobust_sk.kernels.predictors import make_predictor, training_job
+from ntkrobust_sk.networks.named import initial_model
+from ntkrobust_sk.networks.precision import PRODUCTS, in_precision, precision_of, with_precision
 
 # Half of the distance between two neighbours, relative: 8 and 11 significant bits.
 ROUNDING = {"bf16": 2.0**-9, "tf32": 2.0**-11}
@@ -113,6 +120,56 @@ def test_gram_entries_round_and_features_stay_outer_products(kernel, precision):
     assert forms[0] == forms[1]
 
 
+def wrapped_by_mean(network):
+    return Normalized(network, (0.5,), (0.25,))
+
+
+def products_of_logits(model, x1, x2):
+    return model(x1) @ model(x2).T
+
+
+@pytest.mark.parametrize("precision, wrap", [("bf16", lambda network: network), ("tf32", wrapped_by_mean)])
+def test_gram_takes_the_products_of_a_network_in_their_precision_unless_another_is_named(precision, wrap):
+    network = wrap(MixedPrecision(SMALL_CNN, precision))
+    model, x = Model(network, network.init(jax.random.key(0), (8, 8, 1))), drawn(6)
+    K, named, single = (gram("trace", model, x, dtype=dtype) for dtype in (None, precision, "float32"))
+    np.testing.assert_array_equal(K, named)
+    assert 0 < np.abs(K - single).max() / single.max() < 4 * ROUNDING[precision]
+    # a bare function has no features that could be rounded
+    linear, single = (gram(products_of_logits, model, x, dtype=dtype) for dtype in (None, "float32"))
+    np.testing.assert_array_equal(linear, single)
+
+
+def test_a_predictor_folds_the_features_that_its_gram_matrix_has():
+    """Kept from the Gram matrix, or computed again: to the bit, in the primal form and in few digits."""
+    _, model = pair(SMALL_CNN, "bf16", (8, 8, 1))
+    x, dual, offset = np.asarray(drawn(24)), np.asarray(drawn(24, (2,), key=2)) - 0.5, np.zeros(2)
+    job = training_job("pseudo", model, x, 2)
+    K = gram_of(job)
+    np.testing.assert_array_equal(K, gram("pseudo", model, x))
+    assert job.kept
+    kept = make_predictor("pseudo", model, x, dual, offset, plan=job.plan, features=job.kept)
+    again = make_predictor("pseudo", model, x, dual, offset, plan=job.plan)
+    np.testing.assert_array_equal(kept(x), again(x))
+    assert isinstance(kept, PrimalPredictor)
+    assert 0 < relative(kept(x), K @ dual) < 4 * ROUNDING["bf16"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_gradients_of_kernels_are_products_in_the_named_precision_too(precision):
+    """On a GPU: what surrounds them asks for float32 of everything that has no name."""
+    _, model = pair(SMALL_CNN, precision, (8, 8, 1))
+    x = drawn(2)
+    with jax.default_matmul_precision("highest"):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p: Model(model.network, Variables(p))(x).sum()))
+        equations = list(equations_of(jaxpr(model.variables.params).jaxpr))
+    products = [eqn for eqn in equations if eqn.primitive.name in PRODUCTS]
+    assert len(products) > 5
+    for eqn in products:
+        narrow = {var.aval.dtype.name for var in eqn.invars} == {"bfloat16"}
+        assert narrow if precision == "bf16" else set(eqn.params["precision"]) == {jax.lax.Precision.DEFAULT}
+
+
 def test_attacks_stay_in_ball_and_bounds():
     exact, rounded = pair(SMALL_CNN, "bf16", (8, 8, 1))
     x, y = drawn(32), jnp.arange(32) % 4
@@ -136,6 +193,44 @@ def test_new_weights_do_not_compile_again():
     for key in range(3):
         logits(pair(SMALL_CNN, "bf16", (8, 8, 1), key)[1], drawn(2))
     assert len(traced) == 1 and hash(model.network) == hash(MixedPrecision(SMALL_CNN, "bf16"))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        MixedPrecision,
+        Linearized,
+        wrapped_by_mean,
+        lambda network: MixedPrecision(wrapped_by_mean(network), "tf32"),
+        lambda network: wrapped_by_mean(MixedPrecision(network)),
+    ],
+)
+@pytest.mark.parametrize("inner", [MLP(widths=(4,)), MLP(2, widths=(4,))])
+def test_a_wrapped_network_gets_outputs_as_the_bare_one_does(wrap, inner):
+    found = initial_model(wrap(inner), (5,), 3, jax.random.key(0))
+    bare = initial_model(inner, (5,), 3, jax.random.key(0))
+    assert found.network == wrap(bare.network) and found(drawn(2, (5,))).shape == (2, inner.n_outputs or 3)
+    assert wrap(inner) == wrap(type(inner)(inner.n_outputs, widths=(4,)))
+
+
+def test_a_network_is_put_into_a_precision_once_wherever_it_has_one():
+    bare = MLP(3, widths=(4,))
+    assert precision_of(bare) is None and in_precision(bare, None) is bare
+    assert in_precision(bare, "tf32") == MixedPrecision(bare, "tf32")
+    for network in (MixedPrecision(bare), wrapped_by_mean(MixedPrecision(bare)), Linearized(MixedPrecision(bare))):
+        assert precision_of(network) == "bf16" and in_precision(network, "bf16") is in_precision(network, None)
+        other = in_precision(network, "tf32")
+        assert precision_of(other) == "tf32" and in_precision(other, "bf16") == network
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_parameters_whose_products_would_not_round_are_refused(dtype):
+    with enable_x64(dtype == "float64"):
+        variables = jax.tree.map(lambda p: p.astype(dtype), SMALL_MLP.init(jax.random.key(0), (5,)))
+        with pytest.raises(
+            ValueError, match=f"precision='bf16' rounds products of float32.*are in {dtype}; leave"
+        ):
+            with_precision(Model(SMALL_MLP, variables), "bf16")
 
 
 @pytest.mark.parametrize("precision", ["fp8", "float16", "BF16", None, 16, ["bf16"]])
