@@ -18,6 +18,7 @@ from ntkrobust_sk import (
     AutoAttack,
     Clean,
     EmpiricalNTKClassifier,
+    MixedPrecision,
     Model,
     ProjectedNTK,
     gram,
@@ -29,9 +30,10 @@ from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution import devices, loops
 from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels import abstract_features, plan, tiles, verification
+from ntkrobust_sk.kernels.gram_matrix import gram_of
 from ntkrobust_sk.kernels.ntk import KERNELS, resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
-from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor
+from ntkrobust_sk.kernels.predictors import DualPredictor, PrimalPredictor, make_predictor, training_job
 from ntkrobust_sk.kernels.tiles import tile_program
 
 SHAPE, C, TILE = (6, 6, 2), 3, 4
@@ -231,6 +233,18 @@ def test_predictors_answer_as_the_kernel_does(kernel, exact):
     assert isinstance(primal, PrimalPredictor)
     assert_near(primal(Y), expected, 1e-3)
     assert_near(dual(Y), expected, 1e-3)
+
+
+def test_a_predictor_in_mixed_precision_folds_features_that_are_kept_in_16_bits(exact):
+    model = Model(MixedPrecision(NETWORK, "bf16"), MODEL.variables)
+    K, dual = gram("pseudo", model, X), RNG.normal(size=(len(X), 2))
+    assert_near(K, sum(exact["pseudo", "X"]), ERRORS["bf16"])
+    job = training_job("pseudo", model, X, 2)
+    gram_of(job)
+    assert {leaf.dtype for leaf in jax.tree.leaves(job.kept)} == {jnp.dtype(jnp.bfloat16)}
+    primal = make_predictor("pseudo", model, X, dual, np.zeros(2), plan=job.plan, features=job.kept)
+    assert isinstance(primal, PrimalPredictor)
+    assert_near(primal(X), np.asarray(K) @ dual, ERRORS["bf16"])
 
 
 # Loops
