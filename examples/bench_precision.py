@@ -208,8 +208,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict]]:
     }
     how = {
         "errors": "Largest error, and in brackets the median, in units of the largest entry: "
-        f"{sizes.n_rows} digits, networks as they are drawn. Where rounding turns a ReLU on or off, all gradients of "
-        "that digit change: the largest errors are of single digits.",
+        f"{sizes.n_rows} digits, networks as they are drawn. Where rounding turns a ReLU on or off, all gradients "
+        "of that digit change: the largest errors are of single digits.",
         "evaluation": f"PGD-20 with ε = {EPSILON} on {sizes.n_test} test digits, {sizes.seeds} MLPs that were "
         "trained in float32.",
         "training": f"The same attack; means over {sizes.seeds} seeds with their standard errors. Training: "
