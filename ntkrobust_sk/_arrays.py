@@ -123,6 +123,31 @@ def as_array_like(a, reference):
     return xp.asarray(to_numpy(a), device=device(reference))
 
 
+def gpu_bytes_free() -> int:
+    """Return the bytes that CuPy may still take of the GPU: what nobody has, and what it keeps for itself."""
+    cupy = cupy_or_none()
+    if cupy is None:
+        raise RuntimeError("there is no CuPy, or no GPU that it sees")
+    return cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
+
+
+def to_gpu_of(A: np.ndarray, source: AnyArray, n_arrays: int) -> AnyArray:
+    """Bring a matrix of the host to the GPU that ``source`` lives on, if CuPy has room there for so many like it.
+
+    Otherwise it stays where it is.
+
+    Examples
+    --------
+    >>> type(to_gpu_of(np.eye(2), [[1.0, 0.0], [0.0, 1.0]], 2))
+    <class 'numpy.ndarray'>
+    """
+    on_gpu = is_cupy_array(source) or (is_jax_array(source) and _on_gpu(source))
+    cupy = cupy_or_none() if on_gpu else None
+    if cupy is None or n_arrays * A.nbytes > gpu_bytes_free():
+        return A
+    return cupy.asarray(A)
+
+
 def cholesky(A):
     """Compute the lower triangular L with L Lᵀ = A; raise ``numpy.linalg.LinAlgError`` if there is none.
 
@@ -149,6 +174,17 @@ def eigh(A):
     array([1., 3.])
     """
     return _raising(A, array_namespace(A).linalg.eigh)
+
+
+def eigvalsh(A):
+    """Compute the eigenvalues, ascending, of a symmetric matrix.
+
+    Examples
+    --------
+    >>> eigvalsh(np.diag([3.0, 1.0]))
+    array([1., 3.])
+    """
+    return _raising(A, array_namespace(A).linalg.eigvalsh)
 
 
 def _raising(A, function):

@@ -1,6 +1,12 @@
 """An array that lives in NumPy's memory and behaves as CuPy's does: it never becomes a NumPy array by itself."""
 
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
+
+from ntkrobust_sk import _arrays as arrays
 
 
 class CupyLike:
@@ -23,3 +29,32 @@ class CupyLike:
 
     def __getitem__(self, key):
         return CupyLike(self._values[key])
+
+
+def pretend_cupy(monkeypatch, free: int) -> list:
+    """Let CuPy be there with so many free bytes; return the list of what it is then asked for eigenvalues of."""
+    asked = []
+
+    def of_values(function):
+        def call(A):
+            asked.append(A)
+            found = function(A.get())
+            return CupyLike(found) if isinstance(found, np.ndarray) else tuple(map(CupyLike, found))
+
+        return call
+
+    linalg = SimpleNamespace(eigvalsh=of_values(np.linalg.eigvalsh), eigh=of_values(np.linalg.eigh))
+    runtime = SimpleNamespace(memGetInfo=lambda: (free, 2 * free))
+    pool = SimpleNamespace(free_bytes=lambda: 0)
+    cupy = SimpleNamespace(
+        asarray=CupyLike,
+        linalg=linalg,
+        cuda=SimpleNamespace(runtime=runtime),
+        get_default_memory_pool=lambda: pool,
+    )
+    namespace_of = arrays.array_namespace
+    monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace(errstate=lambda linalg: nullcontext()))
+    monkeypatch.setattr(arrays, "is_cupy_array", lambda a: isinstance(a, CupyLike))
+    monkeypatch.setattr(arrays, "cupy_or_none", lambda: cupy)
+    monkeypatch.setattr(arrays, "array_namespace", lambda a: cupy if isinstance(a, CupyLike) else namespace_of(a))
+    return asked

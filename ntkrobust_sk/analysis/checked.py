@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from .._arrays import eigvalsh, to_gpu_of, to_numpy
 from .._validation import array, flag
 from ..solvers.matrices import require_symmetric
 
 # The rounding of a float32 Gram matrix leaves eigenvalues down to about -1e-7 of the largest.
 INDEFINITE_TOLERANCE = 1e-4
+# Matrices of double precision that eigenvalues take on a GPU, and eigenvectors too.
+EIGENVALUE_ARRAYS, EIGENVECTOR_ARRAYS = 3, 5
 # Kinds of dtype that are looked at; complex ones are refused in words of their own.
 COMPLEX = "biufc"
 
@@ -59,9 +62,12 @@ def checked_targets(name, y, n, centered):
 
 
 def spectrum_of(K):
-    """Return the eigenvalues, ascending, with the negatives that rounding leaves set to zero."""
-    K, _ = checked_gram(K, "K")
-    eigenvalues = np.linalg.eigvalsh(K)
+    """Return the eigenvalues, ascending, with the negatives that rounding leaves set to zero.
+
+    They are computed in double precision: by CuPy where K is on a GPU and has room there, by NumPy otherwise.
+    """
+    source, (K, _) = K, checked_gram(K, "K")
+    eigenvalues = to_numpy(eigvalsh(to_gpu_of(K, source, EIGENVALUE_ARRAYS)))
     smallest, largest = eigenvalues[0], eigenvalues[-1]
     if not smallest >= -INDEFINITE_TOLERANCE * largest:
         raise ValueError(

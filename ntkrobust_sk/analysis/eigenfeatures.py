@@ -12,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._arrays import to_numpy
+from .._arrays import eigh, to_gpu_of, to_numpy
 from .._validation import array, brief, check_lengths, integer
 from ..attacks.entry import require_attack
 from ..attacks.tiled import attack_in_tiles
-from ..execution.tiles import MACHINE_ROWS, evaluate, movable
+from ..execution.memory import parse_memory
+from ..execution.tiles import MACHINE_ROWS, evaluate, machine_rows, movable
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor, training_job
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model, require_model
 from ..solvers.matrices import require_symmetric
+from .checked import EIGENVECTOR_ARRAYS
 
 # Eigenvalues below this share of the largest are rounding.
 NEGLIGIBLE = 1e-7
@@ -133,8 +135,8 @@ def ntk_features(
     y, y_test = _labels("y", y), _labels("y_test", y_test)
     check_lengths(X=X, y=y)
     check_lengths(X_test=X_test, y_test=y_test)
-    K = array("K", K) if K is not None else K
-    K = np.asarray(to_numpy(gram(kernel, model, X, memory=memory) if K is None else K), dtype=np.float64)
+    K = gram(kernel, model, X, memory=memory) if K is None else K
+    source, K = K, np.asarray(array("K", K), dtype=np.float64)
     if K.ndim != 2:
         raise ValueError(f"eigenfeatures need a kernel of rank 2, such as 'trace'; {kernel!r} has rank {K.ndim}")
     if K.shape != (len(X), len(X)):
@@ -142,7 +144,7 @@ def ntk_features(
     if attack is not no_attack:
         moved = movable(model, X_test, params_dtype(params), MACHINE_ROWS)
     targets = _indicators(y)
-    eigenvalues, eigenvectors = leading_eigenpairs(K, n_features)
+    eigenvalues, eigenvectors = leading_eigenpairs(source, n_features)
     usefulness, robustness = np.empty((2, len(eigenvalues)))
     # features of X are computed once for all predictors, if they fit
     job = training_job(kernel, model, X, 1, memory=memory)
@@ -151,20 +153,22 @@ def ntk_features(
         feature = make_predictor(kernel, model, X, dual, [0.0], memory=memory, plan=job.plan, features=job.kept)
         weights = jnp.asarray((vector @ targets)[None], params_dtype(params))
         predictor = FeaturePredictor(feature, weights)
-        usefulness[i] = np.mean(evaluate(predictor, X_test, MACHINE_ROWS).argmax(1) == y_test)
+        if i == 0:  # the others have the same shapes
+            rows = machine_rows(predictor, X_test.shape[1:], X_test.dtype, parse_memory(memory))
+        usefulness[i] = np.mean(evaluate(predictor, X_test, rows).argmax(1) == y_test)
         if attack is no_attack:
             robustness[i] = usefulness[i]
             continue
-        X_adv = attack_in_tiles(attack, predictor, moved, y_test, key=key, rows=MACHINE_ROWS)
-        robustness[i] = np.mean(evaluate(predictor, X_adv, MACHINE_ROWS).argmax(1) == y_test)
+        X_adv = attack_in_tiles(attack, predictor, moved, y_test, key=key, rows=rows)
+        robustness[i] = np.mean(evaluate(predictor, X_adv, rows).argmax(1) == y_test)
     return NTKFeatures(eigenvalues, eigenvectors, usefulness, robustness)
 
 
 def leading_eigenpairs(K, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the n largest eigenvalues of a Gram matrix that are no rounding, and their eigenvectors (N, n)."""
-    K = np.asarray(array("K", K), dtype=np.float64)
+    source, K = K, np.asarray(array("K", K), dtype=np.float64)
     require_symmetric(K, "K")
-    eigenvalues, eigenvectors = np.linalg.eigh(K)
+    eigenvalues, eigenvectors = map(to_numpy, eigh(to_gpu_of(K, source, EIGENVECTOR_ARRAYS)))
     if not eigenvalues[-1] > 0:
         raise ValueError(f"K must have a positive eigenvalue, but the largest is {eigenvalues[-1]:.3g}")
     n = min(n, int(np.sum(eigenvalues > NEGLIGIBLE * eigenvalues[-1])))

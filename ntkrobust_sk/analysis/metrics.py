@@ -1,8 +1,9 @@
 """Measures on Gram matrices: how far a kernel moved, how many directions it uses, what it is aligned with.
 
 Arrays in, floats out. Every function takes any array (NumPy, JAX, CuPy, array API) and computes on the host
-in float64. All but the radius of :func:`polar_dynamics` are blind to the scale of a kernel, and alignments are
-uncentred unless ``centered=True``.
+in float64; eigenvalues of a matrix on a GPU are computed there, by CuPy, if it is installed. All but the radius of
+:func:`polar_dynamics` are blind to the scale of a kernel, and alignments are uncentred unless
+``centered=True``.
 """
 
 import math

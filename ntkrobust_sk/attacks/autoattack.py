@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from .._validation import integer
 from ..execution.devices import on_host
-from ..execution.tiles import NO_ANSWER, answers, as_pytree, evaluate, pad_rows
+from ..execution.tiles import NO_ANSWER, ROWS_ACCELERATOR, answers, as_pytree, evaluate, pad_rows
 from .apgd import APGD
 from .entry import checked_model, fitting_model
 from .fab import FAB
@@ -24,9 +24,8 @@ from .square import Square
 from .threat_model import Box
 from .tiled import all_tiles, checked_data, finite_or_inputs
 
-# Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many; tiles of few
-# keep an accelerator waiting.
-ROWS, ROWS_ACCELERATOR = 64, 512
+# Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many.
+ROWS = 64
 L1_RESTARTS, L1_MAX_TARGETS = 5, 5
 ZERO_GRADIENT_PRIMITIVES = ("argmax", "argmin", "ceil", "floor", "round", "sign", "stop_gradient")
 

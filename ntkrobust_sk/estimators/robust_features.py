@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..analysis.eigenfeatures import leading_eigenpairs, no_attack, ntk_features
 from ..attacks.entry import require_attack
-from ..execution.tiles import MACHINE_ROWS, evaluate, movable
+from ..execution.memory import parse_memory
+from ..execution.tiles import MACHINE_ROWS, evaluate, machine_rows, movable
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor
@@ -139,7 +140,8 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
         """Return features (n, n_features) of X (n, n_features_in) or (n, h, w, c)."""
         check_is_fitted(self)
         X, _ = self._validated(X, reset=False)
-        return as_answer(evaluate(self.features_, X, MACHINE_ROWS), X, "features")
+        rows = machine_rows(self.features_, X.shape[1:], X.dtype, parse_memory(self.memory))
+        return as_answer(evaluate(self.features_, X, rows), X, "features")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -13,7 +13,8 @@ from sklearn.utils._param_validation import StrOptions
 
 from .._arrays import to_numpy
 from .._validation import fitting, require_resolution
-from ..execution.tiles import MACHINE_ROWS, NETWORK_ROWS, movable
+from ..execution.memory import parse_memory
+from ..execution.tiles import NETWORK_ROWS, machine_rows, movable, network_rows
 from ..kernels.gram_matrix import gram_of
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor, training_job
@@ -62,7 +63,14 @@ class TangentMachine(KernelSource, AttackableEstimator):
         if _rank(kernel, model, self.X_fit_) > 2:
             self._require_matching_outputs(model, X.dtype, targets.shape[1], f"kernel={self.kernel!r}")
         # before the kernel is computed in vain, this asks whether predictions fit in memory
-        job = training_job(kernel, model, self.X_fit_, targets.shape[1], memory=self.memory)
+        job = training_job(
+            kernel,
+            model,
+            self.X_fit_,
+            targets.shape[1],
+            memory=self.memory,
+            n_arrays=getattr(solver, "n_arrays", 1),
+        )
         K = gram_of(job, progress=self.verbose > 0)
         offset = np.average(targets, axis=0, weights=sample_weight)
         dual = solve(K, targets - offset, alpha=self.alpha, solver=solver, sample_weight=sample_weight)
@@ -116,7 +124,9 @@ class TangentMachine(KernelSource, AttackableEstimator):
 
     @property
     def _rows(self) -> int:
-        return NETWORK_ROWS if self.solver == "sgd" else MACHINE_ROWS
+        if self.solver == "sgd":
+            return network_rows()
+        return machine_rows(self.predictor_, tuple(self.input_shape_), self._dtype, parse_memory(self.memory))
 
 
 def _rank(kernel, model, X) -> int:

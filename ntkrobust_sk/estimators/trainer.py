@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .._validation import fitting
 from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
-from ..execution.tiles import NETWORK_ROWS, movable
+from ..execution.tiles import NETWORK_ROWS, movable, network_rows
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model
 from ..networks.named import initial_model, n_logits
@@ -161,7 +161,7 @@ class AdversarialKernelTrainer(TangentClassifier):
 
     @property
     def _rows(self) -> int:
-        return NETWORK_ROWS
+        return network_rows()
 
 
 def fit_by_sgd(

@@ -16,7 +16,8 @@ from ..analysis import metrics
 from ..analysis.eigenfeatures import ntk_features
 from ..analysis.images import class_eigenvectors, eigenfeature_images, regression_coefficients
 from ..attacks.tiled import attack_in_tiles
-from ..execution.tiles import MACHINE_ROWS, NETWORK_ROWS, evaluate
+from ..execution.memory import parse_memory
+from ..execution.tiles import evaluate, machine_rows, network_rows
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
@@ -191,7 +192,9 @@ class Measurements:
         """Score kernel regression on the kernel set."""
         model = self.model(seed, regime, epoch)
         predictor = self._regression(model, self.kernel(seed, regime, epoch, model))
-        return "closed form", self._scores(predictor, seed, MACHINE_ROWS, _name(regime, epoch, "closed-form"))
+        return "closed form", self._scores(
+            predictor, seed, self._rows_of(predictor), _name(regime, epoch, "closed-form")
+        )
 
     def stage_two(self, seed: int, regime: str, epoch: float, dynamics: str, training: str) -> Measured:
         """Score what training on a kernel, or from it, has made."""
@@ -249,8 +252,9 @@ class Measurements:
 
     # their parts
 
-    def _scores(self, model, seed, rows=NETWORK_ROWS, name=None, restarts=False) -> dict[str, float]:
+    def _scores(self, model, seed, rows=None, name=None, restarts=False) -> dict[str, float]:
         """Measure clean and robust accuracy, and that under several restarts of the attack."""
+        rows = network_rows() if rows is None else rows
         X, y = self.states.examples.test
         X_adv = self._adversarial(model, X, y, seed, rows, name)
         found = {"clean": accuracy(model, X, y, rows), "robust": accuracy(model, X_adv, y, rows)}
@@ -265,9 +269,10 @@ class Measurements:
             standing[standing] = evaluate(model, X_adv, rows).argmax(1) == y
         return found | {"robust_restarts": float(np.mean(standing))}
 
-    def _adversarial(self, model, X, y, seed, rows=NETWORK_ROWS, name=None) -> np.ndarray:
+    def _adversarial(self, model, X, y, seed, rows=None, name=None) -> np.ndarray:
         """Attack examples, and keep what comes out under ``name`` if there is one."""
         attack, key = self.experiment.test_attack, self.states.key(seed, 2)
+        rows = network_rows() if rows is None else rows
         X_adv = attack_in_tiles(attack, model, X, y.astype(np.int32), key=key, rows=rows)
         if name is not None:
             self.run.save({"X": X_adv}, *_adversarial_file(seed, name))
@@ -288,12 +293,16 @@ class Measurements:
         """Yield name, model and rows of a tile of everything that stage 2 has made."""
         for regime, epoch in self.experiment.starts:
             model = self.model(seed, regime, epoch)
-            yield _name(regime, epoch, "network"), model, NETWORK_ROWS
+            yield _name(regime, epoch, "network"), model, network_rows()
             predictor = self._regression(model, self.kernel(seed, regime, epoch, model))
-            yield _name(regime, epoch, "closed-form"), predictor, MACHINE_ROWS
+            yield _name(regime, epoch, "closed-form"), predictor, self._rows_of(predictor)
             for how in product(self.experiment.dynamics, self.experiment.stage2):
                 name = _name(regime, epoch, *how)
-                yield name, self.states.after_stage_two(seed, name, model, *how), NETWORK_ROWS
+                yield name, self.states.after_stage_two(seed, name, model, *how), network_rows()
+
+    def _rows_of(self, predictor) -> int:
+        X = self.states.examples.test[0]
+        return machine_rows(predictor, X.shape[1:], X.dtype, parse_memory(self.experiment.memory))
 
     def _regression(self, model, K):
         X, y = self.states.examples.kernel
@@ -324,9 +333,9 @@ def _name(regime, epoch, *how) -> str:
     return "/".join((regime, f"{epoch:g}", *how))
 
 
-def accuracy(model: Callable, X: np.ndarray, y: np.ndarray, rows: int = NETWORK_ROWS) -> float:
+def accuracy(model: Callable, X: np.ndarray, y: np.ndarray, rows: int | None = None) -> float:
     """Return the share of inputs (n, ...) whose highest score is that of their label."""
-    return float(np.mean(evaluate(model, X, rows).argmax(1) == y))
+    return float(np.mean(evaluate(model, X, rows or network_rows()).argmax(1) == y))
 
 
 def kernel_metrics(K: np.ndarray, y: np.ndarray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which devices computations run on, and how arrays are spread over them."""
+"""Which devices computations run on, and how much of their memory is free."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from functools import cache
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from threadpoolctl import ThreadpoolController
 
 # Platforms whose memory is the host's, where NumPy's products and loops in Python have their place. A test that
@@ -46,21 +44,19 @@ def at_host() -> AbstractContextManager:
         return nullcontext()
 
 
-def by_rows(devices: Sequence[Any]) -> Sharding:
-    """Spread the first axis over the devices."""
-    return _sharding(devices, PartitionSpec("rows"))
+def free_bytes(device: Any) -> int | None:
+    """Return what JAX may still take of a device's memory; None where the device does not say.
+
+    That is JAX's share of the card (``XLA_PYTHON_CLIENT_MEM_FRACTION``) less what its arrays take.
+    """
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
 
 
-def everywhere(devices: Sequence[Any]) -> Sharding:
-    """Put all of it on every device."""
-    return _sharding(devices, PartitionSpec())
-
-
-def _sharding(devices, spec):
-    # for one device it is the one that arrays have already, which saves copying the model for every tile
-    if len(devices) == 1:
-        return SingleDeviceSharding(devices[0])
-    return NamedSharding(Mesh(np.array(devices), ("rows",)), spec)
+def pool_bytes(device: Any) -> int:
+    """Return what JAX has taken of a device's memory and has no array in; it never gives it back."""
+    stats = device.memory_stats() or {}
+    return max(0, stats.get("pool_bytes", 0) - stats.get("bytes_in_use", 0))
 
 
 @cache
@@ -72,11 +68,6 @@ def blas() -> ThreadpoolController:
 def host_threads() -> int:
     """Return the number of threads that NumPy's matrix products may take in this process."""
     return max((library["num_threads"] for library in blas().info()), default=1)
-
-
-def on_one_cpu(devices: Sequence[Any]) -> bool:
-    """Tell whether there is one device, which is the host's processor."""
-    return len(devices) == 1 and on_host(devices)
 
 
 def give_back_memory() -> None:

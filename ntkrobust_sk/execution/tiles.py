@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from .devices import on_host
+
 # In place of a position among the classes, where a model gives no numbers.
 NO_ANSWER = -1
 
@@ -164,6 +166,41 @@ def pad_rows(X: Any, rows: int) -> np.ndarray:
 
 # Rows evaluated or attacked at once by a network; fixed, so that no answer depends on the other rows.
 NETWORK_ROWS = 128
+# On an accelerator: with fewer, small networks wait for the host to launch their programs.
+ROWS_ACCELERATOR = 512
 # Rows evaluated or attacked at once by a kernel machine, which takes more working space for each than a network.
 # Divides the numbers of examples that people choose; time per row is the same from 30 rows on.
 MACHINE_ROWS = 50
+
+
+def network_rows() -> int:
+    """Return the rows of a tile that a network takes on the devices at hand."""
+    return NETWORK_ROWS if on_host() else ROWS_ACCELERATOR
+
+
+def machine_rows(model: Callable, input_shape: tuple[int, ...], dtype: Any, memory: int) -> int:
+    """Return the rows of a tile that a kernel machine takes on the devices at hand.
+
+    On a CPU these are ``MACHINE_ROWS``. An accelerator takes up to as many as for networks, if what a gradient
+    reads and writes for them, a bound of what it keeps, is within ``memory`` bytes.
+
+    >>> machine_rows(lambda x: x.sum(1, keepdims=True), (3,), np.float32, 2**31)
+    50
+    """
+    if on_host():
+        return MACHINE_ROWS
+    one, two = (_gradient_bytes(as_pytree(model), (rows, *input_shape), np.dtype(dtype)) for rows in (1, 2))
+    fitting = int(memory / max(two - one, 1.0))
+    return max(MACHINE_ROWS, min(ROWS_ACCELERATOR, 2 ** int(math.log2(max(fitting, 1)))))
+
+
+def _gradient_bytes(model, shape, dtype) -> float:
+    """Return the bytes that a gradient at inputs of a shape reads and writes, before any fusion."""
+
+    def score(x, model):
+        return model(x).sum()
+
+    # integers have no gradient
+    program = jax.jit(jax.grad(score) if jnp.issubdtype(dtype, jnp.floating) else score)
+    counted = program.lower(jax.ShapeDtypeStruct(shape, dtype), model).cost_analysis() or {}
+    return counted.get("bytes accessed", math.inf)

@@ -9,8 +9,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
-from ..execution.devices import by_rows, default_devices, everywhere, host_threads, on_host
+from ..execution.devices import default_devices, host_threads, on_host
 from ..execution.precision import DIGITS, x64_enabled
 from ..networks.inputs import PyTree, inputs_dtype, params_dtype
 from ..networks.model import Model
@@ -32,7 +33,8 @@ class AbstractFeatures:
     input_shape : tuple of int
     inputs : dtype
         The dtype of the inputs.
-    devices : tuple of jax.Device
+    device : jax.Device
+        For which programs are compiled.
     digits : {"tf32", "bf16"} or None
         The digits to which features are rounded.
     x64 : bool
@@ -43,7 +45,7 @@ class AbstractFeatures:
     leaves: tuple
     input_shape: tuple[int, ...]
     inputs: np.dtype
-    devices: tuple
+    device: Any
     digits: str | None
     x64: bool
 
@@ -79,7 +81,7 @@ class AbstractFeatures:
         compute, digits = self.kernel.features, self.digits
         if digits is None:
             return compute
-        packed = not on_host(self.devices)
+        packed = not on_host([self.device])
 
         def rounded(model, x, directions):
             return round_features(cast(list, compute(model, x, directions)), digits, packed=packed)
@@ -94,7 +96,7 @@ class AbstractFeatures:
     def working_bytes(self, rows: int, n_directions: int) -> int:
         """Count what computing a tile's features takes besides them, as the compiler states it."""
         stats = compiled_features(self, rows, n_directions).memory_analysis()
-        return 0 if stats is None else stats.temp_size_in_bytes * len(self.devices)
+        return 0 if stats is None else stats.temp_size_in_bytes
 
     def contraction_bytes(self, rows: int, n_directions: int, itemsize: int) -> int:
         """Count what the inner products of two tiles take besides their features, in all threads of a host."""
@@ -104,7 +106,7 @@ class AbstractFeatures:
         itemsize = max(itemsize, self.itemsize, 4)
         of_one_layer = self.kernel.contraction_bytes(features, itemsize)
         block = self.block_bytes(rows, n_directions, itemsize)
-        n_threads = host_threads() if on_host(self.devices) else 1
+        n_threads = host_threads() if on_host([self.device]) else 1
         # each thread's layers and their sums, and what a tile on the diagonal takes to be made symmetric
         return n_threads * (of_one_layer + 2 * len(features) * block) + 3 * block
 
@@ -118,7 +120,7 @@ def abstract_features(
     model: Model,
     input_shape: tuple[int, ...],
     inputs=None,
-    devices=None,
+    device=None,
     digits: str | None = None,
 ) -> AbstractFeatures:
     """Return the features of a kernel's tile without numbers.
@@ -130,15 +132,16 @@ def abstract_features(
     input_shape : tuple of int
     inputs : dtype, default=None
         The dtype of the inputs; None is that of the parameters.
-    devices : sequence of jax.Device, default=None
+    device : jax.Device, default=None
+        None is the first one of JAX's default backend, or its default device if one is set.
     digits : {"tf32", "bf16"} or a dtype, default=None
         Any other dtype than these two rounds nothing.
     """
     leaves, tree = jax.tree.flatten(model)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
-    devices, digits = tuple(devices or default_devices()), digits if digits in DIGITS else None
-    return AbstractFeatures(kernel, tree, shapes, tuple(input_shape), inputs, devices, digits, x64_enabled())
+    device, digits = device or default_devices()[0], digits if digits in DIGITS else None
+    return AbstractFeatures(kernel, tree, shapes, tuple(input_shape), inputs, device, digits, x64_enabled())
 
 
 @lru_cache(maxsize=256)
@@ -150,8 +153,7 @@ def output_directions(abstract: AbstractFeatures) -> np.ndarray:
 @lru_cache(maxsize=256)
 def compiled_features(abstract: AbstractFeatures, rows: int, n_directions: int) -> jax.stages.Compiled:
     """Compile the features of a model at a tile of inputs (rows, ...), for directions (n_directions, C)."""
-    everything, spread = everywhere(abstract.devices), by_rows(abstract.devices)
-    compute = jax.jit(abstract.function(), in_shardings=(everything, spread, everything))
+    compute = jax.jit(abstract.function(), in_shardings=SingleDeviceSharding(abstract.device))
     return compute.lower(abstract.model, abstract.tile(rows), abstract.directions(n_directions)).compile()
 
 

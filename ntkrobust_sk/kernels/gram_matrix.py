@@ -1,10 +1,7 @@
 """Gram matrices in tiles of fixed shape, within a stated amount of memory."""
 
-import math
 import os
-import warnings
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,26 +9,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, DTypeLike
 from tqdm.auto import tqdm
 
 from .._validation import LARGEST_COUNT, brief, flag, floating
-from ..execution.devices import default_devices, on_host
+from ..execution.devices import on_host
 from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
 from ..execution.precision import DIGITS
+from ..execution.tiles import one_ahead
 from ..networks.inputs import all_finite, host_inputs, params_dtype
 from ..networks.model import Model, check_model, require_model
 from .abstract_features import abstract_features
 from .fingerprint import fingerprint
 from .ntk import resolve_kernel
-from .plan import Plan, fixed_plan, make_plan
+from .plan import Plan, make_plan
+from .room import require_device_memory
 from .store import open_store, stored_sizes
-from .tiles import TileJob, by_panel, compute_tiles, own_digits, own_precision, transpose
-
-# How often tiles of workers that died are computed again.
-LOST_WORKERS = 3
+from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose
+from .workers import count_workers, finished_tiles
 
 
 @heard()
@@ -104,7 +100,7 @@ def gram(
         If the inputs' shapes do not fit each other, for a dtype that is none of these, and for "tf32" or "bf16"
         with parameters in double precision or a kernel without tangent features.
     MemoryError
-        If not even two tiles of one row fit in ``memory``.
+        If not even two tiles of one row fit in ``memory``; or if a GPU has less than these and the result take.
     FloatingPointError
         If the result is not finite.
     StoreMismatchError, DamagedTileError
@@ -161,6 +157,8 @@ def gram(
             f"{n}; make it with the same kernel and model"
         )
     job = TileJob(kernel, model, X, Y, plan, dtype, by_layer)
+    if count_workers(n_jobs) == 1:
+        require_device_memory(job, result=store is None)
     if store is not None:
         return _fill_store(store, job, n_jobs, progress)
     result = _assembled(job, n_jobs, progress)
@@ -179,14 +177,12 @@ def gram_of(job: TileJob, progress: bool = False) -> Any:
 def _assembled(job: TileJob, n_jobs, progress) -> list:
     """Return the finished matrices, one for each parameter array or one in all."""
     tiles, rows, result = job.tiles(), job.plan.rows, []
-    finished = _finished_tiles(job, tiles, n_jobs)
+    finished = finished_tiles(job, tiles, n_jobs)
     for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
         with own_precision(blocks[0]):
             result = result or [_empty(job.shape, block) for block in blocks]
             for k, block in enumerate(blocks):
-                result[k] = _write(result[k], block, i * rows, j * rows)
-                if job.Y is None and i < j:
-                    result[k] = _write(result[k], transpose(block), j * rows, i * rows)
+                result[k] = _write(result[k], block, i * rows, j * rows, job.Y is None and i < j)
     for K in result:
         _require_finite(job.kernel, K)
     return result
@@ -226,7 +222,10 @@ def _fill_store(path, job: TileJob, n_jobs, progress) -> np.ndarray:
         tiles = job.tiles()
         missing = [tile for tile in tiles if not store.holds(*tile)]
         # in pieces, so that tiles that take several passes are written before the whole panel's are
-        finished = _finished_tiles(job, missing, n_jobs, width=job.plan.panel)
+        finished = finished_tiles(job, missing, n_jobs, width=job.plan.panel)
+        if not on_host(job.plan.devices):
+            # the device computes the next tile while this one is brought to the host and written
+            finished = one_ahead(finished)
         bar = {"total": len(tiles), "initial": len(tiles) - len(missing), "disable": not progress, "unit": "tile"}
         for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
             _require_finite(job.kernel, block)
@@ -282,79 +281,44 @@ def _require_finite(kernel, K):
         )
 
 
-def _finished_tiles(job: TileJob, tiles, n_jobs, width=None):
-    """Yield tiles with their blocks, computed here or by workers, in whatever order they finish."""
-    plan = job.plan
-    n_workers = max(1, min(effective_n_jobs(n_jobs), len(tiles)))
-    if n_workers == 1:
-        for panel in by_panel(tiles, plan.panel, width):
-            yield from compute_tiles(job, panel)
-        return
-    # pieces that are about square, and several for each worker
-    side = max(1, min(plan.panel, math.isqrt(max(1, len(tiles) // (4 * n_workers)))))
-    sizes, left = (plan.rows, side, plan.directions), set(tiles)
-    for attempts_left in reversed(range(LOST_WORKERS + 1)):
-        pieces = [_piece(job, piece) for piece in by_panel(sorted(left), side, side)]
-        tasks = (delayed(_work)(*piece, sizes) for piece in pieces)
-        try:
-            for done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(tasks):
-                for tile, blocks in done or ():
-                    left.discard(tile)
-                    yield tile, blocks
-            return
-        except (CancelledError, BrokenExecutor) as error:
-            if not attempts_left:
-                raise
-            warnings.warn(
-                f"a worker was lost ({error}); the {len(left)} tiles that are missing are computed again. If "
-                "workers run out of memory, give each of them less: memory=...",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-
-def _piece(job: TileJob, tiles) -> tuple[TileJob, dict]:
-    """Return a job of the inputs that some tiles need, and for each tile of it which one it is."""
-    rows = job.plan.rows
-    first_i, first_j = (min(tile[axis] for tile in tiles) for axis in (0, 1))
-    last_i, last_j = (max(tile[axis] for tile in tiles) for axis in (0, 1))
-    symmetric = job.Y is None and first_i == first_j
-    X = job.X[first_i * rows : (max(last_i, last_j) if symmetric else last_i) * rows + rows]
-    Y = None if symmetric else (job.X if job.Y is None else job.Y)[first_j * rows : (last_j + 1) * rows]
-    # a plan's devices are those of this process
-    piece = replace(job, X=X, Y=Y, plan=None, kept=None)
-    return piece, {(i - first_i, j - first_j): (i, j) for i, j in tiles}
-
-
-def _work(job: TileJob, tiles: dict, sizes: tuple[int, int, int]) -> list:
-    """Compute one piece of the matrix in a worker, and return its tiles by their places in the whole."""
-    rows, panel, directions = sizes
-    n_devices = len(default_devices())
-    plan = fixed_plan(job.kernel, job.model, job.X.shape[1:], rows // n_devices, panel, directions, job.X.dtype)
-    found = compute_tiles(replace(job, plan=plan), list(tiles))
-    return [(tiles[at], [np.asarray(block) for block in blocks]) for at, blocks in found]
-
-
 def _empty(size, block):
     shape = (*size, *block.shape[2:])
     in_numpy = isinstance(block, np.ndarray) or on_host(block.devices())
     return np.empty(shape, block.dtype) if in_numpy else jnp.zeros(shape, block.dtype)
 
 
-def _write(result, block, i, j):
-    """Place the part of a block that lies inside the result."""
-    # slicing a JAX array would compile anew for every ragged end
-    block = np.asarray(block) if isinstance(result, np.ndarray) else block
-    block = block[: result.shape[0] - i, : result.shape[1] - j]
-    if isinstance(result, np.ndarray):
-        result[i : i + block.shape[0], j : j + block.shape[1]] = block
-        return result
-    return _place(result, block, i, j)
+def _write(result, block, i, j, mirrored):
+    """Place the part of a block that lies inside the result, and its mirror image where that is wanted."""
+    if not isinstance(result, np.ndarray):
+        return _place(result, block, i, j, mirrored)
+    block = np.asarray(block)[: result.shape[0] - i, : result.shape[1] - j]
+    result[i : i + block.shape[0], j : j + block.shape[1]] = block
+    if mirrored:
+        result[j : j + block.shape[1], i : i + block.shape[0]] = transpose(block)
+    return result
 
 
-@partial(jax.jit, donate_argnums=0)
-def _place(result, block, i, j):
-    return jax.lax.dynamic_update_slice(result, block, (i, j) + (0,) * (result.ndim - 2))
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _place(result, block, i, j, mirrored):
+    """Place a block, whole or cut off by the result's ends: two programs serve all tiles of a matrix."""
+    result = _place_once(result, block, i, j)
+    return _place_once(result, transpose(block), j, i) if mirrored else result
+
+
+def _place_once(result, block, i, j):
+    block = block[: result.shape[0], : result.shape[1]]
+    height, width = block.shape[:2]
+    # a region of the block's size that lies inside, in whose last rows and columns the first ones of the block are
+    top, left = (
+        jnp.minimum(at, whole - size)
+        for at, whole, size in zip((i, j), result.shape, (height, width), strict=False)
+    )
+    tail = (0,) * (result.ndim - 2)
+    before = jax.lax.dynamic_slice(result, (top, left, *tail), block.shape)
+    moved = jnp.roll(block, (i - top, j - left), axis=(0, 1))
+    inside = (jnp.arange(height) >= i - top)[:, None] & (jnp.arange(width) >= j - left)
+    kept = jnp.where(inside.reshape(height, width, *(1,) * len(tail)), moved, before)
+    return jax.lax.dynamic_update_slice(result, kept, (top, left, *tail))
 
 
 def _inputs(name, X, model) -> np.ndarray:

@@ -13,14 +13,14 @@ True
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from .._validation import LARGEST_COUNT, integer
-from ..execution.devices import on_host, on_one_cpu
+from ..execution.devices import default_devices, on_host
 from ..execution.memory import parse_memory, readable
 from ..execution.precision import DIGITS
 from ..networks.model import Model
@@ -29,8 +29,8 @@ from .ntk import resolve_kernel
 
 # Rows of a tile where memory allows it: enough for the matrix products to run near their peak.
 TILE_ROWS = 64
-# On a CPU, twice as many where a row's features are few, and the work of a tile would be mostly overhead, or
-# where so many of these tiles fit in memory: a product of two tiles then reads half as much for its operations.
+# Twice as many where so many of these tiles fit in memory: a product of two tiles then reads half as much for its
+# operations. On a CPU also where a row's features are few, and the work of a tile would be mostly overhead.
 FEW_BYTES = 128 * 2**10
 ROOMY_TILES = 6
 TILE_ROWS_ACCELERATOR = 512
@@ -51,7 +51,7 @@ class Plan:
     Attributes
     ----------
     rows : int
-        Of a tile, over all devices.
+        Of a tile.
     chunk : int
         Rows whose features are computed at once.
     panel : int
@@ -67,6 +67,7 @@ class Plan:
         The budget. While programs are compiled, which only first calls do, the compiler takes some 100 MiB more,
         and with budgets under 64 MiB what Python, JAX and BLAS keep for themselves shows: some 30 MiB.
     devices : tuple of jax.Device
+        Each computes tiles of its own; all sizes are those of one of them.
     """
 
     rows: int
@@ -82,11 +83,8 @@ class Plan:
     def __post_init__(self):
         for name in ("rows", "chunk", "panel", "directions", "n_directions"):
             integer(name, getattr(self, name))
-        if self.rows % self.chunk or self.rows % len(self.devices):
-            raise ValueError(
-                f"a tile's rows must be a multiple of chunk={self.chunk} and of the {len(self.devices)} "
-                f"device(s), got rows={self.rows}"
-            )
+        if self.rows % self.chunk:
+            raise ValueError(f"a tile's rows must be a multiple of chunk={self.chunk}, got rows={self.rows}")
 
     @property
     def passes(self) -> int:
@@ -102,14 +100,15 @@ class Plan:
         return (self.panel + 1) * self.rows * self.row_bytes + self.working_bytes
 
     def __str__(self) -> str:
-        on = f", on {len(self.devices)} devices" if len(self.devices) > 1 else ""
+        several = len(self.devices) > 1
+        on, each = (f", on {len(self.devices)} devices", " on each") if several else ("", "")
         passes = f"{self.passes} pass{'es' if self.passes > 1 else ''} over {self.n_directions} outputs"
         panels = f"panels of {self.panel * self.rows:,}"
         return (
             f"tiles of {self.rows} rows{on} ({self.chunk} at once), {panels}; {passes}; "
             f"{readable(self.row_bytes)} of features a row, {readable(self.working_bytes)} to compute them; "
-            f"at most {readable(self.peak_bytes)} of {readable(self.memory)}, the result and the compiler's own "
-            "(some 100 MiB in first calls) not counted"
+            f"at most {readable(self.peak_bytes)} of {readable(self.memory)}{each}, the result and the "
+            "compiler's own (some 100 MiB in first calls) not counted"
         )
 
 
@@ -139,7 +138,7 @@ def make_plan(
     devices : sequence of jax.Device, default=None
         None is all devices of JAX's default backend, or its default device if one is set.
     sizes : (int, int), default=None
-        Rows of a tile, over all devices, and directions of a pass, where they are settled already.
+        Rows of a tile and directions of a pass, where they are settled already.
     dtype : floating dtype, "tf32" or "bf16", default=None
         Of the inner products; None is the features' own.
     inputs : dtype, default=None
@@ -154,16 +153,16 @@ def make_plan(
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
     digits = dtype if isinstance(dtype, str) and dtype in DIGITS else None
     itemsize = 0 if dtype is None or digits else np.dtype(dtype).itemsize
-    abstract = abstract_features(kernel, model, input_shape, inputs, devices, digits)
-    return _plan(abstract, memory, n_rows, sizes, itemsize)
+    devices = tuple(devices or default_devices())
+    abstract = abstract_features(kernel, model, input_shape, inputs, devices[0], digits)
+    return replace(_plan(abstract, memory, n_rows, sizes, itemsize), devices=devices)
 
 
 @lru_cache(maxsize=256)
 def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize: int) -> Plan:
-    """Return the plan for a budget on each device; an ``itemsize`` of 0 is that of the parameters."""
-    devices, splits = abstract.devices, abstract.kernel.splits_directions
-    n_devices = len(devices)
-    rows = n_devices * min(TILE_ROWS if on_host(devices) else TILE_ROWS_ACCELERATOR, -(-n_rows // n_devices))
+    """Return the plan for a budget on one device; an ``itemsize`` of 0 is that of the parameters."""
+    at_host, splits = on_host([abstract.device]), abstract.kernel.splits_directions
+    rows = min(TILE_ROWS if at_host else TILE_ROWS_ACCELERATOR, n_rows)
     directions = n_directions = abstract.n_directions
     if splits:
         at_most = max(1, min(n_directions, int(0.8 * memory) // ((n_rows + rows) * abstract.row_bytes(1))))
@@ -172,14 +171,14 @@ def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize:
     if sizes is not None:
         rows, directions = sizes
     row_bytes = abstract.row_bytes(directions)
-    if sizes is None and on_one_cpu(devices) and n_rows > rows:
+    if sizes is None and n_rows > rows:
         roomy = ROOMY_TILES * 2 * rows * row_bytes <= memory
-        rows *= 2 if row_bytes <= FEW_BYTES or roomy else 1
-    while sizes is None and rows > n_devices and 3 * rows * row_bytes > memory * n_devices:
-        rows = n_devices * (rows // n_devices // 2)
+        rows *= 2 if roomy or (at_host and row_bytes <= FEW_BYTES) else 1
+    while sizes is None and rows > 1 and 3 * rows * row_bytes > memory:
+        rows //= 2
     while True:
         chunk, working = rows, abstract.working_bytes(rows, directions)
-        if on_one_cpu(devices) and working > CACHE_BYTES:
+        if at_host and working > CACHE_BYTES:
             chunk = max(1, 2 ** int(math.log2(CACHE_BYTES * rows / working)))
             # and while one chunk is copied to its place, the next one is computed
             working = abstract.working_bytes(chunk, directions) + 2 * chunk * row_bytes
@@ -187,20 +186,18 @@ def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize:
         working = max(working, abstract.contraction_bytes(rows, directions, itemsize))
         # two tiles at least: one of rows and one of columns, and the block of each pair of a column
         block = abstract.block_bytes(rows, directions, itemsize or abstract.itemsize)
-        if 2 * rows * row_bytes + block + working <= memory * n_devices:
-            panel = (memory * n_devices - working - rows * row_bytes) // (rows * row_bytes + block)
-            panel = min(panel, LARGEST_COUNT)
+        if 2 * rows * row_bytes + block + working <= memory:
+            panel = (memory - working - rows * row_bytes) // (rows * row_bytes + block)
+            panel, device = min(panel, LARGEST_COUNT), (abstract.device,)
             working += panel * block
-            return Plan(
-                rows, chunk, int(panel), directions, n_directions, row_bytes, working, memory * n_devices, devices
-            )
-        if rows > n_devices and sizes is None:
-            rows = n_devices * (rows // n_devices // 2)
+            return Plan(rows, chunk, int(panel), directions, n_directions, row_bytes, working, memory, device)
+        if rows > 1 and sizes is None:
+            rows //= 2
         elif directions > 1 and splits and sizes is None:
             directions = directions // 2
             row_bytes = abstract.row_bytes(directions)
         else:
-            enough = -(-(2 * rows * row_bytes + block + working) // n_devices)
+            enough = 2 * rows * row_bytes + block + working
             raise MemoryError(
                 f"two tiles of {rows} row{'s' if rows > 1 else ''} of tangent features and computing them take "
                 f"{readable(enough)}, more than the budget of {readable(memory)}; give memory={enough:,} bytes or "
@@ -224,14 +221,15 @@ def fixed_plan(
     kernel, model, input_shape, inputs
         As for :func:`make_plan`.
     rows, panel : int
-        Rows of a tile on each device, tiles of a panel.
+        Rows of a tile, tiles of a panel.
     directions : int, default=None
         Of one pass; None is all of them.
     """
-    abstract = abstract_features(resolve_kernel(kernel), model, input_shape, inputs)
-    devices, n_directions = abstract.devices, abstract.n_directions
+    devices = default_devices()
+    abstract = abstract_features(resolve_kernel(kernel), model, input_shape, inputs, devices[0])
+    n_directions = abstract.n_directions
     splits = abstract.kernel.splits_directions
     directions = n_directions if directions is None or not splits else min(directions, n_directions)
     row_bytes = abstract.row_bytes(directions)
-    rows = integer("rows", rows) * len(devices)
+    rows = integer("rows", rows)
     return Plan(rows, rows, panel, directions, n_directions, row_bytes, 0, (panel + 1) * rows * row_bytes, devices)

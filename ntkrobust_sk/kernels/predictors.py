@@ -18,6 +18,7 @@ from ..networks.model import Model, check_model, require_model
 from .abstract_features import abstract_features
 from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
+from .room import require_device_memory
 from .tiles import TileJob, own_digits
 
 
@@ -155,7 +156,7 @@ def make_predictor(
 
 
 def training_job(
-    kernel: str | Callable, model: Model, X, n_targets: int, *, memory: str | int = "2GiB"
+    kernel: str | Callable, model: Model, X, n_targets: int, *, memory: str | int = "2GiB", n_arrays: int = 0
 ) -> TileJob:
     """Return the job of the Gram matrix of training inputs, which keeps features to be folded where they fit.
 
@@ -170,11 +171,14 @@ def training_job(
     n_targets : int
         Columns of the dual coefficients.
     memory : str or int, default="2GiB"
+    n_arrays : int, default=0
+        Arrays of the size of one system that the solver takes.
 
     Raises
     ------
     MemoryError
-        As :func:`make_predictor`, and if not even two tiles of one row fit.
+        As :func:`make_predictor`, if not even two tiles of one row fit, and if a GPU has no room for the matrix
+        and its solution.
     """
     kernel, budget = resolve_kernel(kernel), parse_memory(memory)
     X = _checked_inputs(kernel, require_model(model), X)
@@ -182,7 +186,14 @@ def training_job(
     digits = own_digits(kernel, model)
     plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), dtype=digits, inputs=X.dtype)
     job, n_tiles = TileJob(kernel, model, X, None, plan, digits), -(-len(X) // plan.rows)
-    if plan.passes > 1 or n_tiles > plan.panel or not _answers_primally(kernel, model, X, n_targets, budget):
+    require_device_memory(job, n_arrays=n_arrays)
+    # of several devices, none has all features
+    if (
+        len(plan.devices) > 1
+        or plan.passes > 1
+        or n_tiles > plan.panel
+        or not _answers_primally(kernel, model, X, n_targets, budget)
+    ):
         return job
     tile_bytes = plan.rows * plan.row_bytes
     # in double precision, before and after a tile is added

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from ..execution.devices import blas, by_rows, everywhere, give_back_memory, host_threads, on_host, on_one_cpu
+from ..execution.devices import blas, give_back_memory, host_threads, on_host
 from ..execution.precision import DIGITS, enable_x64
 from ..execution.tiles import one_ahead, pad_rows
 from ..networks.inputs import params_dtype
@@ -37,18 +37,6 @@ def own_digits(kernel: Kernel, model: Model) -> str | None:
     return precision_of(model.network) if single else None
 
 
-def by_panel(tiles: list[tuple[int, int]], panel: int, width: int | None = None) -> list[list[tuple[int, int]]]:
-    """Return the tiles of each panel of rows, and of each ``width`` columns if that is given.
-
-    >>> by_panel([(0, 0), (0, 1), (0, 2), (1, 1)], panel=2, width=2)
-    [[(0, 0), (0, 1), (1, 1)], [(0, 2)]]
-    """
-    panels = {}
-    for i, j in tiles:
-        panels.setdefault((i // panel, None if width is None else j // width), []).append((i, j))
-    return list(panels.values())
-
-
 @dataclass(frozen=True, eq=False)
 class TileProgram:
     """A compiled program from inputs to features of a tile, bound to what does not change from tile to tile.
@@ -58,7 +46,7 @@ class TileProgram:
     compiled : callable
         The program: from model, a chunk of inputs and directions to features.
     model : Model
-        The model on the plan's devices.
+        The model on the plan's first device, where the program runs.
     passes : dict of arrays
         The directions of each pass, (``plan.directions``, C), by the first one's number.
     plan : Plan
@@ -83,7 +71,7 @@ class TileProgram:
             First direction of the pass; directions beyond the last are zero.
         """
         rows, chunk = self.plan.rows, self.plan.chunk
-        x = jax.device_put(pad_rows(x, rows), by_rows(self.plan.devices))
+        x = jax.device_put(pad_rows(x, rows), self.plan.devices[0])
         directions = self.passes[start]
         if chunk == rows:
             features = self.compiled(self.model, x, directions)
@@ -113,8 +101,9 @@ def tile_program(
     ArithmeticError
         If the network's structure was read wrongly: see :mod:`.verification`.
     """
-    abstract = abstract_features(kernel, model, X.shape[1:], X.dtype, plan.devices, digits)
-    model = jax.device_put(model, everywhere(plan.devices))
+    device = plan.devices[0]
+    abstract = abstract_features(kernel, model, X.shape[1:], X.dtype, device, digits)
+    model = jax.device_put(model, device)
     if isinstance(kernel, TangentKernel) and verify(kernel.base, model, X[:2]):
         give_back_memory()
     directions = output_directions(abstract)
@@ -124,9 +113,9 @@ def tile_program(
     return TileProgram(
         compiled_features(abstract, plan.chunk, plan.directions),
         model,
-        jax.device_put(passes, everywhere(plan.devices)),
+        jax.device_put(passes, device),
         plan,
-        in_numpy=kernel.is_tangent and on_one_cpu(plan.devices),
+        in_numpy=kernel.is_tangent and on_host([device]),
     )
 
 
@@ -166,6 +155,10 @@ class TileJob:
         if self.Y is None or self.Y.dtype == self.X.dtype:
             return self._row_program
         return tile_program(self.kernel, self.model, self.plan, self.Y, self.digits)
+
+    def prepare(self) -> None:
+        """Compile the programs of rows and columns, and verify how the network is read."""
+        _ = self._row_program, self._column_program
 
     @property
     def digits(self) -> str | None:
@@ -210,11 +203,11 @@ class TileJob:
 def compute_tiles(job: TileJob, tiles: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list]]:
     """Yield tiles (i, j), each with its blocks: one for each parameter array, or one in all.
 
-    The rows' features are kept, the columns' are computed one tile after the other. Where the directions take
-    several passes, all tiles are finished in the last one.
+    The first of the plan's devices computes them. The rows' features are kept, the columns' are computed one tile
+    after the other. Where the directions take several passes, all tiles are finished in the last one.
     """
     kernel, plan, symmetric = job.kernel, job.plan, job.Y is None
-    contract = contract_on_host if kernel.is_tangent and on_one_cpu(plan.devices) else _contract_compiled
+    contract = contract_on_host if kernel.is_tangent and on_host(plan.devices) else _contract_compiled
     rows = sorted({i for i, _ in tiles})
     columns: dict[int, list[int]] = {}
     for i, j in tiles:
@@ -224,9 +217,6 @@ def compute_tiles(job: TileJob, tiles: list[tuple[int, int]]) -> Iterator[tuple[
         left = {i: job.row_features(i, start) for i in rows}
         for j, partners in columns.items():
             right = left[j] if symmetric and j in left else job.column_features(j, start)
-            if len(plan.devices) > 1:
-                # rows stay where they are, columns go to all devices
-                right = jax.device_put(right, everywhere(plan.devices))
             column = contract(job, [left[i] for i in partners], right)
             for i, blocks in zip(partners, column, strict=True):
                 if symmetric and i == j:

@@ -23,7 +23,7 @@ from ..estimators.attackable import AttackableEstimator
 from ..estimators.inputs import kept_dtypes
 from ..execution.loops import form_of
 from ..execution.precision import x64_enabled
-from ..execution.tiles import NETWORK_ROWS, as_pytree, movable
+from ..execution.tiles import NETWORK_ROWS, as_pytree, movable, network_rows
 from ..networks.inputs import params_dtype
 from ..networks.model import Model, failure
 from ..sklearn_models.registry import DifferentiableEstimator
@@ -262,7 +262,7 @@ def _function_target(model, X, y, classes, labelled) -> AttackTarget:
         X=checked,
         y=labels,
         classes=known,
-        rows=NETWORK_ROWS,
+        rows=network_rows(),
         given=X,
         table=table,
         data_dtype=None if table is not None else _dtype_of(X),

@@ -8,7 +8,7 @@ usable, an array API library for its own arrays, NumPy otherwise.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -32,6 +32,8 @@ class InaccurateSolveError(np.linalg.LinAlgError):
 @dataclass(frozen=True, kw_only=True)
 class _DirectSolver:
     max_residual: float | None = None
+    # arrays of the size of A that a solution takes, A among them
+    n_arrays: ClassVar[int] = 2
 
     def __post_init__(self):
         if self.max_residual is not None:
@@ -115,6 +117,8 @@ class Eigh(_DirectSolver):
     """
 
     rcond: float | None = None
+    # eigenvectors, and the work space of a divide-and-conquer
+    n_arrays: ClassVar[int] = 5
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_cupy_array
 
-from .._arrays import AnyArray, as_array_like
+from .._arrays import AnyArray, as_array_like, gpu_bytes_free
 from .._validation import brief, number
 from .direct import InaccurateSolveError, SingularGramError, resolve_solver
 from .matrices import require_real, solver_array
@@ -59,6 +59,8 @@ def solve(
         If the regularised Gram matrix is not positive definite, or the mean diagonal is not positive.
     InaccurateSolveError
         If the solver's backward error is too large.
+    MemoryError
+        If `gram` is on a GPU that has no room left for what the solver takes; before anything is computed.
 
     Examples
     --------
@@ -96,6 +98,7 @@ def _ridge_solve(gram, targets, ridge, root, solver):
     """Return W^½ u with (W^½ K W^½ + ridge I) u = W^½ y, the form of weighted ridge that takes zero weights."""
     xp = array_namespace(gram)
     size = targets.shape[0]
+    _require_room(gram, size, solver)
     # One assignment casts to float64 and carries out any permutation: the only copy of the Gram matrix here.
     A = xp.empty(gram.shape, dtype=xp.float64, device=device(gram))
     A[...] = gram
@@ -108,6 +111,20 @@ def _ridge_solve(gram, targets, ridge, root, solver):
     diagonal += ridge
     u = _checked_answer(solver(A, targets), targets, solver)
     return u if root is None else root[:, None] * u
+
+
+def _require_room(gram, size, solver):
+    """Raise MemoryError unless a GPU has room for a system in double precision and for what its solver takes."""
+    if not is_cupy_array(gram):
+        return
+    needed, free = 8 * size**2 * getattr(solver, "n_arrays", 1), gpu_bytes_free()
+    if needed > free:
+        raise MemoryError(
+            f"solving a system of {size:,} takes {needed / 2**30:.1f} GiB on the GPU, of which {free / 2**30:.1f} "
+            "GiB are free. What JAX has taken it keeps: give it less from the start "
+            "(XLA_PYTHON_CLIENT_MEM_FRACTION), solve in another process, or on the host (solve of the matrix as "
+            "NumPy array)"
+        )
 
 
 def _checked_answer(u, targets, solver):

@@ -315,7 +315,7 @@ def test_a_plan_says_its_tiles_panels_passes_and_bytes():
     on_two = replace(SOME_PLAN, devices=("one", "other"), directions=10, panel=3000, row_bytes=900, memory=2**31)
     assert str(on_two) == (
         "tiles of 64 rows, on 2 devices (16 at once), panels of 192,000; 1 pass over 10 outputs; "
-        "900 bytes of features a row, 3 MiB to compute them; at most 167.8 MiB of 2.0 GiB, " + NOT_COUNTED
+        "900 bytes of features a row, 3 MiB to compute them; at most 167.8 MiB of 2.0 GiB on each, " + NOT_COUNTED
     )
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import product
 
 import jax
 import joblib
@@ -15,6 +16,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, Model, TraceNTK, gram
 from ntkrobust_sk.kernels.plan import fixed_plan
+from ntkrobust_sk.kernels.workers import pieces_for
 
 SHAPE = (4, 4, 1)
 NETWORK = CNN(n_outputs=3, widths=(3,), strides=(1,))
@@ -117,37 +119,122 @@ def test_tiles_of_a_process_that_dies_are_computed_again_with_a_warning(tmp_path
 
 
 DEVICES = """
-import jax, numpy as np, sys
+import sys, threading
+import jax, numpy as np
 from ntkrobust_sk import CNN, Model, gram
-from ntkrobust_sk.kernels import KERNELS
-from ntkrobust_sk.kernels.plan import make_plan
+from ntkrobust_sk.execution import devices
+from ntkrobust_sk.execution.precision import enable_x64
+from ntkrobust_sk.kernels import KERNELS, workers
+from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
+
 assert len(jax.devices()) == 4
 network = CNN(n_outputs=3, widths=(3,), strides=(1,))
 model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
 X = np.random.default_rng(0).normal(size=(61, 4, 4, 1)).astype(np.float32)
-plan = make_plan(KERNELS["trace"], model, (4, 4, 1), 100_000)
-assert len(plan.devices) == 4 and plan.rows % 4 == 0 and 61 % plan.rows
-results = {name: gram(name, model, X, memory=100_000) for name in KERNELS}
-results |= {"part": gram("trace", model, X[:9], X[20:], memory=100_000)}
+assert len(make_plan(KERNELS["trace"], model, (4, 4, 1), "1MiB").devices) == 4
+
+def plan_of(name):
+    return fixed_plan(KERNELS[name], model, (4, 4, 1), 4, 3)
+
+# every device has begun before one of them goes on
+compute, all_there, seen, tiles = workers.compute_tiles, None, {}, []
+
+def watched(job, piece):
+    device, = job.plan.devices
+    if device not in seen:
+        seen[device] = threading.get_ident()
+        all_there.wait(timeout=120)
+    tiles.extend(piece)
+    return compute(job, piece)
+
+def on_all(*arguments, **options):
+    global all_there
+    all_there = threading.Barrier(4)
+    seen.clear(), tiles.clear()
+    K = gram(*arguments, plan=plan_of(arguments[0]), **options)
+    assert set(seen) == set(jax.devices()) and len(set(seen.values())) == 4
+    assert len(set(tiles)) == len(tiles)
+    return K
+
+workers.compute_tiles = watched
+results = {name: on_all(name, model, X) for name in KERNELS}
+results["part"] = on_all("trace", model, X[:29], X[20:])
+results["stored"] = on_all("trace", model, X, store=sys.argv[1] + ".zarr")
+layers = on_all("trace", model, X, by_layer=True)
+results["layers"] = sum(layers.values())
+with enable_x64(True):
+    double = jax.tree.map(lambda leaf: leaf.astype("float64"), model)
+    results["double"] = on_all("trace", double, X.astype(float))
+assert results["double"].dtype == float
+workers.compute_tiles = compute
 with jax.default_device(jax.devices()[2]):
-    assert make_plan(KERNELS["trace"], model, (4, 4, 1), 100_000).devices == (jax.devices()[2],)
-    results |= {"one": gram("trace", model, X, memory=100_000)}
+    assert make_plan(KERNELS["trace"], model, (4, 4, 1), "1MiB").devices == (jax.devices()[2],)
+    for name in KERNELS:
+        results["one " + name] = gram(name, model, X, plan=plan_of(name))
+    results["one part"] = gram("trace", model, X[:29], X[20:], plan=plan_of("trace"))
+
+def fails(job, piece):
+    found = watched(job, piece)
+    if job.plan.devices == (jax.devices()[1],):
+        raise ValueError("device 1 has failed")
+    return found
+
+workers.compute_tiles, before = fails, set(threading.enumerate())
+try:
+    on_all("trace", model, X)
+except ValueError as error:
+    assert str(error) == "device 1 has failed"
+else:
+    raise AssertionError("the failure of a device was not told")
+assert set(threading.enumerate()) <= before
+
+# as accelerators do it
+devices.HOST_PLATFORMS = ()
+workers.compute_tiles = watched
+from ntkrobust_sk.kernels import abstract_features, plan as planning
+for cached in (abstract_features.compiled_features, abstract_features._shapes, planning._plan):
+    cached.cache_clear()
+jax.clear_caches()
+for dtype in (None, "float64"):
+    for name in ("trace", "class"):
+        K = on_all(name, model, X, dtype=dtype)
+        assert isinstance(K, jax.Array) and K.devices() == {jax.devices()[0]}
+        assert K.dtype == (dtype or "float32")
+        results[f"{name} {dtype}"] = np.asarray(K)
 np.savez(sys.argv[1], **results)
 """
 
 
 @pytest.mark.slow
-def test_four_devices_compute_the_matrix_of_one_whatever_the_number_of_rows(tmp_path):
+def test_four_devices_share_the_tiles_and_compute_the_matrix_of_one(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     command = [sys.executable, "-c", DEVICES, str(tmp_path / "found.npz")]
     subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, check=True)
     found = np.load(tmp_path / "found.npz")
     for name in ("trace", "class", "full", "pseudo"):
+        np.testing.assert_array_equal(found[name], found[f"one {name}"])
         expected = gram(name, MODEL, X)
         np.testing.assert_allclose(found[name], expected, rtol=0, atol=2e-6 * np.abs(expected).max())
-    trace = gram("trace", MODEL, X)
-    np.testing.assert_allclose(found["part"], trace[:9, 20:], rtol=0, atol=2e-6 * trace.max())
-    np.testing.assert_allclose(found["one"], trace, rtol=0, atol=2e-6 * trace.max())
+    np.testing.assert_array_equal(found["part"], found["one part"])
+    np.testing.assert_array_equal(found["stored"], found["trace"])
+    trace = found["trace"].astype(float)
+    for name in ("layers", "double", "trace None", "trace float64"):
+        np.testing.assert_allclose(found[name], trace, rtol=0, atol=2e-6 * trace.max())
+        np.testing.assert_array_equal(found[name], found[name].T)
+    np.testing.assert_allclose(found["class None"], found["class"], rtol=0, atol=2e-6 * found["class"].max())
+
+
+def test_pieces_hold_every_tile_once_and_begin_on_the_diagonal():
+    for n_tiles, panel, n_workers in product((1, 2, 7, 30), (1, 3, 100), (1, 2, 8)):
+        tiles = [(i, j) for i in range(n_tiles) for j in range(i, n_tiles)]
+        pieces = pieces_for(tiles[::-1], panel, n_workers)
+        assert sorted(tile for piece in pieces for tile in piece) == tiles
+        for piece in pieces:
+            assert len({i for i, _ in piece}) <= panel
+            # a worker finds a diagonal tile of its piece by that
+            if any(i == j for i, j in piece):
+                assert min(i for i, _ in piece) == min(j for _, j in piece)
+        assert len(pieces) >= min(len(tiles), n_workers)
 
 
 @pytest.mark.slow
