@@ -97,12 +97,12 @@ class Report:
         beside.replace(self.path)
 
 
-def run(names, folder: Path, toy: bool) -> None:
-    """Sections by name, each to its file in the folder."""
+def run(names, folder: Path, toy: bool, sections=None) -> None:
+    """Sections by name, here or of another file, each to its file in the folder."""
     for name in names:
         report = Report(folder / f"{name}.json")
         try:
-            globals()[f"check_{name}"](report, toy)
+            (globals() if sections is None else sections)[f"check_{name}"](report, toy)
         except NotRun as reason:
             report.end("not run", reason=str(reason))
         except Exception as error:
@@ -412,11 +412,12 @@ def check_attacks(report, toy):
         report.note(f"{name}, {norm}: seconds of the first call", first)
 
 
-def pair_operations(kernel, model, shape) -> float:
-    """Operations of the inner products of one pair of rows, from shapes."""
-    x = jax.ShapeDtypeStruct((2, *shape), np.float32)
-    count = 0
-    for leaf in jax.eval_shape(resolve_kernel(kernel).features, model, x):
+def pair_operations(kernel, model, shape, n_directions=None) -> float:
+    """Operations of the inner products of one pair of rows, of all directions or of some, from shapes."""
+    x, count = jax.ShapeDtypeStruct((2, *shape), np.float32), 0
+    directions = jax.eval_shape(resolve_kernel(kernel).output_directions, model, x)
+    some = jax.ShapeDtypeStruct((n_directions or directions.shape[0], *directions.shape[1:]), directions.dtype)
+    for leaf in jax.eval_shape(resolve_kernel(kernel).features, model, x, some):
         if isinstance(leaf, DenseGradients):
             count += 2 * leaf.values.shape[0] * leaf.values.shape[2]
         else:

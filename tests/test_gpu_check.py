@@ -36,9 +36,11 @@ def run(names, folder, toy):
 
 
 @pytest.fixture
-def runner(tmp_path):
+def runner(tmp_path, monkeypatch):
     """The runner, with sections of another file."""
-    shutil.copy(EXAMPLES / "gpu_check.py", tmp_path)
+    for name in ("gpu_check.py", "gpu_runner.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
     (tmp_path / "gpu_sections.py").write_text(FAKE)
     spec = importlib.util.spec_from_file_location("gpu_check_copy", tmp_path / "gpu_check.py")
     module = importlib.util.module_from_spec(spec)
