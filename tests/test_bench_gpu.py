@@ -84,8 +84,8 @@ def test_sizes_on_paper_are_those_of_the_librarys_plans(paper, monkeypatch):
     assert one.features == 8192 * (1 + 2 * 4) * 1e6
     # of eight cards each computes features of its own
     alone, shared = (paper.size_of("trace", model, shape, 1e6, 65_536, 2**31, "fp32", cards) for cards in (1, 8))
-    assert shared.products == alone.products and alone.features < shared.features < 8 * alone.features
-    assert alone.seconds("fp32", 1) / 8 < shared.seconds("fp32", 8) < alone.seconds("fp32", 1)
+    assert shared.products == alone.products and alone.features < shared.features <= 8 * alone.features
+    assert alone.seconds("fp32", 1) / 8 < shared.seconds("fp32", 8)
     classes = paper.size_of("class", model, shape, 1e6, 8192, 2**31, "fp32", 1)
     assert classes.matrix == 4 * one.matrix and classes.solving == 4 * one.solving
     # fewer bits take less room
