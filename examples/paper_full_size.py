@@ -1,22 +1,24 @@
 """The paper at full size, as far as a clock allows: one command, which goes on where it was stopped.
 
     python examples/paper_full_size.py --data-dir DIR --minutes 9 --out full_size      # CIFAR-10, ResNet-18
-    python examples/paper_full_size.py --plan                                          # floors; nothing runs
+    python examples/paper_full_size.py --plan                  # floors, predictions, memory; nothing runs
     python examples/paper_full_size.py --toy --out toy                                 # 64 digits, anywhere
 
 Stage 1 trains a network adversarially, by the paper's two updates a batch, until its epochs or its share of the
 clock are over. Stage 2 trains the centred network on the kernel frozen there. Then the test images are attacked
 through that very model: PGD-100 on all of them, APGD on what still stands. With time left, the same on a benignly
 trained kernel. Every stage writes what it has, each minute and at its end: states as safetensors, figures as JSON,
-each file whole or not at all.
+each file whole or not at all. Compiled programs are kept in a folder that may travel (``--cache``). What a device
+has no memory for is refused before it runs, with what it needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -28,10 +30,14 @@ from gpu_sections import forward_operations
 from ntkrobust_sk import APGD, NFGSM, PGD, Clean, MixedPrecision, Model, Network, ResNet18, linearize, train
 from ntkrobust_sk._files import write_atomically
 from ntkrobust_sk.datasets import load_splits
+from ntkrobust_sk.execution.devices import free_bytes
+from ntkrobust_sk.execution.memory import readable
 from ntkrobust_sk.training import DamagedCheckpointError, initial_state, load_checkpoint, save_checkpoint
 
-# Batches between two looks at the clock, and seconds between two checkpoints.
-LOOK, CHECKPOINT = 16, 60.0
+# Seconds between two checkpoints.
+CHECKPOINT = 60.0
+# What a plan counts with: the share of the products' rate that convolutions reach, and seconds to compile a stage.
+SHARE, COMPILING = 0.25, 60.0
 # Shares of what is left of the clock: stage 1, stage 2, then attacks.
 SHARES = {"stage-1": 0.5, "stage-2": 0.45, "pgd": 0.6, "apgd-ce": 0.5, "apgd-t": 0.8}
 
@@ -55,6 +61,9 @@ class Setting:
         Of PGD in evaluation.
     rows : int
         Of a tile of test images.
+    look : int
+        Batches between two looks at the clock.
+    batch_size : int
     """
 
     data: str
@@ -66,6 +75,7 @@ class Setting:
     epochs: dict
     steps: int
     rows: int
+    look: int = 16
     batch_size: int = 128
 
 
@@ -73,7 +83,17 @@ FULL = Setting(
     "cifar10", 50_000, 10_000, (32, 32, 3), ResNet18(10), 4 / 255, {"stage-1": 20, "stage-2": 10}, 100, 1000
 )
 TOY = Setting(
-    "digits", 64, 32, (8, 8, 1), ResNet18(10, width=4), 0.1, {"stage-1": 2, "stage-2": 1}, 5, 16, batch_size=16
+    "digits",
+    64,
+    32,
+    (8, 8, 1),
+    ResNet18(10, width=4),
+    0.1,
+    {"stage-1": 6, "stage-2": 6},
+    5,
+    4,
+    look=4,
+    batch_size=16,
 )
 
 
@@ -81,14 +101,18 @@ def main(arguments=None) -> dict:
     """Run what the clock allows, and return what was found."""
     options = parsed(arguments)
     setting = TOY if options.toy else FULL
+    setting = replace(setting, rows=options.rows or setting.rows)
     network = setting.network if options.precision is None else MixedPrecision(setting.network, options.precision)
     if options.plan:
         print(plan(setting, network, options))
         return {}
-    jax.config.update("jax_compilation_cache_dir", options.cache)
+    require_memory(setting, network)
     run = Run(setting, network, options)
+    jax.config.update("jax_compilation_cache_dir", str(options.cache or options.out / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     for kernel in ("adversarial", "benign"):
         run.kernel(kernel)
+    print(comparison(run.found))
     return run.found
 
 
@@ -100,37 +124,102 @@ def parsed(arguments):
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--fast", action="store_true", help="N-FGSM in training instead of PGD-20")
     parser.add_argument("--precision", choices=["bf16", "tf32"], help="of products; JAX's default without it")
-    parser.add_argument("--cache", help="folder of compiled programs, kept between runs")
-    parser.add_argument("--rate", type=float, default=200.0, help="TFLOP/s that a plan counts with")
+    parser.add_argument("--cache", help="folder of compiled programs, which may travel; OUT/compiled without it")
+    parser.add_argument("--rows", type=int, help="test images that are attacked at once; fewer take less memory")
+    parser.add_argument("--rate", type=float, default=400.0, help="TFLOP/s of products, from which floors follow")
     parser.add_argument("--plan", action="store_true", help="print floors and predicted seconds; run nothing")
     parser.add_argument("--toy", action="store_true", help="64 digits and a narrow network")
     options = parser.parse_args(arguments)
-    if not options.minutes > 0 or not options.rate > 0:
-        parser.error("--minutes and --rate must be positive")
+    if not options.minutes > 0 or not options.rate > 0 or (options.rows is not None and options.rows < 1):
+        parser.error("--minutes, --rate and --rows must be positive")
     return options
 
 
 def training_attack(setting, fast):
     """The second of the two updates a batch."""
-    return NFGSM(setting.epsilon) if fast else PGD(setting.epsilon, 3 if setting is TOY else 20)
+    return NFGSM(setting.epsilon) if fast else PGD(setting.epsilon, 3 if setting.data == TOY.data else 20)
 
 
 def plan(setting, network, options) -> str:
-    """What each stage takes, counted in forward passes, at the rate that was given."""
+    """Return what each stage takes: work counted in forward passes, its floor, its prediction, and its memory."""
     model = Model(network, jax.eval_shape(lambda key: network.init(key, setting.shape), jax.random.key(0)))
     forward, n_steps = forward_operations(model, setting.shape), training_attack(setting, options.fast)
     n_steps = getattr(n_steps, "n_steps", 1)
     # an update is a forward and two gradients, a step of an attack a forward and one; linearised, three times that
     per_image = {"stage-1": 2 * 3 + 2 * n_steps, "stage-2": 3 * (2 * 3 + 2 * n_steps)}
-    lines = [f"{forward / 1e9:.3g} GFLOP a forward pass, {options.rate:g} TFLOP/s", ""]
-    lines += ["| stage | work | FLOP | predicted seconds |", "|---|---|---|---|"]
+    counts = {}
     for stage, passes in per_image.items():
-        count = forward * passes * setting.n_train * setting.epochs[stage]
         work = f"{setting.epochs[stage]} epochs of {setting.n_train:,}"
-        lines.append(f"| {stage} | {work} | {count:.2g} | {count / options.rate / 1e12:.3g} |")
-    count = forward * 6 * setting.steps * setting.n_test
-    work = f"PGD-{setting.steps} on {setting.n_test:,}"
-    lines.append(f"| attacks | {work}, linearised | {count:.2g} | {count / options.rate / 1e12:.3g} |")
+        counts[stage] = work, forward * passes * setting.n_train * setting.epochs[stage]
+    # APGD goes on with what still stands: all of it, at worst
+    for attack in ("PGD", "APGD-CE", "APGD-T"):
+        work = f"{attack}-{setting.steps} on {setting.n_test:,}, linearised"
+        counts[attack] = work, forward * 6 * setting.steps * setting.n_test
+    lines = [
+        f"{forward / 1e9:.3g} GFLOP a forward pass, {options.rate:g} TFLOP/s, of which {SHARE:.0%} are reached",
+        "",
+    ]
+    lines += [
+        "| stage | work | FLOP | seconds at least | predicted seconds | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    memory = bytes_needed(setting, network)
+    for stage, (work, count) in counts.items():
+        floor = count / options.rate / 1e12
+        needed = readable(memory.get(stage, memory["attacks"]))
+        lines.append(
+            f"| {stage} | {work} | {count:.2g} | {floor:.3g} | {COMPILING + floor / SHARE:.3g} | {needed} |"
+        )
+    budget = 60 * options.minutes
+    epoch = forward * per_image["stage-1"] * setting.n_train / options.rate / 1e12 / SHARE
+    lines += [
+        "",
+        f"An epoch of stage 1 is predicted to take {epoch:.3g} s, of {SHARES['stage-1'] * budget:.3g} s for it.",
+    ]
+    return "\n".join(lines)
+
+
+def bytes_needed(setting, network) -> dict[str, int]:
+    """Count the bytes of each stage: parameters, the optimiser's own, and what a gradient keeps of a batch."""
+    variables = jax.eval_shape(lambda key: network.init(key, setting.shape), jax.random.key(0))
+    model = Model(network, variables)
+    frozen = jax.eval_shape(lambda model: linearize(model, centered=True), model)
+    parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables.params))
+
+    def kept(model, rows):
+        x = jax.ShapeDtypeStruct((rows, *setting.shape), jnp.float32)
+        pullback = jax.eval_shape(lambda model, x: jax.vjp(lambda model, x: model(x), model, x)[1], model, x)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+
+    # parameters, gradients, momentum, and where they were frozen; the working space is about what is kept
+    return {
+        "stage-1": 4 * parameters + 2 * kept(model, setting.batch_size),
+        "stage-2": 5 * parameters + 2 * kept(frozen, setting.batch_size),
+        "attacks": 2 * parameters + 2 * kept(frozen, setting.rows),
+    }
+
+
+def require_memory(setting, network) -> None:
+    """Raise MemoryError where the device has less memory than a stage needs; some do not say what they have."""
+    free = free_bytes(jax.devices()[0])
+    for stage, needed in bytes_needed(setting, network).items() if free is not None else ():
+        if needed > free:
+            way = f"--rows {setting.rows // 2}" if stage == "attacks" else "a larger device"
+            raise MemoryError(
+                f"{stage} takes about {readable(needed)}, but JAX has {readable(free)} of {jax.devices()[0]}: "
+                f"take {way}, or let JAX have more of it (XLA_PYTHON_CLIENT_MEM_FRACTION)"
+            )
+
+
+def comparison(found) -> str:
+    """Return a table of what was predicted after the first look and what it took, where there was time for it."""
+    lines = ["| kernel | stage | predicted | measured | measured / predicted |", "|---|---|---|---|---|"]
+    for kernel in ("adversarial", "benign"):
+        for stage, figures in found.get(kernel, {}).items():
+            if (measured := figures.get("seconds after the prediction")) is not None:
+                predicted = figures["predicted"]["in all"]
+                cells = f"{predicted:.2f} s | {measured:.2f} s | {measured / predicted:.2f}"
+                lines.append(f"| {kernel} | {stage} | {cells} |")
     return "\n".join(lines)
 
 
@@ -144,8 +233,13 @@ class Run:
             setting.data, options.data_dir, n_train=setting.n_train, n_test=setting.n_test, random_state=0
         )
         self.attack = training_attack(setting, options.fast)
-        self.of = f"{setting} {network} {self.attack}"
+        # of which no number of a stage depends
+        self.of = f"{replace(setting, rows=0, look=0)} {network} {self.attack}"
         self.file = options.out / "full_size.json"
+        if self.file.exists() and (there := json.loads(self.file.read_text())["settings"]["of"]) != self.of:
+            raise ValueError(
+                f"{options.out} holds the run of other settings, which stays as it is: {there}. Give another --out"
+            )
         options.out.mkdir(parents=True, exist_ok=True)
         device = jax.devices()[0]
         self.found = {
@@ -192,7 +286,8 @@ class Run:
             print(f"{error}; {stage} begins again", flush=True)
         per_epoch = -(-self.setting.n_train // self.setting.batch_size)
         first, last = int(state.step), per_epoch * self.setting.epochs[stage]
-        steps = [*range(first + LOOK, last, LOOK), last] if first < last else []
+        look = self.setting.look
+        steps = [*range(first + look, last, look), last] if first < last else []
         states = train(
             state,
             self.splits.X,
@@ -250,7 +345,7 @@ class Run:
         }
         seen = len(X)
         for name, attack in attacks.items():
-            deadline, done = self.deadline(name), 0
+            deadline, done, stamps = self.deadline(name), 0, [time.monotonic()]
             for i in range(0, seen, rows):
                 if time.monotonic() > deadline:
                     break
@@ -260,11 +355,16 @@ class Run:
                     examples = attack(model, jnp.asarray(X[at]), jnp.asarray(y[at]), key=jax.random.key(i))
                     held = np.asarray(answers_of(model, examples)) == y[at]
                     stands[tile] &= held[: tile.stop - tile.start]
+                    stamps.append(time.monotonic())
                 done = tile.stop
             seen = done
             if not seen:
                 return
             figures = {"images": seen, "robust accuracy": float(stands[:seen].mean())}
+            if len(stamps) > 3:
+                # the first tile compiles, and the second one is what the others take
+                figures["predicted"] = {"in all": (stamps[2] - stamps[1]) * (len(stamps) - 3)}
+                figures["seconds after the prediction"] = stamps[-1] - stamps[2]
             self.note(kernel, **{name: figures})
 
 
@@ -275,4 +375,7 @@ def answers_of(model, x):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (MemoryError, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

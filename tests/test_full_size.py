@@ -2,8 +2,13 @@
 
 import importlib
 import json
+from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +18,16 @@ def full_size(request):
         yield importlib.import_module("paper_full_size")
 
 
+@pytest.fixture(autouse=True)
+def own_cache():
+    """Programs are not kept where these tests have put them."""
+    kept = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    yield
+    jax.config.update("jax_compilation_cache_dir", kept[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", kept[1])
+    compilation_cache.reset_cache()
+
+
 @pytest.mark.slow
 def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_path):
     options = ["--precision", "bf16"]
@@ -20,7 +35,9 @@ def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_
     assert json.loads((tmp_path / "full_size.json").read_text()) == found
     for kernel in ("adversarial", "benign"):
         stages = found[kernel]
-        assert stages["stage-1"]["epochs"] == 2 and stages["stage-2"]["epochs"] == 1
+        assert stages["stage-1"]["epochs"] == 6 and stages["stage-2"]["epochs"] == 6
+        for name in ("stage-1", "stage-2", "pgd"):
+            assert stages[name]["predicted"]["in all"] > 0 and stages[name]["seconds after the prediction"] > 0
         # what one attack has broken stays broken
         robust = [stages[name]["robust accuracy"] for name in ("pgd", "apgd-ce", "apgd-t")]
         assert robust == sorted(robust, reverse=True) and stages["pgd"]["images"] == 32
@@ -32,17 +49,17 @@ def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_
 
 @pytest.mark.slow
 def test_a_clock_that_is_over_ends_a_stage_with_what_there_is(full_size, tmp_path, monkeypatch):
-    longer = full_size.Setting(**{**vars(full_size.TOY), "epochs": {"stage-1": 60, "stage-2": 1}})
+    longer = replace(full_size.TOY, epochs={"stage-1": 12, "stage-2": 1})
     monkeypatch.setattr(full_size, "TOY", longer)
     with monkeypatch.context() as patch:
         patch.setattr(full_size.Run, "deadline", lambda run, stage: 0.0)
         found = full_size.main(["--toy", "--fast", "--out", str(tmp_path)])
-    # one look at the clock: sixteen batches, of four an epoch; and no time for an attack
-    assert found["adversarial"]["stage-1"]["epochs"] == 4 and "pgd" not in found["adversarial"]
+    # one look at the clock: four batches, of four an epoch; and no time for an attack
+    assert found["adversarial"]["stage-1"]["epochs"] == 1 and "pgd" not in found["adversarial"]
     assert (tmp_path / "adversarial-stage-1.safetensors").exists()
     # with time it goes on from there, and tells in advance how long that takes
     stage = full_size.main(["--toy", "--fast", "--out", str(tmp_path)])["adversarial"]["stage-1"]
-    assert stage["epochs"] == 60 and 0 < stage["predicted"]["seconds an epoch"] < stage["predicted"]["in all"]
+    assert stage["epochs"] == 12 and 0 < stage["predicted"]["seconds an epoch"] < stage["predicted"]["in all"]
     assert stage["seconds after the prediction"] > 0
 
 
@@ -52,7 +69,13 @@ def test_a_plan_states_floors_and_runs_nothing(full_size, capsys, tmp_path, monk
     text = capsys.readouterr().out
     # ResNet-18 on 32 x 32 images: 0.56 G multiply-adds, less what padding with zeros saves
     assert 0.9 < float(text.split()[0]) < 1.12
-    assert "100 TFLOP/s" in text and text.count("\n|") == 5
+    assert "100 TFLOP/s" in text and text.count("\n|") == 7
+    rows = {
+        row.split(" | ")[0].strip("| "): row.strip(" |").split(" | ") for row in text.splitlines() if "GiB" in row
+    }
+    for name in ("stage-1", "stage-2", "PGD", "APGD-CE", "APGD-T"):
+        _, _, _, floor, predicted, memory = next(row for key, row in rows.items() if key.startswith(name))
+        assert 0 < float(floor) < float(predicted) and 0.1 < float(memory.split()[0]) < 78
     assert not list(tmp_path.iterdir())
 
 
@@ -66,3 +89,44 @@ def test_wrong_options_are_refused(full_size, options, capsys):
 def test_missing_data_are_named(full_size, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing_here"):
         full_size.main(["--data-dir", str(tmp_path / "nothing_here"), "--out", str(tmp_path)])
+    folder = tmp_path / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "data_batch_1.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"data_batch_2\.bin"):
+        full_size.main(["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_without_the_memory_is_refused_before_anything_runs(full_size, tmp_path, monkeypatch):
+    needed = full_size.bytes_needed(full_size.TOY, full_size.TOY.network)
+    assert needed["stage-1"] < needed["stage-2"]
+    monkeypatch.setattr(full_size, "free_bytes", lambda device: needed["stage-1"] - 1)
+    monkeypatch.setattr(full_size, "Run", None)
+    with pytest.raises(MemoryError, match=r"stage-1 takes about .* take a larger device"):
+        full_size.main(["--toy", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(full_size, "free_bytes", lambda device: needed["stage-2"])
+    with pytest.raises(MemoryError, match=r"attacks takes about .* take --rows 500"):
+        full_size.main(["--toy", "--rows", "1000", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_settings_is_refused_and_stays_as_it_is(full_size, tmp_path):
+    written = '{"settings": {"of": "something else"}}'
+    (tmp_path / "full_size.json").write_text(written)
+    with pytest.raises(ValueError, match="of other settings, which stays as it is: something else"):
+        full_size.main(["--toy", "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["full_size.json"]
+    assert (tmp_path / "full_size.json").read_text() == written
+
+
+@pytest.mark.slow
+def test_a_budget_of_less_than_an_epoch_is_refused_with_the_prediction_and_keeps_what_was_trained(
+    full_size, tmp_path, monkeypatch
+):
+    # sixteen batches an epoch, a second for each, and seven seconds
+    monkeypatch.setattr(full_size, "TOY", replace(full_size.TOY, look=1, batch_size=4))
+    monkeypatch.setattr(full_size, "time", SimpleNamespace(monotonic=map(float, count()).__next__))
+    found = full_size.main(["--toy", "--fast", "--minutes", "0.25", "--out", str(tmp_path)])
+    stage = found["adversarial"]["stage-1"]
+    assert stage["refused"] == "not one epoch fits" and stage["predicted"]["seconds an epoch"] == 16
+    assert (tmp_path / "adversarial-stage-1.safetensors").exists() and "stage-2" not in found["adversarial"]

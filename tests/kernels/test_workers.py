@@ -1,5 +1,6 @@
 """Gram matrices by several processes, and over several devices in one: the same matrix, also when one dies."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -86,6 +87,20 @@ def test_a_dask_cluster_computes_the_same_although_a_worker_is_killed(tmp_path):
         assert not killer.is_alive(), "the matrix was finished before the worker was killed"
         assert pid not in client.run(os.getpid).values()
     np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_dask_worker_sees_a_gpu_of_its_own(request, monkeypatch, capsys):
+    pytest.importorskip("distributed", reason="dask.distributed is not installed")
+    monkeypatch.syspath_prepend(request.config.rootpath / "examples")
+    dask_gpus = importlib.import_module("dask_gpus")
+    K = dask_gpus.main(["--gpus", "2", "--n", "21"])
+    assert capsys.readouterr().out.splitlines() == ["GPUs that workers see: 0 1", "a matrix of shape (21, 21)"]
+    network = CNN(n_outputs=3, widths=(4,), strides=(2,))
+    model = Model(network, network.init(jax.random.key(0), (8, 8, 1)))
+    rows = np.random.default_rng(0).random((21, 8, 8, 1), dtype=np.float32)
+    np.testing.assert_allclose(K, gram("trace", model, rows), rtol=0, atol=2e-6 * K.max())
 
 
 def dies_once(model, x1, x2):
