@@ -25,12 +25,15 @@ def cluster_of(n_gpus: int) -> SpecCluster:
             "cls": Nanny,
             "options": {
                 "nthreads": 1,
+                "host": "127.0.0.1",
                 "env": {"CUDA_VISIBLE_DEVICES": str(gpu), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             },
         }
         for gpu in range(n_gpus)
     }
-    return SpecCluster(workers, {"cls": Scheduler, "options": {"dashboard": False}})
+    return SpecCluster(
+        workers, {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    )
 
 
 def main(arguments=None) -> np.ndarray:

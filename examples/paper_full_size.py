@@ -83,15 +83,15 @@ FULL = Setting(
     "cifar10", 50_000, 10_000, (32, 32, 3), ResNet18(10), 4 / 255, {"stage-1": 20, "stage-2": 10}, 100, 1000
 )
 TOY = Setting(
-    "digits",
-    64,
-    32,
-    (8, 8, 1),
-    ResNet18(10, width=4),
-    0.1,
-    {"stage-1": 6, "stage-2": 6},
-    5,
-    4,
+    data="digits",
+    n_train=64,
+    n_test=32,
+    shape=(8, 8, 1),
+    network=ResNet18(10, width=4),
+    epsilon=0.1,
+    epochs={"stage-1": 4, "stage-2": 4},
+    steps=5,
+    rows=8,
     look=4,
     batch_size=16,
 )

@@ -35,7 +35,7 @@ def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_
     assert json.loads((tmp_path / "full_size.json").read_text()) == found
     for kernel in ("adversarial", "benign"):
         stages = found[kernel]
-        assert stages["stage-1"]["epochs"] == 6 and stages["stage-2"]["epochs"] == 6
+        assert stages["stage-1"]["epochs"] == 4 and stages["stage-2"]["epochs"] == 4
         for name in ("stage-1", "stage-2", "pgd"):
             assert stages[name]["predicted"]["in all"] > 0 and stages[name]["seconds after the prediction"] > 0
         # what one attack has broken stays broken

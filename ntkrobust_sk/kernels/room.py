@@ -44,10 +44,10 @@ def require_device_memory(job: TileJob, *, result: bool = True, n_arrays: int = 
     MemoryError
         With what is needed, what there is, and what to give.
     """
-    device, features = job.plan.devices[0], features_bytes(job)
+    device = job.plan.devices[0]
     if (free := free_bytes(device)) is None:
         return
-    matrix = result_bytes(job) if result else 0
+    features, matrix = features_bytes(job), result_bytes(job) if result else 0
     takes = f"features and working space take {readable(features)}"
     takes += f" and the matrix {readable(matrix)}" if result else ""
     if features + matrix > free:

@@ -128,17 +128,19 @@ def _computed_by_devices(job: TileJob, tiles: list[Tile]) -> Iterator[tuple[Tile
     # the first one's network is verified for all, and what compiles it may fill the cache of compiled programs
     jobs[0].prepare()
 
+    def taken():
+        with suppress(IndexError):
+            return pieces.popleft()
+
     def work(job):
         try:
             # what is set for a thread, others do not know
             with enable_x64(x64):
-                while pieces and not stopped.is_set():
-                    # another thread may have been faster
-                    with suppress(IndexError):
-                        for tile, blocks in compute_tiles(job, pieces.popleft()):
-                            finished.put((tile, [_brought(block, devices[0]) for block in blocks]))
-                            if stopped.is_set():
-                                return
+                for piece in iter(taken, None):
+                    for tile, blocks in compute_tiles(job, piece):
+                        finished.put((tile, [_brought(block, devices[0]) for block in blocks]))
+                        if stopped.is_set():
+                            return
         except BaseException as error:
             finished.put(error)
 
