@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
-from ..execution.convolutions import with_fast_gradients
+from ..execution.convolutions import with_fast_convolutions
 from .entry import is_binary, two_columns
 
 # Added to differences of scores that are divided by.
@@ -97,7 +97,7 @@ def gradient_of(
     """Return the gradient of a loss of scores by the inputs, the loss of each example, and the scores."""
 
     def total(z):
-        scores = with_fast_gradients(model)(z)
+        scores = with_fast_convolutions(model)(z)
         values = loss(scores)
         return values.sum(), (values, scores)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .._validation import number
-from ..execution.convolutions import with_fast_gradients
+from ..execution.convolutions import with_fast_convolutions
 from .entry import Given
 from .fmn import cosine
 from .losses import margin
@@ -90,7 +90,7 @@ class SigmaZero(MinimumNorm):
 @partial(jax.jit, static_argnames="norm")
 def _step(norm, state, number, model, x, y, ball, first_step, sigma, n_steps):
     def total(z):
-        margins = margin(with_fast_gradients(model)(z), y)
+        margins = margin(with_fast_convolutions(model)(z), y)
         squares = (z - x) ** 2
         size = jnp.mean(squares / (squares + sigma), axis=1)
         return (jnp.maximum(margins, 0) + size).sum(), margins.astype(z.dtype)

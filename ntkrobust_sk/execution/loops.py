@@ -1,9 +1,9 @@
 """Steps in a compiled loop, or in a loop in Python over a compiled step: decided and done here alone.
 
-One compiled loop is best. But on a CPU, XLA runs a convolution inside of ``while`` several times slower than
-outside of it, unless it has the one form that :mod:`~ntkrobust_sk.execution.convolutions` gives to the gradients
-of inputs. Where others are left, those of filters and those inside of kernels' features, a loop in Python over a
-compiled step wins; it does not wait for results, it only enqueues work.
+One compiled loop is best: it asks for its memory once, and the host waits for nothing. But on a CPU, XLA runs a
+convolution inside of ``while`` many times slower than outside of it, unless it has one of the forms that
+:mod:`~ntkrobust_sk.execution.convolutions` gives to ordinary ones. Where others are left, those inside of kernels'
+features, grouped or dilated ones, a loop in Python over a compiled step wins; it only enqueues work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .convolutions import CONVOLUTION, loops_well
+from .convolutions import loops_well
 from .devices import on_host
 
 
@@ -29,7 +29,6 @@ def repeat(
     static: tuple = (),
     schedule: Callable[[int], Any] | None = None,
     length: int | None = None,
-    training: bool = False,
 ) -> Any:
     """Return the state after ``n_steps`` steps, made in a compiled loop or in a loop in Python.
 
@@ -52,13 +51,11 @@ def repeat(
         makes ``now`` the number of the step.
     length : int, default=None
         Length of the schedule that a compiled loop is given, at least ``n_steps``, which is the default.
-    training : bool, default=False
-        Whether the steps take gradients by the model's parameters.
     """
     if n_steps < 1:  # a schedule without entries has none to look at
         return state
     model, x = evaluated or operands[:2]
-    if prefers_compiled_loop(model, x, training):
+    if prefers_compiled_loop(model, x):
         plan = None if schedule is None else schedule(length or n_steps)
         return _compiled_loop(step, static, state, plan, n_steps, operands)
     plan = None if schedule is None else schedule(n_steps)
@@ -80,13 +77,13 @@ def _entry(plan, number):
     return number if plan is None else jax.tree.map(lambda part: part[number], plan)
 
 
-def prefers_compiled_loop(model: Callable, x: Any, training: bool = False) -> bool:
-    """Tell whether steps on ``model(x)`` are faster as one compiled loop, in attacks or in ``training``.
+def prefers_compiled_loop(model: Callable, x: Any) -> bool:
+    """Tell whether steps on ``model(x)`` are faster as one compiled loop.
 
     Inside of ``jit``, ``vmap`` and other transformations it is always so, since nothing else is possible there.
     """
     form = form_of(model, x)
-    return form is None or not on_host() or _loops_well(form, training)
+    return form is None or not on_host() or _loops_well(form)
 
 
 def form_of(model: Callable, x: Any) -> tuple | None:
@@ -110,11 +107,9 @@ def without_numbers(form: tuple) -> tuple:
 
 
 @lru_cache(maxsize=256)
-def _loops_well(form, training) -> bool:
+def _loops_well(form) -> bool:
     def scores(model, inputs):
         return model(inputs)
 
     model, x = without_numbers(form)
-    if training:
-        return CONVOLUTION not in str(jax.make_jaxpr(scores)(model, x))
     return loops_well(scores, model, x)

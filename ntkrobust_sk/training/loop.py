@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,7 +22,7 @@ from ..attacks.entry import require_attack
 from ..attacks.losses import example_losses
 from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
-from ..execution.convolutions import with_fast_gradients
+from ..execution.convolutions import with_fast_convolutions
 from ..execution.loops import repeat
 from ..networks.model import Model, Variables, require_model
 from .batches import CHUNK, Batches
@@ -30,6 +31,9 @@ from .state import TrainingDivergedError, TrainState, initial_state
 
 if TYPE_CHECKING:
     import optax
+
+# Seconds between two looks at the loss, more or less.
+LONGEST = 2.0
 
 
 def train(
@@ -115,11 +119,11 @@ def train(
 
 def _states(state, data, static, epochs) -> Iterator[TrainState]:
     """Go through the states at these epochs."""
-    step = int(state.step)
+    step, most = int(state.step), 1
     for epoch in epochs:
         target = round(epoch * data.per_epoch)
         while step < target:
-            count = data.chunk(step, target)
+            count, started = min(data.chunk(step, target), most), monotonic()
             state = repeat(
                 _batch_step,
                 count,
@@ -128,10 +132,11 @@ def _states(state, data, static, epochs) -> Iterator[TrainState]:
                 static=static,
                 schedule=partial(data.take, step, count),
                 length=CHUNK,
-                training=True,
             )
             step += count
             _check_finite(state, data.per_epoch)
+            # a compiled loop hears Ctrl-C at its end only
+            most = max(1, most // 2) if monotonic() - started > LONGEST else min(CHUNK, 4 * most)
         if step == target:
             yield state
 
@@ -226,7 +231,7 @@ def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
     network, variables = state.model.network, state.model.variables
 
     def objective(params):
-        apply = with_fast_gradients(partial(network.apply, train=not freeze_state))
+        apply = with_fast_convolutions(partial(network.apply, train=not freeze_state))
         logits, new = apply(params, variables.state, x)
         return jnp.sum(weight * example_losses(logits, y)), new
 

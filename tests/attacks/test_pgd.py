@@ -315,8 +315,6 @@ def test_only_what_is_slow_in_a_compiled_loop_runs_in_a_python_loop():
     victims |= {"trace machine": machine, "channels first": as_pytree(channels_first)}
     slow = {"trace machine", "channels first"} if jax.default_backend() == "cpu" else set()
     assert {kind for kind, model in victims.items() if not loops.prefers_compiled_loop(model, x)} == slow
-    assert all(loops.prefers_compiled_loop(victims[kind], x, training=True) for kind in ("dense", "linearised"))
-    assert loops.prefers_compiled_loop(cnn, x, training=True) == (jax.default_backend() != "cpu")
     assert jax.jit(lambda x: x + loops.prefers_compiled_loop(machine, x))(0.0) == 1.0
 
 

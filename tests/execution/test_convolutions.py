@@ -1,4 +1,4 @@
-"""Gradients of convolutions taken by phases: equal to XLA's, fast in loops, and used where they are wanted."""
+"""Convolutions in several forms: equal to XLA's, fast in loops, and used where they are wanted."""
 
 import re
 from functools import partial
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, ResNet18, linearize
-from ntkrobust_sk.execution.convolutions import with_fast_gradients
+from ntkrobust_sk.execution.convolution_forms import FORWARD, OF_FILTERS, OF_IMAGES, Convolution, cheapest
+from ntkrobust_sk.execution.convolutions import with_fast_convolutions
 from ntkrobust_sk.training.loop import _update
 from ntkrobust_sk.training.optimizers import sgd
 from ntkrobust_sk.training.state import initial_state
@@ -19,6 +20,16 @@ KEY = jax.random.key(0)
 
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def convolve(stride, padding, x, w):
+    return jax.lax.conv_general_dilated(x, w, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def padding_of(stride, padding, x, w):
+    """Padding in numbers, as JAX hands it on."""
+    (eqn,) = jax.make_jaxpr(partial(convolve, stride, padding))(x, w).jaxpr.eqns
+    return eqn.params["padding"]
 
 
 def count_widened(function, *args) -> int:
@@ -31,14 +42,30 @@ def count_widened(function, *args) -> int:
 @pytest.mark.parametrize("window", [(3, 3), (1, 1), (2, 5)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (0, 3))])
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
-def test_gradients_by_phases_are_those_of_xla(stride, window, padding, size):
-    def convolve(x, w):
-        return jax.lax.conv_general_dilated(x, w, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
+def test_every_form_computes_what_xla_does(stride, window, padding, size):
     x, w = draw(2, *size, 3), draw(*window, 3, 4, seed=1)
-    ours, pull = jax.vjp(with_fast_gradients(convolve), x, w)
-    out, expected = jax.vjp(convolve, x, w)
-    np.testing.assert_array_equal(ours, out)
+    out, pull = jax.vjp(partial(convolve, stride, padding), x, w)
+    delta = draw(*out.shape, seed=2)
+    of = Convolution(x.shape, w.shape, out.shape, stride, padding_of(stride, padding, x, w))
+    of_images, of_filters = pull(delta)
+    for forms, operands, expected in (
+        (FORWARD, (x, w), out),
+        (OF_IMAGES, (delta, w), of_images),
+        (OF_FILTERS, (x, delta), of_filters),
+    ):
+        for form in forms:
+            found = form.compute(of, *map(jnp.asarray, operands))
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=form.compute.__name__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [(1, 1), (3, 2)])
+@pytest.mark.parametrize("padding", ["SAME", ((-1, 0), (1, -1))])
+def test_a_function_with_fast_convolutions_has_the_gradients_of_the_function(stride, padding):
+    x, w = draw(2, 8, 7, 3), draw(3, 3, 3, 4, seed=1)
+    ours, pull = jax.vjp(with_fast_convolutions(partial(convolve, stride, padding)), x, w)
+    out, expected = jax.vjp(partial(convolve, stride, padding), x, w)
+    np.testing.assert_allclose(ours, out, rtol=1e-5, atol=1e-5)
     delta = draw(*out.shape, seed=2)
     for a, b in zip(pull(delta), expected(delta), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -58,7 +85,7 @@ def test_convolutions_inside_of_other_functions_are_found(wrap):
     x = draw(2, 8, 8, 1)
     plain, fast = (
         jax.grad(partial(total, wrap(convolve))),
-        jax.grad(partial(total, with_fast_gradients(wrap(convolve)))),
+        jax.grad(partial(total, with_fast_convolutions(wrap(convolve)))),
     )
     assert count_widened(plain, x) == 1
     assert count_widened(fast, x) == 0
@@ -77,7 +104,7 @@ def test_convolutions_of_several_precisions_have_gradients(dtype, out):
         )
 
     fast, plain = (
-        jax.grad(lambda x, f=f: f(x).astype(float).sum())(x) for f in (with_fast_gradients(convolve), convolve)
+        jax.grad(lambda x, f=f: f(x).astype(float).sum())(x) for f in (with_fast_convolutions(convolve), convolve)
     )
     assert fast.dtype == x.dtype
     np.testing.assert_allclose(fast.astype(float), plain.astype(float), rtol=0.03, atol=0.03)
@@ -91,13 +118,35 @@ def test_in_a_loop_all_convolutions_have_the_form_that_is_fast_on_a_cpu(strides)
     model = Model(network, network.init(KEY, (8, 8, 1)))
 
     def forms(function):
-        def loop(x):
-            return jax.lax.fori_loop(0, 3, lambda _, z: jax.grad(lambda z: function(z).sum())(z), x)
+        def step(_, model_and_x):
+            return jax.grad(lambda args: function(*args).sum())(model_and_x)
 
-        return set(re.findall("dim_labels=(\\S+)->", jax.jit(loop).lower(draw(2, 8, 8, 1)).compile().as_text()))
+        loop = jax.jit(lambda *args: jax.lax.fori_loop(0, 3, step, args))
+        return set(re.findall("dim_labels=(\\S+)->", loop.lower(model, draw(2, 8, 8, 1)).compile().as_text()))
 
-    assert forms(with_fast_gradients(model)) == {"b01f_01io"}
-    assert forms(model) == {"b01f_01io", "b01f_01oi"}
+    def scores(model, x):
+        return model(x)
+
+    assert forms(with_fast_convolutions(scores)) <= {"b01f_01io"}
+    assert forms(scores) > {"b01f_01io"}
+
+
+@pytest.mark.parametrize(
+    "n, size, channels, stride, expected",
+    [
+        (128, 32, (3, 32), 1, ("by_patches", "by_columns", "by_all_patches")),
+        (128, 32, (32, 32), 1, ("direct", "by_phases", "by_shifts")),
+        (16, 8, (256, 512), 2, ("by_patches", "by_columns", "by_all_patches")),
+        # patches would take 1.3 GB
+        (4096, 32, (9, 32), 1, ("direct", "by_phases", "by_taps")),
+    ],
+    ids=["few channels", "many pixels", "many channels", "too large"],
+)
+def test_the_form_depends_on_shapes(n, size, channels, stride, expected):
+    c, o = channels
+    out = size // stride
+    of = Convolution((n, size, size, c), (3, 3, c, o), (n, out, out, o), (stride, stride), ((1, 1), (1, 1)))
+    assert tuple(cheapest(forms, of).__name__ for forms in (FORWARD, OF_IMAGES, OF_FILTERS)) == expected
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -109,7 +158,7 @@ def test_checkpoints_stay_checkpoints(stride):
         return jnp.tanh(jax.lax.conv_general_dilated(x, w, (stride,) * 2, "SAME", dimension_numbers=numbers))
 
     def count(block):
-        fast = with_fast_gradients(lambda x: block(block(x)))
+        fast = with_fast_convolutions(lambda x: block(block(x)))
         text = str(jax.make_jaxpr(jax.grad(lambda x: fast(x).sum()))(draw(1, 8, 8, 2)))
         return len(re.findall(r"= tanh\b", text))
 
@@ -126,7 +175,7 @@ def test_a_function_without_convolutions_is_left_as_it_is():
         called.append(x)
         return x * 2
 
-    assert with_fast_gradients(function)(3.0) == 6.0
+    assert with_fast_convolutions(function)(3.0) == 6.0
     assert called[-1] == 3.0  # itself, not its jaxpr
 
 
@@ -153,5 +202,5 @@ def test_gradients_have_their_functions_structure():
     def function(tree):
         return {"a": tree[0] * 2, "b": (tree[1],)}
 
-    out = with_fast_gradients(function)((1.0, 2.0))
+    out = with_fast_convolutions(function)((1.0, 2.0))
     assert jax.tree.structure(out) == jax.tree.structure({"a": 0, "b": (0,)})

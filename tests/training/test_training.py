@@ -634,7 +634,7 @@ def test_a_batch_never_waits_for_the_host(loop):
     static = (SGD, False, (Clean(), ATTACK))
 
     def two(state, batches):
-        options = {"static": static, "schedule": lambda length: batches, "training": True}
+        options = {"static": static, "schedule": lambda length: batches}
         return repeat(training_module._batch_step, 2, state, evaluated=(state.model, X[:1]), **options)
 
     traced = jax.eval_shape(two, state, batches)

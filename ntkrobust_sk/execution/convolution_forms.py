@@ -1,0 +1,244 @@
+"""The three computations of a convolution of images, each in several forms that give the same numbers.
+
+Images are (n, h, w, c), filters (kh, kw, c, o), outputs (n, oh, ow, o). On a CPU, XLA's own forms run at the
+machine's rate where channels are many. Where they are few, where strides pass over pixels, and for the gradient of
+filters they are several times slower, and inside of a compiled loop that gradient takes a hundred times as long.
+As products of matrices all three run well everywhere; what these cost is the copying before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import inf, prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The shapes of one convolution, and how its products are taken.
+
+    Parameters
+    ----------
+    images, filters, outputs : tuple of int
+        (n, h, w, c), (kh, kw, c, o), (n, oh, ow, o).
+    strides : tuple of int
+    padding : tuple of (low, high)
+        Rows and columns of zeros around the images; negative ones are cut off.
+    precision : object, default=None
+        As ``jax.lax.dot_general`` takes it.
+    itemsize : int, default=4
+        Bytes of a number.
+    """
+
+    images: tuple[int, ...]
+    filters: tuple[int, ...]
+    outputs: tuple[int, ...]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    precision: Any = None
+    itemsize: int = 4
+
+    def taps(self) -> list[tuple[int, int]]:
+        """Return the places in a filter, row by row."""
+        return list(product(range(self.filters[0]), range(self.filters[1])))
+
+    def padded(self, images: jax.Array) -> jax.Array:
+        """Return images with their padding, written down once: else each tap would compute them anew."""
+        around = ((0, 0, 0), *((low, high, 0) for low, high in self.padding), (0, 0, 0))
+        return jax.lax.optimization_barrier(jax.lax.pad(images, jnp.zeros((), images.dtype), around))
+
+    def seen_by(self, tap: tuple[int, int], padded: jax.Array) -> jax.Array:
+        """Return what one tap of the filter meets: every stride-th pixel from its place on, (n, oh, ow, c)."""
+        (i, j), (n, oh, ow, _), (s, t) = tap, self.outputs, self.strides
+        stop = (n, i + (oh - 1) * s + 1, j + (ow - 1) * t + 1, padded.shape[3])
+        return jax.lax.slice(padded, (0, i, j, 0), stop, (1, s, t, 1))
+
+    def patches(self, images: jax.Array) -> jax.Array:
+        """Return what each output sees, (n, oh, ow, kh kw c)."""
+        padded = self.padded(images)
+        return jnp.concatenate([self.seen_by(tap, padded) for tap in self.taps()], axis=-1)
+
+    def multiply(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        """Return the product over the last axis of the one and the first of the other, in float32 or better."""
+        return jax.lax.dot_general(
+            lhs,
+            rhs,
+            (((lhs.ndim - 1,), (0,)), ((), ())),
+            precision=self.precision,
+            preferred_element_type=jnp.promote_types(lhs.dtype, jnp.float32),
+        )
+
+    def multiply_rows(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        """Return the product (p, q) of (..., p) and (..., q) over all other axes."""
+        lhs, rhs = (side.reshape(-1, side.shape[-1]) for side in (lhs, rhs))
+        return self.multiply(lhs.T, rhs).astype(lhs.dtype)
+
+
+def direct(of: Convolution, images: jax.Array, filters: jax.Array) -> jax.Array:
+    """Convolve as XLA does."""
+    return jax.lax.conv_general_dilated(
+        images, filters, of.strides, of.padding, dimension_numbers=NUMBERS, precision=of.precision
+    )
+
+
+def by_patches(of: Convolution, images: jax.Array, filters: jax.Array) -> jax.Array:
+    """Convolve by one product with the patches of the images."""
+    return of.multiply(of.patches(images), filters.reshape(-1, filters.shape[3])).astype(images.dtype)
+
+
+def by_phases(of: Convolution, delta: jax.Array, filters: jax.Array) -> jax.Array:
+    """Return the gradient of images: every stride-th pixel by a convolution with every stride-th tap, turned.
+
+    XLA's own form convolves cotangents that are widened by zeros, one for each pixel that a stride passes over.
+    """
+    shape, strides, padding = of.images, of.strides, of.padding
+    first = [low // s for (low, _), s in zip(padding, strides, strict=True)]
+    last = [-(-(low + size) // s) for (low, _), size, s in zip(padding, shape[1:3], strides, strict=True)]
+
+    def phase(p, q):
+        taps = jnp.flip(filters[p :: strides[0], q :: strides[1]], (0, 1)).swapaxes(2, 3)
+        if 0 in taps.shape:
+            return jnp.zeros((len(delta), last[0] - first[0], last[1] - first[1], shape[3]), delta.dtype)
+        around = [(taps.shape[d] - 1 - first[d], last[d] - delta.shape[1 + d]) for d in (0, 1)]
+        return jax.lax.conv_general_dilated(
+            delta, taps, (1, 1), around, dimension_numbers=NUMBERS, precision=of.precision
+        )
+
+    rows = [jnp.stack([phase(p, q) for q in range(strides[1])], axis=3) for p in range(strides[0])]
+    interleaved = jnp.stack(rows, axis=2)  # (n, h / s, s, w / t, t, c)
+    n, height, s, width, t, c = interleaved.shape
+    image = interleaved.reshape(n, height * s, width * t, c)
+    start = [low - f * s for (low, _), f, s in zip(padding, first, strides, strict=True)]
+    return image[:, start[0] : start[0] + shape[1], start[1] : start[1] + shape[2]]
+
+
+def by_columns(of: Convolution, delta: jax.Array, filters: jax.Array) -> jax.Array:
+    """Return the gradient of images: that of patches is one product, and each tap's part is added in its place."""
+    c, parts = of.images[3], of.multiply(delta, filters.reshape(-1, filters.shape[3]).T)
+
+    def placed(number, tap):
+        around = [
+            (place - low, low + size - place - (count - 1) * stride - 1, stride - 1)
+            for place, (low, _), size, count, stride in zip(
+                tap, of.padding, of.images[1:3], of.outputs[1:3], of.strides, strict=True
+            )
+        ]
+        part = parts[..., number * c : (number + 1) * c]
+        return jax.lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *around, (0, 0, 0)))
+
+    return sum(placed(number, tap) for number, tap in enumerate(of.taps())).astype(delta.dtype)
+
+
+def by_taps(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array:
+    """Return the gradient of filters by one product for each tap."""
+    padded = of.padded(images)
+    return jnp.stack([of.multiply_rows(of.seen_by(tap, padded), delta) for tap in of.taps()]).reshape(of.filters)
+
+
+def by_all_patches(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array:
+    """Return the gradient of filters by one product of the images' patches and the cotangents."""
+    return of.multiply_rows(of.patches(images), delta).reshape(of.filters)
+
+
+def by_shifts(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array:
+    """Return the gradient of filters by a product of images, shifted within rows, and cotangents, shifted by rows.
+
+    Each pair of a shift of the one and a shift of the other is one tap: kw + kh copies serve kh × kw taps. With a
+    stride s between rows there is one product for each of s phases.
+    """
+    (_, oh, ow, o), (kh, kw, c, _), (s, t) = of.outputs, of.filters, of.strides
+    padded, rows = of.padded(images), -(-((oh - 1) * s + kh) // s)
+    beyond = (0, rows * s - padded.shape[1], 0)
+    padded = jax.lax.pad(padded, jnp.zeros((), padded.dtype), ((0, 0, 0), beyond, (0, 0, 0), (0, 0, 0)))
+    gradient = [None] * kh
+    for phase in range(min(s, kh)):
+        within_rows = [padded[:, phase::s, j : j + (ow - 1) * t + 1 : t] for j in range(kw)]
+        heights = range(phase, kh, s)
+        by_rows = [jnp.pad(delta, ((0, 0), (i // s, rows - oh - i // s), (0, 0), (0, 0))) for i in heights]
+        found = of.multiply_rows(jnp.concatenate(within_rows, axis=-1), jnp.concatenate(by_rows, axis=-1))
+        for number, i in enumerate(heights):
+            gradient[i] = found.reshape(kw, c, len(heights), o)[:, :, number]
+    return jnp.stack(gradient)
+
+
+def _nothing(of: Convolution) -> int:
+    return 0
+
+
+def _passed_over(of: Convolution) -> int:
+    """Count the pixels where strides pass over some."""
+    return prod(of.images) if max(of.strides) > 1 else 0
+
+
+def _patches(of: Convolution) -> int:
+    return prod(of.outputs[:3]) * prod(of.filters[:3])
+
+
+def _shifts(of: Convolution) -> int:
+    (n, height, _, c), (kh, kw, _, _) = of.images, of.filters
+    return kw * n * height * of.outputs[2] * c + kh * prod(of.outputs)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute, and what it costs.
+
+    Parameters
+    ----------
+    compute : callable
+        Of a convolution and two arrays.
+    copied : callable
+        From a convolution to the count of numbers that are copied.
+    operations, few_in, few_out : float
+        Milliseconds for 10⁹ operations, and how many more with few channels: divided by c, and by o.
+    copying, beyond : float
+        Milliseconds for 10⁹ bytes that are copied, and how many more for those that :data:`CACHE` does not hold.
+    """
+
+    compute: Callable
+    copied: Callable[[Convolution], int]
+    operations: float
+    few_in: float = 0
+    few_out: float = 0
+    copying: float = 0
+    beyond: float = 0
+
+    def cost(self, of: Convolution) -> float:
+        """Return the milliseconds that it takes by count, infinite where too much would be copied."""
+        n_bytes, (c, o) = self.copied(of) * of.itemsize, of.filters[2:]
+        if n_bytes > MOST_COPIED:
+            return inf
+        operations = 2 * prod(of.outputs) * prod(of.filters[:3])
+        each = self.operations + self.few_in / c + self.few_out / o
+        return (each * operations + self.copying * n_bytes + self.beyond * max(0, n_bytes - CACHE)) / 1e9
+
+
+# Bytes that stay near while they are used, and the most that are copied for one product.
+CACHE, MOST_COPIED = 16_000_000, 256_000_000
+
+# Fitted to what examples/bench_training.py --forms measured, inside of a compiled loop on two cores.
+FORWARD = (
+    Form(direct, _passed_over, operations=5, few_in=90, few_out=60, copying=60),
+    Form(by_patches, _patches, operations=3.8, copying=65, beyond=70),
+)
+OF_IMAGES = (
+    Form(by_phases, _passed_over, operations=5, few_in=60, few_out=90, copying=150),
+    Form(by_columns, _patches, operations=3.8, copying=65, beyond=100),
+)
+OF_FILTERS = (
+    Form(by_all_patches, _patches, operations=4.4, copying=210, beyond=330),
+    Form(by_shifts, _shifts, operations=7.4, copying=85),
+    Form(by_taps, _nothing, operations=20),
+)
+
+
+def cheapest(forms: Sequence[Form], of: Convolution) -> Callable:
+    """Return the computation that costs least for these shapes."""
+    return min(forms, key=lambda form: form.cost(of)).compute
