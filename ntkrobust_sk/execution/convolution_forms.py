@@ -133,7 +133,8 @@ def by_columns(of: Convolution, delta: jax.Array, filters: jax.Array) -> jax.Arr
         part = parts[..., number * c : (number + 1) * c]
         return jax.lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *around, (0, 0, 0)))
 
-    return sum(placed(number, tap) for number, tap in enumerate(of.taps())).astype(delta.dtype)
+    first, *others = (placed(number, tap) for number, tap in enumerate(of.taps()))
+    return sum(others, start=first).astype(delta.dtype)
 
 
 def by_taps(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array:
@@ -157,7 +158,7 @@ def by_shifts(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array
     padded, rows = of.padded(images), -(-((oh - 1) * s + kh) // s)
     beyond = (0, rows * s - padded.shape[1], 0)
     padded = jax.lax.pad(padded, jnp.zeros((), padded.dtype), ((0, 0, 0), beyond, (0, 0, 0), (0, 0, 0)))
-    gradient = [None] * kh
+    gradient = {}
     for phase in range(min(s, kh)):
         within_rows = [padded[:, phase::s, j : j + (ow - 1) * t + 1 : t] for j in range(kw)]
         heights = range(phase, kh, s)
@@ -165,7 +166,7 @@ def by_shifts(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array
         found = of.multiply_rows(jnp.concatenate(within_rows, axis=-1), jnp.concatenate(by_rows, axis=-1))
         for number, i in enumerate(heights):
             gradient[i] = found.reshape(kw, c, len(heights), o)[:, :, number]
-    return jnp.stack(gradient)
+    return jnp.stack([gradient[i] for i in range(kh)])
 
 
 def _nothing(of: Convolution) -> int:
