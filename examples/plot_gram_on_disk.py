@@ -59,7 +59,7 @@ stages["later, for more images"] = finished()
 print("largest relative difference:", abs(K[:200] - gram("trace", model, X[:200], X)).max() / K.max())
 
 rows = zarr.open(store, mode="r").chunks[0]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.9), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
 seen = set()
 for (name, tiles), color in zip(stages.items(), ["#2f6db3", "#e69f00", "#a0a0a0"], strict=True):
     i, j = np.transpose(sorted(tiles - seen))
@@ -67,7 +67,7 @@ for (name, tiles), color in zip(stages.items(), ["#2f6db3", "#e69f00", "#a0a0a0"
     seen = tiles
 left.set(title=f"Who computed the {len(seen)} tiles", aspect="equal", ylim=left.get_ylim()[::-1])
 left.set(xlabel=f"tile ({rows} columns)", ylabel=f"tile ({rows} rows)", xticks=range(0, 15, 2))
-left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
 K -= K.mean(0) + K.mean(0)[:, None] - K.mean()
 order, ends = np.argsort(y, kind="stable"), np.searchsorted(np.sort(y), range(11))
 cosines = (K / np.sqrt(np.outer(K.diagonal(), K.diagonal())))[order][:, order]

@@ -70,6 +70,17 @@ def eigenfeature_images(
     References
     ----------
     Loo et al. 2022, arXiv:2210.12030, visualised kernels.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, load_digits_images
+    >>> X, y = load_digits_images()
+    >>> network = MLP(widths=(16,), n_outputs=10)
+    >>> model = Model(network, network.init(jax.random.key(0), (8, 8, 1)))
+    >>> drawn = eigenfeature_images(model, X[:50], np.eye(10)[y[:50]], n_steps=5)
+    >>> drawn.images.shape, drawn.cosines.shape
+    ((10, 8, 8, 1), (10,))
     """
     params = require_model(model).variables.params
     X, dtype = host_inputs("X", X, params), params_dtype(params)

@@ -61,7 +61,13 @@ from .threat_model import Box, ball_around, in_dtype_of, project, start_in_ball,
 
 @dataclass(frozen=True)
 class Clean:
-    """No attack: the inputs as they are. The first entry of the paper's two updates per batch."""
+    """No attack: the inputs as they are. The first entry of the paper's two updates per batch.
+
+    Examples
+    --------
+    >>> Clean()(None, [[0.2, 0.8]], [1], key=None)
+    [[0.2, 0.8]]
+    """
 
     needs_gradients = False
     one_key_each = True
@@ -146,6 +152,17 @@ class FGSM(Attack):
     norm : {"linf", "l2", "l1"}, default="linf"
     bounds : (low, high), Box or None, default=(0.0, 1.0)
         As for :class:`PGD`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, Model
+    >>> network = MLP(widths=(8,), n_outputs=2)
+    >>> model = Model(network, network.init(jax.random.key(0), (4,)))
+    >>> x = jax.numpy.full((3, 4), 0.5)
+    >>> x_adv = FGSM(0.1)(model, x, jax.numpy.zeros(3, int), key=jax.random.key(1))
+    >>> f"{abs(x_adv - x).max():.3f}"
+    '0.100'
     """
 
     epsilon: float

@@ -23,6 +23,13 @@ class EvolutionDisplay(Display):
         What the values are.
     log : bool, default=False
         Logarithmic values.
+
+    Examples
+    --------
+    >>> curves = {"benign": ([0, 1, 2], [[0.1, 0.9, 0.9], [0.1, 0.8, 0.9]])}
+    >>> display = EvolutionDisplay(curves, "accuracy").plot()
+    >>> display.ax_.get_xlabel(), display.ax_.get_ylabel()
+    ('epoch', 'accuracy')
     """
 
     def __init__(self, curves: dict, label: str, log: bool = False):

@@ -21,6 +21,14 @@ class ImageGridDisplay(Display):
         Images (m, h, w, c) by name, with c = 1 or 3, in [0, 1].
     titles : list of str, default=None
         Titles of the columns.
+
+    Examples
+    --------
+    >>> from ntkrobust_sk import load_digits_images
+    >>> X, y = load_digits_images()
+    >>> display = ImageGridDisplay({"scans": X[:5], "negatives": 1 - X[:5]}, titles=y[:5]).plot()
+    >>> [label.get_text() for label in display.ax_.get_yticklabels()]
+    ['scans', 'negatives']
     """
 
     def __init__(self, images: dict, titles: Iterable[str] | None = None):

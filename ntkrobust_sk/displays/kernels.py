@@ -27,6 +27,12 @@ class KernelDistanceDisplay(Display):
         One for each kernel.
     groups : list of (str, int), default=None
         Names and sizes of runs of kernels that belong together; they are marked in place of the labels.
+
+    Examples
+    --------
+    >>> display = KernelDistanceDisplay([[0, 0.2], [0.2, 0]], ["before", "after"]).plot()
+    >>> [label.get_text() for label in display.ax_.get_xticklabels()]
+    ['before', 'after']
     """
 
     def __init__(
@@ -100,6 +106,12 @@ class SpectrumDisplay(Display):
     ----------
     eigenvalues : dict
         Eigenvalues by name, largest first.
+
+    Examples
+    --------
+    >>> display = SpectrumDisplay({"benign": [4, 1], "adversarial": [3, 2]}).plot()
+    >>> display.ax_.lines[0].get_ydata()
+    array([0.8, 0.2])
     """
 
     def __init__(self, eigenvalues: dict):
@@ -162,6 +174,12 @@ class SpecializationDisplay(Display):
     ----------
     matrix : array (C, C)
     title : str, default=""
+
+    Examples
+    --------
+    >>> display = SpecializationDisplay([[1.2, 0.8], [0.9, 1.1]]).plot()
+    >>> display.ax_.get_xlabel(), display.ax_.get_ylabel()
+    ('class', 'kernel of output')
     """
 
     def __init__(self, matrix: ArrayLike, title: str = ""):

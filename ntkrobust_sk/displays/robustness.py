@@ -26,6 +26,12 @@ class RobustnessCurveDisplay(Display):
     epsilons : array (e,)
     accuracies : dict
         Accuracies (e,) by name.
+
+    Examples
+    --------
+    >>> display = RobustnessCurveDisplay([0, 0.1], {"benign": [0.9, 0.2], "adversarial": [0.9, 0.7]}).plot()
+    >>> [line.get_label() for line in display.ax_.lines]
+    ['benign', 'adversarial']
     """
 
     def __init__(self, epsilons: ArrayLike, accuracies: dict):
@@ -94,6 +100,12 @@ class TransferDisplay(Display):
     ----------
     matrix : array (m, m)
     names : list of str
+
+    Examples
+    --------
+    >>> display = TransferDisplay([[0.1, 0.6], [0.5, 0.2]], ["network", "machine"]).plot()
+    >>> display.ax_.get_xlabel(), display.ax_.get_ylabel()
+    ('evaluated on', 'examples made on')
     """
 
     def __init__(self, matrix: ArrayLike, names: Iterable[str]):

@@ -181,6 +181,15 @@ class ClassNTK(TangentKernel):
     """One kernel for each class: K_c(x, x') = ⟨∇f_c(x), ∇f_c(x')⟩, rank 3.
 
     Their mean over c is :class:`TraceNTK`. Kernel regression solves one system per class.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, Model
+    >>> network = MLP(n_outputs=3)
+    >>> model = Model(network, network.init(jax.random.key(0), (4,)))
+    >>> ClassNTK()(model, jax.numpy.ones((2, 4)), jax.numpy.ones((5, 4))).shape
+    (2, 5, 3)
     """
 
     rank = 3
@@ -192,6 +201,15 @@ class FullNTK(TangentKernel):
 
     Its predictor is exactly the centred linearised network at the displacement Jᵀα, so a prediction costs
     one JVP however many training points there were.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, Model
+    >>> network = MLP(n_outputs=3)
+    >>> model = Model(network, network.init(jax.random.key(0), (4,)))
+    >>> FullNTK()(model, jax.numpy.ones((2, 4)), jax.numpy.ones((5, 4))).shape
+    (2, 5, 3, 3)
     """
 
     rank = 4
@@ -204,6 +222,15 @@ class PseudoNTK(TangentKernel):
     N × N at 1/C of the trace kernel's cost (Mohamadi et al. 2023, arXiv:2206.12543). It approaches the trace
     kernel for wide networks at initialisation; on trained networks it is another kernel, so report its
     distance from :class:`TraceNTK` where you use it in that one's place.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP, Model
+    >>> network = MLP(n_outputs=3)
+    >>> model = Model(network, network.init(jax.random.key(0), (4,)))
+    >>> PseudoNTK()(model, jax.numpy.ones((2, 4)), jax.numpy.ones((5, 4))).shape
+    (2, 5)
     """
 
     rank = 2
