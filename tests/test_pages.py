@@ -61,6 +61,12 @@ def test_a_page_runs_as_written(name, tmp_path, monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_a_page_runs_again_in_the_same_folder(name):
+    """A store that was grown, or that another page has made, would be refused: stores are in new folders."""
+    assert not [where for code, where, _ in blocks_of(PAGES[name]) if re.search(r"""store=["']""", code)]
+
+
 def test_the_reference_has_every_public_name():
     listed = re.findall(r"^   (\w+)$", (DOCS / "api.rst").read_text(encoding="utf-8"), re.MULTILINE)
     public = {name for name in ntkrobust_sk.__all__ if not inspect.ismodule(getattr(ntkrobust_sk, name))}
