@@ -77,8 +77,15 @@ def carried_out(script: Path, sections, options, found: dict) -> int:
     }
     found["sections"] = {section.name: {"status": "not run", "reason": "no time was left"} for section in sections}
     # also to find out now whether it can be written
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, found)
+    if options.wheels and not Path(options.wheels).is_dir():
+        sys.exit(f"--wheels must be a folder, got {options.wheels}")
+    try:
+        if out.is_dir():
+            raise IsADirectoryError("it is a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, found)
+    except OSError as error:
+        sys.exit(f"--out must be a file that can be written, got {out}: {error}")
     deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
         environment = environment_of(options, folder)

@@ -106,6 +106,15 @@ def test_when_all_time_is_up_no_section_starts(runner, tmp_path):
     assert status == 1
 
 
+@pytest.mark.parametrize("option", ["--out", "--wheels"])
+def test_places_that_do_not_serve_are_refused_before_anything_runs(runner, tmp_path, option):
+    place = {"--out": tmp_path, "--wheels": tmp_path / "nowhere"}[option]
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match=f"{option} must be .*, got {place}"):
+        runner.main(["--out", str(tmp_path / "found.json"), option, str(place)])
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """What all sections write at toy size."""
