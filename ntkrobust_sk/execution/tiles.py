@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from .devices import on_host
+from .loops import form_of, without_numbers
 
 # In place of a position among the classes, where a model gives no numbers.
 NO_ANSWER = -1
@@ -189,9 +191,23 @@ def machine_rows(model: Callable, input_shape: tuple[int, ...], dtype: Any, memo
     """
     if on_host():
         return MACHINE_ROWS
-    one, two = (_gradient_bytes(as_pytree(model), (rows, *input_shape), np.dtype(dtype)) for rows in (1, 2))
-    fitting = int(memory / max(two - one, 1.0))
+    model, x = as_pytree(model), jax.ShapeDtypeStruct((1, *input_shape), dtype)
+    form = form_of(model, x)
+    per_row = _bytes_per_row(model, x) if form is None else _known_bytes_per_row(form)
+    fitting = int(memory / per_row)
     return max(MACHINE_ROWS, min(ROWS_ACCELERATOR, 2 ** int(math.log2(max(fitting, 1)))))
+
+
+# a machine is traced and lowered for it, which takes longer than its answer
+@lru_cache(maxsize=256)
+def _known_bytes_per_row(form):
+    return _bytes_per_row(*without_numbers(form))
+
+
+def _bytes_per_row(model, x) -> float:
+    """Return what a further row adds to a gradient's bytes, at least one; infinity where it is not known."""
+    one, two = (_gradient_bytes(model, (rows, *x.shape[1:]), x.dtype) for rows in (1, 2))
+    return max(two - one, 1.0) if math.isfinite(two) else math.inf
 
 
 def _gradient_bytes(model, shape, dtype) -> float:

@@ -28,6 +28,7 @@ from ntkrobust_sk import (
 )
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution import devices, loops
+from ntkrobust_sk.execution import tiles as tiles_of_rows
 from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels import abstract_features, plan, tiles, verification
 from ntkrobust_sk.kernels.gram_matrix import gram_of
@@ -58,7 +59,13 @@ AGAIN = (np.float64, jnp.float64, "float32")
 
 def forget():
     """What was traced for other devices."""
-    for cached in (abstract_features.compiled_features, abstract_features._shapes, plan._plan, loops._loops_well):
+    for cached in (
+        abstract_features.compiled_features,
+        abstract_features._shapes,
+        plan._plan,
+        loops._loops_well,
+        tiles_of_rows._known_bytes_per_row,
+    ):
         cached.cache_clear()
     jax.clear_caches()
 
@@ -325,6 +332,37 @@ def test_autoattack_takes_larger_tiles_than_on_a_cpu(on_a_cpu):
 
     assert rows_of() == 512
     assert on_a_cpu(rows_of) == 64
+
+
+def test_a_machine_is_lowered_once_for_the_rows_of_its_tiles(monkeypatch):
+    lowered, counted = [], tiles_of_rows._gradient_bytes
+
+    def recorded(model, shape, dtype):
+        lowered.append(shape)
+        return counted(model, shape, dtype)
+
+    monkeypatch.setattr(tiles_of_rows, "_gradient_bytes", recorded)
+    tiles_of_rows._known_bytes_per_row.cache_clear()
+    network = MLP(n_outputs=C, widths=(8,))
+    for seed in (0, 1):
+        model = Model(network, network.init(jax.random.key(seed), (5,)))
+        classifier = EmpiricalNTKClassifier(model).fit(X.reshape(len(X), -1)[:, :5], LABELS)
+        for n in (2, 3):
+            classifier.predict(X.reshape(len(X), -1)[:n, :5])
+    assert lowered == [(1, 5), (2, 5)]
+    # the budget is asked each time; other inputs are another form
+    predictor = classifier.predictor_
+    assert [tiles_of_rows.machine_rows(predictor, (5,), np.float32, memory) for memory in (1, 2**31)] == [50, 512]
+    assert len(lowered) == 2
+    tiles_of_rows.machine_rows(lambda x: x.sum(1, keepdims=True), (7,), np.float32, 2**31)
+    assert lowered[2:] == [(1, 7), (2, 7)]
+
+
+def test_a_machine_whose_bytes_are_not_known_takes_as_many_rows_as_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(tiles_of_rows, "_gradient_bytes", lambda *given: np.inf)
+    tiles_of_rows._known_bytes_per_row.cache_clear()
+    assert tiles_of_rows.machine_rows(MODEL, SHAPE, np.float32, 2**31) == 50
+    tiles_of_rows._known_bytes_per_row.cache_clear()
 
 
 @pytest.mark.slow
