@@ -187,7 +187,14 @@ def locked(folder: str | os.PathLike, what: str) -> Iterator[None]:
 
 
 class FolderInUseError(OSError):
-    """Another process writes into the folder."""
+    """Another process writes into the folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, held(folder), held(folder):
+    ...     pass
+    Traceback (most recent call last):
+    ntkrobust_sk._files.FolderInUseError: ... is in use by process ...
+    """
 
 
 @contextmanager

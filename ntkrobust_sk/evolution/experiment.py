@@ -356,13 +356,19 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
         If there is no run.
     DamagedRunError
         If settings or results are not what was written; the message names the file, and the line.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     KernelEvolution(regimes=()).run(folder, progress=False) == load_evolution(folder)
+    True
     """
     run = RunDirectory(check_path("path", path))
     known = {field.name for field in fields(KernelEvolution)}
-    settings, results = run.settings, run.results()
-    seeds = 1 + max((result["seed"] for result in results), default=0)
-    settings = {name: value for name, value in settings.items() if name in known}
-    experiment = KernelEvolution(**settings, seeds=seeds)
+    settings = {name: value for name, value in run.settings.items() if name in known}
+    results = run.results()
+    experiment = KernelEvolution(**settings, seeds=1 + max((result["seed"] for result in results), default=0))
     if gone := _skipped(experiment, {result["task"] for result in results}):
         warnings.warn(
             f"{run.path / 'results.jsonl'} lacks {len(gone)} results of tasks that come before others which are "

@@ -54,6 +54,18 @@ class EvolutionResult:
     results : list of dict
         Each with its ``kind``: "checkpoint", "stage 2", "closed form", "transfer", "features", "images" or
         "stopped"; the keys of each kind are in ``evolution/records.py``.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from ntkrobust_sk import EvolutionResult, KernelEvolution
+    >>> state = {"kind": "checkpoint", "seed": 0, "regime": "benign", "clean_accuracy": 0.9}
+    >>> states = [state | {"epoch": epoch} for epoch in (1.0, 0.0)]
+    >>> result = EvolutionResult(Path("run"), KernelEvolution(), states)
+    >>> result.epochs(seed=0, regime="benign")
+    [0.0, 1.0]
+    >>> result.of_kind("checkpoint", epoch=1.0)[0]["clean_accuracy"]
+    0.9
     """
 
     path: Path

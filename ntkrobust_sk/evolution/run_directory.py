@@ -35,11 +35,28 @@ WORD_ENDS = (b'NaN"', b'Infinity"')
 
 
 class RunMismatchError(ValueError):
-    """The folder holds a run with other settings."""
+    """The folder holds a run with other settings.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = RunDirectory.open(folder, {"epochs": 1})
+    ...     RunDirectory.open(folder, {"epochs": 2})
+    Traceback (most recent call last):
+    ntkrobust_sk.evolution.run_directory.RunMismatchError: ...epochs: 1 there, 2 here...
+    """
 
 
 class DamagedRunError(OSError):
-    """Settings or results of a run are not what was written."""
+    """Settings or results of a run are not what was written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = RunDirectory.open(folder, {"epochs": 1}).path / "settings.json"
+    ...     _ = file.write_text(file.read_text().replace("1,", "2,", 1))
+    ...     RunDirectory.open(folder, {"epochs": 2})
+    Traceback (most recent call last):
+    ntkrobust_sk.evolution.run_directory.DamagedRunError: ...
+    """
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,19 @@ SUM_BYTES = 16
 
 
 class DamagedTileError(OSError):
-    """The error of a tile on disk that cannot be read or does not match its checksum."""
+    """The error of a tile on disk that cannot be read or does not match its checksum.
+
+    >>> import tempfile, jax
+    >>> from ntkrobust_sk import MLP, Model, gram
+    >>> network = MLP(n_outputs=2, widths=())
+    >>> model = Model(network, network.init(jax.random.key(0), (3,)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     K = gram(lambda model, x1, x2: x1 @ x2.T, model, np.eye(3), store=folder)
+    ...     Path(folder, "c", "0", "0").unlink()
+    ...     read_gram(folder)
+    Traceback (most recent call last):
+    ntkrobust_sk.kernels.store.DamagedTileError: tile (0, 0) ... (it is not there); ...
+    """
 
 
 @dataclass(frozen=True)

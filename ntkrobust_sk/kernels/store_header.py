@@ -27,7 +27,14 @@ WRITERS = ("jax", "python")
 
 
 class StoreMismatchError(ValueError):
-    """The error of a store that was computed from something else, or is none."""
+    """The error of a store that was computed from something else, or is none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     read_header(Path(folder))
+    Traceback (most recent call last):
+    ntkrobust_sk.kernels.store_header.StoreMismatchError: ... is there, but is no zarr array: ...
+    """
 
 
 def import_zarr() -> Any:

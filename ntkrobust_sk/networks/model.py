@@ -28,6 +28,14 @@ class Variables(NamedTuple):
         What is trained, and what the tangent kernel differentiates with respect to.
     state : pytree of arrays, default=()
         What is not: batch-norm statistics, or the anchor of a linearisation.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import MLP
+    >>> variables = MLP(n_outputs=2, widths=(3,)).init(jax.random.key(0), (4,))
+    >>> [leaf.shape for leaf in jax.tree.leaves(variables.params)], variables.state
+    ([(3,), (4, 3), (2,), (3, 2)], ())
     """
 
     params: PyTree
@@ -36,7 +44,27 @@ class Variables(NamedTuple):
 
 @runtime_checkable
 class Network(Protocol):
-    """Anything hashable with these two methods; see :class:`MLP` for the smallest example."""
+    """Anything hashable with these two methods; see :class:`MLP` for the smallest example.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from ntkrobust_sk import Model, Network, Variables
+    >>> @dataclass(frozen=True)
+    ... class Linear:
+    ...     n_outputs: int
+    ...
+    ...     def init(self, key, input_shape):
+    ...         return Variables(jax.random.normal(key, (*input_shape, self.n_outputs)))
+    ...
+    ...     def apply(self, params, state, x, *, train=False):
+    ...         return x @ params, state
+    >>> network = Linear(n_outputs=2)
+    >>> isinstance(network, Network)
+    True
+    >>> Model(network, network.init(jax.random.key(0), (4,)))(jax.numpy.ones((3, 4))).shape
+    (3, 2)
+    """
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw variables for inputs of shape ``input_shape``, the batch axis left out."""

@@ -82,6 +82,17 @@ def write_report(result: EvolutionResult, path: str | os.PathLike | None = None)
         For what is no result.
     ValueError
         If nothing was measured yet.
+
+    Examples
+    --------
+    An experiment of no trainings measures nothing.
+
+    >>> import tempfile
+    >>> from ntkrobust_sk import KernelEvolution, write_report
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_report(KernelEvolution(regimes=()).run(folder, progress=False))
+    Traceback (most recent call last):
+    ValueError: ... holds no results yet, so there is nothing to report
     """
     path = None if path is None else check_path("path", path)
     require_result(result)

@@ -162,6 +162,28 @@ class RobustnessReport:
     flags : tuple of str
         What AutoAttack holds against its own result.
     confidence : float
+
+    Examples
+    --------
+    Four examples: one is answered wrongly as it is, one falls at epsilon 0.2, two stand.
+
+    >>> import numpy as np
+    >>> from ntkrobust_sk import RobustnessReport
+    >>> report = RobustnessReport(
+    ...     epsilons=(0.1, 0.2),
+    ...     norm="linf",
+    ...     names=("PGD",),
+    ...     classes=np.array([0, 1]),
+    ...     y=np.array([0, 0, 1, 1]),
+    ...     fell_at=np.array([[0.0, 0.2, np.inf, np.inf]]),
+    ...     distances=np.array([0.0, 0.15, np.inf, np.inf]),
+    ...     flags=(),
+    ...     confidence=0.95,
+    ... )
+    >>> report.clean_accuracy, report.worst_accuracies.tolist()
+    (0.75, [0.75, 0.5])
+    >>> report.class_accuracies[:, 0].tolist()
+    [[0.5, 0.0], [1.0, 1.0]]
     """
 
     epsilons: tuple[float, ...]

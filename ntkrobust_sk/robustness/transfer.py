@@ -28,6 +28,14 @@ class TransferMatrix:
         Accuracy of each model (column) on the adversarial examples of each (row).
     attacks : tuple of str
         What made the examples of each: Square instead of an attack with gradients where there are none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ntkrobust_sk import TransferMatrix
+    >>> found = TransferMatrix(("a", "b"), np.array([0.9, 0.8]), np.array([[0.1, 0.6], [0.7, 0.2]]))
+    >>> float(found.matrix[found.names.index("a"), found.names.index("b")])  # a's examples, answered by b
+    0.6
     """
 
     names: tuple[str, ...]

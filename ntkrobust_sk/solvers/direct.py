@@ -22,11 +22,23 @@ EIGH_MAX_SIZE = 32_766
 
 
 class SingularGramError(np.linalg.LinAlgError):
-    """The error of a matrix that is not positive definite to working precision: no solution can be trusted."""
+    """The error of a matrix that is not positive definite to working precision: no solution can be trusted.
+
+    >>> import numpy as np
+    >>> Cholesky()(np.ones((2, 2)), np.ones(2))
+    Traceback (most recent call last):
+    ntkrobust_sk.solvers.direct.SingularGramError: ...
+    """
 
 
 class InaccurateSolveError(np.linalg.LinAlgError):
-    """The error of a solver whose answer does not satisfy the equations."""
+    """The error of a solver whose answer does not satisfy the equations.
+
+    >>> import numpy as np
+    >>> Cholesky(max_residual=1e-30)(np.eye(50) + 0.1, np.linspace(0, 1, 50))
+    Traceback (most recent call last):
+    ntkrobust_sk.solvers.direct.InaccurateSolveError: ...
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

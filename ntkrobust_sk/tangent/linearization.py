@@ -28,6 +28,18 @@ class Linearized:
     References
     ----------
     Loo et al. 2022, arXiv:2210.12030, "linearised" and "centred" dynamics.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import numpy as np
+    >>> from ntkrobust_sk import MLP, Linearized
+    >>> network = Linearized(MLP(n_outputs=2, widths=(4,)), centered=True)
+    >>> displacement, anchor = network.init(jax.random.key(0), (3,))
+    >>> logits = jax.jit(lambda omega: network.apply(omega, anchor, np.ones((1, 3), np.float32))[0])
+    >>> once, twice = (jax.tree.map(lambda leaf: np.full_like(leaf, size), displacement) for size in (1, 2))
+    >>> bool(np.allclose(logits(twice), 2 * logits(once)))  # linear in the displacement
+    True
     """
 
     network: Network

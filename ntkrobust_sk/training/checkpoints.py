@@ -18,7 +18,15 @@ STATED = "ntkrobust_sk"
 
 
 class DamagedCheckpointError(OSError):
-    """A checkpoint cannot be read, is not what was written, or is of something else."""
+    """A checkpoint cannot be read, is not what was written, or is of something else.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_checkpoint(Path(folder, "w"), {"w": np.ones(2)}, of="seed 0")
+    ...     load_checkpoint(Path(folder, "w"), like={"w": np.ones(3)})
+    Traceback (most recent call last):
+    ntkrobust_sk.training.checkpoints.DamagedCheckpointError: the checkpoint ... is of something else: ...
+    """
 
 
 def save_checkpoint(path: Path, tree: Any, of: str = "") -> None:

@@ -36,6 +36,17 @@ class TrainState:
         Loss of the last update.
     failed_step : int array
         First batch whose update was not finite and therefore not made, or -1.
+
+    Examples
+    --------
+    >>> import jax, optax
+    >>> import jax.numpy as jnp
+    >>> from ntkrobust_sk import MLP, Model, train
+    >>> network = MLP(n_outputs=2, widths=())
+    >>> model = Model(network, network.init(jax.random.key(0), (3,)))
+    >>> (state,) = train(model, jnp.eye(3), [0, 1, 1], key=jax.random.key(1), optimizer=optax.sgd(0.1))
+    >>> int(state.step), float(state.loss) > 0, int(state.failed_step)
+    (1, True, -1)
     """
 
     model: Model
@@ -55,6 +66,17 @@ class TrainingDivergedError(ArithmeticError):
         The last finite state.
     epoch, step : int
         Where it happened; epochs count from 0, steps are batches since the start.
+
+    Examples
+    --------
+    >>> import jax, optax
+    >>> import jax.numpy as jnp
+    >>> from ntkrobust_sk import MLP, Model, train
+    >>> network = MLP(n_outputs=2, widths=())
+    >>> model = Model(network, network.init(jax.random.key(0), (3,)))
+    >>> list(train(model, jnp.eye(3), jnp.eye(3, 2), key=jax.random.key(1), optimizer=optax.sgd(1e30), epochs=9))
+    Traceback (most recent call last):
+    ntkrobust_sk.training.state.TrainingDivergedError: training diverged in epoch ...
     """
 
     def __init__(self, state: TrainState, epoch: int, step: int):
