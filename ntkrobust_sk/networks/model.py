@@ -49,7 +49,7 @@ class Network(Protocol):
     Examples
     --------
     >>> import jax
-    >>> from ntkrobust_sk import Model, Network, Variables
+    >>> from ntkrobust_sk import Model, Variables
     >>> @dataclass(frozen=True)
     ... class Linear:
     ...     n_outputs: int
@@ -60,8 +60,6 @@ class Network(Protocol):
     ...     def apply(self, params, state, x, *, train=False):
     ...         return x @ params, state
     >>> network = Linear(n_outputs=2)
-    >>> isinstance(network, Network)
-    True
     >>> Model(network, network.init(jax.random.key(0), (4,)))(jax.numpy.ones((3, 4))).shape
     (3, 2)
     """
