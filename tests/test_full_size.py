@@ -63,6 +63,7 @@ def test_a_clock_that_is_over_ends_a_stage_with_what_there_is(full_size, tmp_pat
     assert stage["seconds after the prediction"] > 0
 
 
+@pytest.mark.slow
 def test_a_plan_states_floors_and_runs_nothing(full_size, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert full_size.main(["--plan", "--rate", "100"]) == {}
@@ -97,6 +98,7 @@ def test_missing_data_are_named(full_size, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_device_without_the_memory_is_refused_before_anything_runs(full_size, tmp_path, monkeypatch):
     needed = full_size.bytes_needed(full_size.TOY, full_size.TOY.network)
     assert needed["stage-1"] < needed["stage-2"]

@@ -114,6 +114,7 @@ def amount_named(error) -> int:
     return int(str(error.value).split("memory=")[1].split(" ")[0].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_a_matrix_without_room_on_the_device_is_refused_before_anything_runs(accelerator, monkeypatch, tmp_path):
     rows = np.random.default_rng(0).normal(size=(600, *SHAPE)).astype(np.float32)
     matrix = 4 * 600**2

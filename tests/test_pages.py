@@ -100,6 +100,7 @@ def test_a_page_of_the_guide_has_one_figure_of_the_gallery_and_leads_on(name):
     assert re.findall(r"^Next: \{doc\}`(?:\.\./)?(\w+)`", GUIDE[name], re.MULTILINE) == [following]
 
 
+@pytest.mark.slow
 def test_what_is_compared_is_what_follows(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n```python\nprint(1)\n```\n```text\n1\n```\n```python\nx = 1\n```\nmore\n```text\n2\n```\n")

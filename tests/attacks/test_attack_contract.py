@@ -152,6 +152,7 @@ def test_one_score_column_is_that_of_label_1_against_label_0(attack):
     assert np.isfinite(found).all() and (found != X).any()
 
 
+@pytest.mark.slow
 @each_attack
 @pytest.mark.parametrize(
     "labels, error, message",

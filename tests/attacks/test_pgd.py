@@ -155,6 +155,7 @@ def test_another_key_starts_elsewhere_and_without_a_random_start_the_key_does_no
     np.testing.assert_array_equal(PGD(**still, random_start=False)(victim(kind, "float32"), x, y, key=KEY), x)
 
 
+@pytest.mark.slow
 @each_norm
 def test_the_first_restart_differs_from_the_second(norm):
     still = PGD(EPSILON, n_steps=1, step_size=0.0, norm=norm, n_restarts=2, bounds=None)
@@ -172,6 +173,7 @@ def test_clean_is_the_input_itself():
     assert project_into(x, x, Clean()) is x
 
 
+@pytest.mark.slow
 @each_norm
 @pytest.mark.parametrize("bounds", BOUNDS)
 def test_whatever_an_attack_returns_is_projected_into_ball_and_bounds(norm, bounds):
@@ -290,6 +292,7 @@ def test_one_key_for_each_example_is_the_same_as_one_key_folded_with_the_positio
 # Loops
 
 
+@pytest.mark.slow
 @each_victim_and_norm
 def test_the_compiled_loop_and_the_python_loop_agree(kind, norm, monkeypatch):
     x, y = images()
@@ -341,6 +344,7 @@ class CountingNetwork:
         return jnp.tanh(x.reshape(len(x), -1)) @ params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 @each_norm
 def test_other_numbers_and_new_weights_do_not_compile_again(fused, norm, monkeypatch):
@@ -486,6 +490,7 @@ def greediest(x, away, epsilon, low, high):
     return result.reshape(x.shape)
 
 
+@pytest.mark.slow
 @each_norm
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
 def test_pgd_reaches_the_optimum_on_an_affine_classifier(norm, bounds):
@@ -547,6 +552,7 @@ def test_the_loss_of_labels_is_their_cross_entropy():
     np.testing.assert_allclose(example_losses(jnp.asarray(scores), jnp.asarray(labels)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_geometry_of_the_norms_is_that_of_numpy(dtype):
     with enable_x64(dtype == "float64"):

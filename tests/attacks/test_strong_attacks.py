@@ -316,6 +316,7 @@ def test_few_steps_in_the_l1_norm_stay_in_ball_and_bounds(n_steps):
     assert (x_adv != X).any(1).all()
 
 
+@pytest.mark.slow
 def test_ratios_of_logits_do_not_change_with_shift_and_scale():
     rng = np.random.default_rng(0)
     scores, y, t = rng.normal(size=(20, C)), rng.integers(C, size=20), rng.integers(C, size=20)
@@ -467,6 +468,7 @@ def test_in_other_norms_too_random_search_comes_near_to_the_worst_point_of_a_lin
     assert ((X - np.asarray(x_adv)).reshape(6, -1) @ slope > share * most).all()
 
 
+@pytest.mark.slow
 def test_bumps_are_two_pyramids_of_opposite_sign():
     rows, columns = np.arange(7)[:, None] - 1, np.arange(7) - 1
     bump = np.asarray(_bump(rows, columns, 5, (7, 7, 1)))

@@ -58,6 +58,7 @@ def by_hand(attack, key, X, Y):
 # One noisy step
 
 
+@pytest.mark.slow
 @each_bounds
 @each_length
 def test_a_noisy_step_stays_in_bounds_and_moves_no_farther_than_noise_and_step_together(bounds, noise, step_size):

@@ -155,6 +155,7 @@ def test_images_stand_in_rows_each_in_its_place():
     assert ImageGridDisplay.from_evolution(fake_result()).ax_.get_xticklabels()[2].get_text() == "class 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 7, 14, 25, 60])
 def test_numbers_in_a_matrix_fit_into_their_cells_or_are_left_out(n):
     ax = TransferDisplay(np.full((n, n), 0.25), [f"model {i}" for i in range(n)]).plot().ax_
@@ -164,6 +165,7 @@ def test_numbers_in_a_matrix_fit_into_their_cells_or_are_left_out(n):
     assert all(text.get_window_extent().width < right - left for text in ax.texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "display",
     [

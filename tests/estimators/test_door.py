@@ -196,6 +196,7 @@ def test_epochs_that_fall_and_an_optimizer_of_another_state_are_refused():
         train(state, X_ROWS, LABELS, optimizer=optax.adam(0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [str, "S", object, list], ids=str)
 def test_targets_that_are_numbers_written_as_text_are_numbers(kind):
     text = LABELS.astype(str)

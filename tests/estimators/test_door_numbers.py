@@ -59,6 +59,7 @@ def test_traced_inputs_are_not_looked_at():
     assert np.isnan(jax.jit(lambda x: MODEL(x))(X * np.nan)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("attack", [FMN(0.5, 3), DDN(0.5, 3), FAB(0.5, 2)])
 def test_minimum_norm_attacks_take_inputs_of_lower_precision_than_the_network(attack, dtype):

@@ -58,6 +58,7 @@ def answers(fitted):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_it_is_that_of_the_network_in_all_that_an_estimator_does(name):
     """What the parameter makes and what one makes by hand are the same to the bit, and round."""
@@ -72,6 +73,7 @@ def test_it_is_that_of_the_network_in_all_that_an_estimator_does(name):
     assert {"decision_function", "transform", "gram"} & set(single) <= set(rounded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 def test_a_machine_takes_the_kernel_of_a_trained_network_in_its_own_precision(precision):
     trainer = AdversarialKernelTrainer(NETWORK, max_epochs=2, random_state=0, precision="tf32")
@@ -91,12 +93,14 @@ def test_evaluation_needs_no_setting_of_its_own():
     assert robust_accuracy(trainer.model_, X, Y, ATTACK) == trainer.robust_score(X, Y, ATTACK)
 
 
+@pytest.mark.slow
 def test_a_wrapped_network_gets_one_output_for_each_class():
     for network in (MixedPrecision(NETWORK), Normalized(MixedPrecision(NETWORK, "tf32"), (0.4,), (0.2,))):
         for estimator in (AdversarialKernelTrainer(network, max_epochs=0), EmpiricalNTKClassifier(network)):
             assert estimator.fit(X, Y).decision_function(X).shape == (len(X), 3)
 
 
+@pytest.mark.slow
 def test_it_is_a_parameter_like_others():
     for make in MADE.values():
         assert make(NETWORK).get_params()["precision"] is None
@@ -119,6 +123,7 @@ def untrained(network, **given):
     return AdversarialKernelTrainer(network, max_epochs=0, random_state=0, **given)
 
 
+@pytest.mark.slow
 def test_columns_that_products_would_round_away_are_told_of_once():
     for precision, by in (("bf16", 2020), ("tf32", 22_020)):
         moved = np.c_[X, by + 3 * X[:, 0]]

@@ -242,6 +242,7 @@ def test_predictors_answer_as_the_kernel_does(kernel, exact):
     assert_near(dual(Y), expected, 1e-3)
 
 
+@pytest.mark.slow
 def test_a_predictor_in_mixed_precision_folds_features_that_are_kept_in_16_bits(exact):
     model = Model(MixedPrecision(NETWORK, "bf16"), MODEL.variables)
     K, dual = gram("pseudo", model, X), RNG.normal(size=(len(X), 2))

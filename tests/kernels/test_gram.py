@@ -145,6 +145,7 @@ def test_computed_again_a_matrix_is_the_same(kernel, rows):
     assert_same(again, first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 8, 16, LARGE_TILE])
 def test_the_size_of_tiles_changes_entries_by_rounding_only(rows):
     assert_rounding(in_tiles("trace", MODEL, X, rows=rows), in_tiles("trace", MODEL, X))
@@ -239,6 +240,7 @@ OF_JACOBIANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [None, 2])
 @each_kernel
 def test_every_layer_has_the_matrix_of_the_dense_jacobian_of_its_parameters(kernel, directions):
@@ -286,6 +288,7 @@ def products(kernel, features):
     return sum(np.einsum(equation, values, values) for values in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [None, 2])
 @each_kernel
 def test_in_double_precision_products_of_single_precision_features_are_exact(kernel, directions):
@@ -588,6 +591,7 @@ def between_classes(model, x1, x2):
     return model(x1)[:, None, :, None] * model(x2)[None, :, None, :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [linear_kernel, by_class, between_classes])
 def test_a_kernel_without_features_is_given_the_inputs_tile_by_tile(kernel):
     K = gram(kernel, MODEL, X, memory=300)

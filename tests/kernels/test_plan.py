@@ -231,6 +231,7 @@ def test_the_number_of_rows_does_not_count_where_tiles_and_panels_are_filled():
         assert plans == [plans[0]] * len(plans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "n, rows", [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (33, 64), (64, 64), (65, 128), (999, 128)]
 )

@@ -253,6 +253,7 @@ def computed(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_features_of_the_gram_matrix_are_folded_and_give_the_same_predictor_to_the_bit(kernel, computed):
     model, X = draw_model(), draw(20, 5)

@@ -387,6 +387,7 @@ KERNELS_LOOK_ALIKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS_LOOK_ALIKE)
 def test_a_store_of_another_kernel_that_looks_alike_is_refused(name, path):
     make = KERNELS_LOOK_ALIKE[name]
@@ -739,6 +740,7 @@ def test_an_unfinished_store_is_not_read(path, stop_after):
         read_gram(path)
 
 
+@pytest.mark.slow
 def test_files_of_a_store_have_the_mode_that_the_umask_leaves(path):
     before = os.umask(0o027)
     try:

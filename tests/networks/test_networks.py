@@ -139,6 +139,7 @@ def test_a_model_survives_pickling_and_is_its_own_copy():
     assert repr(model).endswith("n_params=579)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_mlp_is_alternating_affine_maps_and_activations(activation):
     network = MLP(n_outputs=2, widths=(6, 5), activation=activation)

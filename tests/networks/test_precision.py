@@ -49,6 +49,7 @@ def relative(found, exact):
     return float(jnp.abs(found - exact).max() / jnp.abs(exact).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 @pytest.mark.parametrize("network, shape", [(SMALL_MLP, (5,)), (SMALL_CNN, (8, 8, 1))])
 def test_logits_and_gradients_round_and_no_more(network, shape, precision):
@@ -58,6 +59,7 @@ def test_logits_and_gradients_round_and_no_more(network, shape, precision):
         assert 0.01 * ROUNDING[precision] < relative(of(rounded), of(exact)) < 16 * ROUNDING[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, bits", [("bf16", 7), ("tf32", 10)])
 def test_a_product_is_that_of_rounded_operands(precision, bits):
     network = MLP(3, widths=())
@@ -74,6 +76,7 @@ def test_a_product_is_that_of_rounded_operands(precision, bits):
     np.testing.assert_allclose(model(x), expected + np.asarray(layer["bias"]), rtol=slack, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_else_stays_in_float32():
     exact, rounded = pair(ResNet18(3, width=4, zero_last_layer=False), "bf16", (8, 8, 3))
     x = drawn(2, (8, 8, 3))
@@ -87,6 +90,7 @@ def test_all_else_stays_in_float32():
     assert relative(rounded(x), exact(x)) < 0.05
 
 
+@pytest.mark.slow
 def test_it_wraps_and_is_wrapped():
     x = drawn(4, (5,))
     inner = MLP(3, widths=(16,))
@@ -96,6 +100,7 @@ def test_it_wraps_and_is_wrapped():
     np.testing.assert_array_equal(one(x), other(x))
 
 
+@pytest.mark.slow
 def test_a_linearisation_rounds_too():
     exact, rounded = pair(SMALL_CNN, "bf16", (8, 8, 1))
     x = drawn(8)
@@ -108,6 +113,7 @@ def test_a_linearisation_rounds_too():
     assert 0 < relative(found[1], found[0]) < 16 * ROUNDING["bf16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["trace", "class", "pseudo", "full"])
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 def test_gram_entries_round_and_features_stay_outer_products(kernel, precision):
@@ -128,6 +134,7 @@ def products_of_logits(model, x1, x2):
     return model(x1) @ model(x2).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, wrap", [("bf16", lambda network: network), ("tf32", wrapped_by_mean)])
 def test_gram_takes_the_products_of_a_network_in_their_precision_unless_another_is_named(precision, wrap):
     network = wrap(MixedPrecision(SMALL_CNN, precision))
@@ -140,6 +147,7 @@ def test_gram_takes_the_products_of_a_network_in_their_precision_unless_another_
     np.testing.assert_array_equal(linear, single)
 
 
+@pytest.mark.slow
 def test_a_predictor_folds_the_features_that_its_gram_matrix_has():
     """Kept from the Gram matrix, or computed again: to the bit, in the primal form and in few digits."""
     _, model = pair(SMALL_CNN, "bf16", (8, 8, 1))
@@ -170,6 +178,7 @@ def test_gradients_of_kernels_are_products_in_the_named_precision_too(precision)
         assert narrow if precision == "bf16" else set(eqn.params["precision"]) == {jax.lax.Precision.DEFAULT}
 
 
+@pytest.mark.slow
 def test_attacks_stay_in_ball_and_bounds():
     exact, rounded = pair(SMALL_CNN, "bf16", (8, 8, 1))
     x, y = drawn(32), jnp.arange(32) % 4
@@ -195,6 +204,7 @@ def test_new_weights_do_not_compile_again():
     assert len(traced) == 1 and hash(model.network) == hash(MixedPrecision(SMALL_CNN, "bf16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -223,6 +233,7 @@ def test_a_network_is_put_into_a_precision_once_wherever_it_has_one():
         assert precision_of(other) == "tf32" and in_precision(other, "bf16") == network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_parameters_whose_products_would_not_round_are_refused(dtype):
     with enable_x64(dtype == "float64"):

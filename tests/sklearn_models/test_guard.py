@@ -370,6 +370,7 @@ GUARDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GUARDED)
 def test_a_model_with_one_number_changed_is_refused(name):
     rows = slice(None, None, 3)
@@ -473,6 +474,7 @@ def test_a_model_says_which_inputs_it_takes(x, error, message):
         as_model(SVC().fit(X, Y))(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x", [X[:2].tolist(), FRAME[:2], X[:2].astype(">f8"), jax.numpy.asarray(X[:2])])
 def test_a_model_takes_lists_frames_and_arrays_of_any_byte_order(x):
     clf = LogisticRegression().fit(X, Y)
@@ -487,6 +489,7 @@ def test_inputs_of_another_width_are_named_inside_of_compiled_functions_too():
         as_model(trainer)(X[:, :3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given, error, message",
     [

@@ -312,6 +312,7 @@ def test_an_array_used_more_than_once_has_the_sum_of_its_uses_gradients(name):
     assert concatenate_uses([parts[0][0]]) is parts[0][0]
 
 
+@pytest.mark.slow
 @in_each_library
 @each_case
 def test_features_of_a_few_examples_at_a_time_are_stacked_in_numpy(name, library):

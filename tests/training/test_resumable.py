@@ -163,6 +163,7 @@ def test_the_state_of_the_network_moves_unless_it_is_frozen(freeze_state, batche
 # Stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [(), (0,), (0, 1), (0, 1, 2), (2,), (3,), (0, 3), (0, 2)], ids=str)
 def test_after_files_were_deleted_the_same_states_come_again_to_the_bit(left, folder, expected):
     list(kept(folder))
