@@ -236,13 +236,14 @@ class Run:
         # of which no number of a stage depends
         self.of = f"{replace(setting, rows=0, look=0)} {network} {self.attack}"
         self.file = options.out / "full_size.json"
-        if self.file.exists() and (there := json.loads(self.file.read_text())["settings"]["of"]) != self.of:
+        there = figures_in(self.file)
+        if there and (of := there["settings"]["of"]) != self.of:
             raise ValueError(
-                f"{options.out} holds the run of other settings, which stays as it is: {there}. Give another --out"
+                f"{options.out} holds the run of other settings, which stays as it is: {of}. Give another --out"
             )
         options.out.mkdir(parents=True, exist_ok=True)
         device = jax.devices()[0]
-        self.found = {
+        self.found = there | {
             "device": getattr(device, "device_kind", device.platform),
             "jax": jax.__version__,
             "settings": {"of": self.of, "minutes": options.minutes, "precision": options.precision},
@@ -278,6 +279,9 @@ class Run:
         optimizer = optax.sgd(rate, momentum=0.9)
         state, path = initial_state(model, jax.random.key(1), optimizer), self.options.out / f"{kernel}-{stage}"
         of = f"{self.of} {kernel} {stage}"
+        if stage == "stage-2":
+            # a kernel that was trained further is another one
+            of += f" from epoch {self.found[kernel]['stage-1']['epochs']}"
         try:
             state = load_checkpoint(path.with_suffix(".safetensors"), state, of)
         except FileNotFoundError:
@@ -288,6 +292,12 @@ class Run:
         first, last = int(state.step), per_epoch * self.setting.epochs[stage]
         look = self.setting.look
         steps = [*range(first + look, last, look), last] if first < last else []
+        figures = self.found.setdefault(kernel, {})
+        if not steps and figures.get(stage, {}).get("epochs") == first / per_epoch:
+            return state.model
+        # of the model that is trained on from here they will be no more
+        for later in list(SHARES)[list(SHARES).index(stage) :]:
+            figures.pop(later, None)
         states = train(
             state,
             self.splits.X,
@@ -337,6 +347,9 @@ class Run:
         """Robust accuracy under PGD, then under APGD on what stands, each on as many images as time allows."""
         epsilon, rows = self.setting.epsilon, self.setting.rows
         X, y = self.splits.X_test.astype(np.float32), self.splits.y_test
+        there = {name: figures.get("images", 0) for name, figures in self.found[kernel].items()}
+        if there.get("apgd-t") == len(X):
+            return
         stands = np.ones(len(X), bool)
         attacks = {
             "pgd": PGD(epsilon, self.setting.steps),
@@ -365,7 +378,17 @@ class Run:
                 # the first tile compiles, and the second one is what the others take
                 figures["predicted"] = {"in all": (stamps[2] - stamps[1]) * (len(stamps) - 3)}
                 figures["seconds after the prediction"] = stamps[-1] - stamps[2]
-            self.note(kernel, **{name: figures})
+            if seen >= there.get(name, 0):  # a shorter look again takes nothing away
+                self.note(kernel, **{name: figures})
+
+
+def figures_in(file) -> dict:
+    """Return the figures of a run, and nothing where there is none."""
+    try:
+        there = json.loads(file.read_text()) if file.exists() else {"settings": {"of": None}}
+        return there if there["settings"]["of"] else {}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: move it away, and its states are read again") from error
 
 
 @jax.jit

@@ -43,8 +43,7 @@ def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_
         assert robust == sorted(robust, reverse=True) and stages["pgd"]["images"] == 32
         assert robust[0] <= stages["stage-2"]["clean accuracy"]
     again = full_size.main(["--toy", "--out", str(tmp_path), *options])
-    assert again["adversarial"]["stage-1"]["seconds to the first look"] is None
-    assert again["adversarial"]["pgd"] == found["adversarial"]["pgd"]
+    assert again == found
 
 
 @pytest.mark.slow
@@ -61,6 +60,14 @@ def test_a_clock_that_is_over_ends_a_stage_with_what_there_is(full_size, tmp_pat
     stage = full_size.main(["--toy", "--fast", "--out", str(tmp_path)])["adversarial"]["stage-1"]
     assert stage["epochs"] == 12 and 0 < stage["predicted"]["seconds an epoch"] < stage["predicted"]["in all"]
     assert stage["seconds after the prediction"] > 0
+
+
+def test_a_damaged_file_of_figures_is_named_and_stays(full_size, tmp_path):
+    for written in ("{", "[]", '{"settings": {}}'):
+        (tmp_path / "full_size.json").write_text(written)
+        with pytest.raises(ValueError, match=r"full_size\.json is damaged"):
+            full_size.main(["--toy", "--out", str(tmp_path)])
+        assert (tmp_path / "full_size.json").read_text() == written
 
 
 @pytest.mark.slow
