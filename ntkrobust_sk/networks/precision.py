@@ -58,7 +58,7 @@ class MixedPrecision:
     Raises
     ------
     ValueError
-        For another precision.
+        For another precision, and for a network that is in mixed precision already, in wrappers too.
 
     Examples
     --------
@@ -78,6 +78,11 @@ class MixedPrecision:
     def __post_init__(self):
         require_network(self.network)
         check_choice("precision", self.precision, PRECISIONS)
+        if (own := precision_of(self.network)) is not None:
+            raise ValueError(
+                f"network must have no precision of its own, got one in {own!r}, whose products would be rounded "
+                "twice; give the network within that one instead"
+            )
 
     def init(self, key: jax.Array, input_shape: tuple[int, ...]) -> Variables:
         """Draw the network's own variables."""

@@ -233,6 +233,16 @@ def test_a_network_is_put_into_a_precision_once_wherever_it_has_one():
         assert precision_of(other) == "tf32" and in_precision(other, "bf16") == network
 
 
+@pytest.mark.parametrize("wrap", [lambda network: network, wrapped_by_mean, Linearized])
+@pytest.mark.parametrize(("own", "other"), [("bf16", "tf32"), ("tf32", "bf16"), ("bf16", "bf16")])
+def test_a_network_that_has_a_precision_is_refused_another_one(wrap, own, other):
+    network = wrap(MixedPrecision(MLP(3, widths=(4,)), own))
+    with pytest.raises(ValueError, match=rf"network must have no precision of its own, got one in '{own}'"):
+        MixedPrecision(network, other)
+    # the precision that is asked for by name takes the place of its own
+    assert in_precision(network, other) == wrap(MixedPrecision(MLP(3, widths=(4,)), other))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_parameters_whose_products_would_not_round_are_refused(dtype):
