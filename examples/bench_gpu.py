@@ -16,9 +16,11 @@ if one is ended. This file needs nothing but Python; the runner is ``gpu_runner.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from gpu_runner import ENVIRONMENT, Section, carried_out
@@ -46,7 +48,9 @@ def main(arguments=None) -> int:
         import gpu_sections
 
         if options.plan:
-            print(bench_gpu_sections.plan(SECTIONS, options))
+            table, seconds = bench_gpu_sections.plan(SECTIONS, options)
+            print(table)
+            require_time(seconds, options.seconds)
         else:
             gpu_sections.run(options.only, Path(options.results), options.toy, vars(bench_gpu_sections))
         return 0
@@ -54,6 +58,20 @@ def main(arguments=None) -> int:
     if options.toy:  # there is no memory to be given back, and processes take longer to start than sections
         sections = [replace(section, process="toy") for section in sections]
     return carried_out(Path(__file__).resolve(), sections, options, {})
+
+
+def require_time(predicted: dict[str, float], allowed: float) -> None:
+    """End with an error where sections are predicted to take longer than is allowed, and say which ones fit."""
+    total = sum(predicted.values())
+    if total <= allowed:
+        return
+    ends = zip(predicted, accumulate(predicted.values()), strict=True)
+    fitting = [name for name, end in ends if end <= allowed]
+    only = f", or --only {' '.join(fitting)}" if fitting else ""
+    sys.exit(
+        f"{total:.0f} s are predicted, but --minutes {allowed / 60:g} allows {allowed:.0f}: the last sections "
+        f"would not run. Give --minutes {math.ceil(total / 6) / 10:g}{only}"
+    )
 
 
 def parsed(arguments):

@@ -344,27 +344,28 @@ def check_peers(report, toy):
 # On paper
 
 
-def plan(sections, options) -> str:
-    """Return a table of what would run: floors, predicted seconds with cold caches, and time-outs."""
+def plan(sections, options) -> tuple[str, dict[str, float]]:
+    """Return a table of what would run, with floors and time-outs; and predicted seconds with cold caches."""
     s = TOY if options.toy else FULL
     operations = operations_of(s)
-    rows, total, process = [["section", "work", "TFLOP", "floor", "predicted", "ended after"]], 0.0, None
+    rows, seconds, process = [["section", "work", "TFLOP", "floor", "predicted", "ended after"]], {}, None
     for section in sections:
         if section.name not in options.only:
             continue
         work, flop, floor = operations.get(section.name, ("versions, memory, one product", 0.0, 0.0))
         # twice the floor, since nothing runs at its ceiling
         predicted = 2 * floor + COMPILING.get(section.name, 0) + (STARTING if section.process != process else 0)
-        process, total = section.process, total + predicted
+        process, seconds[section.name] = section.process, predicted
         figures = f"{flop / 1e12:.3g}", f"{floor:.3g} s", f"{predicted:.0f} s", f"{section.seconds:g} s"
         rows.append([section.name, work, *figures])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines += ["", f"predicted in all: {total:.0f} s of {options.seconds:.0f}"]
+    lines += ["", f"predicted in all: {sum(seconds.values()):.0f} s of {options.seconds:.0f}"]
     left_out = [section.name for section in sections if section.name not in options.only]
     lines += [f"left out: {', '.join(left_out)}"] if left_out else []
     rates = f"products {PRODUCTS['tf32'] / 1e12:g}, features {FEATURES / 1e12:g}, training {CONVOLUTIONS / 1e12:g}"
-    return "\n".join([*lines, f"TFLOP/s assumed: {rates}; cold caches; nothing of it has been measured on a GPU"])
+    lines += [f"TFLOP/s assumed: {rates}; cold caches; nothing of it has been measured on a GPU"]
+    return "\n".join(lines), seconds
 
 
 def operations_of(s: Sizes) -> dict:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,20 @@ def test_a_plan_states_floors_and_predictions_and_runs_nothing(tmp_path):
     assert names == ["device", "small", "pseudo", "class", "training", "leave_one_out"]
     assert "left out: tiles, peers" in done.stdout and "predicted in all:" in done.stdout
     assert not (tmp_path / "found.json").exists()
+
+
+@pytest.mark.slow
+def test_a_plan_that_takes_longer_than_is_allowed_says_what_fits(tmp_path):
+    done = run("--plan", "--minutes", "1", "--out", str(tmp_path / "found.json"))
+    assert done.returncode == 1 and "predicted in all: " in done.stdout
+    said = r"\d+ s are predicted, but --minutes 1 allows 60: .* Give --minutes ([\d.]+), or --only (.*)\n"
+    found = re.fullmatch(said, done.stderr)
+    assert found, done.stderr
+    minutes, only = found.groups()
+    # what it advises fits
+    for way in (["--minutes", minutes], ["--minutes", "1", "--only", *only.split()]):
+        assert run("--plan", *way).returncode == 0
+    assert run("--plan", "--minutes", "0.1").stderr.endswith(f"Give --minutes {minutes}\n")
 
 
 @pytest.mark.parametrize("options", [["--minutes", "0"], ["--only", "nothing"]])
