@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -44,38 +45,18 @@ SHARES = {"stage-1": 0.5, "stage-2": 0.45, "pgd": 0.6, "apgd-ce": 0.5, "apgd-t":
 
 @dataclass(frozen=True)
 class Setting:
-    """The sizes of a run.
-
-    Attributes
-    ----------
-    data : str
-    n_train, n_test : int
-    shape : tuple of int
-        Of an image.
-    network : Network
-    epsilon : float
-        Of the attacks in training and evaluation, L-infinity.
-    epochs : dict
-        Of each stage, at most.
-    steps : int
-        Of PGD in evaluation.
-    rows : int
-        Of a tile of test images.
-    look : int
-        Batches between two looks at the clock.
-    batch_size : int
-    """
+    """The sizes of a run."""
 
     data: str
     n_train: int
     n_test: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of an image
     network: Network
-    epsilon: float
-    epochs: dict
-    steps: int
-    rows: int
-    look: int = 16
+    epsilon: float  # of the attacks in training and evaluation, L-infinity
+    epochs: dict  # of each stage, at most
+    steps: int  # of PGD in evaluation
+    rows: int  # of a tile of test images
+    look: int = 16  # batches between two looks at the clock
     batch_size: int = 128
 
 
@@ -143,8 +124,8 @@ def training_attack(setting, fast):
 def plan(setting, network, options) -> str:
     """Return what each stage takes: work counted in forward passes, its floor, its prediction, and its memory."""
     model = Model(network, jax.eval_shape(lambda key: network.init(key, setting.shape), jax.random.key(0)))
-    forward, n_steps = forward_operations(model, setting.shape), training_attack(setting, options.fast)
-    n_steps = getattr(n_steps, "n_steps", 1)
+    forward = forward_operations(model, setting.shape)
+    n_steps = getattr(training_attack(setting, options.fast), "n_steps", 1)
     # an update is a forward and two gradients, a step of an attack a forward and one; linearised, three times that
     per_image = {"stage-1": 2 * 3 + 2 * n_steps, "stage-2": 3 * (2 * 3 + 2 * n_steps)}
     counts = {}
@@ -158,8 +139,6 @@ def plan(setting, network, options) -> str:
     lines = [
         f"{forward / 1e9:.3g} GFLOP a forward pass, {options.rate:g} TFLOP/s, of which {SHARE:.0%} are reached",
         "",
-    ]
-    lines += [
         "| stage | work | FLOP | seconds at least | predicted seconds | memory |",
         "|---|---|---|---|---|---|",
     ]
@@ -236,24 +215,27 @@ class Run:
         # of which no number of a stage depends
         self.of = f"{replace(setting, rows=0, look=0)} {network} {self.attack}"
         self.file = options.out / "full_size.json"
-        there = figures_in(self.file)
-        if there and (of := there["settings"]["of"]) != self.of:
-            raise ValueError(
-                f"{options.out} holds the run of other settings, which stays as it is: {of}. Give another --out"
-            )
-        options.out.mkdir(parents=True, exist_ok=True)
         device = jax.devices()[0]
-        self.found = there | {
+        self.found = figures_in(self.file, self.of) | {
             "device": getattr(device, "device_kind", device.platform),
             "jax": jax.__version__,
             "settings": {"of": self.of, "minutes": options.minutes, "precision": options.precision},
         }
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            self.write()
+        except OSError as error:
+            raise OSError(f"--out must be a folder that can be written, got {options.out}: {error}") from error
 
     def note(self, kernel: str, **figures) -> None:
         """Add figures and write the file."""
         self.found.setdefault(kernel, {}).update(figures)
-        write_atomically(self.file, json.dumps(self.found, indent=2).encode())
+        self.write()
         print(kernel, json.dumps(figures), flush=True)
+
+    def write(self) -> None:
+        """Put what was found on the disk."""
+        write_atomically(self.file, json.dumps(self.found, indent=2).encode())
 
     def deadline(self, stage: str) -> float:
         """When a stage has used its share of what is left of the clock."""
@@ -277,13 +259,14 @@ class Run:
     def trained(self, kernel, stage, model, rate, attacks, freeze_state) -> Model | None:
         """The model when its epochs or its time are over; None where not one epoch fits."""
         optimizer = optax.sgd(rate, momentum=0.9)
-        state, path = initial_state(model, jax.random.key(1), optimizer), self.options.out / f"{kernel}-{stage}"
+        state = initial_state(model, jax.random.key(1), optimizer)
+        path = self.options.out / f"{kernel}-{stage}.safetensors"
         of = f"{self.of} {kernel} {stage}"
         if stage == "stage-2":
             # a kernel that was trained further is another one
             of += f" from epoch {self.found[kernel]['stage-1']['epochs']}"
         try:
-            state = load_checkpoint(path.with_suffix(".safetensors"), state, of)
+            state = load_checkpoint(path, state, of)
         except FileNotFoundError:
             pass
         except DamagedCheckpointError as error:
@@ -296,7 +279,8 @@ class Run:
         if not steps and figures.get(stage, {}).get("epochs") == first / per_epoch:
             return state.model
         # of the model that is trained on from here they will be no more
-        for later in list(SHARES)[list(SHARES).index(stage) :]:
+        stages = list(SHARES)
+        for later in stages[stages.index(stage) :]:
             figures.pop(later, None)
         states = train(
             state,
@@ -318,14 +302,14 @@ class Run:
                 predicted = {"seconds an epoch": each * per_epoch, "in all": each * (last - step)}
                 if each * (per_epoch - (steps[1] - first)) > deadline - stamps[-1] and step < per_epoch:
                     self.note(kernel, **{stage: {"refused": "not one epoch fits", "predicted": predicted}})
-                    save_checkpoint(path.with_suffix(".safetensors"), state, of)
+                    save_checkpoint(path, state, of)
                     return None
             if stamps[-1] > deadline:
                 break
             if stamps[-1] - saved > CHECKPOINT:
-                save_checkpoint(path.with_suffix(".safetensors"), state, of)
+                save_checkpoint(path, state, of)
                 saved = time.monotonic()
-        save_checkpoint(path.with_suffix(".safetensors"), state, of)
+        save_checkpoint(path, state, of)
         measured = stamps[-1] - stamps[2] if len(stamps) > 3 else None
         figures = {
             "epochs": int(state.step) / per_epoch,
@@ -382,13 +366,20 @@ class Run:
                 self.note(kernel, **{name: figures})
 
 
-def figures_in(file) -> dict:
-    """Return the figures of a run, and nothing where there is none."""
+def figures_in(file, of) -> dict:
+    """Return the figures of a run of these settings, and nothing where there is none."""
+    if not file.exists():
+        return {}
     try:
-        there = json.loads(file.read_text()) if file.exists() else {"settings": {"of": None}}
-        return there if there["settings"]["of"] else {}
+        there = json.loads(file.read_text())
+        written = there["settings"]["of"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: move it away, and its states are read again") from error
+    if written != of:
+        raise ValueError(
+            f"{file.parent} holds the run of other settings, which stays as it is: {written}. Give another --out"
+        )
+    return there
 
 
 @jax.jit
@@ -400,5 +391,7 @@ def answers_of(model, x):
 if __name__ == "__main__":
     try:
         main()
-    except (MemoryError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except (ImportError, MemoryError, OSError, ValueError) as error:
+        # by the option's name, where the library has its argument's
+        reason = re.sub("(leave|[Pp]ass) data_dir", r"\1 --data-dir", str(error))
+        sys.exit(f"{type(error).__name__}: {reason}")

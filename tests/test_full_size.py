@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import runpy
+import sys
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
@@ -29,7 +31,7 @@ def own_cache():
 
 
 @pytest.mark.slow
-def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_path):
+def test_a_toy_run_finds_all_figures_and_does_nothing_twice(full_size, tmp_path, monkeypatch):
     options = ["--precision", "bf16"]
     found = full_size.main(["--toy", "--out", str(tmp_path), *options])
     assert json.loads((tmp_path / "full_size.json").read_text()) == found
@@ -42,12 +44,13 @@ def test_a_toy_run_finds_all_figures_and_goes_on_from_its_states(full_size, tmp_
         robust = [stages[name]["robust accuracy"] for name in ("pgd", "apgd-ce", "apgd-t")]
         assert robust == sorted(robust, reverse=True) and stages["pgd"]["images"] == 32
         assert robust[0] <= stages["stage-2"]["clean accuracy"]
-    again = full_size.main(["--toy", "--out", str(tmp_path), *options])
-    assert again == found
+    monkeypatch.setattr(full_size, "train", None)
+    monkeypatch.setattr(full_size, "answers_of", None)
+    assert full_size.main(["--toy", "--out", str(tmp_path), *options]) == found
 
 
 @pytest.mark.slow
-def test_a_clock_that_is_over_ends_a_stage_with_what_there_is(full_size, tmp_path, monkeypatch):
+def test_a_clock_that_is_over_ends_a_stage_with_what_there_is(full_size, tmp_path, monkeypatch, capsys):
     longer = replace(full_size.TOY, epochs={"stage-1": 12, "stage-2": 1})
     monkeypatch.setattr(full_size, "TOY", longer)
     with monkeypatch.context() as patch:
@@ -57,7 +60,11 @@ def test_a_clock_that_is_over_ends_a_stage_with_what_there_is(full_size, tmp_pat
     assert found["adversarial"]["stage-1"]["epochs"] == 1 and "pgd" not in found["adversarial"]
     assert (tmp_path / "adversarial-stage-1.safetensors").exists()
     # with time it goes on from there, and tells in advance how long that takes
+    capsys.readouterr()
     stage = full_size.main(["--toy", "--fast", "--out", str(tmp_path)])["adversarial"]["stage-1"]
+    # stage 2 does not, since its kernel is another one
+    said = capsys.readouterr().out
+    assert "from epoch 1.0" in said and "stage-2 begins again" in said and "stage-1 begins again" not in said
     assert stage["epochs"] == 12 and 0 < stage["predicted"]["seconds an epoch"] < stage["predicted"]["in all"]
     assert stage["seconds after the prediction"] > 0
 
@@ -103,6 +110,29 @@ def test_missing_data_are_named(full_size, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data_batch_2\.bin"):
         full_size.main(["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_data_names_the_option(monkeypatch, tmp_path, full_size):
+    folder = tmp_path / "data_dir"
+    monkeypatch.setattr(sys, "argv", ["", "--data-dir", str(folder), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=rf"FileNotFoundError: .* in {folder}, found .* or leave --data-dir out"):
+        runpy.run_path(full_size.__file__, run_name="__main__")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(full_size, tmp_path, monkeypatch):
+    monkeypatch.setattr(full_size, "train", None)
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        with pytest.raises(OSError, match=rf"--out must be a folder that can be written, got .*{place}: "):
+            full_size.main(["--toy", "--out", str(tmp_path / place)])
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def closed(*given):
+        raise PermissionError("closed")
+
+    monkeypatch.setattr(full_size, "write_atomically", closed)
+    with pytest.raises(OSError, match=r"--out must be a folder that can be written, got .*closed"):
+        full_size.main(["--toy", "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.slow
