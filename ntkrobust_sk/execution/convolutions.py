@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .convolution_forms import FORWARD, OF_FILTERS, OF_IMAGES, Convolution, cheapest
 from .devices import on_host
@@ -59,8 +60,14 @@ def loops_well(function: Callable, *args) -> bool:
 
 
 def is_plain(eqn: Any) -> bool:
-    """Tell whether it is an ordinary convolution of images, with or without strides, on a CPU."""
+    """Tell whether it is an ordinary convolution of images, with or without strides, on a CPU.
+
+    One of integers is none, since its sums wrap around, and neither is one of empty arrays.
+    """
     if eqn.primitive.name != CONVOLUTION or not on_host():
+        return False
+    shapes = [var.aval.shape for var in (*eqn.invars, *eqn.outvars)]
+    if any(0 in shape for shape in shapes) or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact):
         return False
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     plain = params["feature_group_count"] == params["batch_group_count"] == 1

@@ -68,6 +68,32 @@ def test_every_form_computes_what_xla_does(stride, window, padding, size):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=form.compute.__name__)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "shape, window",
+    [
+        ((0, 8, 8, 3), (3, 3, 3, 4)),
+        ((2, 2, 2, 3), (5, 5, 3, 4)),
+        ((2, 4, 4, 0), (3, 3, 0, 4)),
+        ((2, 4, 4, 3), (3, 3, 3, 0)),
+    ],
+    ids=["no images", "no pixels out", "no channels in", "no channels out"],
+)
+def test_convolutions_of_nothing_are_left_to_xla(shape, window, stride):
+    function = partial(convolve, (stride, stride), "VALID")
+    x, w = jnp.zeros(shape), jnp.zeros(window)
+    out, pull = jax.vjp(with_fast_convolutions(function), x, w)
+    assert out.shape == function(x, w).shape
+    assert [gradient.shape for gradient in pull(out)] == [shape, window]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32"])
+def test_sums_of_integers_wrap_around_as_they_do(dtype):
+    x = np.full((1, 4, 4, 1), np.iinfo(dtype).max - 3, dtype)
+    w, function = np.ones((3, 3, 1, 1), dtype), partial(convolve, (1, 1), "SAME")
+    np.testing.assert_array_equal(with_fast_convolutions(function)(x, w), function(x, w))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [(1, 1), (3, 2)])
 @pytest.mark.parametrize("padding", ["SAME", ((-1, 0), (1, -1))])

@@ -90,7 +90,6 @@ def test_a_dask_cluster_computes_the_same_although_a_worker_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_each_dask_worker_sees_a_gpu_of_its_own(request, monkeypatch, capsys):
     pytest.importorskip("distributed", reason="dask.distributed is not installed")
     monkeypatch.syspath_prepend(request.config.rootpath / "examples")

@@ -610,6 +610,21 @@ def test_the_compiled_loop_is_compiled_once_for_all_lengths_and_once_more_for_ra
     assert attack.calls == before and before % loops == 0
 
 
+@pytest.mark.parametrize("seconds, chunks", [(0.1, [1, 4, 16, 16, 3]), (5.0, [1] * 40)], ids=["quick", "slow"])
+def test_chunks_grow_while_they_are_quick(seconds, chunks, monkeypatch):
+    """Ctrl-C is heard between two of them."""
+    clock, taken, take = itertools.count(0, seconds), [], training_module.repeat
+
+    def counting(step, n_steps, *args, **options):
+        taken.append(n_steps)
+        return take(step, n_steps, *args, **options)
+
+    monkeypatch.setattr(training_module, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(training_module, "repeat", counting)
+    run(fresh_model(), attacks=(Clean(),), epochs=[sum(chunks) / 3])
+    assert taken == chunks
+
+
 def test_statistics_need_one_more_compilation_for_the_ragged_batch_alone(loop):
     @dataclass(frozen=True)
     class Counting(Normalised):
