@@ -13,7 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .convolution_forms import FORWARD, OF_FILTERS, OF_IMAGES, Convolution, cheapest
+from .convolution_forms import (
+    FORWARD,
+    OF_FILTERS,
+    OF_IMAGES,
+    Convolution,
+    by_phases,
+    by_taps,
+    cheapest,
+    direct,
+)
 from .devices import on_host
 from .rewriting import equations_of, rewritten
 
@@ -84,23 +93,40 @@ def is_strided(eqn: Any) -> bool:
 
 def plain_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Return the convolution, and its gradients when they are asked for, each in the form that costs least."""
-    of = Convolution(
+    of = _shapes(eqn, lhs, rhs)
+    return _convolve(of, cheapest(FORWARD, of), cheapest(OF_IMAGES, of), cheapest(OF_FILTERS, of), lhs, rhs)
+
+
+def phased_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """Return the convolution, with the gradient of images by phases, which copies nothing.
+
+    For kernels' features: cotangents of many directions come at once there, for few rows, and copies of all of
+    them take longer than what they spare.
+    """
+    return _convolve(_shapes(eqn, lhs, rhs), direct, by_phases, by_taps, lhs, rhs)
+
+
+def _shapes(eqn, lhs, rhs) -> Convolution:
+    params = eqn.params
+    return Convolution(
         lhs.shape,
         rhs.shape,
         eqn.outvars[0].aval.shape,
-        eqn.params["window_strides"],
-        eqn.params["padding"],
-        eqn.params["precision"],
+        params["window_strides"],
+        params["padding"],
+        params["precision"],
         lhs.dtype.itemsize,
     )
 
+
+def _convolve(of: Convolution, forward, of_images, of_filters, lhs, rhs) -> jax.Array:
     @jax.custom_vjp
     def convolve(lhs, rhs):
-        return cheapest(FORWARD, of)(of, lhs, rhs)
+        return forward(of, lhs, rhs)
 
     def backward(saved, delta):
         lhs, rhs = saved
-        return cheapest(OF_IMAGES, of)(of, delta, rhs), cheapest(OF_FILTERS, of)(of, lhs, delta)
+        return of_images(of, delta, rhs), of_filters(of, lhs, delta)
 
     convolve.defvjp(lambda lhs, rhs: (convolve(lhs, rhs), (lhs, rhs)), backward)
     return convolve(lhs, rhs)

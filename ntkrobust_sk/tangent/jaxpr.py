@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from ..execution.convolutions import is_strided, plain_convolution
+from ..execution.convolutions import is_strided, phased_convolution
 from ..execution.rewriting import INLINED, bind, subjaxpr
 from .gradients import Layout, OuterProducts
 from .layer_rules import LINEAR, contract_convolution
@@ -148,7 +148,7 @@ class _Walk:
             outputs = [None] * len(eqn.outvars)
         elif self.probes is not None and DATA in kinds and is_strided(eqn):
             # only where cotangents are wanted: what has a rule of its own cannot be pushed forward
-            outputs = [plain_convolution(eqn, *inputs)]
+            outputs = [phased_convolution(eqn, *inputs)]
         else:
             outputs = bind(eqn, inputs)
         if not from_params:

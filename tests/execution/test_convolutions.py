@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, ResNet18, linearize
+from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, ResNet18, TraceNTK, linearize
+from ntkrobust_sk.execution import convolutions
 from ntkrobust_sk.execution.convolution_forms import FORWARD, OF_FILTERS, OF_IMAGES, Convolution, cheapest
 from ntkrobust_sk.execution.convolutions import with_fast_convolutions
 from ntkrobust_sk.training.loop import _update
@@ -202,6 +203,16 @@ def test_checkpoints_stay_checkpoints(stride):
     assert count(block) == 2
     # what came forward is computed again on the way back
     assert count(jax.checkpoint(block, policy=nothing)) > count(jax.checkpoint(block, policy=everything))
+
+
+def test_kernels_features_take_strides_by_phases(monkeypatch):
+    """Copies for the cotangents of all directions would take longer."""
+    network = CNN(n_outputs=3, widths=(4, 8), strides=(1, 2))
+    model, x = Model(network, network.init(KEY, (8, 8, 1))), draw(2, 8, 8, 1)
+    monkeypatch.delattr(convolutions, "cheapest")
+    features = TraceNTK().features(model, x, jnp.eye(3))
+    assert "lhs_dilation=(2" not in str(jax.make_jaxpr(lambda x: TraceNTK().features(model, x, jnp.eye(3)))(x))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(features))
 
 
 def test_a_function_without_convolutions_is_left_as_it_is():
