@@ -11,13 +11,16 @@ from types import SimpleNamespace
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from small_networks import OneBlock
 
 
 @pytest.fixture(scope="module")
 def full_size(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(request.config.rootpath / "examples"))
-        yield importlib.import_module("paper_full_size")
+        module = importlib.import_module("paper_full_size")
+        patch.setattr(module, "TOY", replace(module.TOY, network=OneBlock(10, width=2)))
+        yield module
 
 
 @pytest.fixture(autouse=True)
