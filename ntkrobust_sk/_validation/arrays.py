@@ -170,8 +170,13 @@ def is_finite(values: np.ndarray) -> bool:
     (True, False)
     """
     with np.errstate(all="ignore"):
-        # one sum is quicker than an answer for each number, and finite unless they are not, or it overflows
-        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+        # one number for all is quicker than an answer for each, and finite unless they are not, or it overflows
+        if values.dtype.char in "fd" and values.flags.forc:
+            flat = values.ravel(order="K")
+            whole = np.dot(flat, flat)
+        else:
+            whole = values.sum()
+        return bool(np.isfinite(whole)) or bool(np.isfinite(values).all())
 
 
 def fitting(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:

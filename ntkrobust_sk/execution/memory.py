@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from .._validation import brief, number
+
+UNIT = "of bytes, or a string such as '2GiB' or '500MB'"
 
 
 def parse_memory(memory: str | int) -> int:
@@ -17,13 +20,20 @@ def parse_memory(memory: str | int) -> int:
     ValueError: memory must be a finite number >= 1 of bytes, or a string such as '2GiB' or '500MB', got None
     """
     if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
-        if match is None:
-            raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {brief(memory)}")
-        digits, prefix = match.groups()
-        base = 1024 if prefix and prefix.endswith("i") else 1000
-        memory = float(digits) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
-    return int(number("memory", memory, low=1, unit="of bytes, or a string such as '2GiB' or '500MB'"))
+        return _parse(memory)
+    return int(number("memory", memory, low=1, unit=UNIT))
+
+
+# called with one string again and again
+@lru_cache(maxsize=64)
+def _parse(memory: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B\s*", memory)
+    if match is None:
+        raise ValueError(f"memory must be bytes or a string such as '2GiB' or '500MB', got {brief(memory)}")
+    digits, prefix = match.groups()
+    base = 1024 if prefix and prefix.endswith("i") else 1000
+    n_bytes = float(digits) * base ** (" KMGT".index(prefix[0].upper()) if prefix else 0)
+    return int(number("memory", n_bytes, low=1, unit=UNIT))
 
 
 def readable(n_bytes: float) -> str:

@@ -7,13 +7,12 @@ from functools import lru_cache
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from ..execution.devices import default_devices, host_threads, on_host
 from ..execution.precision import DIGITS, x64_enabled
-from ..networks.inputs import PyTree, inputs_dtype, params_dtype
+from ..networks.inputs import PyTree, inputs_dtype, params_dtype, shapes_of
 from ..networks.model import Model
 from ..tangent.gradient_lists import round_features
 from .ntk import Kernel
@@ -138,7 +137,7 @@ def abstract_features(
         Any other dtype than these two rounds nothing.
     """
     leaves, tree = jax.tree.flatten(model)
-    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    shapes = shapes_of(leaves)
     inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
     device, digits = device or default_devices()[0], digits if digits in DIGITS else None
     return AbstractFeatures(kernel, tree, shapes, tuple(input_shape), inputs, device, digits, x64_enabled())

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from tqdm.auto import tqdm
 
-from .._validation import LARGEST_COUNT, brief, flag, floating
+from .._validation import LARGEST_COUNT, brief, flag, floating, is_finite
 from ..execution.devices import on_host
 from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
@@ -20,13 +20,14 @@ from ..execution.precision import DIGITS
 from ..execution.tiles import one_ahead
 from ..networks.inputs import all_finite, host_inputs, params_dtype
 from ..networks.model import Model, check_model, require_model
-from .abstract_features import abstract_features
+from .abstract_features import AbstractFeatures, abstract_features
 from .fingerprint import fingerprint
 from .ntk import resolve_kernel
 from .plan import Plan, make_plan
 from .room import require_device_memory
 from .store import open_store, stored_sizes
 from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose
+from .whole import is_small, small_matrix
 from .workers import count_workers, finished_tiles
 
 
@@ -50,7 +51,8 @@ def gram(
     Every tile has the same shape, the last ones padded, so an entry's value does not depend on the other rows
     of the call (its last bits depend on its place in the tile). The features of a row are computed once for
     each panel of rows that fits in ``memory``, and only tiles on and above the diagonal are computed when ``Y``
-    is None.
+    is None. On a CPU a matrix of few rows with few features is computed as a whole, by one program that takes rows
+    and columns padded to a power of two.
 
     Parameters
     ----------
@@ -135,13 +137,13 @@ def gram(
     if kernel.is_tangent:
         for name, x in (("X", X), ("Y", Y)):
             if x is not None and (name == "X" or x.dtype != X.dtype):
-                check_model(model, x.shape[1:], x.dtype, name)
+                _require_logits(abstract_features(kernel, model, x.shape[1:], x.dtype), name)
     elif by_layer:
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
     dtype = _checked_dtype(dtype, kernel, model)
     if by_layer and store is not None:
         raise ValueError("a store holds one matrix: by_layer=True cannot be combined with it")
-    if not isinstance(plan, Plan):
+    if not (given := isinstance(plan, Plan)):
         shown = plan
         # a store may grow, and keeps the tiles that it has
         n_rows = max(len(X), 0 if Y is None else len(Y)) if store is None else None
@@ -157,10 +159,15 @@ def gram(
             f"{n}; make it with the same kernel and model"
         )
     job = TileJob(kernel, model, X, Y, plan, dtype, by_layer)
-    if count_workers(n_jobs) == 1:
+    if not on_host(plan.devices) and count_workers(n_jobs) == 1:
         require_device_memory(job, result=store is None)
     if store is not None:
         return _fill_store(store, job, n_jobs, progress)
+    # a plan that was given is carried out
+    if not given and is_small(job):
+        K = small_matrix(job)
+        _require_finite(kernel, K)
+        return K
     result = _assembled(job, n_jobs, progress)
     if not by_layer:
         return result[0]
@@ -186,6 +193,12 @@ def _assembled(job: TileJob, n_jobs, progress) -> list:
     for K in result:
         _require_finite(job.kernel, K)
     return result
+
+
+@lru_cache(maxsize=256)
+def _require_logits(abstract: AbstractFeatures, name: str) -> None:
+    """Raise as :func:`check_model`; what has passed is not looked at again."""
+    check_model(abstract.model, abstract.input_shape, abstract.inputs, name)
 
 
 def _check_options(*, by_layer, progress, n_jobs, plan) -> None:
@@ -329,6 +342,6 @@ def _inputs(name, X, model) -> np.ndarray:
         )
     if X.ndim == 0 or X.size == 0:
         raise ValueError(f"{name} must hold at least one input, of shape (n, ...), got shape {X.shape}")
-    if not np.isfinite(X).all():
+    if not is_finite(X):
         raise ValueError(f"{name} contains NaN or infinity; the kernel needs finite inputs")
     return X

@@ -317,12 +317,14 @@ def resolve_kernel(kernel: str | Callable) -> Kernel:
     if isinstance(kernel, str):
         check_choice("kernel", kernel, KERNELS, otherwise)
         return KERNELS[kernel]
+    if isinstance(kernel, Kernel):
+        return kernel
     if isinstance(kernel, type):
         raise TypeError(f"kernel must be an instance: write {kernel.__name__}(...), not {kernel.__name__}")
     if not callable(kernel):
         raise ValueError(unknown("kernel", kernel, KERNELS, otherwise))
     function("kernel", kernel, "kernel(model, x1, x2)", 3)
-    return kernel if isinstance(kernel, Kernel) else CallableKernel(kernel)
+    return CallableKernel(kernel)
 
 
 def _checked(name, x, model):

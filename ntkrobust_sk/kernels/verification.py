@@ -20,6 +20,7 @@ import numpy as np
 
 from ..execution.devices import at_host
 from ..execution.precision import enable_x64, x64_enabled
+from ..networks.inputs import shapes_of
 from ..networks.model import Model, Variables
 from ..tangent.gradient_lists import split_biases
 from ..tangent.jaxpr import subjaxprs
@@ -62,8 +63,7 @@ def verify(kernel, model: Model, x: np.ndarray) -> bool:
         Whether there was something to verify.
     """
     leaves, tree = jax.tree.flatten(model)
-    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    about = (tree, shapes, x.shape[1:], x.dtype, x64_enabled())
+    about = (tree, shapes_of(leaves), x.shape[1:], x.dtype, x64_enabled())
     if (kernel, about) in _VERIFIED:
         return False
     # at the host: GPUs are slow in double precision, and lack algorithms for some convolutions

@@ -2,6 +2,7 @@
 
 import math
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from .._validation import array, brief, brief_with_dtype, fitting, is_finite
 from ..execution.devices import on_host
 
 PyTree = Any
+SINGLE = np.dtype(np.float32)
 # What a network's ``apply`` returns: logits (n, C), and its new state.
 LogitsAndState: TypeAlias = tuple[jax.Array, PyTree]
 
@@ -22,9 +24,26 @@ def params_dtype(params: PyTree) -> jnp.dtype:
     >>> params_dtype({"body": jnp.zeros(2, jnp.float16), "head": jnp.zeros(2, jnp.float32)})
     dtype('float32')
     """
-    found = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}
+    found = {dtype for _, dtype in shapes_of(jax.tree.leaves(params))}
+    if found == {SINGLE}:
+        return SINGLE
     floating = [dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)]
     return jnp.result_type(*floating) if floating else jax.dtypes.canonicalize_dtype(float)
+
+
+def shapes_of(leaves: list) -> tuple[tuple[tuple[int, ...], np.dtype], ...]:
+    """Return the shape of each leaf of a pytree, and the dtype in which JAX takes it.
+
+    >>> shapes_of([jnp.zeros(2), 1.0])
+    (((2,), dtype('float32')), ((), dtype('float32')))
+    """
+    # what JAX makes of a dtype is asked only where that may be another one: it takes longer than all the rest
+    return tuple(
+        (leaf.shape, SINGLE)
+        if isinstance(leaf, jax.Array) and leaf.dtype == SINGLE
+        else (jnp.shape(leaf), jnp.result_type(leaf))
+        for leaf in leaves
+    )
 
 
 def as_inputs(x, params: PyTree, name: str = "x") -> jax.Array:
@@ -104,6 +123,22 @@ def all_finite(leaves) -> bool:
             (on_device if far else on_host).append(leaf)
     # neither way holds an answer for each number, which would take up to a quarter of the numbers' own memory
     return all(is_finite(np.asarray(leaf)) for leaf in on_host) and (not on_device or bool(_finite(on_device)))
+
+
+def are_finite(params: list) -> bool:
+    """Tell what :func:`all_finite` does, of parameters that are asked for again and again.
+
+    Arrays of JAX, which do not change, are looked at once.
+    """
+    if not all_finite(unknown := [leaf for leaf in params if _FINITE.get(id(leaf)) is not leaf]):
+        return False
+    known = (leaf for leaf in unknown if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer))
+    _FINITE.update((id(leaf), leaf) for leaf in known)
+    return True
+
+
+# Arrays that were found to be finite, by their ids.
+_FINITE: WeakValueDictionary[int, jax.Array] = WeakValueDictionary()
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from .._portable import Portable
 from .._validation import brief
-from .inputs import LogitsAndState, PyTree, all_finite, finite_inputs, n_params
+from .inputs import LogitsAndState, PyTree, all_finite, are_finite, finite_inputs, n_params
 
 
 class Variables(NamedTuple):
@@ -244,7 +244,7 @@ def require_model(model: object, name: str = "model") -> Model:
     for i, leaf in enumerate(leaves):
         if not _is_real(leaf):
             raise _no_parameter(f"{name}.variables.params", model.variables.params, i)
-    if not all_finite(leaves):
+    if not are_finite(leaves):
         at = next(i for i, leaf in enumerate(leaves) if not all_finite([leaf]))
         raise ValueError(
             f"{_place(f'{name}.variables.params', model.variables.params, at)} contains NaN or infinity"

@@ -1,0 +1,128 @@
+"""A small Gram matrix as a whole, by one program from inputs to kernel.
+
+Where rows and their features are few, most of the time goes to what is done for each call and tile: programs in
+turn, features handed to NumPy, threads that start. One program computes the features of rows and columns side by
+side and multiplies them where they are. Features that are many are multiplied several times faster by NumPy.
+"""
+
+import math
+from functools import lru_cache
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..execution.devices import give_back_memory, on_host
+from ..execution.tiles import pad_rows
+from ..networks.inputs import params_dtype
+from ..networks.model import Model
+from ..tangent.gradients import DenseGradients, Gradients, OuterProducts
+from .abstract_features import AbstractFeatures, abstract_features, output_directions
+from .ntk import TangentKernel
+from .plan import FEW_BYTES
+from .tiles import TileJob, transpose
+from .verification import verify
+
+# The most rows and columns of a matrix that is computed as a whole, by the rank of its blocks: directions that are
+# kept apart are products that NumPy is faster at, and blocks of all pairs of them are large.
+ROWS = {2: 256, 3: 64, 4: 0}
+
+
+def is_small(job: TileJob) -> bool:
+    """Tell whether a job's rows and their features are few, on the host, and multiplied in their own precision."""
+    plan, same = job.plan, job.Y is None or job.Y.dtype == job.X.dtype
+    if not (isinstance(job.kernel, TangentKernel) and same and on_host(plan.devices)) or job.by_layer:
+        return False
+    if (
+        max(job.shape) > ROWS[job.kernel.rank]
+        or plan.passes > 1
+        or plan.chunk < plan.rows
+        or plan.row_bytes > FEW_BYTES
+    ):
+        return False
+    if _bytes(_abstract(job), plan.rows, plan.directions, _rows(job)) > plan.memory:
+        return False
+    return job.products_dtype is None or job.products_dtype == params_dtype(job.model.variables.params)
+
+
+def small_matrix(job: TileJob) -> np.ndarray:
+    """Compute the matrix of all rows and columns, each side padded to a power of two meanwhile.
+
+    Parameters
+    ----------
+    job : TileJob
+        One of which :func:`is_small` holds.
+
+    Raises
+    ------
+    ArithmeticError
+        If the network's structure was read wrongly: see :mod:`.verification`.
+    """
+    abstract, model, rows = _abstract(job), job.model, _rows(job)
+    if verify(cast(TangentKernel, job.kernel).base, model, job.X[:2]):
+        give_back_memory()
+    inputs = [pad_rows(x, rows) for x in (job.X, job.Y) if x is not None]
+    block = _compiled(abstract, rows, len(inputs))(_on_device(model, abstract.device), *inputs)
+    n, m = job.shape
+    # what JAX has made may not be written to
+    return np.array(np.asarray(block)[:n, :m])
+
+
+def _rows(job: TileJob) -> int:
+    return 2 ** math.ceil(math.log2(max(job.shape)))
+
+
+@lru_cache(maxsize=256)
+def _bytes(abstract: AbstractFeatures, tile: int, n_directions: int, rows: int) -> float:
+    """Count what both sides' features, what computes them, and the block take, from what a tile's takes."""
+    working = abstract.working_bytes(tile, n_directions) / tile
+    block = 3 * abstract.block_bytes(rows, n_directions, max(4, abstract.itemsize))
+    return 2 * rows * (abstract.row_bytes(n_directions) + working) + block
+
+
+def _abstract(job: TileJob) -> AbstractFeatures:
+    return abstract_features(job.kernel, job.model, job.X.shape[1:], job.X.dtype, job.plan.devices[0], job.digits)
+
+
+def _on_device(model: Model, device) -> Model:
+    """Return the model on a device; itself where it is there."""
+    there = all(isinstance(leaf, jax.Array) and leaf.devices() == {device} for leaf in jax.tree.leaves(model))
+    return model if there else jax.device_put(model, device)
+
+
+@lru_cache(maxsize=256)
+def _compiled(abstract: AbstractFeatures, rows: int, n_sides: int) -> jax.stages.Compiled:
+    """Compile the kernel of inputs (rows, ...) with themselves, or with others."""
+    kernel, features, directions = abstract.kernel, abstract.function(), output_directions(abstract)
+
+    def block(model, *inputs):
+        sides = [features(model, x, directions) for x in inputs]
+        with jax.default_matmul_precision("highest"):
+            if kernel.rank == 2:
+                first, *others = [_summed(a, b) for a, b in zip(sides[0], sides[-1], strict=True)]
+            else:
+                first, *others = kernel.blocks(model, sides[0], sides[-1])
+        found = sum(others, start=first)
+        return found if n_sides == 2 else (found + transpose(found)) * 0.5
+
+    compute = jax.jit(block, in_shardings=jax.sharding.SingleDeviceSharding(abstract.device))
+    return compute.lower(abstract.model, *[abstract.tile(rows)] * n_sides).compile()
+
+
+def _summed(a: Gradients, b: Gradients) -> jax.Array:
+    """Return Σ_r ⟨G_r(x), G_r(x')⟩, (n, m), for all directions by one product, which XLA is faster at."""
+    if isinstance(a, DenseGradients):
+        return _products(a.values, cast(DenseGradients, b).values)
+    other = cast(OuterProducts, b)
+    if a.inputs.shape[1:3] != (1, 1):
+        return a.inner_sum(other)
+    left, right = (each.cotangents[:, :, 0, 0] for each in (a, other))
+    return a.products(other)[0, :, 0, :, 0] * _products(left, right)
+
+
+def _products(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Return Σ_rk left_rnk right_rmk, (n, m)."""
+    rows, columns = (side.swapaxes(0, 1).reshape(side.shape[1], -1) for side in (left, right))
+    narrow = left.dtype.itemsize == 2
+    return jnp.matmul(rows, columns.T, preferred_element_type=jnp.float32 if narrow else None)
