@@ -10,6 +10,7 @@ from . import kernels as kernels
 from . import networks as networks
 from . import reports as reports
 from . import robustness as robustness
+from . import saving as saving
 from . import sklearn_models as sklearn_models
 from . import solvers as solvers
 from . import tables as tables

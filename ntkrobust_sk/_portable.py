@@ -64,12 +64,9 @@ def _is_whole(value) -> bool:
 
 def _saved(leaf):
     """Convert a leaf to the form in which it is saved; what is no array stays."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = np.asarray(jax.random.key_data(leaf))
-        return SavedArray(data, data.dtype.name, str(jax.random.key_impl(leaf)))
     if not isinstance(leaf, jax.Array | np.ndarray) or leaf.dtype == object:
         return leaf
-    kind, values = "jax" if isinstance(leaf, jax.Array) else "numpy", np.asarray(leaf)
+    kind, values = to_numpy(leaf)
     name = values.dtype.name
     # the dtypes that JAX adds to NumPy's
     if values.dtype.kind == "V" and values.dtype.names is None:
@@ -82,8 +79,22 @@ def _loaded(leaf):
     if not isinstance(leaf, SavedArray):
         return leaf
     values, name, kind = leaf
-    if values.dtype.name != name:
-        values = values.view(jnp.dtype(name))
+    return from_numpy(kind, values if values.dtype.name == name else values.view(jnp.dtype(name)))
+
+
+def to_numpy(leaf: jax.Array | np.ndarray | np.generic) -> tuple[str, np.ndarray]:
+    """Return the kind of an array, as :class:`SavedArray` has it, and its numbers, or those behind keys.
+
+    >>> to_numpy(jax.random.key(0))
+    ('threefry2x32', array([0, 0], dtype=uint32))
+    """
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf))
+    return "jax" if isinstance(leaf, jax.Array) else "numpy", np.asarray(leaf)
+
+
+def from_numpy(kind: str, values: np.ndarray) -> jax.Array | np.ndarray:
+    """Undo :func:`to_numpy`; a warning says where JAX keeps fewer digits here."""
     if kind == "numpy":
         return values
     if kind != "jax":

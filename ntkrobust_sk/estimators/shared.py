@@ -31,6 +31,7 @@ from ..kernels.gram_matrix import gram
 from ..networks.model import Model
 from ..networks.named import initial_model
 from ..networks.precision import PRECISIONS, with_precision
+from ..saving.savable import Savable
 from ..tables.frames import require_own_names
 from ..targets.target import Seed
 from .inputs import as_rows, input_shape, kept_dtypes, require_finite_targets, require_resolved
@@ -49,7 +50,7 @@ def at_least(low: int, kind: type = Integral) -> Interval:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TangentEstimator(BaseEstimator):
+class TangentEstimator(Savable, BaseEstimator):
     """An estimator of inputs that are flat rows or images, with a seed.
 
     The fields of ``__init__`` are the parameters.

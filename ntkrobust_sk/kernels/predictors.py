@@ -15,6 +15,7 @@ from ..execution.memory import parse_memory, readable
 from ..execution.precision import enable_x64
 from ..networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
 from ..networks.model import Model, check_model, require_model
+from ..saving.savable import Savable
 from .abstract_features import abstract_features
 from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
@@ -24,7 +25,7 @@ from .tiles import TileJob, own_digits
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class DualPredictor(Portable):
+class DualPredictor(Savable, Portable):
     """The kernel predictor x ↦ offset + Σ_i K(x, x_i) dual_i, evaluated against every training point.
 
     Attributes
@@ -52,7 +53,7 @@ class DualPredictor(Portable):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class PrimalPredictor(Portable):
+class PrimalPredictor(Savable, Portable):
     """The same predictor with the training points folded into tangent vectors.
 
     Its cost does not depend on how many training points there were.

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from .._portable import Portable
 from .._validation import brief
+from ..saving.savable import Savable
 from .inputs import LogitsAndState, PyTree, all_finite, are_finite, finite_inputs, n_params
 
 
@@ -75,7 +76,7 @@ class Network(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Model(Portable):
+class Model(Savable, Portable):
     """A network with its variables: an immutable function from inputs to logits.
 
     A pytree whose leaves are the variables, so that compiled code is reused for new weights.
