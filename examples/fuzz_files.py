@@ -10,12 +10,17 @@ JSON replaced or deleted), and is read as a user would read it. What comes back 
     wrong     something else, without a word
     hung      nothing after 20 seconds
     obscure   an error that names none of the files, or comes from inside of Python, NumPy, JAX or zarr
+    executed  code was compiled or run, a module imported, a process started, or a file opened for writing
+
+The last is looked for in files of ``save``, whose loading runs no code. Of these, "saved-forged" has checksums
+that are made anew after the damage, as whoever wants to harm would do: what is loaded may then be another object.
 
     python examples/fuzz_files.py                             # 3,000 cases over all kinds, some minutes
+    python examples/fuzz_files.py --n 10000 --kinds saved     # files of save alone, with a line of its own
     python examples/fuzz_files.py --seed 3 --n 500 --kinds store npz
     python examples/fuzz_files.py --seed 3 --kinds store --case 17   # one case, with its traceback
 
-The process ends with an error if anything was wrong, hung or obscure. A kind is an entry of ``KINDS``.
+The process ends with an error if anything was wrong, hung, obscure or executed. A kind is an entry of ``KINDS``.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -50,7 +56,11 @@ import numpy as np
 SECONDS = 20
 # What a case may allocate beyond what the process has: a header that asks for more is not to be believed.
 MEMORY = 8 * 2**30
-FAULTS = ("wrong", "hung", "obscure")
+FAULTS = ("wrong", "hung", "obscure", "executed")
+# What Python tells of (https://docs.python.org/3/library/audit_events.html) when code runs that was not running.
+EXECUTING = ("exec", "compile", "import", "pickle.find_class", "marshal.loads", "ctypes.dlopen", "os.system")
+EXECUTING += ("os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "shutil.rmtree")
+WRITING = os.O_WRONLY | os.O_RDWR
 COLUMNS = ("refused", "right", "warned", *FAULTS)
 
 
@@ -79,11 +89,17 @@ class Kind:
         ``read(folder)`` gives what the library makes of them; it may go on with what is unfinished.
     right : callable
         ``right(found, expected)``: whether what was read may be used in the place of what the whole files give.
+    errors : tuple of type
+        What may be raised.
+    runs_code : bool
+        Whether reading may import modules, compile and write.
     """
 
     make: Callable[[Path], None]
     read: Callable[[Path], Any]
     right: Callable[[Any, Any], bool] = same
+    errors: tuple = (OSError, ValueError)
+    runs_code: bool = True
 
 
 # What happens to files. Each takes a generator and a folder, and says what it did, or None where there was nothing
@@ -242,7 +258,7 @@ def remove_folder(rng, folder):
 
 
 ODD = (-1, 0, 1, 2, 3, 10**12, 10**30, 0.5, -0.0, 1e308, float("nan"), True, False, None, "", "x", "0" * 5000)
-ODD += ("float64", "int32", [], [[]], [1, 2], {}, {"a": 1})
+ODD += ("os.system", "builtins.exec", "float64", "int32", [], [[]], [1, 2], {}, {"a": 1})
 
 
 def _json_places(value, at=()):
@@ -538,7 +554,74 @@ def read_examples(folder: Path):
     return read_examples(folder / "adversarial.npz")
 
 
+@cache
+def _saved() -> dict[str, Any]:
+    """What is saved, by the names of files: each of another class."""
+    import jax.numpy as jnp
+
+    from ntkrobust_sk import MLP, PGD, Box, EmpiricalNTKRegressor, Model, RobustFeatureSelector, Variables
+
+    machine, X = _fitted()
+    attack = PGD(0.1, n_steps=1, bounds=Box(0, float("inf"), mask=[True, False, True]))
+    weights = {"dense_0": {"kernel": jnp.ones((3, 2), jnp.bfloat16), "bias": np.zeros(2, ">f4")}}
+    regressor = EmpiricalNTKRegressor(MLP(widths=(2,)), kernel="pseudo", random_state=np.random.RandomState(0))
+    selector = RobustFeatureSelector(MLP(widths=(2,)), attack=attack, n_features=2, n_candidates=3, random_state=0)
+    return {
+        "machine.ntk": machine,
+        "model.ntk": Model(MLP(n_outputs=2, widths=()), Variables(weights)),
+        "regressor.ntk": regressor.fit(X, X[:, :2]),
+        "selector.ntk": selector.fit(X, np.arange(12) % 3),
+    }
+
+
+def make_saved(folder: Path) -> None:
+    """Files of ``save``."""
+    for name, thing in _saved().items():
+        thing.save(folder / name)
+
+
+def read_saved(folder: Path):
+    """Everything in what is loaded, each by its own class."""
+    from ntkrobust_sk.saving.tree import encoded
+
+    return {name: encoded(type(thing).load(folder / name)) for name, thing in _saved().items()}
+
+
+def make_forged(folder: Path) -> None:
+    """The members of files of ``save``, unpacked."""
+    make_saved(folder)
+    for path in _files(folder, ".ntk"):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(path.with_suffix(""))
+        path.unlink()
+
+
+def read_forged(folder: Path):
+    """The same, of members with checksums that were made anew."""
+    from ntkrobust_sk.saving.archive import MEMBERS, SUMS
+
+    for name in _saved():
+        path, sums = folder / name, ""
+        with _unwatched(), zipfile.ZipFile(path, "w") as archive:
+            for member in MEMBERS:
+                content = (path.with_suffix("") / member).read_bytes() if member != SUMS else sums.encode()
+                archive.writestr(member, content)
+                sums += f"{hashlib.sha256(content).hexdigest()}  {member}\n"
+    return read_saved(folder)
+
+
+def _saved_kinds() -> dict[str, Kind]:
+    from ntkrobust_sk.saving import SavedFileError
+
+    of_saved = {"errors": (OSError, SavedFileError), "runs_code": False}
+    return {
+        "saved": Kind(make_saved, read_saved, **of_saved),
+        "saved-forged": Kind(make_forged, read_forged, lambda found, expected: True, **of_saved),
+    }
+
+
 KINDS: dict[str, Kind] = {
+    **_saved_kinds(),
     "run": Kind(make_run, read_run, right_part),
     "run-resumed": Kind(make_stopped_run, resume_run),
     "model": Kind(make_model, read_model),
@@ -555,6 +638,35 @@ KINDS: dict[str, Kind] = {
 
 
 # Running them.
+
+# What was executed since it was last emptied; None while nobody asks.
+_executed: list[str] | None = None
+
+
+def _heard(event: str, arguments: tuple) -> None:
+    if _executed is None:
+        return
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
+    if writes or event in EXECUTING:
+        _executed.append(f"{event} {str(arguments)[:80]}")
+
+
+sys.addaudithook(_heard)
+
+
+@contextlib.contextmanager
+def _watched(on: bool):
+    """Have what is executed in the block in a list."""
+    global _executed
+    before, _executed = _executed, [] if on else None
+    try:
+        yield _executed
+    finally:
+        _executed = before
+
+
+def _unwatched():
+    return _watched(False)
 
 
 class HungError(BaseException):
@@ -586,13 +698,14 @@ def run_case(name: str, number: int, seed: int, whole: Path, expected, *, show=F
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole, folder)
     done = "; ".join(mutate(rng, folder))
-    outcome, said = "right", ""
+    outcome, said, executed = "right", "", None
     previous = signal.signal(signal.SIGALRM, _ring)
     signal.alarm(SECONDS)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = kind.read(folder)
+            with _watched(not kind.runs_code) as executed:
+                found = kind.read(folder)
         if not kind.right(found, expected):
             named = [str(warning.message) for warning in caught if str(folder) in str(warning.message)]
             outcome, said = ("warned", named[0]) if named else ("wrong", "")
@@ -600,13 +713,15 @@ def run_case(name: str, number: int, seed: int, whole: Path, expected, *, show=F
         outcome = "hung"
     except Exception as error:
         names = str(folder) in str(error)
-        outcome = "refused" if names and isinstance(error, OSError | ValueError) else "obscure"
+        outcome = "refused" if names and isinstance(error, kind.errors) else "obscure"
         said = f"{type(error).__name__}: {error}".replace("\n", " ")
         if show:
             traceback.print_exc()
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
+    if executed:
+        outcome, said = "executed", executed[0]
     return Case(name, number, done, outcome, said)
 
 
@@ -633,6 +748,14 @@ def table(cases: list[Case]) -> str:
     return "\n".join(f"{row[0]:<20}" + "".join(f"{held:>9}" for held in row[1:]) for row in rows)
 
 
+def of_saved(cases: list[Case]) -> str:
+    """What came of files of ``save``, in one line."""
+    counts = Counter(case.outcome for case in cases)
+    there = f"{counts['right']:,} are equal to the original, {counts['refused']:,} raise our error"
+    others = len(cases) - counts["right"] - counts["refused"]
+    return f"{len(cases):,} mutated saved files: {there}; {others} do anything else, hang or execute"
+
+
 def main(arguments=None) -> int:
     """Run what the command line asks for; 1 if anything was wrong, hung or obscure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -655,6 +778,8 @@ def main(arguments=None) -> int:
     for case in cases if asked.case is not None else faults[: asked.show]:
         print(case)
     print(f"\nseed {asked.seed}\n{table(cases)}")
+    if any(case.kind == "saved" for case in cases):
+        print(of_saved([case for case in cases if case.kind == "saved"]))
     return 1 if faults else 0
 
 

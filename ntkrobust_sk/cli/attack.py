@@ -22,26 +22,17 @@ from .. import __version__
 from .._files import read_npz, require_file, write_atomically
 from .._portable import SavedArray
 from .._validation import brief, check_choice, check_path, require_numbers
-from ..attacks import APGD, DDN, FAB, FGSM, FMN, NFGSM, NORMS, PGD, AutoAttack, Box, Clean, SigmaZero, Square
+from ..attacks import APGD, DDN, FAB, FGSM, FMN, NORMS, PGD, AutoAttack, SigmaZero, Square
 from ..attacks.capabilities import Reports
 from ..datasets import load_splits
-from ..estimators import (
-    AdversarialKernelTrainer,
-    EmpiricalNTKClassifier,
-    EmpiricalNTKRegressor,
-    RobustFeatureSelector,
-    TangentFeatures,
-)
 from ..execution.keys import key_of, keys_of
-from ..kernels import ClassNTK, DualPredictor, FullNTK, PrimalPredictor, ProjectedNTK, PseudoNTK, TraceNTK
 from ..kernels.fingerprint import hash_arrays
-from ..kernels.ntk import CallableKernel
-from ..networks import CNN, MLP, MixedPrecision, Model, Normalized, ResNet18, Stateless, Variables
 from ..robustness.intervals import clopper_pearson
 from ..robustness.target import classifier_under_attack
+from ..saving import SavedFileError, load
+from ..saving.archive import is_saved_file
+from ..saving.registry import own_classes
 from ..sklearn_models.guard import frame_of
-from ..solvers import Cholesky, Eigh
-from ..tangent import Linearized
 
 ATTACKS = {
     "apgd": APGD,
@@ -60,13 +51,9 @@ CONFIDENCE = 0.95
 # The arrays of a file of adversarial examples.
 EXAMPLES = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
 # Types that a file of skops may build besides scikit-learn's: data alone, which runs nothing when it is built.
-TRUSTED = (
-    *(AdversarialKernelTrainer, EmpiricalNTKClassifier, EmpiricalNTKRegressor, TangentFeatures),
-    *(RobustFeatureSelector, Model, Variables, SavedArray, PrimalPredictor, DualPredictor),
-    *(MLP, CNN, ResNet18, Normalized, MixedPrecision, Linearized, Stateless),
-    *(CallableKernel, TraceNTK, ClassNTK, FullNTK, PseudoNTK, ProjectedNTK, Cholesky, Eigh),
-    *(Clean, NFGSM, Box, *ATTACKS.values()),
-)
+TRUSTED = (*own_classes(), SavedArray)
+# How files of ``save`` are named, if nobody names them otherwise; what a file holds decides.
+SUFFIX = ".ntk"
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,11 +199,12 @@ def make_attack(
 
 
 def load_estimator(path: str | os.PathLike, say: Callable[[str], object] | None = None) -> Any:
-    """Load a fitted estimator from a file of skops or joblib; what the file holds says which.
+    """Load a fitted estimator from a file of its ``save``, of skops or of joblib; what the file holds says which.
 
+    A file of ``save`` is data, of which :func:`~ntkrobust_sk.saving.load` makes objects of registered classes.
     skops builds only objects of types that are known to be harmless: scikit-learn's, and this library's own.
-    Loading a file of joblib runs whatever code is in it: load only what you trust. Only skops has checksums, so
-    only there is a changed file sure to be found.
+    Loading a file of joblib runs whatever code is in it: load only what you trust. Only the first two have
+    checksums, so only there is a changed file sure to be found.
 
     Parameters
     ----------
@@ -237,22 +225,24 @@ def load_estimator(path: str | os.PathLike, say: Callable[[str], object] | None 
         require_file(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no file {path}; the path of an estimator saved with joblib.dump is expected"
+            f"there is no file {path}; the path of a fitted estimator is expected, saved with its save method, or "
+            "with skops.io.dump or joblib.dump"
         )
     with path.open("rb") as file:
         archive = file.read(4) == b"PK\x03\x04"
-    if path.suffix.lower() == ".skops" and not archive:
+    own = is_saved_file(path) or path.suffix.lower() == SUFFIX
+    if path.suffix.lower() == ".skops" and not archive and not own:
         raise ValueError(
             f"{path} is named as a skops file, but is none, or its beginning is damaged; if joblib wrote it, name "
             "it .joblib"
         )
-    if not archive and say is not None:
-        say(f"loading {path} with joblib runs whatever code is in it; a .skops file does not")
+    if not (archive or own) and say is not None:
+        say(f"loading {path} with joblib runs whatever code is in it; a file of save or of skops does not")
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            loaded = _load_skops(path) if archive else joblib.load(path)
-    except ImportError:
+            loaded = load(path) if own else _load_skops(path) if archive else joblib.load(path)
+    except (ImportError, SavedFileError):
         raise
     except Exception as error:  # whatever the code in a pickle may raise
         said = " ".join(str(error).split()) or type(error).__name__

@@ -241,11 +241,15 @@ def _add_attack(commands):
         help="attack a saved estimator and write the adversarial examples",
         description="Attack a fitted classifier on the test examples of a data set, print its clean and robust "
         "accuracy, and write the adversarial examples to an .npz file. Loading a file that joblib wrote runs "
-        "whatever code is in it: attack only models that you trust.",
+        "whatever code is in it: attack only models that you trust. A file of its save or of skops runs none.",
     )
     parser.set_defaults(run=attack)
-    trust = "loading runs code in it, so it must be trusted"
-    parser.add_argument("--model", required=True, help=f"fitted estimator saved with joblib ({trust}), or .skops")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="fitted estimator: a file of its own save method (.ntk; best), of skops.io.dump (.skops), or of "
+        "joblib.dump (loading runs code in it, so it must be trusted)",
+    )
     parser.add_argument(
         "--data", required=True, help="digits, cifar10, fashion-mnist, mnist, or an .npz file with X and y"
     )

@@ -279,9 +279,7 @@ def failure(model, shape, dtype, error, argument: str = "") -> ValueError:
 
 
 def _is_real(leaf) -> bool:
-    if not hasattr(leaf, "dtype"):
-        return isinstance(leaf, float)
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.issubdtype(leaf.dtype, jnp.floating) if hasattr(leaf, "dtype") else isinstance(leaf, float)
 
 
 def _place(name, params, at) -> str:

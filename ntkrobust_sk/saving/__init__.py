@@ -1,4 +1,4 @@
-"""Saving without pickle: fitted estimators, models and predictors in one file, whose loading runs no code from it."""
+"""Saving without pickle: estimators, models and predictors in one file, whose loading runs no code from it."""
 
 from .archive import SavedFileError as SavedFileError
 from .registry import saved_as as saved_as

@@ -22,7 +22,7 @@ from .. import __version__
 from .._files import UNREADABLE, require_file, written_atomically
 from . import tensors
 
-# The form of files that is written here. Whoever changes what a file says raises it, and keeps reading the earlier.
+# Of the files that are written here. Whoever changes their form raises it, and goes on reading all earlier ones.
 VERSION = 1
 DOCUMENT, ARRAYS, SUMS = "ntkrobust_sk.json", "arrays.safetensors", "SHA256SUMS"
 MEMBERS = (DOCUMENT, ARRAYS, SUMS)
@@ -35,12 +35,12 @@ BEGINNING = slice(30, 30 + len(DOCUMENT))
 class SavedFileError(ValueError):
     """A file is not one that was saved, is damaged, is of a newer version, or holds something else.
 
-    >>> from pathlib import Path
+    >>> import tempfile
     >>> from ntkrobust_sk import Model
-    >>> _ = Path("notes.ntk").write_text("something else")
-    >>> Model.load("notes.ntk")
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     Model.load(file.name)
     Traceback (most recent call last):
-    ntkrobust_sk.saving.archive.SavedFileError: notes.ntk cannot be loaded: it is no zip archive; ...
+    ntkrobust_sk.saving.archive.SavedFileError: ... cannot be loaded: it is no zip archive; ...
     """
 
 
@@ -131,7 +131,8 @@ def _read(path, archive, size, look):
     if members[DOCUMENT].file_size > LARGEST_DOCUMENT:
         raise ValueError(f"its {DOCUMENT} claims {members[DOCUMENT].file_size:,} bytes")
     document = _content(archive, members[DOCUMENT], size)
-    stated = json.loads(document, parse_constant=_refuse)
+    # as text, since of bytes JSON would guess the encoding
+    stated = json.loads(document.decode(), parse_constant=_refuse)
     if stated["format"] != "ntkrobust_sk" or type(stated["version"]) is not int or stated["version"] < 1:
         raise ValueError(f"its {DOCUMENT} states no version of this format")
     if stated["version"] > VERSION:
@@ -142,7 +143,7 @@ def _read(path, archive, size, look):
         )
     if sorted(info.filename for info in archive.infolist()) != sorted(MEMBERS):
         raise ValueError(f"it holds {', '.join(sorted(members)[:5])}, and should hold {', '.join(MEMBERS)}")
-    sums = bytes(_content(archive, members[SUMS], size)).decode()
+    sums = _content(archive, members[SUMS], size).decode()
     expected = _line(DOCUMENT, hashlib.sha256(document))
     if not sums.startswith(expected):
         raise ValueError(f"its {DOCUMENT} does not match its checksum")

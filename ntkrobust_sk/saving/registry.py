@@ -16,35 +16,34 @@ from sklearn.base import BaseEstimator
 
 from .._validation import brief
 
-# This library's own classes, by the module that defines each. The modules lie below this one, so they are imported
-# when a file needs them. A name in this table is in files, and stays.
-OWN = {
-    **dict.fromkeys(["MLP", "CNN"], "ntkrobust_sk.networks.feedforward"),
-    "ResNet18": "ntkrobust_sk.networks.resnet",
-    **dict.fromkeys(["Normalized", "Stateless"], "ntkrobust_sk.networks.wrappers"),
-    "MixedPrecision": "ntkrobust_sk.networks.precision",
-    "Linearized": "ntkrobust_sk.tangent.linearization",
-    **dict.fromkeys(["Model", "Variables"], "ntkrobust_sk.networks.model"),
-    **dict.fromkeys(["TraceNTK", "ClassNTK", "FullNTK", "PseudoNTK", "CallableKernel"], "ntkrobust_sk.kernels.ntk"),
-    "ProjectedNTK": "ntkrobust_sk.kernels.projected",
-    **dict.fromkeys(["PrimalPredictor", "DualPredictor"], "ntkrobust_sk.kernels.predictors"),
-    **dict.fromkeys(["Cholesky", "Eigh"], "ntkrobust_sk.solvers.direct"),
-    **dict.fromkeys(["Clean", "PGD", "FGSM", "NFGSM"], "ntkrobust_sk.attacks.pgd"),
-    "APGD": "ntkrobust_sk.attacks.apgd",
-    "AutoAttack": "ntkrobust_sk.attacks.autoattack",
-    "FAB": "ntkrobust_sk.attacks.fab",
-    **dict.fromkeys(["FMN", "DDN"], "ntkrobust_sk.attacks.fmn"),
-    "SigmaZero": "ntkrobust_sk.attacks.sigma_zero",
-    "Square": "ntkrobust_sk.attacks.square",
-    "Box": "ntkrobust_sk.attacks.threat_model",
-    "AdversarialKernelTrainer": "ntkrobust_sk.estimators.trainer",
-    **dict.fromkeys(
-        ["EmpiricalNTKClassifier", "EmpiricalNTKRegressor"], "ntkrobust_sk.estimators.kernel_machines"
-    ),
-    "TangentFeatures": "ntkrobust_sk.estimators.tangent_features",
-    "RobustFeatureSelector": "ntkrobust_sk.estimators.robust_features",
-    "FrozenEstimator": "sklearn.frozen",
+# This library's own classes, and one of scikit-learn's that ours hold, by modules. These lie below this one, so
+# they are imported when a file needs them. A name in this table is in files, and stays.
+MODULES = {
+    "ntkrobust_sk.networks.feedforward": "MLP CNN",
+    "ntkrobust_sk.networks.resnet": "ResNet18",
+    "ntkrobust_sk.networks.wrappers": "Normalized Stateless",
+    "ntkrobust_sk.networks.precision": "MixedPrecision",
+    "ntkrobust_sk.networks.model": "Model Variables",
+    "ntkrobust_sk.tangent.linearization": "Linearized",
+    "ntkrobust_sk.kernels.ntk": "TraceNTK ClassNTK FullNTK PseudoNTK CallableKernel",
+    "ntkrobust_sk.kernels.projected": "ProjectedNTK",
+    "ntkrobust_sk.kernels.predictors": "PrimalPredictor DualPredictor",
+    "ntkrobust_sk.solvers.direct": "Cholesky Eigh",
+    "ntkrobust_sk.attacks.pgd": "Clean PGD FGSM NFGSM",
+    "ntkrobust_sk.attacks.apgd": "APGD",
+    "ntkrobust_sk.attacks.autoattack": "AutoAttack",
+    "ntkrobust_sk.attacks.fab": "FAB",
+    "ntkrobust_sk.attacks.fmn": "FMN DDN",
+    "ntkrobust_sk.attacks.sigma_zero": "SigmaZero",
+    "ntkrobust_sk.attacks.square": "Square",
+    "ntkrobust_sk.attacks.threat_model": "Box",
+    "ntkrobust_sk.estimators.trainer": "AdversarialKernelTrainer",
+    "ntkrobust_sk.estimators.kernel_machines": "EmpiricalNTKClassifier EmpiricalNTKRegressor",
+    "ntkrobust_sk.estimators.tangent_features": "TangentFeatures",
+    "ntkrobust_sk.estimators.robust_features": "RobustFeatureSelector",
+    "sklearn.frozen": "FrozenEstimator",
 }
+OWN = {name: module for module, names in MODULES.items() for name in names.split()}
 # What users have registered, by name; names of their own have a dot, and so are never ours.
 REGISTERED: dict[str, Any] = {}
 FUNCTIONS = (FunctionType, BuiltinFunctionType)
@@ -80,6 +79,7 @@ def saved_as(name: str) -> Callable[[T], T]:
 
     Examples
     --------
+    >>> import tempfile
     >>> from dataclasses import dataclass
     >>> import jax
     >>> from ntkrobust_sk import Model, Variables
@@ -95,15 +95,16 @@ def saved_as(name: str) -> Callable[[T], T]:
     ...     def apply(self, params, state, x, *, train=False):
     ...         return x @ params, state
     >>> model = Model(Linear(2), Linear(2).init(jax.random.key(0), (3,)))
-    >>> model.save("linear.ntk")
-    >>> Model.load("linear.ntk").network
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/linear.ntk")
+    ...     Model.load(f"{folder}/linear.ntk").network
     Linear(n_outputs=2)
     """
     parts = name.split(".") if isinstance(name, str) else []
     if len(parts) < 2 or not all(parts) or not name.isprintable():
         raise ValueError(f"name must be text with a dot in it, such as 'lab.Linear', got {brief(name)}")
 
-    def register(thing: T) -> T:
+    def register(thing: Any) -> Any:
         if not (is_configuration(thing) or is_estimator(thing) or isinstance(thing, FUNCTIONS)):
             raise TypeError(
                 "saved_as takes a frozen dataclass, a NamedTuple, the class of an estimator, or a function, got "
@@ -145,9 +146,7 @@ def name_of(thing: Any) -> str | None:
     ('MLP', None)
     """
     own = getattr(thing, "__name__", None)
-    if isinstance(own, str) and OWN.get(own) == getattr(thing, "__module__", None) and found(own) is thing:
-        return own
-    if own == "FrozenEstimator" and found(own) is thing:
+    if isinstance(own, str) and own in OWN and found(own) is thing:
         return own
     return next((name for name, held in REGISTERED.items() if held is thing), None)
 

@@ -20,9 +20,9 @@ class Savable:
     def save(self, path: str | os.PathLike) -> None:
         """Write this to one file, which :meth:`load` reads without running code from it.
 
-        The file is a zip archive of JSON, safetensors and checksums. It holds all parameters and fitted attributes:
-        what is loaded gives the same answers to the bit. It is written whole or not at all, and replaces a file that
-        was there.
+        The file is a zip archive of JSON, safetensors and checksums. It holds all parameters and fitted
+        attributes, so what is loaded gives the same answers to the bit. It is written whole or not at all, and
+        replaces a file that was there.
 
         Parameters
         ----------
@@ -34,8 +34,8 @@ class Savable:
         sklearn.exceptions.NotFittedError
             For an estimator that is not fitted.
         TypeError
-            For what a file cannot hold, such as a function of your own; the message names its place, and says how to
-            register it by :func:`~ntkrobust_sk.saving.saved_as`.
+            For what a file cannot hold, such as a function of your own; the message names its place, and says how
+            to register it by :func:`~ntkrobust_sk.saving.saved_as`.
         OSError
             If the file cannot be written; what was there before is kept.
         """
@@ -74,7 +74,7 @@ class Savable:
 def load(path: str | os.PathLike) -> Any:
     """Read a fitted estimator, a model or a predictor from a file that its ``save`` has written.
 
-    No code from the file is run: it chooses by name among this library's classes and those that you have registered.
+    No code from the file is run: it chooses by name among this library's classes and those that you registered.
     ``EmpiricalNTKClassifier.load(path)`` and its like take only files of their own class.
 
     Parameters
@@ -99,12 +99,14 @@ def load(path: str | os.PathLike) -> Any:
 
     Examples
     --------
+    >>> import tempfile
     >>> import jax
     >>> from ntkrobust_sk import MLP, Model
     >>> from ntkrobust_sk.saving import load
     >>> network = MLP(n_outputs=3)
-    >>> Model(network, network.init(jax.random.key(0), (4,))).save("model.ntk")
-    >>> load("model.ntk")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Model(network, network.init(jax.random.key(0), (4,))).save(f"{folder}/model.ntk")
+    ...     load(f"{folder}/model.ntk")
     Model(MLP(n_outputs=3, widths=(64,), activation='relu', zero_last_layer=False), n_params=515)
     """
     return _load(path, Savable)

@@ -1,7 +1,7 @@
 """Arrays as the bytes of a safetensors file, written and read here: nothing is taken on trust.
 
-The format (https://huggingface.co/docs/safetensors): the length of a header as 8 bytes, the header as JSON with dtype,
-shape and place of each array, and then the arrays, one after the other without gaps.
+The format (https://huggingface.co/docs/safetensors): the length of a header as 8 bytes, the header as JSON with
+dtype, shape and place of each array, and then the arrays, one after the other without gaps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def written(arrays: Mapping[str, np.ndarray]) -> Iterator[Any]:
-    """Go through the bytes of a file of these arrays, piece by piece.
+    r"""Go through the bytes of a file of these arrays, piece by piece.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def written(arrays: Mapping[str, np.ndarray]) -> Iterator[Any]:
         In C order, of the dtypes in ``DTYPES``.
 
     >>> b"".join(written({"w": np.ones(2, np.uint8)}))[8:]
-    b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   \\x01\\x01'
+    b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   \x01\x01'
     """
     # the widest first, so that each begins at a multiple of its own size
     names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
@@ -65,7 +65,7 @@ def parsed(data: bytearray) -> dict[str, np.ndarray]:
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= len(data) - 8:
         raise ValueError(f"its header should have {length:,} bytes, of {len(data):,} in all")
-    header = json.loads(data[8 : 8 + length])
+    header = json.loads(data[8 : 8 + length].decode())
     start, found = 8 + length, {}
     room, end = len(data) - start, 0
     for name, stated in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

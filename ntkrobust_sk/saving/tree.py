@@ -1,21 +1,23 @@
 """Objects as trees of JSON with their arrays apart, and back, by names in the registry alone.
 
-Nothing, truth values, whole and finite numbers, text and lists are JSON's own. All else is a node ``{"type": ...}``:
-a registered name with its fields, or one of the kinds in ``KINDS``.
+Nothing, truth values, whole and finite numbers, text and lists are JSON's own. All else is a node
+``{"type": ...}``: a registered name with its fields, or one of the kinds in ``KINDS``.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from fractions import Fraction
+from itertools import count
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
+from jax.core import Tracer
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._portable import from_numpy, to_numpy
@@ -24,7 +26,7 @@ from .registry import FUNCTIONS, found, is_configuration, is_estimator, name_of
 from .tensors import CODES
 
 # NumPy's dtypes that are written as bytes: text, dates, complex numbers, and numbers in the other order of bytes.
-WRITTEN = re.compile(r"[<>|](?:[US]\d{1,9}|[mM]8(?:\[\d{0,9}[a-zA-Z]{1,2}\])?|[fiuc]\d{1,2})")
+WRITTEN = re.compile(r"[<>|](?:[US]\d{1,9}|[mM]8(?:\[\d{0,9}[a-zA-Z]{1,2}\])?|[fiu][1248]|c8|c16)")
 # Those that JAX adds to NumPy's.
 ADDED = {
     kind.__name__: np.dtype(kind)
@@ -41,6 +43,7 @@ class Encoder:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     # by identity, with the object itself, which must live as long
     _known: dict[int, tuple[Any, dict]] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=count)
 
     def encode(self, value: Any, at: str) -> Any:
         """Return the tree of a value, which is at a place such as "model_.network"."""
@@ -74,7 +77,7 @@ class Encoder:
         return self._known[id(value)][1]
 
     def _new_array(self, value, at):
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             raise TypeError(f"{at} is an array that JAX is tracing, without numbers: save outside of jit")
         kind, values = to_numpy(value)
         node: dict[str, Any] = {"type": "array"}
@@ -94,9 +97,10 @@ class Encoder:
             values = values.reshape(*values.shape, 1).view(np.uint8) if values.dtype.itemsize else values
             if values.dtype.itemsize == 0:
                 values = np.zeros((*values.shape, 0), np.uint8)
-        key, count = at, 1
+        others = count(1)
+        key = at
         while key in self.arrays:
-            key, count = f"{at} ({count})", count + 1
+            key = f"{at} ({next(others)})"
         self.arrays[key] = values
         return node | {"key": key}
 
@@ -106,27 +110,31 @@ class Encoder:
         if name is None:
             raise TypeError(f"{at} cannot be saved: {_reason(value)}")
         if is_estimator(kind):
-            return self._estimator(value, name, at)
+            if id(value) not in self._known:
+                self._known[id(value)] = value, self._estimator(value, name, at)
+                return self._known[id(value)][1]
+            # a frozen estimator is a parameter and what was fitted, too
+            return {"type": "same", "as": self._known[id(value)][1]["number"]}
         node = self._fields(value, name, at)
         if "." in name:
-            self._require_same(value, node, at)
+            self._require_same(value, name, at)
         return node
 
     def _fields(self, value, name, at):
         names = [f.name for f in fields(value) if f.init] if is_dataclass(value) else value._fields
         return {"type": name, "fields": {n: self.encode(getattr(value, n), _within(at, n)) for n in names}}
 
-    def _require_same(self, value, node, at):
+    def _require_same(self, value, name, at):
         """Raise TypeError unless an object of a user's own class is made again of its fields."""
-        names = node["fields"]
+        names = self._fields(value, name, at)["fields"]
         try:
-            again = type(value)(**{name: getattr(value, name) for name in names})
+            again = type(value)(**{field: getattr(value, field) for field in names})
         except Exception as error:  # whatever a stranger's class raises
             raise TypeError(
                 f"{at} cannot be saved: {type(value).__name__} cannot be made again of its fields "
                 f"{', '.join(names)}: {type(error).__name__}: {error}"
             ) from error
-        if self._fields(again, node["type"], at) != node:
+        if self._fields(again, name, at)["fields"] != names:
             raise TypeError(
                 f"{at} cannot be saved: {brief(value)} made again of its fields is another, {brief(again)}; let "
                 "fields hold what the class is made of"
@@ -137,12 +145,15 @@ class Encoder:
         own = {n: held for n, held in vars(value).items() if n not in given and n != REQUESTS}
         node = {
             "type": name,
+            "number": next(self._numbers),
             "params": {n: self.encode(held, _within(at, n)) for n, held in given.items()},
             "fitted": {n: self.encode(held, _within(at, n)) for n, held in own.items()},
         }
         if REQUESTS in vars(value):
             asked = {m: vars(of).get("_requests") for m, of in vars(vars(value)[REQUESTS]).items() if m != "owner"}
-            node["requests"] = {method: self.encode(of, _within(at, REQUESTS)) for method, of in asked.items() if of}
+            node["requests"] = {
+                method: self.encode(of, _within(at, REQUESTS)) for method, of in asked.items() if of
+            }
         return node
 
 
@@ -180,7 +191,9 @@ def _name_of_dtype(dtype: np.dtype, at: str) -> str:
     name = dtype.name if ADDED.get(dtype.name) == dtype else dtype.str
     if name in ADDED or (WRITTEN.fullmatch(name) and dtype.names is None):
         return name
-    raise TypeError(f"{at} cannot be saved: arrays of dtype {dtype} have no form in files; make numbers or text of it")
+    raise TypeError(
+        f"{at} cannot be saved: arrays of dtype {dtype} have no form in files; make numbers or text of it"
+    )
 
 
 def _dtype(name: str) -> np.dtype:
@@ -196,7 +209,8 @@ class Decoder:
     """Makes objects of trees and of the arrays that they name."""
 
     arrays: dict[str, np.ndarray]
-    _known: dict[tuple, Any] = field(default_factory=dict)
+    # arrays by their nodes, and estimators by their numbers
+    _known: dict[Any, Any] = field(default_factory=dict)
 
     def decode(self, node: Any) -> Any:
         """Return what a tree stands for."""
@@ -231,6 +245,7 @@ class Decoder:
                 for name, alias in of.items():
                     getattr(requests, method).add_request(param=name, alias=alias)
             setattr(made, REQUESTS, requests)
+        self._known[node["number"]] = made
         return made
 
     def _array(self, node):
@@ -259,7 +274,8 @@ class Decoder:
 
     def _objects(self, node):
         values = np.empty(len(node["items"]), object)
-        values[:] = self.decode(node["items"])
+        for i, item in enumerate(node["items"]):
+            values[i] = self.decode(item)
         return values.reshape(node["shape"])
 
     def _random_state(self, node):
@@ -288,6 +304,7 @@ KINDS: dict[str, Callable[[Decoder, dict], Any]] = {
     "fraction": lambda of, node: Fraction(*map(int, node["items"])),
     "dtype": lambda of, node: _dtype(node["name"]),
     "random_state": Decoder._random_state,
+    "same": lambda of, node: of._known[node["as"]],
     "array": Decoder._array,
     "objects": Decoder._objects,
     "function": Decoder._function,
