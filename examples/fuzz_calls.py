@@ -237,6 +237,8 @@ attack_examples(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:atta
 make_attack(<name:choice 'pgd'>, <epsilon:number 0.1>, <norm:choice? None>, <n_steps:integer? None>,
     <bounds:bounds? (0.0, 1.0)>)
 load_estimator(<path:path 'nosuch.joblib'>) # fails
+load(<path:path 'nosuch.ntk'>) # fails
+saved_as(<name:choice 'lab.net'>)(MLP)
 class_balanced_indices(<y:labels y>, <n_samples:integer 6>, <random_state:seed? 0>)
 load_cifar10(<data_dir:path folder>, <split:choice 'train'>) # fails
 load_cifar100(<data_dir:path folder>, <split:choice 'train'>, <labels:choice 'fine'>) # fails

@@ -92,6 +92,9 @@ from .robustness import perturb as perturb
 from .robustness import robust_accuracy as robust_accuracy
 from .robustness import robustness_report as robustness_report
 from .robustness import transfer_matrix as transfer_matrix
+from .saving import SavedFileError as SavedFileError
+from .saving import load as load
+from .saving import saved_as as saved_as
 from .sklearn_models import as_model as as_model
 from .solvers import Cholesky as Cholesky
 from .solvers import Eigh as Eigh

@@ -105,9 +105,9 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     (['a.txt'], 'whole')
     """
     path = Path(path)
-    part = path.with_name(f".ntkrobust-{secrets.token_hex(8)}.part")
     with explained(path):
-        require_file(path)
+        require_file(path)  # first, since "." and "/" have no name
+        part = path.with_name(f".ntkrobust-{secrets.token_hex(8)}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             with open(descriptor, "wb") as out:

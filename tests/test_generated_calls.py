@@ -50,6 +50,7 @@ def test_every_public_name_is_called_or_has_nothing_to_call(fuzz):
         "InaccurateSolveError",
         "Network",
         "RobustnessReport",
+        "SavedFileError",
         "SingularGramError",
         "TrainState",
         "TrainingDivergedError",

@@ -201,7 +201,7 @@ def make_attack(
 def load_estimator(path: str | os.PathLike, say: Callable[[str], object] | None = None) -> Any:
     """Load a fitted estimator from a file of its ``save``, of skops or of joblib; what the file holds says which.
 
-    A file of ``save`` is data, of which :func:`~ntkrobust_sk.saving.load` makes objects of registered classes.
+    A file of ``save`` is data, of which :func:`~ntkrobust_sk.load` makes objects of registered classes.
     skops builds only objects of types that are known to be harmless: scikit-learn's, and this library's own.
     Loading a file of joblib runs whatever code is in it: load only what you trust. Only the first two have
     checksums, so only there is a changed file sure to be found.

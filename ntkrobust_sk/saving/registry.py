@@ -82,8 +82,7 @@ def saved_as(name: str) -> Callable[[T], T]:
     >>> import tempfile
     >>> from dataclasses import dataclass
     >>> import jax
-    >>> from ntkrobust_sk import Model, Variables
-    >>> from ntkrobust_sk.saving import saved_as
+    >>> from ntkrobust_sk import Model, Variables, saved_as
     >>> @saved_as("lab.Linear")
     ... @dataclass(frozen=True)
     ... class Linear:

@@ -35,7 +35,7 @@ class Savable:
             For an estimator that is not fitted.
         TypeError
             For what a file cannot hold, such as a function of your own; the message names its place, and says how
-            to register it by :func:`~ntkrobust_sk.saving.saved_as`.
+            to register it by :func:`~ntkrobust_sk.saved_as`.
         OSError
             If the file cannot be written; what was there before is kept.
         """
@@ -101,8 +101,7 @@ def load(path: str | os.PathLike) -> Any:
     --------
     >>> import tempfile
     >>> import jax
-    >>> from ntkrobust_sk import MLP, Model
-    >>> from ntkrobust_sk.saving import load
+    >>> from ntkrobust_sk import MLP, Model, load
     >>> network = MLP(n_outputs=3)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Model(network, network.init(jax.random.key(0), (4,))).save(f"{folder}/model.ntk")
@@ -132,5 +131,5 @@ def _require_kind(path, tree, wanted):
     if not (isinstance(kind, type) and issubclass(kind, wanted)):
         raise SavedFileError(
             f"{path} holds {tree['type']}, and {wanted.__name__} is wanted; {tree['type']}.load or "
-            "ntkrobust_sk.saving.load reads it"
+            "ntkrobust_sk.load reads it"
         )

@@ -167,23 +167,23 @@ def _reason(value) -> str:
     if isinstance(value, FUNCTIONS):
         return (
             f"{brief(value)} is a function, which is code; register it under a name, "
-            "@ntkrobust_sk.saving.saved_as('lab.my_function'), and files hold the name"
+            "@ntkrobust_sk.saved_as('lab.my_function'), and files hold the name"
         )
     said = f"{brief(value)} is a {kind.__module__}.{kind.__qualname__}, and "
     if kind.__module__.startswith("ntkrobust_sk."):
         return (
             f"{said}that holds code of another library; save its weights by training.save_checkpoint, or write a "
             "frozen dataclass of your own that makes the module, and register it by "
-            "@ntkrobust_sk.saving.saved_as('lab.MyNetwork')"
+            "@ntkrobust_sk.saved_as('lab.MyNetwork')"
         )
     if is_configuration(kind) or is_estimator(kind):
         return (
             f"{said}its class has no name in files: register it by "
-            f"@ntkrobust_sk.saving.saved_as('lab.{kind.__name__}'), where it is defined"
+            f"@ntkrobust_sk.saved_as('lab.{kind.__name__}'), where it is defined"
         )
     return (
         f"{said}files hold numbers, text, tuples, lists, dicts, arrays, and registered classes: make it a frozen "
-        "dataclass of those, registered by @ntkrobust_sk.saving.saved_as('lab.MyClass')"
+        "dataclass of those, registered by @ntkrobust_sk.saved_as('lab.MyClass')"
     )
 
 

@@ -360,6 +360,23 @@ def test_a_model_of_skops_is_attacked_like_one_of_joblib(run, folder):
     np.testing.assert_array_equal(*made)
 
 
+@pytest.mark.slow
+def test_a_model_that_saved_itself_is_attacked_like_one_of_joblib(run, folder, tmp_path, capsys):
+    load_estimator(folder / "images.joblib").save(tmp_path / "images.ntk")
+    found = []
+    for name in (f"{folder}/images.joblib", f"{tmp_path}/images.ntk"):
+        capsys.readouterr()
+        assert run(f"--model '{name}' --data digits --n-test 30 --epsilon 0.1 --attack pgd --steps 3") == 0
+        assert ("runs whatever code" in capsys.readouterr().err) == name.endswith(".joblib")
+        found.append(read_examples(run.out)[0])
+    for array in found[0]:
+        np.testing.assert_array_equal(found[1][array], found[0][array], strict=True)
+    content = (tmp_path / "images.ntk").read_bytes()
+    (tmp_path / "images.ntk").write_bytes(content[:-200] + bytes(200))
+    assert run(f"--model '{tmp_path}/images.ntk' --data digits --n-test 30 --epsilon 0.1 --attack pgd") == 2
+    assert "images.ntk cannot be loaded" in capsys.readouterr().err
+
+
 def test_skops_builds_no_object_of_a_type_that_it_does_not_know(run, folder, capsys):
     skops.io.dump(FunctionTransformer(os.getcwd), folder / "code.skops")
     assert run(" ".join(f"--{key} {value}" for key, value in (GOOD | {"model": "code.skops"}).items())) == 2

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import pickle
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import skops.io
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 import ntkrobust_sk
@@ -29,6 +30,7 @@ from ntkrobust_sk import (
     Model,
     Normalized,
     RobustFeatureSelector,
+    SavedFileError,
     TangentFeatures,
     Variables,
     robust_accuracy,
@@ -105,12 +107,21 @@ def through_cloudpickle(estimator):
     return pickle.loads(cloudpickle.dumps(estimator))
 
 
+def through_save(thing):
+    if isinstance(thing, Pipeline):
+        pytest.skip("pipelines of scikit-learn have no save")
+    with tempfile.TemporaryDirectory() as folder:
+        thing.save(f"{folder}/thing.ntk")
+        return type(thing).load(f"{folder}/thing.ntk")
+
+
 WAYS = {
     "skops": through_skops,
     "pickle": lambda estimator: pickle.loads(pickle.dumps(estimator)),
     "joblib": through_joblib,
     "cloudpickle": through_cloudpickle,
     "deepcopy": copy.deepcopy,
+    "save": through_save,
 }
 
 
@@ -143,9 +154,10 @@ def test_a_loaded_estimator_answers_as_before_to_the_bit(name, way, fitted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["trainer", "machine of a frozen trainer", "pipeline"])
-def test_a_loaded_estimator_can_be_cloned_and_fitted_again(name, fitted):
-    again = clone(through_skops(fitted(name))).fit(X, Y)
+@pytest.mark.parametrize("way", [through_skops, through_save])
+@pytest.mark.parametrize("name", ["trainer", "machine of a frozen trainer", "machine by descent", "pipeline"])
+def test_a_loaded_estimator_can_be_cloned_and_fitted_again(name, way, fitted):
+    again = clone(way(fitted(name))).fit(X, Y)
     np.testing.assert_array_equal(again.predict(X), fitted(name).predict(X))
 
 
@@ -236,11 +248,32 @@ def test_a_pickle_that_is_named_as_a_skops_file_is_not_loaded(suffix, tmp_path):
     (tmp_path / f"model{suffix}").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(ValueError, match="named as a skops file, but is none"):
         load_estimator(tmp_path / f"model{suffix}")
+    for name in ("model.ntk", "model.NTK"):
+        (tmp_path / name).write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(SavedFileError, match=rf"{name} cannot be loaded: it is no zip archive"):
+            load_estimator(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trainer", "dual machine", "regressor"])
+@pytest.mark.parametrize("file", ["model.ntk", "model.joblib", "model.skops", "model"])
+def test_a_file_of_save_is_known_by_what_it_holds(name, file, fitted, tmp_path):
+    said = []
+    fitted(name).save(tmp_path / file)
+    again = load_estimator(tmp_path / file, said.append)
+    np.testing.assert_array_equal(again.predict(X), fitted(name).predict(X), strict=True)
+    assert said == []
+
+
+def test_a_saved_model_is_no_estimator(tmp_path):
+    small().save(tmp_path / "model.ntk")
+    with pytest.raises(ValueError, match=r"model\.ntk holds Model, which is no estimator that predicts"):
+        load_estimator(tmp_path / "model.ntk")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x05", b"<html>", b"\x93NUMPY" + bytes(40)])
 def test_what_is_no_model_is_refused_by_name(content, tmp_path):
-    for name in ("model.skops", "model.joblib"):
+    for name in ("model.skops", "model.joblib", "model.ntk"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
             load_estimator(tmp_path / name)

@@ -1,9 +1,10 @@
-"""Saved files: read by others' tools, written whole or not at all, and refused by name whatever was done to them."""
+"""Saved files: read by others' tools, written whole or not at all, refused by name whatever was done to them."""
 
 import hashlib
 import io
 import json
 import pickle
+import re
 import struct
 import sys
 import tracemalloc
@@ -77,6 +78,7 @@ def forged(path, change, **options):
 # For ever
 
 
+@pytest.mark.slow
 def test_a_file_of_version_1_is_read_as_on_the_first_day():
     """The file was written once, by ntkrobust_sk 0.1.0.dev0, and is never written again."""
     X = (np.arange(24).reshape(8, 3) * 7 % 11 / 11).astype(np.float32)
@@ -118,7 +120,8 @@ def test_arrays_are_written_as_safetensors_writes_them():
     arrays = {code: np.arange(5).astype(dtype) for code, dtype in DTYPES.items()}
     arrays |= {"none": np.zeros((0, 3)), "scalar": np.array(2.5), "ä": np.ones((2, 3, 1), np.int16)}
     own = b"".join(map(bytes, written(arrays)))
-    known = {k: v for k, v in arrays.items() if v.dtype.kind != "V"}
+    # what safetensors gives to NumPy
+    known = {name: array for name, array in arrays.items() if name[:2] not in ("BF", "F8")}
     theirs = safetensors.load(b"".join(map(bytes, written(known))))
     for name, array in known.items():
         np.testing.assert_array_equal(theirs[name], array, strict=True)
@@ -175,7 +178,7 @@ def test_a_file_that_is_there_is_replaced_when_all_is_written(file, monkeypatch)
 )
 def test_where_nothing_can_be_written_the_path_is_named(path, error, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=str(path).replace(".", r"\.")):
+    with pytest.raises(error, match=re.escape(str(path)) or "got ''"):
         MODEL.save(path)
     with pytest.raises(error):
         Model.load(path)
@@ -274,7 +277,7 @@ def compressed(path):
 
 
 def bomb(path):
-    content = members(path) | {ARRAYS: bytes(2**28)}
+    content = members(path) | {ARRAYS: bytes(2**25)}
     packed(path, content, compression=zipfile.ZIP_DEFLATED, compresslevel=9)
 
 
@@ -411,6 +414,7 @@ def test_a_number_of_digits_without_end_is_refused(file):
         load(file)
 
 
+@pytest.mark.slow
 def test_no_changed_byte_goes_unseen(file):
     good = file.read_bytes()
     expected = np.asarray(MODEL(jnp.ones((2, 4))))

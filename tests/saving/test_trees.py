@@ -170,14 +170,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Stateless": {"apply_fn": "apply_fn"},
     "CallableKernel": {"function": "kernel"},
     "Model": {"network": MLP(), "variables": Variables(())},
-    "Variables": {"params": [1.5]},
+    "Variables": {"params": (1.5,)},
     "PrimalPredictor": {"kernel": "k", "model": None, "tangents": (), "offset": 0},
     "DualPredictor": {"kernel": "k", "model": None, "x_fit": (), "dual_coef": 0, "offset": 0},
     "ProjectedNTK": {"n_components": 3, "seed": 1, "of": "trace"},
     "Box": {field.name: getattr(BOX, field.name) for field in dataclasses.fields(Box)},
     "FrozenEstimator": {"estimator": TangentFeatures()},
 }
-ATTACKS = "PGD FGSM NFGSM APGD AutoAttack FAB FMN DDN SigmaZero Square".split()
+ATTACKS = ["PGD", "FGSM", "NFGSM", "APGD", "AutoAttack", "FAB", "FMN", "DDN", "SigmaZero", "Square"]
 ARGUMENTS |= {name: {"epsilon": 0.1, "bounds": BOX} for name in ATTACKS}
 
 
@@ -209,6 +209,7 @@ def test_every_name_in_the_table_is_that_of_a_class_that_is_saved(name, through)
         assert again == value and hash(again) == hash(value)
 
 
+@pytest.mark.slow
 def test_functions_of_users_are_saved_by_name(tmp_path):
     saved_as("lab.apply")(apply_fn)
     saved_as("lab.linear")(lambda model, a, b: linear(a, b))
@@ -250,6 +251,7 @@ class OwnTrainer(AdversarialKernelTrainer):
     """A subclass."""
 
 
+@pytest.mark.slow
 def test_registered_classes_are_saved_by_their_names(tmp_path, through):
     for kind in (Brighter, Layers, Pair, OwnTrainer):
         assert saved_as(f"lab.{kind.__name__}")(kind) is kind
@@ -265,17 +267,18 @@ def test_registered_classes_are_saved_by_their_names(tmp_path, through):
 
 
 def test_a_class_that_is_defined_again_takes_the_place_of_the_earlier():
-    twin = dataclasses.make_dataclass("Brighter", [("epsilon", float)], frozen=True, module=Brighter.__module__)
+    twin = dataclasses.make_dataclass("Brighter", [("epsilon", float)], frozen=True)
+    twin.__module__ = Brighter.__module__
     saved_as("lab.Brighter")(Brighter)
     saved_as("lab.Brighter")(twin)
     assert found("lab.Brighter") is twin
-    with pytest.raises(ValueError, match=r"'lab\.Brighter' is that of tests?.*Brighter already|is that of"):
+    with pytest.raises(ValueError, match=r"'lab\.Brighter' is that of .*test_trees\.Brighter already; give"):
         saved_as("lab.Brighter")(Layers)
 
 
 @pytest.mark.parametrize("name", ["Linear", "", ".a", "a.", "a..b", "a.b\n", None, 3, Brighter])
 def test_a_user_s_name_has_a_dot(name):
-    with pytest.raises(ValueError, match="with a dot in it, such as 'lab.Linear'"):
+    with pytest.raises(ValueError, match=r"with a dot in it, such as 'lab\.Linear'"):
         saved_as(name)
 
 
@@ -297,7 +300,7 @@ class Plain:
 @pytest.mark.parametrize(
     "value, expected",
     [
-        (Brighter(0.1), r"register it by @ntkrobust_sk\.saving\.saved_as\('lab\.Brighter'\)"),
+        (Brighter(0.1), r"register it by @ntkrobust_sk\.saved_as\('lab\.Brighter'\)"),
         (Layers(MLP()), r"saved_as\('lab\.Layers'\)"),
         (Pair(1), r"saved_as\('lab\.Pair'\)"),
         (lambda x: x, r"is a function, which is code; register it under a name"),
@@ -307,9 +310,9 @@ class Plain:
         ({1, 2}, r"builtins\.set"),
         (OrderedDict(a=1), r"collections\.OrderedDict"),
         (b"bytes", r"builtins\.bytes"),
-        (np.ma.masked_array([1.0], [True]), "masked"),
+        (np.ma.masked_array([1.0], [True]), "MaskedArray"),
         (np.zeros(2, "i4,f8"), "dtype .* have no form in files"),
-        (np.zeros(1, np.longdouble), "dtype .* have no form in files|cannot be saved"),
+        (np.zeros(1, np.longdouble), "dtype .* have no form in files"),
         (jnp.float32, "cannot be saved"),
         (np.random.default_rng(0), "cannot be saved"),
         (np.array([lambda x: x], object), "is a function"),
@@ -372,6 +375,7 @@ def test_arrays_that_are_traced_are_not_saved(tmp_path):
         jax.jit(lambda model: model.save(tmp_path / "m.ntk"))(model)
 
 
+@pytest.mark.slow
 def test_requests_for_metadata_and_output_are_kept(tmp_path):
     with sklearn.config_context(enable_metadata_routing=True):
         trainer = AdversarialKernelTrainer(MLP(widths=(2,)), max_epochs=0).set_fit_request(sample_weight=True)
@@ -390,10 +394,11 @@ def test_attributes_of_one_s_own_are_saved_or_named(tmp_path):
     trainer.save(tmp_path / "t.ntk")
     assert AdversarialKernelTrainer.load(tmp_path / "t.ntk").notes_ == trainer.notes_
     trainer.notes_ = Plain()
-    with pytest.raises(TypeError, match="^notes_ cannot be saved"):
+    with pytest.raises(TypeError, match=r"^notes_ cannot be saved"):
         trainer.save(tmp_path / "t.ntk")
 
 
+@pytest.mark.slow
 def test_linearised_models_and_predictors_save_themselves(tmp_path):
     model = linearize(Model(MLP(2), MLP(2).init(jax.random.key(0), (3,))), centered=True)
     model.save(tmp_path / "m.ntk")
