@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from ntkrobust_sk import MLP, Model, _files, gram
+from ntkrobust_sk import MLP, Model, _files, gram, load
 from ntkrobust_sk._files import held, is_part, read_json, read_npz, write_atomically, written_atomically
 from ntkrobust_sk.cli.attack import load_estimator, read_examples
 from ntkrobust_sk.datasets.splits import load_splits
@@ -121,6 +121,13 @@ def test_a_folder_in_the_place_of_the_file_is_named_and_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["wanted"]
 
 
+@pytest.mark.parametrize("path", [".", "/", ".."])
+def test_a_folder_without_a_name_is_named_too(path):
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(path, b"1")
+    assert caught.value.filename == path
+
+
 def as_a_device(path, monkeypatch, mode):
     """Lets the system say of a file that it is a device."""
     real = os.stat
@@ -199,6 +206,7 @@ READERS = {
     "data": lambda path: (path / "b.npz", lambda: load_splits(path / "b.npz", n_train=None, n_test=2)),
     "examples": lambda path: (path / "c.npz", lambda: read_examples(path / "c.npz")),
     "estimator": lambda path: (path / "m.joblib", lambda: load_estimator(path / "m.joblib")),
+    "saved": lambda path: (path / "m.ntk", lambda: load(path / "m.ntk")),
     "checkpoint": lambda path: (path / "s", lambda: load_checkpoint(path / "s", {"a": np.zeros(2)})),
     "lock": lambda path: (path / ".lock", lambda: held(path).__enter__()),
 }

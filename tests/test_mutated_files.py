@@ -17,7 +17,7 @@ sys.modules[SPEC.name] = fuzz_files
 SPEC.loader.exec_module(fuzz_files)
 
 # Cases of each kind, of which some are slow to read.
-OF_RUNS = {"run": 20, "model": 40, "adversarial": 60}
+OF_RUNS = {"run": 20, "model": 40, "adversarial": 60, "saved": 120, "saved-forged": 120}
 CASES = OF_RUNS | {"store": 60, "store-resumed": 30, "store-unfinished": 30, "npz": 150, "npz-large": 60}
 OF_OTHERS = 25
 
@@ -45,6 +45,20 @@ def test_what_is_returned_without_a_look_is_found_out(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(fuzz_files.KINDS, "unnamed", unnamed)
     assert "obscure" in {case.outcome for case in fuzz_files.run_kind("unnamed", range(20), seed=0)}
+
+
+def test_a_reader_that_runs_code_or_writes_is_found_out(tmp_path, monkeypatch):
+    def make(folder):
+        (folder / "a.py").write_text("1 + 1")
+
+    readers = {
+        "runs": lambda folder: eval((folder / "a.py").read_text()),
+        "writes": lambda folder: (folder / "b.txt").write_text((folder / "a.py").read_text()),
+    }
+    for name, read in readers.items():
+        kind = fuzz_files.Kind(make, read, lambda found, expected: True, runs_code=False)
+        monkeypatch.setitem(fuzz_files.KINDS, name, kind)
+        assert "executed" in {case.outcome for case in fuzz_files.run_kind(name, range(10), seed=0)}
 
 
 def test_two_results_are_the_same_to_the_bit_only():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from importlib import import_module
-from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
 from sklearn.base import BaseEstimator
@@ -46,7 +45,6 @@ MODULES = {
 OWN = {name: module for module, names in MODULES.items() for name in names.split()}
 # What users have registered, by name; names of their own have a dot, and so are never ours.
 REGISTERED: dict[str, Any] = {}
-FUNCTIONS = (FunctionType, BuiltinFunctionType)
 
 T = TypeVar("T", bound=Callable)
 
@@ -104,7 +102,7 @@ def saved_as(name: str) -> Callable[[T], T]:
         raise ValueError(f"name must be text with a dot in it, such as 'lab.Linear', got {brief(name)}")
 
     def register(thing: Any) -> Any:
-        if not (is_configuration(thing) or is_estimator(thing) or isinstance(thing, FUNCTIONS)):
+        if not (is_configuration(thing) or is_estimator(thing) or is_function(thing)):
             raise TypeError(
                 "saved_as takes a frozen dataclass, a NamedTuple, the class of an estimator, or a function, got "
                 f"{brief(thing)}"
@@ -120,7 +118,17 @@ def saved_as(name: str) -> Callable[[T], T]:
 
 
 def _place(thing) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
+    return f"{getattr(thing, '__module__', None)}.{getattr(thing, '__qualname__', thing.__name__)}"
+
+
+def is_function(thing: Any) -> bool:
+    """Tell whether this is a function with a name, of Python, NumPy or JAX.
+
+    >>> import jax
+    >>> is_function(len), is_function(jax.jit(len)), is_function(jax.nn.relu), is_function(int)
+    (True, True, True, False)
+    """
+    return callable(thing) and not isinstance(thing, type) and isinstance(getattr(thing, "__name__", None), str)
 
 
 def is_configuration(thing: Any) -> bool:

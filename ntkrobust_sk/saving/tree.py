@@ -22,7 +22,7 @@ from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._portable import from_numpy, to_numpy
 from .._validation import brief
-from .registry import FUNCTIONS, found, is_configuration, is_estimator, name_of
+from .registry import found, is_configuration, is_estimator, is_function, name_of
 from .tensors import CODES
 
 # NumPy's dtypes that are written as bytes: text, dates, complex numbers, and numbers in the other order of bytes.
@@ -34,6 +34,8 @@ ADDED = {
     if isinstance(kind, type) and issubclass(kind, np.generic)
 }
 REQUESTS = "_metadata_request"
+# Bits of an integer that Python writes and reads as text.
+LARGEST_INTEGER = 13_000
 
 
 @dataclass
@@ -48,6 +50,8 @@ class Encoder:
     def encode(self, value: Any, at: str) -> Any:
         """Return the tree of a value, which is at a place such as "model_.network"."""
         kind = type(value)
+        if kind is int and value.bit_length() > LARGEST_INTEGER:
+            raise TypeError(f"{at} cannot be saved: an integer of {value.bit_length():,} bits is no setting")
         if value is None or kind in (bool, int, str):
             return value
         if kind is float:
@@ -64,12 +68,21 @@ class Encoder:
         if isinstance(value, np.dtype):
             return {"type": "dtype", "name": _name_of_dtype(value, at)}
         if kind is np.random.RandomState:
-            return {"type": "random_state", "state": self.encode(value.get_state(legacy=False), at)}
+            return {"type": "random_state", "state": self._state_of(value, at)}
         if isinstance(value, jax.Array | np.generic) or kind in (np.ndarray, np.memmap):
             return self._array(value, at)
-        if isinstance(value, FUNCTIONS) and (name := name_of(value)) is not None:
+        if is_function(value) and (name := name_of(value)) is not None:
             return {"type": "function", "name": name}
         return self._object(value, at)
+
+    def _state_of(self, value, at):
+        state = value.get_state(legacy=False)
+        if state["bit_generator"] != "MT19937":
+            raise TypeError(
+                f"{at} cannot be saved: files hold numpy.random.RandomState(seed), and no RandomState of "
+                f"{state['bit_generator']}"
+            )
+        return self.encode(state, at)
 
     def _array(self, value, at):
         if id(value) not in self._known:
@@ -108,7 +121,7 @@ class Encoder:
         kind = type(value)
         name = name_of(kind)
         if name is None:
-            raise TypeError(f"{at} cannot be saved: {_reason(value)}")
+            raise TypeError(f"{at or kind.__name__} cannot be saved: {_reason(value)}")
         if is_estimator(kind):
             if id(value) not in self._known:
                 self._known[id(value)] = value, self._estimator(value, name, at)
@@ -164,7 +177,7 @@ def _within(at: str, name: object) -> str:
 def _reason(value) -> str:
     """Say why an object has no name in files, and what to do."""
     kind = type(value)
-    if isinstance(value, FUNCTIONS):
+    if is_function(value):
         return (
             f"{brief(value)} is a function, which is code; register it under a name, "
             "@ntkrobust_sk.saved_as('lab.my_function'), and files hold the name"
@@ -285,7 +298,7 @@ class Decoder:
 
     def _function(self, node):
         function = found(node["name"])
-        if not isinstance(function, FUNCTIONS):
+        if not is_function(function):
             raise ValueError(f"{node['name']!r} is no function")
         return function
 

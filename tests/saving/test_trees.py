@@ -209,6 +209,18 @@ def test_every_name_in_the_table_is_that_of_a_class_that_is_saved(name, through)
         assert again == value and hash(again) == hash(value)
 
 
+def test_an_estimator_of_a_class_that_is_not_registered_is_named(tmp_path):
+    trainer = OwnTrainer(MLP(widths=(2,)), max_epochs=0).fit(X, Y)
+    with pytest.raises(TypeError, match=r"^OwnTrainer cannot be saved: .*saved_as\('lab\.OwnTrainer'\)"):
+        trainer.save(tmp_path / "m.ntk")
+
+
+@pytest.mark.parametrize("function", [apply_fn, len, np.exp, jax.nn.relu, jax.jit(apply_fn), lambda x: x])
+def test_functions_of_python_numpy_and_jax_may_be_registered(function, through):
+    saved_as("lab.function")(function)
+    assert through(function) is function
+
+
 @pytest.mark.slow
 def test_functions_of_users_are_saved_by_name(tmp_path):
     saved_as("lab.apply")(apply_fn)
@@ -307,6 +319,9 @@ class Plain:
         (functools.partial(apply_fn, 1), r"functools\.partial, and files hold numbers, text"),
         (Plain(), r"make it a frozen dataclass"),
         (OwnTrainer(), r"saved_as\('lab\.OwnTrainer'\)"),
+        (jax.nn.relu, r"is a function, which is code; register it under a name"),
+        (10**4000, r"an integer of .* bits"),
+        (np.random.RandomState(np.random.PCG64(0)), r"no RandomState of PCG64"),
         ({1, 2}, r"builtins\.set"),
         (OrderedDict(a=1), r"collections\.OrderedDict"),
         (b"bytes", r"builtins\.bytes"),
