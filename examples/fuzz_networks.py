@@ -89,7 +89,7 @@ def check(seed: int) -> tuple[tuple, str]:
     with enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         X = np.random.default_rng(seed).normal(size=(5, 12)).astype(np.float32)
-        J = jax.tree.leaves(jax.jacrev(apply)(exact, jnp.asarray(X, jnp.float64)))
+        J = jax.tree.leaves(jax.jit(jax.jacrev(apply))(exact, jnp.asarray(X, jnp.float64)))
         J = np.concatenate([np.asarray(leaf).reshape(5, -1, leaf[0, 0].size) for leaf in J], 2)
         K = np.einsum("ncp,mcp->nm", J, J) / J.shape[1]
         if kind[0] == "float64":

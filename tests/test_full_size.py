@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from small_networks import OneBlock
+from quick import OneBlock
 
 
 @pytest.fixture(scope="module")

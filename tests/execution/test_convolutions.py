@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import OneBlock
+from quick import OneBlock
 
 from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, TraceNTK, linearize
 from ntkrobust_sk.execution import convolutions

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import answers
 
 from ntkrobust_sk import (
     APGD,
@@ -238,8 +239,8 @@ def test_predictors_answer_as_the_kernel_does(kernel, exact):
     primal = make_predictor(KERNELS[kernel], MODEL, X, dual, np.full(C, 0.1))
     dual = DualPredictor(KERNELS[kernel], MODEL, jnp.asarray(X), jnp.asarray(dual, jnp.float32), 0.1)
     assert isinstance(primal, PrimalPredictor)
-    assert_near(primal(Y), expected, 1e-3)
-    assert_near(dual(Y), expected, 1e-3)
+    for predictor in (primal, dual):
+        assert_near(answers(predictor, Y), expected, 1e-3)
 
 
 @pytest.mark.slow
@@ -252,7 +253,7 @@ def test_a_predictor_in_mixed_precision_folds_features_that_are_kept_in_16_bits(
     assert {leaf.dtype for leaf in jax.tree.leaves(job.kept)} == {jnp.dtype(jnp.bfloat16)}
     primal = make_predictor("pseudo", model, X, dual, np.zeros(2), plan=job.plan, features=job.kept)
     assert isinstance(primal, PrimalPredictor)
-    assert_near(primal(X), np.asarray(K) @ dual, ERRORS["bf16"])
+    assert_near(answers(primal, X), np.asarray(K) @ dual, ERRORS["bf16"])
 
 
 # Loops
@@ -304,8 +305,8 @@ def machine():
 )
 def test_attacks_stay_inside_of_ball_and_bounds(of, attack):
     model = MODEL if of == "network" else machine()
-    answers = np.asarray(model(X)).argmax(1).astype(np.int32)
-    found = attack_in_tiles(attack, model, X, answers, key=jax.random.key(0), rows=8)
+    labels = np.asarray(answers(model, X)).argmax(1).astype(np.int32)
+    found = attack_in_tiles(attack, model, X, labels, key=jax.random.key(0), rows=8)
     assert found.shape == X.shape and np.isfinite(found).all() and (found != X).any()
     assert np.abs(found - X).max() <= 0.5 + 1e-6 and found.min() >= 0 and found.max() <= 1
 

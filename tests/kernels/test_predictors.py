@@ -232,8 +232,13 @@ def test_machines_of_networks_without_strides_can_be_pushed_forward(kernel):
     X, dual = draw(5, 4, 4, 1), draw(5, N_OUTPUTS, seed=1)
     predictor = make_predictor(KERNELS[kernel], model, X, dual, np.zeros(N_OUTPUTS))
     x, v = X[:2], draw(2, 4, 4, 1, seed=2)
-    _, pushed = jax.jvp(predictor, (x,), (v,))
-    backward = jax.vmap(jax.vjp(predictor, x)[1])(jnp.eye(2 * N_OUTPUTS).reshape(-1, 2, N_OUTPUTS))[0]
+
+    @quickly
+    def both_ways(predictor, x, v):
+        cotangents = jnp.eye(2 * N_OUTPUTS).reshape(-1, 2, N_OUTPUTS)
+        return jax.jvp(predictor, (x,), (v,))[1], jax.vmap(jax.vjp(predictor, x)[1])(cotangents)[0]
+
+    pushed, backward = map(np.asarray, both_ways(predictor, x, v))
     np.testing.assert_allclose(pushed.ravel(), (backward * v).sum((1, 2, 3, 4)), rtol=1e-4, atol=1e-4)
 
 

@@ -181,7 +181,7 @@ def flax_network(kind, dtype, n_outputs=3):
 
 def jacobian_kernel(kernel, module, variables, x):
     """A kernel of the dense Jacobian, taken in the module's own precision."""
-    J = jax.tree.leaves(jax.jacrev(lambda variables: module.apply(variables, x))(variables))
+    J = jax.tree.leaves(jax.jit(jax.jacrev(lambda variables: module.apply(variables, x)))(variables))
     J = np.concatenate([np.asarray(leaf, float).reshape(len(x), 3, -1) for leaf in J], 2)
     if kernel == "full":
         return np.einsum("ncp,mdp->nmcd", J, J)
@@ -193,7 +193,7 @@ def jacobian_kernel(kernel, module, variables, x):
 @pytest.mark.parametrize("kind, dtype", [("MLP", "bfloat16"), ("CNN", "bfloat16"), ("MLP", "float16")])
 def test_mixed_precision_has_the_kernels_of_single_precision(kind, dtype):
     (single, x), (mixed, _) = flax_network(kind, jnp.float32), flax_network(kind, dtype)
-    variables = single.init(jax.random.key(1), x)
+    variables = jax.jit(single.init)(jax.random.key(1), x)
     for kernel in ("trace", "full", "pseudo"):
         exact = jacobian_kernel(kernel, single, variables, x)
         found = gram(kernel, from_flax(mixed, variables), x)
@@ -319,7 +319,7 @@ def test_a_backward_pass_of_its_own_is_linearised():
     apply, params = STRAIGHT_THROUGH["of the data"], {"w": normal(8, 6), "v": normal(6, 2, seed=5)}
     model = linearize(of(apply, params), centered=True)
     change = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), params)
-    J = jax.jacrev(lambda params: apply(params, X))(params)
+    J = jax.jit(jax.jacrev(lambda params: apply(params, X)))(params)
     exact = sum(jnp.tensordot(J[name], change[name], axes=change[name].ndim) for name in params)
     found = Model(model.network, Variables(change, model.variables.state))(X)
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)
