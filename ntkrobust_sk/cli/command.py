@@ -240,8 +240,8 @@ def _add_attack(commands):
         "attack",
         help="attack a saved estimator and write the adversarial examples",
         description="Attack a fitted classifier on the test examples of a data set, print its clean and robust "
-        "accuracy, and write the adversarial examples to an .npz file. Loading a file of joblib runs whatever code "
-        "is in it: attack only models that you trust. Loading one of an estimator's save, or of skops, runs none.",
+        "accuracy, and write the adversarial examples to an .npz file. Loading a file of joblib runs whatever "
+        "code is in it: attack only models that you trust. One of an estimator's save, or of skops, runs none.",
     )
     parser.set_defaults(run=attack)
     parser.add_argument(
