@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import jax
@@ -59,6 +59,11 @@ class AbstractFeatures:
         return params_dtype(self.model.variables.params).itemsize
 
     @property
+    def model_bytes(self) -> int:
+        """Bytes of the model's arrays."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.leaves)
+
+    @property
     def n_directions(self) -> int:
         """Number of directions in output space of which the kernel takes gradients."""
         return len(output_directions(self))
@@ -99,8 +104,10 @@ class AbstractFeatures:
 
     def contraction_bytes(self, rows: int, n_directions: int, itemsize: int) -> int:
         """Count what the inner products of two tiles take besides their features, in all threads of a host."""
-        model, x = self.model, self.tile(rows)
-        features = jax.eval_shape(self.kernel.features, model, x, self.directions(n_directions))
+        # those of one row are traced already; they are not rounded here
+        features: Any = _shapes(replace(self, digits=None), n_directions)
+        if self.kernel.is_tangent:
+            features = [leaf.each(partial(_of_rows, rows)) for leaf in features]
         # what is kept in 16 bits is multiplied in single precision
         itemsize = max(itemsize, self.itemsize, 4)
         of_one_layer = self.kernel.contraction_bytes(features, itemsize)
@@ -160,3 +167,8 @@ def compiled_features(abstract: AbstractFeatures, rows: int, n_directions: int) 
 def _shapes(abstract: AbstractFeatures, n_directions: int) -> PyTree:
     """Return the shapes of one row's features."""
     return jax.eval_shape(abstract.function(), abstract.model, abstract.tile(1), abstract.directions(n_directions))
+
+
+def _of_rows(rows: int, array: jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:
+    """Return the shape with so many examples."""
+    return jax.ShapeDtypeStruct((*array.shape[:axis], rows, *array.shape[axis + 1 :]), array.dtype)

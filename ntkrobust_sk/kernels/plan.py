@@ -37,6 +37,9 @@ TILE_ROWS_ACCELERATOR = 512
 # Where computing a tile's features takes more working space than this, a CPU computes them for a few rows at a
 # time: what stays in its cache runs about twice as fast.
 CACHE_BYTES = 16 * 2**20
+# But each time the parameters are read, too: of large networks so many rows are taken that their working space is
+# several times as large as the parameters, fewer where memory does not allow that, or else what the cache holds.
+PARAMETERS_READ = (8, 3, 0)
 # Seeds are taken in several passes where otherwise fewer rows' features than these would fit.
 PANEL_ROWS = 1024
 
@@ -176,21 +179,23 @@ def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize:
         rows *= 2 if roomy or (at_host and row_bytes <= FEW_BYTES) else 1
     while sizes is None and rows > 1 and 3 * rows * row_bytes > memory:
         rows //= 2
+    limits = sorted({max(CACHE_BYTES, times * abstract.model_bytes) for times in PARAMETERS_READ}, reverse=True)
     while True:
-        chunk, working = rows, abstract.working_bytes(rows, directions)
-        if at_host and working > CACHE_BYTES:
-            chunk = max(1, 2 ** int(math.log2(CACHE_BYTES * rows / working)))
-            # and while one chunk is copied to its place, the next one is computed
-            working = abstract.working_bytes(chunk, directions) + 2 * chunk * row_bytes
-        # features are computed, and then contracted
-        working = max(working, abstract.contraction_bytes(rows, directions, itemsize))
-        # two tiles at least: one of rows and one of columns, and the block of each pair of a column
         block = abstract.block_bytes(rows, directions, itemsize or abstract.itemsize)
-        if 2 * rows * row_bytes + block + working <= memory:
-            panel = (memory - working - rows * row_bytes) // (rows * row_bytes + block)
-            panel, device = min(panel, LARGEST_COUNT), (abstract.device,)
-            working += panel * block
-            return Plan(rows, chunk, int(panel), directions, n_directions, row_bytes, working, memory, device)
+        for most in limits:
+            chunk, working = rows, abstract.working_bytes(rows, directions)
+            if at_host and working > most:
+                chunk = max(1, 2 ** int(math.log2(most * rows / working)))
+                # and while one chunk is copied to its place, the next one is computed
+                working = abstract.working_bytes(chunk, directions) + 2 * chunk * row_bytes
+            # features are computed, and then contracted
+            working = max(working, abstract.contraction_bytes(rows, directions, itemsize))
+            # two tiles at least: one of rows and one of columns, and the block of each pair of a column
+            if 2 * rows * row_bytes + block + working <= memory:
+                panel = (memory - working - rows * row_bytes) // (rows * row_bytes + block)
+                panel, device = min(panel, LARGEST_COUNT), (abstract.device,)
+                working += panel * block
+                return Plan(rows, chunk, int(panel), directions, n_directions, row_bytes, working, memory, device)
         if rows > 1 and sizes is None:
             rows //= 2
         elif directions > 1 and splits and sizes is None:

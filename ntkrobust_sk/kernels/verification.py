@@ -95,29 +95,34 @@ def verify(kernel, model: Model, x: np.ndarray) -> bool:
 
 def relative_error_to_backward(kernel, n_directions: int, model: Model, x: np.ndarray) -> tuple[float, float]:
     """Return how far both ways are apart, and may be; in double precision where the network allows it."""
-    own, traced, errors = jax.random.key(0), None, None
+    random, n_logits = np.random.default_rng(1), kernel.output_directions(model, x).shape[1]
+    directions, weights = (random.normal(size=(n_directions, size)) for size in (n_logits, len(x)))
+    traced, found = None, None
     # a network may have no such form, for whatever reason; without one its own errors come below
     with enable_x64(True), suppress(Exception):
-        program = _errors.trace(kernel, n_directions, *jax.tree.map(_double, (model, x)), jax.random.key(0))
+        program = _both_ways.trace(kernel, *jax.tree.map(_double, (model, x)), directions, weights)
         traced = program, program.lower()
-    if traced and _form(traced[0].out_info[1]) == _own_form(kernel, n_directions, model, x):
+    if traced and _form(traced[0].out_info[0]) == _own_form(kernel, n_directions, model, x):
         # a host callback that knows single precision alone fails when it runs
         with enable_x64(True), suppress(jax.errors.JaxRuntimeError):
-            errors = _run(traced[1], *jax.tree.map(_double, (model, x)), own)
-    if errors is None or traced is None:
-        program = _errors.trace(kernel, n_directions, model, x, own)
+            found = _run(traced[1], *jax.tree.map(_double, (model, x)), directions, weights)
+    if found is None or traced is None:
+        own = [np.asarray(array, np.float32) for array in (directions, weights)]
+        program = _both_ways.trace(kernel, model, x, *own)
         traced = program, program.lower()
-        errors = _run(traced[1], model, x, own)
+        found = _run(traced[1], model, x, *own)
     eps = _coarsest(traced[0].jaxpr.jaxpr)
-    if not np.isfinite(errors).all():
-        return math.nan, EXACT
-    return float(errors.max()), EXACT if eps <= jnp.finfo(jnp.float64).eps else min(0.3, 30 * eps**0.5)
+    features, expected = found
+    error = _relative_error(features, expected, weights)
+    return error, EXACT if eps <= jnp.finfo(jnp.float64).eps or not math.isfinite(error) else min(
+        0.3, 30 * eps**0.5
+    )
 
 
-def _run(lowered, *arguments) -> np.ndarray:
+def _run(lowered, *arguments) -> tuple:
     heavy = (lowered.cost_analysis() or {}).get("flops", 0) > QUICK_OPERATIONS
-    errors, _ = lowered.compile(compiler_options=None if heavy else _quickly())(*arguments)
-    return np.asarray(errors, float)
+    found = lowered.compile(compiler_options=None if heavy else _quickly())(*arguments)
+    return jax.tree.map(np.asarray, found)
 
 
 @cache
@@ -132,12 +137,11 @@ def _quickly() -> dict:
     return dict(filter(knows, QUICKLY.items()))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _errors(kernel, n_directions, model, x, key):
-    """Return errors (L,) of a sum of gradients over rows and directions at random weights, and features of no row.
+@partial(jax.jit, static_argnums=0)
+def _both_ways(kernel, model, x, directions, weights):
+    """Return the features of rows in some directions (R, C), and the gradient of their sum at weights (R, n).
 
-    There is one error for each parameter array, relative to the norm of what is summed, which may cancel, or to a
-    thousandth of that of all arrays. The features are there for their form.
+    One backward pass gives the sum: no row and no direction can take the place of another that has another weight.
     """
 
     def apply(params):
@@ -145,24 +149,35 @@ def _errors(kernel, n_directions, model, x, key):
 
     with jax.default_matmul_precision("highest"):
         logits, pull = jax.vjp(apply, model.variables.params)
-        dtype, n = jnp.result_type(logits.dtype, jnp.float32), len(x)
-        of_directions, of_weights = jax.random.split(key)
-        directions = jax.random.normal(of_directions, (n_directions, logits.shape[1]), dtype).astype(logits.dtype)
-        weights = jax.random.normal(of_weights, (n_directions, n), dtype)
-        features = kernel.features(model, x, directions)
-        alone = weights[:, :, None] * jnp.eye(n, dtype=dtype)
-        parts = [leaf.layout.inverse(leaf.weighted(alone)) for leaf in split_biases(features)]  # (r, n, *shape)
-        # one backward pass: no row and no direction can take the place of another that has another weight
-        (expected,) = pull(jnp.einsum("rn,rc->nc", weights, directions.astype(dtype)).astype(logits.dtype))
-    pairs = list(zip(parts, jax.tree.leaves(expected), strict=True))
-    errors = jnp.stack([_norm(part.sum((0, 1)) - whole) for part, whole in pairs]).astype(dtype)
-    norms = jnp.stack([jnp.maximum(_norm(part), _norm(whole)) for part, whole in pairs]).astype(dtype)
-    floor = jnp.maximum(1e-3 * jnp.linalg.norm(norms), jnp.finfo(dtype).tiny)
-    return errors / jnp.maximum(norms, floor), [leaf[:0] for leaf in features]
+        directions = directions.astype(logits.dtype)
+        (expected,) = pull((weights.T @ directions.astype(weights.dtype)).astype(logits.dtype))
+        return kernel.features(model, x, directions), jax.tree.leaves(expected)
 
 
-def _norm(array):
-    return jnp.linalg.norm(array.ravel().astype(jnp.promote_types(array.dtype, jnp.float32)))
+def _relative_error(features, expected, weights: np.ndarray) -> float:
+    """Return the largest error of a parameter array; NaN where one is not finite.
+
+    Errors are relative to the norm of what is summed, which may cancel, or to a thousandth of that of all arrays.
+    NumPy makes the sums: a program that is hardly optimised would be slow at them.
+    """
+    errors, norms = [], []
+    for leaf, whole in zip(split_biases(features), expected, strict=True):
+        # what overflows is found in the result
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = leaf.astype(np.float64).dense().values.reshape(weights.size, -1)
+            summed, whole = leaf.layout.inverse(weights.reshape(-1) @ parts), whole.astype(np.float64)
+            each = [weight * _norm(part) for weight, part in zip(weights.flat, parts, strict=True)]
+            errors.append(_norm(summed - whole))
+        norms.append(max(math.hypot(*each), _norm(whole)))
+    if not np.isfinite(errors).all():
+        return math.nan
+    floor = max(1e-3 * math.hypot(*norms), np.finfo(np.float64).tiny)
+    return max(error / max(norm, floor) for error, norm in zip(errors, norms, strict=True))
+
+
+def _norm(array: np.ndarray) -> float:
+    flat = array.ravel()
+    return math.sqrt(np.dot(flat, flat))
 
 
 def _at_host(leaf):
@@ -206,8 +221,13 @@ def _double(leaf):
 
 def _own_form(kernel, n_directions, model, x):
     """Return the form of the features in the network's own precision."""
-    found = jax.eval_shape(partial(_errors, kernel, n_directions), model, x, jax.random.key(0))
-    return _form(found[1])
+    n_logits = kernel.output_directions(model, x).shape[1]
+    directions = jax.ShapeDtypeStruct((n_directions, n_logits), np.float32)
+
+    def features(model, x, directions):
+        return kernel.features(model, x, directions)
+
+    return _form(jax.eval_shape(features, model, x, directions))
 
 
 def _form(features) -> list:
