@@ -6,7 +6,9 @@ rewritten, so that all of its ordinary convolutions of images are taken so: forw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,9 @@ from .convolution_forms import (
     OF_FILTERS,
     OF_IMAGES,
     Convolution,
+    by_all_patches,
+    by_columns,
+    by_patches,
     by_phases,
     by_taps,
     cheapest,
@@ -27,6 +32,7 @@ from .devices import on_host
 from .rewriting import equations_of, rewritten
 
 CONVOLUTION = "conv_general_dilated"
+_BY_PRODUCTS = ContextVar("by_products", default=False)
 
 
 def with_fast_convolutions(function: Callable) -> Callable:
@@ -104,6 +110,29 @@ def phased_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     them take longer than what they spare.
     """
     return _convolve(_shapes(eqn, lhs, rhs), direct, by_phases, by_taps, lhs, rhs)
+
+
+def convolution_by_products(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """Return the convolution, and its gradients, as products of matrices.
+
+    XLA has no fast convolution in double precision on a CPU, but fast products, however little it optimises.
+    """
+    return _convolve(_shapes(eqn, lhs, rhs), by_patches, by_columns, by_all_patches, lhs, rhs)
+
+
+@contextmanager
+def double_by_products() -> Iterator[None]:
+    """Take plain convolutions in double precision as products, in gradients read from a network meanwhile."""
+    token = _BY_PRODUCTS.set(True)
+    try:
+        yield
+    finally:
+        _BY_PRODUCTS.reset(token)
+
+
+def is_by_products(eqn: Any) -> bool:
+    """Tell whether this is a plain one in double precision, in a block of :func:`double_by_products`."""
+    return _BY_PRODUCTS.get() and is_plain(eqn) and eqn.outvars[0].aval.dtype == jnp.float64
 
 
 def _shapes(eqn, lhs, rhs) -> Convolution:

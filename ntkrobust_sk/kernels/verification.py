@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..execution.convolutions import convolution_by_products, double_by_products, is_by_products
 from ..execution.devices import at_host
 from ..execution.precision import enable_x64, x64_enabled
+from ..execution.rewriting import rewritten
 from ..networks.inputs import shapes_of
 from ..networks.model import Model, Variables
 from ..tangent.gradient_lists import split_biases
@@ -147,7 +149,8 @@ def _both_ways(kernel, model, x, directions, weights):
     def apply(params):
         return Model(model.network, Variables(params, model.variables.state))(x)
 
-    with jax.default_matmul_precision("highest"):
+    apply = rewritten(apply, lambda eqn: partial(convolution_by_products, eqn) if is_by_products(eqn) else None)
+    with double_by_products(), jax.default_matmul_precision("highest"):
         logits, pull = jax.vjp(apply, model.variables.params)
         directions = directions.astype(logits.dtype)
         (expected,) = pull((weights.T @ directions.astype(weights.dtype)).astype(logits.dtype))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from ..execution.convolutions import is_strided, phased_convolution
+from ..execution.convolutions import convolution_by_products, is_by_products, is_strided, phased_convolution
 from ..execution.rewriting import INLINED, bind, subjaxpr
 from .gradients import Layout, OuterProducts
 from .layer_rules import LINEAR, contract_convolution
@@ -146,6 +146,8 @@ class _Walk:
             return list(zip(*self.run(inner, consts, inputs, kinds), strict=True))
         if self.operands_only and DATA in kinds:
             outputs = [None] * len(eqn.outvars)
+        elif DATA in kinds and is_by_products(eqn):
+            outputs = [convolution_by_products(eqn, *inputs)]
         elif self.probes is not None and DATA in kinds and is_strided(eqn):
             # only where cotangents are wanted: what has a rule of its own cannot be pushed forward
             outputs = [phased_convolution(eqn, *inputs)]

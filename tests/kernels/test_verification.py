@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import (
+    CNN,
     PGD,
     EmpiricalNTKClassifier,
     EmpiricalNTKRegressor,
@@ -21,6 +22,7 @@ from ntkrobust_sk import (
     gram,
     linearize,
 )
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels import verification
 from ntkrobust_sk.tangent import layer_rules
 from ntkrobust_sk.tangent import per_example as structure
@@ -366,3 +368,31 @@ def test_a_host_callback_in_single_precision_alone_is_proved_in_its_own():
 
     K = gram("trace", Model(Stateless(apply), Variables(W)), X)
     np.testing.assert_allclose(K, X @ X.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_compared_as_products_and_give_what_xla_gives(stride, monkeypatch):
+    network = CNN(n_outputs=2, widths=(3,), strides=(stride,))
+    model = Model(network, network.init(jax.random.key(0), (6, 5, 2)))
+    random = np.random.default_rng(0)
+    directions, weights = random.normal(size=(2, 2, 2))
+
+    def both(x):
+        with enable_x64(True):
+            arguments = (*jax.tree.map(verification._double, (model, x)), directions, weights)
+            jax.clear_caches()
+            found = verification._both_ways.trace(TraceNTK(), *arguments)
+            return str(found.jaxpr), jax.tree.leaves(verification._both_ways(TraceNTK(), *arguments))
+
+    x = random.normal(size=(2, 6, 5, 2)).astype(np.float32)
+    jaxpr, found = both(x)
+    monkeypatch.setattr(verification, "is_by_products", lambda eqn: False)
+    monkeypatch.setattr("ntkrobust_sk.tangent.jaxpr.is_by_products", lambda eqn: False)
+    direct, expected = both(x)
+    jax.clear_caches()
+    if jax.default_backend() == "cpu":
+        assert "conv_general_dilated" not in jaxpr
+    assert "conv_general_dilated" in direct
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, rtol=0, atol=1e-12)
