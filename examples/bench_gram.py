@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from documents import alternating_seconds, bar, now, table_of_bars, write_benchmark
+from documents import Seconds, alternating_seconds, bar, now, table_of_bars, write_benchmark
 
 from ntkrobust_sk import CNN, MLP, PGD, Model, ResNet18, gram, solve
 from ntkrobust_sk.execution.devices import host_threads
@@ -122,6 +122,48 @@ def compare(name, kernel, n, least, *, tiles, repeats=5, implementation=3, what=
     case = what or f"{name}, N={n:,}, {kernel}: neural-tangents / ours"
     detail = f"ours {ours}, theirs {peers:.3g} s (tiles of {tile})"
     return bar(case, f"≥ {least}", f"{ratio:.3g}", ratio >= least, detail)
+
+
+def rectangular(name: str, n: int, least: float, repeats: int = 7) -> dict:
+    """The peer's time over ours for one set with another, and for one set with itself; both in one block."""
+    model, both = draw(name, 2 * n)
+    X, Y = both[:n], both[n:]
+    block = peer_kernel(model, "trace")
+    require_agreement(gram("trace", model, X, Y), block(X, Y))
+    calls = [partial(gram, "trace", model, X, Y), partial(block, X, Y), partial(gram, "trace", model, X)]
+    ours, theirs, symmetric = alternating_seconds(*calls, repeats=repeats)
+    case = f"{name}, N={n:,}, trace, X with other rows Y: neural-tangents / ours"
+    detail = f"ours {ours}, theirs {theirs}; X with itself: ours {symmetric}"
+    return bar(case, f"≥ {least}", f"{theirs / ours:.3g}", theirs >= least * ours, detail)
+
+
+def passes(kernel: str, n: int = 16, repeats: int = 5) -> dict:
+    """Time of a ResNet-18's Gram matrix over that of one forward and a backward pass a direction."""
+    model, X = draw("ResNet18", n)
+    forward = jax.jit(lambda model, x: model(x))
+
+    def total(params, x):
+        return Model(model.network, Variables(params, model.variables.state))(x).sum()
+
+    there_and_back = jax.jit(jax.grad(total))
+    calls = [
+        partial(gram, kernel, model, X),
+        partial(forward, model, X),
+        partial(there_and_back, model.variables.params, X),
+    ]
+    ours, one, both = alternating_seconds(*calls, repeats=repeats)
+    n_backward = 1 if kernel == "pseudo" else 10
+    needed = one + n_backward * (both - one)
+    case = f"ResNet18, N={n}, {kernel}: time over a forward and {n_backward} backward passes of the batch"
+    detail = f"ours {ours}; forward {one}, forward and backward {both}"
+    return bar(case, "≤ 1.5", f"{ours / needed:.3g}", ours <= 1.5 * needed, detail)
+
+
+def first_call(name: str, kernel: str, most: float, n: int = 16, repeats: int = 5) -> dict:
+    """Seconds of the first Gram matrix of a process, compilation and the check of the network included."""
+    seconds = Seconds([in_own_process("first", n, kernel, name)["seconds"] for _ in range(repeats)])
+    case = f"{name}, N={n}, {kernel}: the first call in a process"
+    return bar(case, f"≤ {most} s", str(seconds), seconds <= most, "imports and initialisation not counted")
 
 
 def contraction() -> dict:
@@ -221,11 +263,17 @@ def in_own_process(*arguments) -> dict:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def peak(which: str, n: int, memory: str, tile: int) -> dict:
+def peak(which: str, n: int, memory: str, tile) -> dict:
     """Peak resident memory of this process after a CNN trace kernel, and the seconds of computing it again
     if they are asked for."""
-    model, X = draw("CNN 32-32-64-64", n)
     found = {"result": 0, "seconds": 0.0}
+    if which == "first":
+        # a kernel and a network, where memory and tile stand for the others
+        model, X = draw(tile, n)
+        start = time.perf_counter()
+        gram(memory, model, X)
+        return found | {"seconds": time.perf_counter() - start}
+    model, X = draw("CNN 32-32-64-64", n)
     if which in ("ours", "timed"):
         found["result"] = gram("trace", model, X, memory=memory).nbytes
     elif which == "theirs":
@@ -291,6 +339,14 @@ CASES = {
     "authors": lambda: compare("CNN 32-32-64-64", "trace", 32, 30, tiles=(4,), implementation=2, what=AUTHORS),
     "resnet-class": lambda: compare("ResNet18", "class", 64, 3, tiles=(1, 2, 4), repeats=3),
     "resnet-pseudo": lambda: compare("ResNet18", "pseudo", 64, 3, tiles=(1, 2, 4, 8), repeats=3),
+    "mlp-16-other": lambda: rectangular("MLP 784-512-512-10", 16, 1.2, repeats=41),
+    "mlp-64-other": lambda: rectangular("MLP 784-512-512-10", 64, 1.2, repeats=41),
+    "mlp-256-other": lambda: rectangular("MLP 784-512-512-10", 256, 1.2, repeats=11),
+    "cnn-32-other": lambda: rectangular("CNN 32-32-64-64", 32, 2.5),
+    "resnet-class-passes": lambda: passes("class"),
+    "resnet-pseudo-passes": lambda: passes("pseudo"),
+    "resnet-class-first": lambda: first_call("ResNet18", "class", 12.5),
+    "resnet-pseudo-first": lambda: first_call("ResNet18", "pseudo", 7),
     "contraction": contraction,
     "growth": growth,
     "memory-1024": memory_at_1024,
@@ -313,7 +369,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.peak:
         which, n, memory, tile = options.peak
-        print(json.dumps(peak(which, int(n), memory, int(tile))))
+        print(json.dumps(peak(which, int(n), memory, tile if which == "first" else int(tile))))
         return
     lines, at = [], now()
     for name in options.cases:
