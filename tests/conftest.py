@@ -49,14 +49,14 @@ SHAPES_CHECKED = [
 ]
 install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
-from ntkrobust_sk.kernels import abstract_features, plan  # noqa: E402
+from ntkrobust_sk.kernels import abstract_features, plan, whole  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """What a module has compiled goes with it: a process may map only so many pieces of memory."""
     yield
-    for cached in (abstract_features.compiled_features, plan._plan):
+    for cached in (abstract_features.compiled_features, plan._plan, whole._compiled):
         cached.cache_clear()
     jax.clear_caches()
     gc.collect()

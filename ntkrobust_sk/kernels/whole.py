@@ -35,7 +35,7 @@ def is_small(job: TileJob) -> bool:
     if not (isinstance(job.kernel, TangentKernel) and same and on_host(plan.devices)) or job.by_layer:
         return False
     if (
-        max(job.shape) > ROWS[job.kernel.rank]
+        max(job.shape) > ROWS.get(job.kernel.rank, 0)
         or plan.passes > 1
         or plan.chunk < plan.rows
         or plan.row_bytes > FEW_BYTES
@@ -95,11 +95,15 @@ def _on_device(model: Model, device) -> Model:
 def _compiled(abstract: AbstractFeatures, rows: int, n_sides: int) -> jax.stages.Compiled:
     """Compile the kernel of inputs (rows, ...) with themselves, or with others."""
     kernel, features, directions = abstract.kernel, abstract.function(), output_directions(abstract)
+    # a kernel of somebody else's may combine features in another way
+    takes_sums = all(
+        getattr(type(kernel), name) is getattr(TangentKernel, name) for name in ("blocks", "_contract_layer")
+    )
 
     def block(model, *inputs):
         sides = [features(model, x, directions) for x in inputs]
         with jax.default_matmul_precision("highest"):
-            if kernel.rank == 2:
+            if kernel.rank == 2 and takes_sums:
                 first, *others = [_summed(a, b) for a, b in zip(sides[0], sides[-1], strict=True)]
             else:
                 first, *others = kernel.blocks(model, sides[0], sides[-1])

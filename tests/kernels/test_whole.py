@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk import CNN, MLP, Model, ProjectedNTK, gram
+from ntkrobust_sk import CNN, MLP, Model, ProjectedNTK, TraceNTK, gram
 from ntkrobust_sk.execution import devices
 from ntkrobust_sk.kernels import gram_matrix, whole
 from ntkrobust_sk.kernels.ntk import KERNELS
@@ -73,6 +73,17 @@ def test_a_small_matrix_is_that_of_tiles(name, kernel, symmetric, dtype, compute
             found, found.swapaxes(0, 1).swapaxes(2, 3) if found.ndim == 4 else found.swapaxes(0, 1)
         )
     found[:] = 0  # whose numbers they are may write to them
+
+
+def test_a_kernel_that_combines_features_in_its_own_way_is_asked(computed):
+    class Doubled(TraceNTK):
+        def blocks(self, model, f1, f2, dtype=None):
+            return [2 * block for block in super().blocks(model, f1, f2, dtype)]
+
+    model, X, Y = draw("dense")
+    found = gram(Doubled(), model, X, Y)
+    assert len(computed) == 1
+    np.testing.assert_allclose(found, 2 * gram("trace", model, X, Y), rtol=1e-5)
 
 
 def test_a_kernel_of_half_precision_is_summed_in_single(computed):
