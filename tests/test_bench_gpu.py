@@ -22,6 +22,17 @@ def paper():
         yield importlib.import_module("plan_gram")
 
 
+@pytest.fixture
+def bench(monkeypatch):
+    """The benchmark in this process, for what starts no other one."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    module = importlib.import_module("bench_gpu")
+    # which it sets; they are taken back
+    for name, value in module.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return module
+
+
 def run(*arguments):
     """What the benchmark prints, and its exit status."""
     command = [sys.executable, str(EXAMPLES / "bench_gpu.py"), *arguments]
@@ -58,33 +69,34 @@ def test_without_a_gpu_full_size_is_not_run_and_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_plan_states_floors_and_predictions_and_runs_nothing(tmp_path):
-    done = run("--toy", "--plan", "--out", str(tmp_path / "found.json"))
-    assert done.returncode == 0, done.stderr
-    names = [line.split()[0] for line in done.stdout.splitlines()[1:] if " s  " in line]
+def test_a_plan_states_floors_and_predictions_and_runs_nothing(bench, capsys, tmp_path):
+    assert bench.main(["--toy", "--plan", "--out", str(tmp_path / "found.json")]) == 0
+    printed = capsys.readouterr().out
+    names = [line.split()[0] for line in printed.splitlines()[1:] if " s  " in line]
     assert names == ["device", "small", "pseudo", "class", "training", "leave_one_out"]
-    assert "left out: tiles, peers" in done.stdout and "predicted in all:" in done.stdout
+    assert "left out: tiles, peers" in printed and "predicted in all:" in printed
     assert not (tmp_path / "found.json").exists()
 
 
 @pytest.mark.slow
-def test_a_plan_that_takes_longer_than_is_allowed_says_what_fits(tmp_path):
-    done = run("--plan", "--minutes", "1", "--out", str(tmp_path / "found.json"))
-    assert done.returncode == 1 and "predicted in all: " in done.stdout
-    said = r"\d+ s are predicted, but --minutes 1 allows 60: .* Give --minutes ([\d.]+), or --only (.*)\n"
-    found = re.fullmatch(said, done.stderr)
-    assert found, done.stderr
-    minutes, only = found.groups()
+def test_a_plan_that_takes_longer_than_is_allowed_says_what_fits(bench, capsys, tmp_path):
+    said = r"\d+ s are predicted, but --minutes 1 allows 60: .* Give --minutes ([\d.]+), or --only (.*)"
+    with pytest.raises(SystemExit, match=f"^{said}$") as stopped:
+        bench.main(["--plan", "--minutes", "1", "--out", str(tmp_path / "found.json")])
+    assert "predicted in all: " in capsys.readouterr().out
+    minutes, only = re.fullmatch(said, str(stopped.value)).groups()
     # what it advises fits
     for way in (["--minutes", minutes], ["--minutes", "1", "--only", *only.split()]):
-        assert run("--plan", *way).returncode == 0
-    assert run("--plan", "--minutes", "0.1").stderr.endswith(f"Give --minutes {minutes}\n")
+        assert bench.main(["--plan", *way]) == 0
+    with pytest.raises(SystemExit, match=f"Give --minutes {minutes}$"):
+        bench.main(["--plan", "--minutes", "0.1"])
 
 
 @pytest.mark.parametrize("options", [["--minutes", "0"], ["--only", "nothing"]])
-def test_wrong_options_are_refused(options, tmp_path):
-    done = run(*options, "--out", str(tmp_path / "found.json"))
-    assert done.returncode == 2 and options[0] in done.stderr and not (tmp_path / "found.json").exists()
+def test_wrong_options_are_refused(bench, options, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main([*options, "--out", str(tmp_path / "found.json")])
+    assert options[0] in capsys.readouterr().err and not (tmp_path / "found.json").exists()
 
 
 def test_sizes_on_paper_are_those_of_the_librarys_plans(paper, monkeypatch):

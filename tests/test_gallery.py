@@ -23,6 +23,8 @@ RUN_HERE = [
     "nearest_points",
     "transfer",
 ]
+# Runs for longer than it compiles: as a user runs it, without the tests' compiler settings.
+LONG = {"certificates"}
 # The slower half, which is left to `make docs`, and what takes its time.
 LEFT_OUT = {
     "evolution": "trains six networks",
@@ -65,6 +67,8 @@ def test_an_example_is_short_has_a_title_and_uses_public_names(name):
 def test_an_example_runs_without_a_warning(name, tmp_path):
     environment = {**os.environ, "MPLBACKEND": "Agg", "TQDM_DISABLE": "1"}
     environment.pop("DISPLAY", None)
+    if name in LONG:
+        environment.pop("XLA_FLAGS", None)
     done = subprocess.run(
         [sys.executable, EXAMPLES[name]],
         cwd=tmp_path,

@@ -127,8 +127,10 @@ def test_images_and_the_same_as_rows_have_the_same_examples(norm, epsilon):
     X, y = data(model, shape)
     rows = jax.tree_util.Partial(lambda model, x: model(x.reshape(-1, *shape)), model)
     attacks = everything(norm, epsilon) | {"pgd": PGD(epsilon, 4, norm=norm), "fmn": FMN(epsilon, norm=norm)}
-    # whose squares are another thing in rows
+    # whose squares are another thing in rows; losses of scores are one for all norms
     del attacks["autoattack"], attacks["square"]
+    if norm != "linf":
+        del attacks["dlr"], attacks["targeted-dlr"]
     for name, attack in attacks.items():
         found = examples(attack, model, X, y)
         assert found.shape == X.shape
