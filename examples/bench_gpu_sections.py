@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -368,6 +369,7 @@ def plan(sections, options) -> tuple[str, dict[str, float]]:
     return "\n".join(lines), seconds
 
 
+@cache
 def operations_of(s: Sizes) -> dict:
     """Return what sections do, with operations and seconds at the assumed rates."""
     shape = (s.size, s.size, 3)
@@ -386,11 +388,7 @@ def operations_of(s: Sizes) -> dict:
     work = f"{s.n_batches} updates and PGD-{s.steps} on {s.attacked} images, twice, float32 and bf16"
     found["training"] = work, updates + steps, (updates + steps) / CONVOLUTIONS
     flop = 9.0 * s.left_out**3
-    found["leave_one_out"] = (
-        f"{s.n_alphas} ridges, {s.left_out:,} rows",
-        flop,
-        flop / EIGENVECTORS,
-    )
+    found["leave_one_out"] = f"{s.n_alphas} ridges, {s.left_out:,} rows", flop, flop / EIGENVECTORS
     found["small"] = f"CNN, {s.small} rows, trace and pseudo, against float64", 0.0, 2.0
     found["tiles"] = "products of one layer, tiles of 512 and 1,024", 0.0, 1.0
     flop = 3 * s.peers * (1 + 2 * s.network.n_outputs) * forward
