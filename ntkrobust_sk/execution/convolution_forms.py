@@ -45,6 +45,10 @@ class Convolution:
     precision: Any = None
     itemsize: int = 4
 
+    def patch_bytes(self) -> int:
+        """Return the bytes of what all outputs see."""
+        return prod(self.outputs[:3]) * prod(self.filters[:3]) * self.itemsize
+
     def taps(self) -> list[tuple[int, int]]:
         """Return the places in a filter, row by row."""
         return list(product(range(self.filters[0]), range(self.filters[1])))
@@ -76,8 +80,13 @@ class Convolution:
         )
 
     def multiply_rows(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        """Return the product (p, q) of (..., p) and (..., q) over all other axes."""
+        """Return the product (p, q) of (..., p) and (..., q) over all other axes.
+
+        The narrower side stands at the left, where a product of two tall sides takes less time.
+        """
         lhs, rhs = (side.reshape(-1, side.shape[-1]) for side in (lhs, rhs))
+        if lhs.shape[1] > rhs.shape[1]:
+            return self.multiply(rhs.T, lhs).T.astype(lhs.dtype)
         return self.multiply(lhs.T, rhs).astype(lhs.dtype)
 
 
@@ -90,7 +99,12 @@ def direct(of: Convolution, images: jax.Array, filters: jax.Array) -> jax.Array:
 
 def by_patches(of: Convolution, images: jax.Array, filters: jax.Array) -> jax.Array:
     """Convolve by one product with the patches of the images."""
-    return of.multiply(of.patches(images), filters.reshape(-1, filters.shape[3])).astype(images.dtype)
+    return of_patches(of, of.patches(images), filters)
+
+
+def of_patches(of: Convolution, patches: jax.Array, filters: jax.Array) -> jax.Array:
+    """Convolve images whose patches are at hand."""
+    return of.multiply(patches, filters.reshape(-1, filters.shape[3])).astype(patches.dtype)
 
 
 def by_phases(of: Convolution, delta: jax.Array, filters: jax.Array) -> jax.Array:
@@ -145,7 +159,12 @@ def by_taps(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array:
 
 def by_all_patches(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array:
     """Return the gradient of filters by one product of the images' patches and the cotangents."""
-    return of.multiply_rows(of.patches(images), delta).reshape(of.filters)
+    return by_kept_patches(of, of.patches(images), delta)
+
+
+def by_kept_patches(of: Convolution, patches: jax.Array, delta: jax.Array) -> jax.Array:
+    """Return the gradient of filters by one product of patches, kept from the convolution, and the cotangents."""
+    return of.multiply_rows(patches, delta).reshape(of.filters)
 
 
 def by_shifts(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array:

@@ -16,23 +16,28 @@ import jax
 import jax.numpy as jnp
 
 from .convolution_forms import (
+    CACHE,
     FORWARD,
     OF_FILTERS,
     OF_IMAGES,
     Convolution,
     by_all_patches,
     by_columns,
+    by_kept_patches,
     by_patches,
     by_phases,
     by_taps,
     cheapest,
     direct,
+    of_patches,
 )
 from .devices import on_host
 from .rewriting import equations_of, rewritten
 
 CONVOLUTION = "conv_general_dilated"
 _BY_PRODUCTS = ContextVar("by_products", default=False)
+# Fewer rows at once leave products too little to do.
+FEWEST = 16
 
 
 def with_fast_convolutions(function: Callable) -> Callable:
@@ -74,6 +79,20 @@ def loops_well(function: Callable, *args) -> bool:
     return not on_host() or all(is_plain(eqn) or CONVOLUTION not in str(eqn) for eqn in equations)
 
 
+def rows_in_cache(function: Callable, x: jax.Array) -> int:
+    """Return how many of the rows (n, ...) a function takes best at once, a divisor of n.
+
+    All of them, but where patches of plain convolutions would leave the cache: there products wait for memory.
+    """
+    n = len(x)
+    equations = equations_of(jax.make_jaxpr(function)(x).jaxpr)
+    most = max((_shapes(eqn, *(var.aval for var in eqn.invars)).patch_bytes() for eqn in equations if is_plain(eqn)), default=0)
+    if most <= CACHE:
+        return n
+    fitting = [rows for rows in range(FEWEST, n) if n % rows == 0 and most * rows <= CACHE * n]
+    return max(fitting, default=n)
+
+
 def is_plain(eqn: Any) -> bool:
     """Tell whether it is an ordinary convolution of images, with or without strides, on a CPU.
 
@@ -100,7 +119,10 @@ def is_strided(eqn: Any) -> bool:
 def plain_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Return the convolution, and its gradients when they are asked for, each in the form that costs least."""
     of = _shapes(eqn, lhs, rhs)
-    return _convolve(of, cheapest(FORWARD, of), cheapest(OF_IMAGES, of), cheapest(OF_FILTERS, of), lhs, rhs)
+    forward, of_images, of_filters = (cheapest(forms, of) for forms in (FORWARD, OF_IMAGES, OF_FILTERS))
+    if forward is by_patches and of.patch_bytes() <= CACHE:
+        of_filters = by_kept_patches
+    return _convolve(of, forward, of_images, of_filters, lhs, rhs)
 
 
 def phased_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -153,9 +175,15 @@ def _convolve(of: Convolution, forward, of_images, of_filters, lhs, rhs) -> jax.
     def convolve(lhs, rhs):
         return forward(of, lhs, rhs)
 
+    def remember(lhs, rhs):
+        if of_filters is by_kept_patches:
+            patches = of.patches(lhs)
+            return of_patches(of, patches, rhs), (patches, rhs)
+        return convolve(lhs, rhs), (lhs, rhs)
+
     def backward(saved, delta):
         lhs, rhs = saved
         return of_images(of, delta, rhs), of_filters(of, lhs, delta)
 
-    convolve.defvjp(lambda lhs, rhs: (convolve(lhs, rhs), (lhs, rhs)), backward)
+    convolve.defvjp(remember, backward)
     return convolve(lhs, rhs)

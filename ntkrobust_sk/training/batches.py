@@ -14,7 +14,7 @@ from .._validation import array, brief, check_lengths, fitting, require_resoluti
 from ..execution.devices import on_host
 from ..execution.tiles import pad_rows
 from ..networks.inputs import host_inputs, params_dtype
-from ..networks.model import check_model
+from ..networks.model import Model, check_model
 from ..tangent.linearization import Linearized
 from .state import TrainState
 
@@ -66,6 +66,12 @@ def _checked_targets(y, n_outputs: int, dtype) -> np.ndarray:
     return y.astype(np.int32)
 
 
+def couples_rows(model: Model, freeze_state: bool) -> bool:
+    """Tell whether the rows of a batch depend on each other in training: where batch statistics are kept."""
+    averages = bool(jax.tree.leaves(model.variables.state)) and not isinstance(model.network, Linearized)
+    return averages and not freeze_state
+
+
 @dataclass(frozen=True)
 class Batches:
     """The data, its order, and batches of one shape with weights that are zero on padding.
@@ -102,15 +108,14 @@ class Batches:
         freeze_state: bool,
     ) -> Batches:
         """Check data, and put it where batches are taken from: the device, or host memory on a CPU."""
-        network, variables = state.model.network, state.model.variables
+        variables = state.model.variables
         dtype = params_dtype(variables.params)
         inputs, targets = _checked_inputs(X, variables.params), array("y", y)
         check_lengths(X=inputs, y=targets)
         targets = _checked_targets(targets, check_model(state.model, inputs.shape[1:], inputs.dtype), dtype)
         weight = _checked_weights(sample_weight, len(inputs)).astype(dtype)
         # Batch statistics must not see padding, so networks that have any get the ragged batch as it is.
-        averages = bool(jax.tree.leaves(variables.state)) and not isinstance(network, Linearized)
-        padded = freeze_state or not averages
+        padded = not couples_rows(state.model, freeze_state)
         size = min(batch_size, 2 ** math.ceil(math.log2(len(inputs))) if padded else len(inputs))
         first = inputs[:1]
         if not on_host():

@@ -22,10 +22,11 @@ from ..attacks.entry import require_attack
 from ..attacks.losses import example_losses
 from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
-from ..execution.convolutions import with_fast_convolutions
+from ..execution.convolutions import rows_in_cache, with_fast_convolutions
+from ..execution.keys import example_keys
 from ..execution.loops import repeat
 from ..networks.model import Model, Variables, require_model
-from .batches import CHUNK, Batches
+from .batches import CHUNK, Batches, couples_rows
 from .optimizers import check_optimizer
 from .state import TrainingDivergedError, TrainState, initial_state
 
@@ -203,9 +204,20 @@ def _batch_step(optimizer, freeze_state, attacks, state, batch):
     noise = _batch_key(state.key, state.step)
     for i, attack in enumerate(attacks):
         key = _batch_key(noise, i)
-        x_adv = _examples_of(attack, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), x)
-        state = _update(optimizer, freeze_state, state, x_adv, y, weight)
+        rows = _rows_at_once(attack, freeze_state, state.model, x)
+        if rows < len(x):
+            state = _update_by_pieces(optimizer, attack, rows, state, x, y, weight, key)
+        else:
+            x_adv = _examples_of(attack, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), x)
+            state = _update(optimizer, freeze_state, state, x_adv, y, weight)
     return replace(state, step=state.step + (state.failed_step < 0))
+
+
+def _rows_at_once(attack, freeze_state, model, x) -> int:
+    """Return how many rows of a batch are attacked and learned from at once: all, or what stays in the cache."""
+    if couples_rows(model, freeze_state) or not getattr(attack, "one_key_each", False):
+        return len(x)
+    return rows_in_cache(model, x)
 
 
 def _examples_of(attack, x_adv, x):
@@ -223,19 +235,47 @@ def _batch_key(key, data):
     return jax.random.fold_in(key, data)
 
 
+def _update_by_pieces(optimizer, attack, rows, state, x, y, weight, key) -> TrainState:
+    """Attack and learn from some rows of a batch at a time, and make one optimiser step of all."""
+    model = state.model
+
+    def learn(so_far, piece):
+        x, y, weight, keys = piece
+        x_adv = _examples_of(attack, attack(model, x, y, key=keys), x)
+        (loss, _), gradient = _gradient(True, model, x_adv, y, weight)
+        return jax.tree.map(jnp.add, so_far, (loss, gradient)), None
+
+    batch = x, y, weight, example_keys(key, len(x))
+    pieces = jax.tree.map(lambda part: part.reshape(-1, rows, *part.shape[1:]), batch)
+    nothing = jnp.zeros((), weight.dtype), jax.tree.map(jnp.zeros_like, model.variables.params)
+    (loss, gradient), _ = jax.lax.scan(learn, nothing, pieces)
+    return _stepped(optimizer, state, loss, model.variables.state, gradient)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
-    """Make one optimiser step, or none if anything about it is not finite."""
-    import optax
+    """Make one optimiser step on examples."""
+    (loss, new_network_state), gradient = _gradient(freeze_state, state.model, x, y, weight)
+    return _stepped(optimizer, state, loss, new_network_state, gradient)
 
-    network, variables = state.model.network, state.model.variables
+
+def _gradient(freeze_state, model, x, y, weight) -> tuple:
+    """Return the loss with the network's new state, and the gradient of its parameters."""
+    network, variables = model.network, model.variables
 
     def objective(params):
         apply = with_fast_convolutions(partial(network.apply, train=not freeze_state))
         logits, new = apply(params, variables.state, x)
         return jnp.sum(weight * example_losses(logits, y)), new
 
-    (loss, new_network_state), gradient = jax.value_and_grad(objective, has_aux=True)(variables.params)
+    return jax.value_and_grad(objective, has_aux=True)(variables.params)
+
+
+def _stepped(optimizer, state, loss, new_network_state, gradient) -> TrainState:
+    """Make one optimiser step, or none if anything about it is not finite."""
+    import optax
+
+    network, variables = state.model.network, state.model.variables
     updates, opt_state = optimizer.update(gradient, state.opt_state, variables.params)
     params = optax.apply_updates(variables.params, updates)
     new = replace(
