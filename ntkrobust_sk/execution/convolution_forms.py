@@ -69,6 +69,18 @@ class Convolution:
         padded = self.padded(images)
         return jnp.concatenate([self.seen_by(tap, padded) for tap in self.taps()], axis=-1)
 
+    def patches_by_rows(self, images: jax.Array) -> jax.Array:
+        """Return the same as :meth:`patches`, put together within rows first: fewer and longer pieces."""
+        padded, (_, oh, ow, _), (kh, kw, c, _), (s, t) = self.padded(images), self.outputs, self.filters, self.strides
+        wide = -(-(kw - 1) // t) + ow  # groups of t pixels that a row of outputs sees
+        groups = _cut(padded, 2, wide * t).reshape(*padded.shape[:2], wide, t * c)
+        within = [
+            groups[:, :, first : first + ow, : min(t, kw - first * t) * c] for first in range(-(-kw // t))
+        ]
+        within = jnp.concatenate(within, axis=-1)
+        rows = [within[:, i : i + (oh - 1) * s + 1 : s] for i in range(kh)]
+        return jnp.concatenate(rows, axis=-1)
+
     def multiply(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         """Return the product over the last axis of the one and the first of the other, in float32 or better."""
         return jax.lax.dot_general(
@@ -105,6 +117,11 @@ def by_patches(of: Convolution, images: jax.Array, filters: jax.Array) -> jax.Ar
 def of_patches(of: Convolution, patches: jax.Array, filters: jax.Array) -> jax.Array:
     """Convolve images whose patches are at hand."""
     return of.multiply(patches, filters.reshape(-1, filters.shape[3])).astype(patches.dtype)
+
+
+def by_rows(of: Convolution, images: jax.Array, filters: jax.Array) -> jax.Array:
+    """Convolve by one product with the patches, put together row by row."""
+    return of_patches(of, of.patches_by_rows(images), filters)
 
 
 def by_phases(of: Convolution, delta: jax.Array, filters: jax.Array) -> jax.Array:
@@ -188,13 +205,14 @@ def by_shifts(of: Convolution, images: jax.Array, delta: jax.Array) -> jax.Array
     return jnp.stack([gradient[i] for i in range(kh)])
 
 
-def _nothing(of: Convolution) -> int:
-    return 0
+def _cut(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """Return an array cut, or filled up with zeros, to a size of one axis."""
+    around = [(0, size - array.shape[axis] if d == axis else 0, 0) for d in range(array.ndim)]
+    return jax.lax.pad(array, jnp.zeros((), array.dtype), around)
 
 
-def _passed_over(of: Convolution) -> int:
-    """Count the pixels where strides pass over some."""
-    return prod(of.images) if max(of.strides) > 1 else 0
+def _images(of: Convolution) -> int:
+    return prod(of.images)
 
 
 def _patches(of: Convolution) -> int:
@@ -245,17 +263,18 @@ CACHE, MOST_COPIED = 16_000_000, 256_000_000
 
 # Fitted to what examples/bench_training.py --forms measured, inside of a compiled loop on two cores.
 FORWARD = (
-    Form(direct, _passed_over, operations=5, few_in=90, few_out=60, copying=60),
-    Form(by_patches, _patches, operations=3.8, copying=65, beyond=70),
+    Form(direct, _images, operations=3.8, few_in=5.3, few_out=190, copying=120, beyond=220),
+    Form(by_patches, _patches, operations=3, few_in=11, few_out=20, copying=99, beyond=89),
+    Form(by_rows, _patches, operations=3.2, few_in=7.1, few_out=14, copying=100, beyond=110),
 )
 OF_IMAGES = (
-    Form(by_phases, _passed_over, operations=5, few_in=60, few_out=90, copying=150),
-    Form(by_columns, _patches, operations=3.8, copying=65, beyond=100),
+    Form(by_phases, _images, operations=3.8, few_in=58, few_out=71, copying=200, beyond=470),
+    Form(by_columns, _patches, operations=3.2, few_in=20, few_out=5.3, copying=45, beyond=61),
 )
 OF_FILTERS = (
-    Form(by_all_patches, _patches, operations=4.4, copying=210, beyond=330),
-    Form(by_shifts, _shifts, operations=7.4, copying=85),
-    Form(by_taps, _nothing, operations=20),
+    Form(by_all_patches, _patches, operations=2.8, few_in=46, few_out=110, copying=160, beyond=270),
+    Form(by_shifts, _shifts, operations=3.3, few_in=12, few_out=330, copying=73),
+    Form(by_taps, _images, operations=2.9, few_in=52, few_out=450, copying=50, beyond=2000),
 )
 
 

@@ -26,6 +26,7 @@ from .convolution_forms import (
     by_kept_patches,
     by_patches,
     by_phases,
+    by_rows,
     by_taps,
     cheapest,
     direct,
@@ -38,6 +39,8 @@ CONVOLUTION = "conv_general_dilated"
 _BY_PRODUCTS = ContextVar("by_products", default=False)
 # Fewer rows at once leave products too little to do.
 FEWEST = 16
+# Forms that make patches, which can be kept for the gradient of filters.
+PATCHES = {by_patches: Convolution.patches, by_rows: Convolution.patches_by_rows}
 
 
 def with_fast_convolutions(function: Callable) -> Callable:
@@ -120,7 +123,7 @@ def plain_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Return the convolution, and its gradients when they are asked for, each in the form that costs least."""
     of = _shapes(eqn, lhs, rhs)
     forward, of_images, of_filters = (cheapest(forms, of) for forms in (FORWARD, OF_IMAGES, OF_FILTERS))
-    if forward is by_patches and of.patch_bytes() <= CACHE:
+    if forward in PATCHES and of.patch_bytes() <= CACHE:
         of_filters = by_kept_patches
     return _convolve(of, forward, of_images, of_filters, lhs, rhs)
 
@@ -177,7 +180,7 @@ def _convolve(of: Convolution, forward, of_images, of_filters, lhs, rhs) -> jax.
 
     def remember(lhs, rhs):
         if of_filters is by_kept_patches:
-            patches = of.patches(lhs)
+            patches = PATCHES[forward](of, lhs)
             return of_patches(of, patches, rhs), (patches, rhs)
         return convolve(lhs, rhs), (lhs, rhs)
 
