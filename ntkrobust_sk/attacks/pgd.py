@@ -50,6 +50,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._validation import number
+from ..execution.convolutions import with_fast_convolutions
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
 from .entry import Given
@@ -245,7 +246,7 @@ def stronger_example(model: Callable, first: jax.Array, second: jax.Array, y: ja
     """
 
     def badness(z):
-        scores = model(z)
+        scores = with_fast_convolutions(model)(z)
         fooled = answers_wrongly(scores, y) if jnp.issubdtype(y.dtype, jnp.integer) else False
         return fooled, known(ascent_losses(scores, y))
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._validation import number
+from ..execution.convolutions import with_fast_convolutions
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
 from .entry import Given
@@ -99,7 +100,7 @@ def _begin(norm, shape, model, x, y, keys, ball):
         length = NORMS[norm].length(delta)
         delta = delta / jnp.where(length > 0, length, 1)
     start = project(NORMS[norm], x, x + ball.epsilon * delta, ball)
-    return _State(start, margin(model(start), y))
+    return _State(start, margin(with_fast_convolutions(model)(start), y))
 
 
 def _stripes(shape, dtype, key):
@@ -130,7 +131,7 @@ def _query(norm, shape, state, now, model, x, y, keys, ball):
         move = partial(_move, NORMS[norm].order, size, ball.epsilon)
         candidate = x + jax.vmap(move)(keys, (state.x - x).reshape(-1, *shape), free).reshape(x.shape)
     candidate = project(NORMS[norm], x, candidate, ball)
-    found = margin(model(candidate), y)
+    found = margin(with_fast_convolutions(model)(candidate), y)
     # what is fooled stays as it is
     better = (found < state.margin) & (state.margin >= 0)
     return _State(

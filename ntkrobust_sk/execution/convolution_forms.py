@@ -54,9 +54,17 @@ class Convolution:
         return list(product(range(self.filters[0]), range(self.filters[1])))
 
     def padded(self, images: jax.Array) -> jax.Array:
-        """Return images with their padding, written down once: else each tap would compute them anew."""
-        around = ((0, 0, 0), *((low, high, 0) for low, high in self.padding), (0, 0, 0))
-        return jax.lax.optimization_barrier(jax.lax.pad(images, jnp.zeros((), images.dtype), around))
+        """Return images with their padding, written down once: ``lax.pad`` would be computed anew by each tap."""
+        cut = [
+            (max(0, -low), size - max(0, -high))
+            for (low, high), size in zip(self.padding, self.images[1:3], strict=True)
+        ]
+        (top, bottom), (left, right) = cut
+        kept, (low_rows, low_columns) = images[:, top:bottom, left:right], (max(0, low) for low, _ in self.padding)
+        n, *sizes, c = images.shape
+        height, width = (size + low + high for size, (low, high) in zip(sizes, self.padding, strict=True))
+        nothing = jnp.zeros((n, height, width, c), images.dtype)
+        return jax.lax.dynamic_update_slice(nothing, kept, (0, low_rows, low_columns, 0))
 
     def seen_by(self, tap: tuple[int, int], padded: jax.Array) -> jax.Array:
         """Return what one tap of the filter meets: every stride-th pixel from its place on, (n, oh, ow, c)."""
@@ -71,12 +79,15 @@ class Convolution:
 
     def patches_by_rows(self, images: jax.Array) -> jax.Array:
         """Return the same as :meth:`patches`, put together within rows first: fewer and longer pieces."""
-        padded, (_, oh, ow, _), (kh, kw, c, _), (s, t) = self.padded(images), self.outputs, self.filters, self.strides
+        padded, (_, oh, ow, _), (kh, kw, c, _), (s, t) = (
+            self.padded(images),
+            self.outputs,
+            self.filters,
+            self.strides,
+        )
         wide = -(-(kw - 1) // t) + ow  # groups of t pixels that a row of outputs sees
         groups = _cut(padded, 2, wide * t).reshape(*padded.shape[:2], wide, t * c)
-        within = [
-            groups[:, :, first : first + ow, : min(t, kw - first * t) * c] for first in range(-(-kw // t))
-        ]
+        within = [groups[:, :, first : first + ow, : min(t, kw - first * t) * c] for first in range(-(-kw // t))]
         within = jnp.concatenate(within, axis=-1)
         rows = [within[:, i : i + (oh - 1) * s + 1 : s] for i in range(kh)]
         return jnp.concatenate(rows, axis=-1)

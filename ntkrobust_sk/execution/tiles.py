@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from .convolutions import with_fast_convolutions
 from .devices import on_host
 from .loops import form_of, without_numbers
 
@@ -153,7 +154,7 @@ def one_ahead(results: Iterable) -> Iterator:
 
 @jax.jit
 def _call(model, x):
-    return model(x)
+    return with_fast_convolutions(model)(x)
 
 
 def pad_rows(X: Any, rows: int) -> np.ndarray:

@@ -187,7 +187,7 @@ def test_in_a_loop_all_convolutions_have_the_form_that_is_fast_on_a_cpu(strides)
 @pytest.mark.parametrize(
     "n, size, channels, stride, expected",
     [
-        (128, 32, (3, 32), 1, ("by_patches", "by_columns", "by_all_patches")),
+        (128, 32, (3, 32), 1, ("by_rows", "by_columns", "by_all_patches")),
         (128, 32, (32, 32), 1, ("direct", "by_phases", "by_shifts")),
         (16, 8, (256, 512), 2, ("by_patches", "by_columns", "by_all_patches")),
         # patches would take 1.3 GB
