@@ -87,9 +87,10 @@ def rows_in_cache(function: Callable, x: jax.Array) -> int:
 
     All of them, but where patches of plain convolutions would leave the cache: there products wait for memory.
     """
-    n = len(x)
+    n = x.shape[0]
     equations = equations_of(jax.make_jaxpr(function)(x).jaxpr)
-    most = max((_shapes(eqn, *(var.aval for var in eqn.invars)).patch_bytes() for eqn in equations if is_plain(eqn)), default=0)
+    shapes = (_shapes(eqn, *(var.aval for var in eqn.invars)) for eqn in equations if is_plain(eqn))
+    most = max((of.patch_bytes() for of in shapes), default=0)
     if most <= CACHE:
         return n
     fitting = [rows for rows in range(FEWEST, n) if n % rows == 0 and most * rows <= CACHE * n]

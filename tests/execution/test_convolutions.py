@@ -12,7 +12,7 @@ from quick import OneBlock
 from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, TraceNTK, linearize
 from ntkrobust_sk.execution import convolutions
 from ntkrobust_sk.execution.convolution_forms import FORWARD, OF_FILTERS, OF_IMAGES, Convolution, cheapest
-from ntkrobust_sk.execution.convolutions import with_fast_convolutions
+from ntkrobust_sk.execution.convolutions import rows_in_cache, with_fast_convolutions
 from ntkrobust_sk.training.loop import _update
 from ntkrobust_sk.training.optimizers import sgd
 from ntkrobust_sk.training.state import initial_state
@@ -200,6 +200,27 @@ def test_the_form_depends_on_shapes(n, size, channels, stride, expected):
     out = size // stride
     of = Convolution((n, size, size, c), (3, 3, c, o), (n, out, out, o), (stride, stride), ((1, 1), (1, 1)))
     assert tuple(cheapest(forms, of).__name__ for forms in (FORWARD, OF_IMAGES, OF_FILTERS)) == expected
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (2, 3), (4, 3)])
+@pytest.mark.parametrize("window", [(3, 3), (2, 5), (1, 1), (3, 2)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (0, 3)), ((-1, 0), (1, -1))])
+def test_patches_put_together_by_rows_are_the_patches(stride, window, padding):
+    x, w = draw(2, 9, 7, 3), draw(*window, 3, 4)
+    out = jax.eval_shape(partial(convolve, stride, padding), x, w)
+    of = Convolution(x.shape, w.shape, out.shape, stride, padding_of(stride, padding, x, w))
+    np.testing.assert_array_equal(of.patches_by_rows(x), of.patches(x))
+
+
+@pytest.mark.parametrize("n, expected", [(128, 32), (100, 50), (50, 50), (127, 127)])
+def test_rows_at_once_divide_the_batch_and_their_patches_stay_in_the_cache(n, expected):
+    network = CNN(n_outputs=10)
+    model = Model(network, network.init(KEY, (32, 32, 3)))
+    assert rows_in_cache(model, jax.ShapeDtypeStruct((n, 32, 32, 3), np.float32)) == expected
+
+
+def test_a_function_without_convolutions_takes_all_rows():
+    assert rows_in_cache(jnp.tanh, jax.ShapeDtypeStruct((4096, 30_000), np.float32)) == 4096
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -11,11 +11,13 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ntkrobust_sk import (
+    CNN,
     MLP,
     PGD,
     Clean,
     Linearized,
     Model,
+    ResNet18,
     Stateless,
     TrainingDivergedError,
     Variables,
@@ -680,3 +682,45 @@ def test_training_lowers_the_loss_and_adversarial_training_makes_robust():
         clean[regime], robust[regime] = (float((model(X).argmax(1) == y_test).mean()) for X in (X_test, X_adv))
     assert min(clean.values()) > 0.8
     assert robust["adversarial"] > robust["benign"] + 0.1
+
+
+@dataclass(frozen=True)
+class RowsSeen:
+    """An attack of a user's own, without a key for each example, that notes how many rows it is given."""
+
+    rows: tuple
+
+    def __call__(self, model, x, y, *, key):
+        seen.append(len(x))
+        return x
+
+
+seen = []
+
+
+@pytest.mark.slow
+def test_rows_of_a_batch_taken_by_pieces_give_the_same_update_and_attacks(monkeypatch):
+    network = CNN(n_outputs=3, widths=(4, 4), strides=(1, 2))
+    start = Model(network, network.init(KEY, (8, 8, 1)))
+    x, y = np.random.default_rng(0).uniform(size=(24, 8, 8, 1)).astype(np.float32), np.arange(24) % 3
+    found = []
+    for rows in (12, 4):
+        monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x, rows=rows: rows)
+        attacks = (Clean(), PGD(0.1, n_steps=2), RowsSeen((rows,)))
+        options = {"attacks": attacks, "batch_size": 12, "epochs": 2, "sample_weight": np.arange(1.0, 25)}
+        found.append(weights(run(start, (x, y), **options)[-1]))
+    assert set(seen) == {12}
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_batch_statistics_see_the_whole_batch(monkeypatch):
+    asked = []
+    monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x: asked.append(len(x)) or len(x))
+    network = ResNet18(n_outputs=3, width=2)
+    start = Model(network, network.init(KEY, (8, 8, 1)))
+    x, y = np.random.default_rng(0).uniform(size=(8, 8, 8, 1)).astype(np.float32), np.arange(8) % 3
+    run(start, (x, y), attacks=(Clean(),), epochs=1)
+    assert not asked
+    run(start, (x, y), attacks=(Clean(),), epochs=1, freeze_state=True)
+    assert asked
