@@ -111,8 +111,7 @@ def is_plain(eqn: Any) -> bool:
     plain = params["feature_group_count"] == params["batch_group_count"] == 1
     plain &= all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
     plain &= len({var.aval.dtype for var in (*eqn.invars, *eqn.outvars)}) == 1
-    channels_last = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
-    return plain and channels_last
+    return plain and numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2)
 
 
 def is_strided(eqn: Any) -> bool:
@@ -122,6 +121,7 @@ def is_strided(eqn: Any) -> bool:
 
 def plain_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Return the convolution, and its gradients when they are asked for, each in the form that costs least."""
+    rhs = _filters(eqn, rhs)
     of = _shapes(eqn, lhs, rhs)
     forward, of_images, of_filters = (cheapest(forms, of) for forms in (FORWARD, OF_IMAGES, OF_FILTERS))
     if forward in PATCHES and of.patch_bytes() <= CACHE:
@@ -135,6 +135,7 @@ def phased_convolution(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     For kernels' features: cotangents of many directions come at once there, for few rows, and copies of all of
     them take longer than what they spare.
     """
+    rhs = _filters(eqn, rhs)
     return _convolve(_shapes(eqn, lhs, rhs), direct, by_phases, by_taps, lhs, rhs)
 
 
@@ -143,6 +144,7 @@ def convolution_by_products(eqn: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Arr
 
     XLA has no fast convolution in double precision on a CPU, but fast products, however little it optimises.
     """
+    rhs = _filters(eqn, rhs)
     return _convolve(_shapes(eqn, lhs, rhs), by_patches, by_columns, by_all_patches, lhs, rhs)
 
 
@@ -159,6 +161,12 @@ def double_by_products() -> Iterator[None]:
 def is_by_products(eqn: Any) -> bool:
     """Tell whether this is a plain one in double precision, in a block of :func:`double_by_products`."""
     return _BY_PRODUCTS.get() and is_plain(eqn) and eqn.outvars[0].aval.dtype == jnp.float64
+
+
+def _filters(eqn, rhs) -> jax.Array:
+    """Return filters as (kh, kw, c, o); in gradients of convolutions they stand as (kh, kw, o, c)."""
+    out, into, *places = eqn.params["dimension_numbers"].rhs_spec
+    return jnp.transpose(rhs, (*places, into, out))
 
 
 def _shapes(eqn, lhs, rhs) -> Convolution:

@@ -136,8 +136,10 @@ class TangentKernel:
             return self._predict_from_features(model, tangents, x)
         if self.rank == 2:
             return contract_features(model, x, tangents, self.output_directions(model, x))
-        scores = push(model, x, tangents)
-        return jnp.einsum("cnc->nc", scores) if self.rank == 3 else scores[0]
+        if self.rank == 3:
+            alone = jax.tree.map(lambda leaf: leaf[:, None], tangents)
+            return contract_features(model, x, alone, self.output_directions(model, x), each=True)[:, :, 0]
+        return push(model, x, tangents)[0]
 
     def _predict_from_features(self, model, tangents, x):
         """Compute the scores by products with the query's features, where nothing can be pushed forward."""

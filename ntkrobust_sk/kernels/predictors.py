@@ -63,7 +63,9 @@ class PrimalPredictor(Savable, Portable):
     kernel : TraceNTK, ClassNTK, FullNTK or PseudoNTK
     model : Model
     tangents : pytree of arrays
-        What ``kernel.fold`` makes of training inputs and dual coefficients.
+        What ``kernel.fold`` makes of training inputs and dual coefficients; of a tangent kernel with the first axis,
+        that of the directions, before the last one. So they are a matrix in which directions and a layer's outputs
+        are one axis, and predictions need no copy of them.
     offset : array (C,)
     """
 
@@ -74,7 +76,10 @@ class PrimalPredictor(Savable, Portable):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the scores (n, C) of inputs (n, ...)."""
-        return self.offset + self.kernel.predict(self.model, self.tangents, x)
+        tangents = self.tangents
+        if self.kernel.has_gradients:
+            tangents = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, *_directions_at(leaf)[::-1]), tangents)
+        return self.offset + self.kernel.predict(self.model, tangents, x)
 
 
 def make_predictor(
@@ -150,9 +155,11 @@ def make_predictor(
                 # zeros to begin with: one program serves the first tile and the others
                 folded = _add_folded(kernel, folded or _nothing_folded(kernel, found, part), found, part)
         passes.append([fitting("the sum over X of dual_coef", np.asarray(leaf)[:size], dtype) for leaf in folded])
-    tangents = [jnp.asarray(np.concatenate(parts)) for parts in zip(*passes, strict=True)]
+    tangents = [np.concatenate(parts) for parts in zip(*passes, strict=True)]
     if kernel.has_gradients:
+        tangents = [np.moveaxis(leaf, *_directions_at(leaf)) for leaf in tangents]
         tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)
+    tangents = jax.tree.map(jnp.asarray, tangents)
     return PrimalPredictor(kernel, model, tangents, offset)
 
 
@@ -263,6 +270,11 @@ def require_room(
             f"of {readable(budget)}; give memory={min(features, tangents):,} bytes or more, or take a kernel "
             "with fewer (kernel='pseudo')"
         )
+
+
+def _directions_at(tangents) -> tuple[int, int]:
+    """Return where the axis of directions is as ``kernel.fold`` has it, and as predictors keep it."""
+    return 0, max(tangents.ndim - 2, 0)
 
 
 def _of_pass(kernel, dual, start, n_directions):

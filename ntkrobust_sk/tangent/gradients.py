@@ -55,6 +55,33 @@ class Layout:
             array = _step(array, lead, name, argument)
         return array
 
+    def axes(self) -> tuple[list[int], ...] | None:
+        """Return the parameter array's axes behind g, o and k, or None where the layout is not one transposition.
+
+        >>> filters = Layout((3, 3, 8, 16)).followed_by("transpose", (3, 0, 1, 2)).followed_by("reshape", (1, 16, 72))
+        >>> filters.axes()
+        ([], [3], [0, 1, 2])
+        """
+        order, target = list(range(len(self.shape))), None
+        for name, argument in self.steps:
+            if target is not None:
+                return None
+            if name == "transpose":
+                order = [order[a] for a in argument]
+            else:
+                target = argument
+        found, rest = [], list(order)
+        for size in target or [self.shape[axis] for axis in order]:
+            some = []
+            while math.prod(self.shape[axis] for axis in some) < size and rest:
+                some.append(rest.pop(0))
+            if math.prod(self.shape[axis] for axis in some) != size:
+                return None
+            found.append(some)
+        # what is left has one entry
+        found[-1] += rest
+        return tuple(found) if len(found) == 3 and math.prod(self.shape[axis] for axis in rest) == 1 else None
+
     def inverse(self, array: Array) -> Array:
         """Undo :meth:`view` for an array whose last axes are flattened, (..., p)."""
         lead, shapes = array.shape[:-1], [self.shape]

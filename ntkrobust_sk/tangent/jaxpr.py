@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 from ..execution.convolutions import convolution_by_products, is_by_products, is_strided, phased_convolution
 from ..execution.rewriting import INLINED, bind, subjaxpr
 from .gradients import Layout, OuterProducts
-from .layer_rules import LINEAR, contract_convolution
+from .layer_rules import LINEAR
 
 
 class _Origin(NamedTuple):
@@ -88,24 +88,23 @@ class ParameterUse:
 
         return jax.vmap(pull_one)(cotangents)
 
-    def contract(self, cotangents: list, tangents: list, dtype) -> jax.Array:
-        """Return Σ_c ⟨gradient of the operands at output c, tangents (C, T, ...)⟩, an array (T,).
+    def contract(self, cotangents: list, tangents: list, dtype, *, each: bool) -> jax.Array:
+        """Return Σ_r ⟨gradient of the operands in direction r, tangents (R, T, ...)⟩, (T,), in ``dtype`` or better.
 
-        It is summed in ``dtype`` or better.
+        With ``each`` the terms for themselves, (R, T).
         """
-        products = self.outer_products(cotangents) if self.eqn.primitive.name == "conv_general_dilated" else None
-        if products is not None and products.inputs.shape[1] == 1:
-            # (s, k), (c, s, o) and (c, t, o, k)
-            matrices = products.layout.view(tangents[0])[:, :, 0]
-            found = contract_convolution(products.inputs[0, 0], products.cotangents[:, 0, 0], matrices)
-            return found.real.astype(dtype)
+        outputs = [var for var, c in zip(self.eqn.outvars, cotangents, strict=True) if c is not None]
+        if sum(map(jnp.size, self.operands())) < sum(var.aval.size for var in outputs):
+            # biases and scales: their gradients are smaller than what they are added to
+            terms = zip(self.operand_gradients(cotangents), tangents, strict=True)
+        else:
+            changes = jax.vmap(jax.vmap(self._pushed))(tangents)
+            terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
+        return cast(jax.Array, sum(_summed(_flat(c, 1), _flat(d, 2), dtype, each) for c, d in terms))
 
-        def push(tangent):
-            return jax.jvp(self.rebind, (self.operands(),), (tangent,))[1]
-
-        changes = jax.vmap(jax.vmap(push))(tangents)
-        terms = [(c, d) for c, d in zip(cotangents, changes, strict=True) if c is not None]
-        return cast(jax.Array, sum(_summed(_flat(c, 1), _flat(d, 2), dtype) for c, d in terms))
+    def _pushed(self, tangent: list) -> list:
+        """Push a tangent of the operands forward to the outputs."""
+        return jax.jvp(self.rebind, (self.operands(),), (tangent,))[1]
 
 
 @dataclass
@@ -252,10 +251,11 @@ def find_parameter_uses(apply, params, z) -> TracedNetwork:
     return TracedNetwork(uses, cotangents, operands_of, logits)
 
 
-def _summed(cotangents, changes, dtype):
-    """Return Σ_ce ⟨cotangents (c, e), changes (c, t, e)⟩, (t,)."""
+def _summed(cotangents, changes, dtype, each):
+    """Return Σ_re ⟨cotangents (r, e), changes (r, t, e)⟩, (t,), or the sums over e for themselves, (r, t)."""
     wide = jnp.promote_types(cotangents.dtype, dtype)
-    return jnp.einsum("ce,cte->t", cotangents, changes, preferred_element_type=wide).real.astype(dtype)
+    equation = "re,rte->rt" if each else "re,rte->t"
+    return jnp.einsum(equation, cotangents, changes, preferred_element_type=wide).real.astype(dtype)
 
 
 def _flat(array, n_axes: int):

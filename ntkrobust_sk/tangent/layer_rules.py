@@ -76,21 +76,6 @@ def _look_up(eqn, inputs, from_params, cotangents) -> OuterProducts | None:
 LINEAR = {"dot_general": _product, "conv_general_dilated": _convolution, "gather": _look_up}
 
 
-def _forms_gradient(n_positions: int, n_tangents: int) -> bool:
-    """Tell whether a filter's gradient is formed before it meets T tangents, S multiply-adds an entry.
-
-    Contracting cotangents and tangents first takes S·T an entry.
-    """
-    return n_positions + n_tangents + ENTRY_COST < n_positions * n_tangents
-
-
-def contract_convolution(patches, delta, matrices):
-    """Contract patches (S, K), cotangents (C, S, O) and tangents (C, T, O, K) to (T,)."""
-    if _forms_gradient(len(patches), matrices.shape[1]):
-        return jnp.einsum("cok,ctok->t", jnp.einsum("sk,cso->cok", patches, delta), matrices)
-    return jnp.einsum("stk,sk->t", jnp.einsum("cso,ctok->stk", delta, matrices), patches)
-
-
 def _patches(eqn, lhs):
     """Return what the filter sees at each position: (S, window, input channels).
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from ..networks.inputs import PyTree, params_dtype
 from ..networks.model import Model, Variables
+from .contractions import contract_outer_products
 from .gradient_lists import concatenate_uses, split_biases
 from .gradients import AffineOuterProducts, DenseGradients, Gradients, Layout, OuterProducts
 from .jaxpr import find_parameter_uses, holds_custom_vjp
@@ -59,11 +60,12 @@ def layer_gradients(
     def one(z):
         return _gradients(apply, params, z[None], directions, all_pairs)
 
-    def examples_in_place(array, axis):
-        """Move the axis of examples, which vmap puts first, to where the one example was."""
-        return jnp.moveaxis(array[(slice(None),) * (axis + 1) + (0,)], 0, axis)
+    return [leaf.each(_examples_in_place) for leaf in jax.vmap(one)(x)]
 
-    return [leaf.each(examples_in_place) for leaf in jax.vmap(one)(x)]
+
+def _examples_in_place(array, axis):
+    """Move the axis of examples, which vmap puts first, to where the one example was."""
+    return jnp.moveaxis(array[(slice(None),) * (axis + 1) + (0,)], 0, axis)
 
 
 def per_example_gradients(apply: Callable, params: PyTree, x: jax.Array) -> PyTree:
@@ -97,11 +99,17 @@ def per_example_gradients(apply: Callable, params: PyTree, x: jax.Array) -> PyTr
 
 
 def contract_gradients(
-    apply: Callable, params: PyTree, x: jax.Array, tangents: PyTree, directions: jax.Array | None = None
+    apply: Callable,
+    params: PyTree,
+    x: jax.Array,
+    tangents: PyTree,
+    directions: jax.Array | None = None,
+    *,
+    each: bool = False,
 ) -> jax.Array:
     """Compute Σ_r ⟨∂⟨d_r, f(x_i)⟩/∂θ, tangents_rt⟩ without the gradients, for each example and each t.
 
-    A convolution whose gradient is cheaper to form than to avoid has it formed; see :mod:`.layer_rules`.
+    A layer whose gradient is cheaper to form than to avoid has it formed; see :mod:`.contractions`.
 
     Parameters
     ----------
@@ -110,10 +118,12 @@ def contract_gradients(
     tangents : pytree like params, each leaf (R, T, *leaf.shape)
     directions : array (R, C), default=None
         None is the identity, R = C.
+    each : bool, default=False
+        Whether directions are kept apart in place of summed.
 
     Returns
     -------
-    array (n, T)
+    array (n, T), or (n, R, T) with ``each``
 
     Examples
     --------
@@ -121,19 +131,30 @@ def contract_gradients(
     >>> contract_gradients(lambda p, x: x @ p, w, jnp.ones((5, 2)), jnp.ones((2, 3, 2, 2))).shape
     (5, 3)
     """
-    n_tangents = jax.tree.leaves(tangents)[0].shape[1]
+    n_directions, n_tangents = jax.tree.leaves(tangents)[0].shape[:2]
+    start = jnp.zeros((n_directions, n_tangents) if each else n_tangents, params_dtype(params))
 
     def one(z):
+        """Return the sum over what is no product, then outer products, and tangents of their weights."""
         traced = find_parameter_uses(apply, params, z[None])
         identity = jnp.eye(traced.logits.shape[1], dtype=traced.logits.dtype)
         units, size = _in_units(identity if directions is None else directions, traced.logits.dtype)
-        cotangents = traced.cotangents(units)
         push = jax.vmap(jax.vmap(lambda t: jax.jvp(traced.operands_of, (params,), (t,))[1]))
-        terms = zip(traced.uses, cotangents, push(tangents), strict=True)
-        start = jnp.zeros(n_tangents, params_dtype(params))
-        return size.astype(start.dtype) * sum((m.contract(c, t, start.dtype) for m, c, t in terms), start=start)
+        found, products, of_products = start, [], []
+        for use, delta, some in zip(traced.uses, traced.cotangents(units), push(tangents), strict=True):
+            form = use.outer_products(delta)
+            if form is None or form.inputs.dtype.kind in "iu":
+                found += use.contract(delta, some, start.dtype, each=each)
+            else:
+                products.append(form)
+                of_products += some
+        return (found, products), (of_products, size)
 
-    return jax.vmap(one)(x)
+    # products of matrices have all examples' positions as their rows
+    (found, products), (of_products, size) = jax.vmap(one, out_axes=(0, None))(x)
+    for form, some in zip(products, of_products, strict=True):
+        found += contract_outer_products(form.each(_examples_in_place), some, start.dtype, each=each)
+    return size.astype(start.dtype) * found
 
 
 def tangent_features(model: Model, x: jax.Array, directions=None, *, all_pairs: bool = False) -> list[Gradients]:
@@ -165,10 +186,15 @@ def identity_directions(model: Model, x) -> jax.Array:
     return jnp.eye(logits.shape[1], dtype=jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def contract_features(model: Model, x: jax.Array, tangents: PyTree, directions=None) -> jax.Array:
-    """Compute Σ_r ⟨∇⟨d_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape)."""
+def contract_features(
+    model: Model, x: jax.Array, tangents: PyTree, directions=None, *, each: bool = False
+) -> jax.Array:
+    """Compute Σ_r ⟨∇⟨d_r, f(x_i)⟩, W_rt⟩, an array (n, T), for tangents W with leaves (R, T, *leaf.shape).
+
+    With ``each`` the terms for themselves, (n, R, T).
+    """
     with jax.default_matmul_precision("highest"):
-        return contract_gradients(_as_function(model), model.variables.params, x, tangents, directions)
+        return contract_gradients(_as_function(model), model.variables.params, x, tangents, directions, each=each)
 
 
 def can_push(model: Model, x: jax.Array) -> bool:
