@@ -12,6 +12,9 @@ The library's attacks beside the same attacks elsewhere, in one run, on the same
 - AutoAttack on adversarially trained networks, against the reference implementation in PyTorch;
 - an attack step on kernel machines that were trained on 500 and on 4,000 points.
 
+``--steps`` prints another table: predictions and attack steps of the four kernel machines of a CNN on digits, in
+forward passes of that CNN, beside the least that they take by count.
+
 Needs ``pip install torch foolbox adversarial-robustness-toolbox pyautoattack`` for what is compared with them. Run
 ``python examples/bench_attacks.py``; ``--out FILE`` writes the numbers as JSON, ``--write`` puts the table into
 ``docs/attacks.md``. Times are medians of alternating runs, of the second call on, when everything is compiled; of
@@ -25,11 +28,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from documents import alternating_seconds, bar, now, table_of_bars, write_benchmark
+from documents import (
+    BENCHMARKS,
+    alternating_seconds,
+    bar,
+    machine,
+    now,
+    table_of_bars,
+    write_benchmark,
+    write_part,
+)
 from sklearn.svm import SVC
 
 from ntkrobust_sk import CNN, MLP, PGD, AdversarialKernelTrainer, AutoAttack, Model, load_digits_images, perturb
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
+from ntkrobust_sk.execution.tiles import evaluate
 from ntkrobust_sk.kernels.ntk import KERNELS
 from ntkrobust_sk.kernels.predictors import make_predictor
 
@@ -246,6 +259,79 @@ def on_kernel_machines():
     return line(case, "≥ 0.83", lambda r: r >= 1 / 1.2, many, few)
 
 
+# %%
+# Predictions and steps of the four machines, in forward passes of their network.
+
+
+def layers_of(network, image_shape):
+    """Positions, inputs and outputs of each layer of a CNN."""
+    side, channels, found = image_shape[0], image_shape[-1], []
+    for width, stride in zip(network.widths, network.strides, strict=True):
+        side = -(-side // stride)
+        found.append((side**2, network.kernel_size**2 * channels, width))
+        channels = width
+    return [*found, (1, channels, network.n_outputs)]
+
+
+def least_operations(kernel, layers, n_targets):
+    """Multiply-adds of a prediction and of a step (value and input gradient), for one example of a ReLU network.
+
+    The full kernel's machine is one tangent: each layer takes two products for the tangent and one for the input,
+    and in the backward pass as many. The others go forward once and backward for each of R directions; then
+    cotangents meet T tangents. Pushed or pulled through the tangents, that is S·R·T·K·O for S positions, K inputs
+    and O outputs, and a pulled cotangent is the gradient as well. With gradients formed first it is R·(S + T)·K·O,
+    and in a step twice. A step ends with one backward pass.
+    """
+    passes = [s * k * o for s, k, o in layers]
+    forward, first = sum(passes), passes[0]
+    if kernel == "full":
+        return 3 * forward - first, 6 * forward - 2 * first
+    n_directions, n_tangents = {
+        "trace": (n_targets, n_targets),
+        "class": (n_targets, 1),
+        "pseudo": (1, n_targets),
+    }[kernel]
+    met, met_twice = 0, 0
+    for s, k, o in layers:
+        apart = s * n_directions * n_tangents * k * o
+        formed = n_directions * (s + n_tangents) * k * o
+        met, met_twice = met + min(apart, formed), met_twice + min(apart, 2 * formed)
+    pulled = forward + n_directions * (forward - first)
+    return pulled + met, pulled + met_twice + forward
+
+
+def steps_of_machines(rows=50, n_steps=40):
+    """The table of the four machines, each timed beside a forward pass of its network."""
+    X, y = load_digits_images()
+    network = CNN(n_outputs=N_CLASSES)
+    model = Model(network, network.init(jax.random.key(0), X.shape[1:]))
+    dual = np.random.default_rng(0).normal(size=(500, N_CLASSES))
+    layers = layers_of(network, X.shape[1:])
+    forward = sum(s * k * o for s, k, o in layers)
+    attack, key = PGD(EPSILON, n_steps=n_steps), jax.random.key(1)
+    some, labels, n_tiles = X[:rows], jnp.asarray(y[:rows].astype(np.int32)), 4
+    several = np.tile(some, (n_tiles, 1, 1, 1))
+    lines = [
+        "| machine | prediction | step | prediction, forward passes | counted | step, forward passes | counted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, kernel in KERNELS.items():
+        predictor = make_predictor(kernel, model, X[:500], dual, np.zeros(N_CLASSES))
+        one, prediction, steps = alternating_seconds(
+            lambda: evaluate(model, several, rows),
+            lambda p=predictor: evaluate(p, several, rows),
+            lambda p=predictor: attack(p, some, labels, key=key),
+            repeats=9,
+        )
+        one, prediction, step = one.each(n_tiles), prediction.each(n_tiles), steps.each(n_steps)
+        least = [f"{count / forward:.1f}" for count in least_operations(name, layers, N_CLASSES)]
+        ratios = f"{prediction / one:.1f} | {least[0]} | {step / one:.1f} | {least[1]}"
+        lines.append(f"| {name} | {prediction} | {step} | {ratios} |")
+        print(lines[-1], f"a forward pass {one}", flush=True)
+    head = f"A forward pass over {rows} digits took {one} ({2 * rows * forward / one / 1e9:.0f} GFLOP/s)."
+    return "\n".join([head, "", *lines])
+
+
 HEAD = "ours, and what takes longer by the factor"
 CASES = {
     "by-hand": against_hand_written,
@@ -265,8 +351,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--write", action="store_true", help="the table into docs/benchmarks.md, too")
+    parser.add_argument("--steps", action="store_true", help="the table of the four kernel machines alone")
     options = parser.parse_args()
     lines, at = [], now()
+    if options.steps:
+        made = f"`python examples/bench_attacks.py --steps`, {at}, on {machine(('jax', 'numpy'))}."
+        table = f"{made}\n\n{steps_of_machines()}"
+        print(table)
+        if options.write:
+            write_part(BENCHMARKS, "bench_attacks.py --steps", table)
+        return
     for name in options.cases:
         lines.append(CASES[name]())
         print(table_of_bars(HEAD, lines).splitlines()[-1], flush=True)

@@ -63,9 +63,9 @@ class PrimalPredictor(Savable, Portable):
     kernel : TraceNTK, ClassNTK, FullNTK or PseudoNTK
     model : Model
     tangents : pytree of arrays
-        What ``kernel.fold`` makes of training inputs and dual coefficients; of a tangent kernel with the first axis,
-        that of the directions, before the last one. So they are a matrix in which directions and a layer's outputs
-        are one axis, and predictions need no copy of them.
+        What ``kernel.fold`` makes of training inputs and dual coefficients. Of a tangent kernel the first axis,
+        that of the directions, stands before the last one: so directions and a layer's outputs are one axis of a
+        matrix, and predictions need no copy of it.
     offset : array (C,)
     """
 

@@ -1,13 +1,17 @@
 """Inner products of gradients and tangents, layer by layer, by products of large matrices.
 
 A linear layer's gradient in the direction d_r is G_r = Σ_s δ_rs ⊗ h_s, with h_s (K) what its weights see at the
-position s and δ_rs (O) the cotangent of what they give. With T tangents W_rt (O × K) of the weights for each direction
+position s and δ_rs (O) the cotangent of what they give. With T tangents W_rt (O × K) of the weights for each
+direction
 
     ⟨G_r, W_rt⟩ = Σ_s ⟨δ_rs, W_rt h_s⟩ = Σ_s ⟨W_rtᵀ δ_rs, h_s⟩
 
-so there are three orders: push what the weights see through the tangents, pull the cotangents back through them, or
-form the gradients first. Which is best is a matter of counting, of operations and of numbers that are written down in
-between. All three are products of matrices; all examples of a tile are their rows once ``vmap`` has met them.
+so there are three orders: push what the weights see through the tangents, pull the cotangents back through them,
+or form the gradients first. Which is best is a matter of counting operations, and numbers that are written down in
+between. The first two are products of large matrices, whose rows are all positions of all examples.
+
+Axes: n examples, g groups of channels, s positions, k inputs and o outputs of the layer in one group, r
+directions, t tangents.
 """
 
 from __future__ import annotations
@@ -25,15 +29,17 @@ from jaxtyping import Shaped
 from .gradients import OuterProducts
 
 # A number written down between two products, and read again, takes the time of about so many multiply-adds.
-ENTRY_COST = 100
+ENTRY_COST = 150
+# One product for each example is as slow as with so many more inputs.
+FEW_INPUTS = 150
 
 
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of one contraction, and what its orders cost for one example, in multiply-adds.
 
-    Counted is a step of an attack, the value and its gradient by what the weights see: there a pulled cotangent serves
-    both, and the other orders take their products twice.
+    Counted is a step of an attack, the value and its gradient by what the weights see: there a pulled cotangent
+    serves both, and the other orders take their products twice.
 
     Parameters
     ----------
@@ -60,23 +66,24 @@ class Sizes:
     def pushing(self) -> int:
         """Count multiply-adds for W h at each position."""
         written = self.positions * self.directions * self.tangents * self.outputs
-        return 2 * self.positions * self.weights + ENTRY_COST * written
+        return 2 * (self.positions * self.weights + ENTRY_COST * written)
 
     def pulling(self) -> int:
         """Count multiply-adds for Wᵀδ at each position."""
         written = self.positions * self.tangents * self.inputs * (self.directions if self.each else 1)
         return self.positions * self.weights + ENTRY_COST * written
 
-    def forming(self) -> int:
+    def forming(self) -> float:
         """Count multiply-adds with gradients formed first, and in a step's backward pass what weighs them."""
         gradients = self.directions * self.outputs * self.inputs
-        return 2 * (self.positions * gradients + self.weights + ENTRY_COST * gradients)
+        formed = self.positions * gradients * (1 + FEW_INPUTS / self.inputs)
+        return 2 * (formed + self.weights + ENTRY_COST * gradients)
 
 
 def by_outputs(h, delta, tangents, each, dtype):
     """Push what the weights see forward: ⟨δ, W h⟩."""
     n_tangents, n_in, *outputs = tangents.shape
-    matrix = tangents.swapaxes(0, 1).reshape(n_in, -1)
+    matrix = tangents.swapaxes(0, 1).reshape(n_in, n_tangents * math.prod(outputs))
     seen = _multiply(h, matrix, 0, dtype).reshape(*h.shape[:2], n_tangents, *outputs)
     return jnp.einsum("nsro,nstro->nrt" if each else "nsro,nstro->nt", delta, seen, preferred_element_type=dtype)
 
@@ -87,7 +94,8 @@ def by_inputs(h, delta, tangents, each, dtype):
         pulled = jnp.einsum("nsro,tkro->nsrtk", delta, tangents, preferred_element_type=dtype)
     else:
         n_tangents, n_in, *outputs = tangents.shape
-        cotangents, matrix = delta.reshape(*delta.shape[:2], -1), tangents.reshape(-1, math.prod(outputs))
+        matrix = tangents.reshape(n_tangents * n_in, math.prod(outputs))
+        cotangents = delta.reshape(*delta.shape[:2], matrix.shape[1])
         pulled = _multiply(cotangents, matrix, 1, dtype).reshape(*delta.shape[:2], n_tangents, n_in)
     # position by position: a sum over both axes at once would have them side by side first, in a copy
     return jnp.einsum("ns...k,nsk->ns...", pulled, h, preferred_element_type=dtype).sum(1)
@@ -98,8 +106,8 @@ def by_gradients(h, delta, tangents, each, dtype):
     gradients = jnp.einsum("nsk,nsro->nkro", h, delta, preferred_element_type=dtype)
     if each:
         return jnp.einsum("nkro,tkro->nrt", gradients, tangents, preferred_element_type=dtype)
-    flat = gradients.reshape(len(h), 1, -1)
-    return _multiply(flat, tangents.reshape(len(tangents), -1), 1, dtype)[:, 0]
+    matrix = tangents.reshape(len(tangents), math.prod(tangents.shape[1:]))
+    return _multiply(gradients.reshape(len(h), 1, matrix.shape[1]), matrix, 1, dtype)[:, 0]
 
 
 def _multiply(rows, matrix, axis, dtype):
@@ -107,9 +115,9 @@ def _multiply(rows, matrix, axis, dtype):
 
     With more axes in place of these two, XLA would order the matrix anew, in a copy of all tangents.
     """
-    flat = rows.reshape(-1, rows.shape[2])
+    flat = rows.reshape(math.prod(rows.shape[:2]), rows.shape[2])
     found = jax.lax.dot_general(flat, matrix, (((1,), (axis,)), ((), ())), preferred_element_type=dtype)
-    return found.reshape(*rows.shape[:2], -1)
+    return found.reshape(*rows.shape[:2], matrix.shape[1 - axis])
 
 
 def order(sizes: Sizes) -> Callable:
@@ -153,7 +161,7 @@ def contract_outer_products(
 def _with_outputs_last(layout, tangents):
     """Return tangents (R, T, *shape) as (g, T, k, R, o).
 
-    By one transposition, where the layout is one: that undoes the order in which predictors keep tangents of layers
+    By one transposition, where the layout is one: it undoes the order in which predictors keep tangents of layers
     with their outputs last, and compilers then leave out both.
     """
     axes = layout.axes()

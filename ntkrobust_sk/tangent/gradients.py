@@ -58,9 +58,9 @@ class Layout:
     def axes(self) -> tuple[list[int], ...] | None:
         """Return the parameter array's axes behind g, o and k, or None where the layout is not one transposition.
 
-        >>> filters = Layout((3, 3, 8, 16)).followed_by("transpose", (3, 0, 1, 2)).followed_by("reshape", (1, 16, 72))
-        >>> filters.axes()
-        ([], [3], [0, 1, 2])
+        >>> dense = Layout((5, 3)).followed_by("transpose", (1, 0)).followed_by("reshape", (1, 3, 5))
+        >>> dense.axes()
+        ([], [1], [0])
         """
         order, target = list(range(len(self.shape))), None
         for name, argument in self.steps:

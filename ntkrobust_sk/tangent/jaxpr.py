@@ -89,9 +89,9 @@ class ParameterUse:
         return jax.vmap(pull_one)(cotangents)
 
     def contract(self, cotangents: list, tangents: list, dtype, *, each: bool) -> jax.Array:
-        """Return Σ_r ⟨gradient of the operands in direction r, tangents (R, T, ...)⟩, (T,), in ``dtype`` or better.
+        """Return Σ_r ⟨gradient of the operands in direction r, tangents (R, T, ...)⟩, (T,).
 
-        With ``each`` the terms for themselves, (R, T).
+        It is summed in ``dtype`` or better. With ``each`` the terms for themselves, (R, T).
         """
         outputs = [var for var, c in zip(self.eqn.outvars, cotangents, strict=True) if c is not None]
         if sum(map(jnp.size, self.operands())) < sum(var.aval.size for var in outputs):

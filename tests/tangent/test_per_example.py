@@ -11,14 +11,20 @@ import pytest
 from jax import lax
 
 from ntkrobust_sk.execution.precision import enable_x64
-from ntkrobust_sk.tangent import layer_rules
+from ntkrobust_sk.tangent import contractions
 from ntkrobust_sk.tangent import per_example as structure
 from ntkrobust_sk.tangent.gradient_lists import split_biases
-from ntkrobust_sk.tangent.gradients import AffineOuterProducts, DenseGradients, OuterProducts
+from ntkrobust_sk.tangent.gradients import AffineOuterProducts, DenseGradients, Layout, OuterProducts
 from ntkrobust_sk.tangent.per_example import contract_gradients, layer_gradients, per_example_gradients
 
 N_TANGENTS = 3
-FORM, AVOID = 0, 10**9  # costs of an entry at which a filter's gradient is always, or never, formed
+# Orders of contraction, and whether directions are kept apart.
+WAYS = [
+    (contractions.by_inputs, False),
+    (contractions.by_inputs, True),
+    (contractions.by_outputs, True),
+    (contractions.by_gradients, False),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -459,14 +465,14 @@ HIDING = {
 quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def contracted(apply, params, x, tangents, entry_cost):
+def contracted(apply, params, x, tangents, order, each=False):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_rules, "ENTRY_COST", entry_cost)
-        return contract_gradients(apply, params, x, tangents)
+        patch.setattr(contractions, "order", lambda sizes: order)
+        return contract_gradients(apply, params, x, tangents, each=each)
 
 
 def compute(apply, params, x):
-    """Dense Jacobian, gradients and their two contractions with tangents, and the tangents."""
+    """Dense Jacobian, gradients and their contractions with tangents, and the tangents."""
     n_outputs = jax.eval_shape(apply, params, x).shape[1]
     rng = np.random.default_rng(1)
     tangents = jax.tree.map(lambda leaf: rng.normal(size=(n_outputs, N_TANGENTS, *leaf.shape)), params)
@@ -474,15 +480,16 @@ def compute(apply, params, x):
     def everything(params, x, tangents):
         dense = jax.jacobian(lambda p: apply(p, x))(params)
         gradients = per_example_gradients(apply, params, x)
-        contractions = [contracted(apply, params, x, tangents, cost) for cost in (FORM, AVOID)]
-        return dense, gradients, contractions
+        found = [contracted(apply, params, x, tangents, *way) for way in WAYS]
+        return dense, gradients, found
 
     return *quickly(everything)(params, x, tangents), tangents
 
 
-def contracted_densely(dense, tangents):
+def contracted_densely(dense, tangents, each):
     def one(j, t):
-        return np.einsum("ncp,ctp->nt", np.reshape(j, (*j.shape[:2], -1)), t.reshape(*t.shape[:2], -1))
+        equation = "ncp,ctp->nct" if each else "ncp,ctp->nt"
+        return np.einsum(equation, np.reshape(j, (*j.shape[:2], -1)), t.reshape(*t.shape[:2], -1))
 
     return sum(jax.tree.leaves(jax.tree.map(one, dense, tangents)))
 
@@ -499,14 +506,14 @@ def test_gradients_of_each_example_are_the_rows_of_the_dense_jacobian(name):
     apply, params, x = (NETWORKS | CONVOLUTIONS | STRIDED)[name]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        dense, gradients, contractions, tangents = compute(apply, params, x)
+        dense, gradients, found, tangents = compute(apply, params, x)
     assert {str(warning.message).split("`")[1] for warning in caught} == HIDING.get(name, set())
     assert jax.tree.structure(gradients) == jax.tree.structure(params)
     jax.tree.map(assert_close, gradients, dense)
     depends = max(np.abs(leaf).max() for leaf in jax.tree.leaves(dense)) > 0
     assert depends == (name != "logits that ignore the parameters")
-    for contraction in contractions:
-        assert_close(contraction, contracted_densely(dense, tangents))
+    for (_, each), contraction in zip(WAYS, found, strict=True):
+        assert_close(contraction, contracted_densely(dense, tangents, each))
 
 
 def leaf_gradients(name, form=None):
@@ -747,14 +754,47 @@ def test_no_convolution_is_grouped_by_example():
         assert re.findall(r"(?:batch|feature)_group_count=\d+", compiled) == []
 
 
-def test_a_filter_gradient_is_formed_for_many_positions_and_tangents_only():
-    assert not layer_rules._forms_gradient(n_positions=1024, n_tangents=1)
-    assert not layer_rules._forms_gradient(n_positions=1, n_tangents=100)
-    assert layer_rules._forms_gradient(n_positions=1024, n_tangents=10)
-    apply, params, x = CONVOLUTIONS["stride 1, filters of 3"]
-    tangents = np.ones((3, N_TANGENTS, *params.shape))
-    formed, avoided = (
-        str(jax.make_jaxpr(partial(contracted, apply, entry_cost=cost))(params, x, tangents))
-        for cost in (FORM, AVOID)
-    )
-    assert formed != avoided
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("order", [contractions.by_inputs, contractions.by_outputs, contractions.by_gradients])
+def test_all_orders_of_contraction_give_the_sums_of_their_definition(order, each, monkeypatch):
+    monkeypatch.setattr(contractions, "order", lambda sizes: order)
+    h, delta, tangents = draw(5, 2, 6, 3), draw(4, 5, 2, 6, 7), draw(4, 3, 3, 2, 7)  # k, then groups and outputs
+    layout = Layout((3, 2, 7)).followed_by("transpose", (1, 2, 0))
+    gradients = OuterProducts(h, delta, layout)
+    found = contractions.contract_outer_products(gradients, tangents, np.float64, each=each)
+    expected = np.einsum("rngso,ngsk,rtkgo->nrt" if each else "rngso,ngsk,rtkgo->nt", delta, h, tangents)
+    assert_close(found, expected)
+
+
+def test_a_layers_gradient_is_formed_for_many_positions_and_tangents_only():
+    def order(positions, tangents, directions=10):
+        sizes = contractions.Sizes(positions, 288, 32, directions, tangents, each=False)
+        return contractions.order(sizes).__name__
+
+    assert order(1024, 10) == "by_gradients"
+    assert order(1, 100) == "by_inputs"
+    assert order(4, 10) == "by_inputs"
+    assert order(1024, 1, directions=1) != "by_gradients"
+
+
+@pytest.mark.parametrize(
+    ("layout", "is_one"),
+    [
+        (Layout((4, 3)).followed_by("transpose", (1, 0)).followed_by("reshape", (1, 3, 4)), True),
+        (Layout((1, 3, 1)).followed_by("transpose", (1, 0, 2)).followed_by("reshape", (1, 3, 1)), True),
+        (Layout((3, 2, 7)).followed_by("transpose", (1, 2, 0)), True),
+        (Layout((4, 6)).followed_by("reshape", (2, 2, 6)).followed_by("transpose", (0, 2, 1)), False),
+        (Layout((4, 6)).followed_by("reshape", (2, 2, 6)), False),
+        (Layout((6, 4)).followed_by("transpose", (1, 0)).followed_by("reshape", (2, 2, 6)), False),
+        (Layout((4, 6)), False),
+    ],
+)
+def test_a_layout_that_is_one_transposition_names_its_axes(layout, is_one):
+    found = layout.axes()
+    assert (found is not None) == is_one
+    if found is not None:
+        array = draw(*layout.shape)
+        sizes = [int(np.prod([layout.shape[axis] for axis in some])) for some in found]
+        np.testing.assert_array_equal(
+            array.transpose([axis for some in found for axis in some]).reshape(sizes), layout.view(array)
+        )
