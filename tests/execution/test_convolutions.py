@@ -144,6 +144,26 @@ def test_convolutions_inside_of_other_functions_are_found(wrap):
     np.testing.assert_allclose(jax.jit(fast)(x), jax.jit(plain)(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="forms for a CPU")
+def test_convolutions_inside_of_gradients_are_found_too():
+    """There filters have their channels in another order, as kernel machines meet them."""
+    w, numbers = draw(3, 3, 2, 4), ("NHWC", "HWIO", "NHWC")
+
+    def gradient(x):
+        return jax.grad(
+            lambda x: (jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers) ** 3).sum()
+        )(x)
+
+    x = draw(2, 8, 8, 2)
+    orders = [
+        set(re.findall(r"rhs_spec=(\(.*?\))", str(jax.make_jaxpr(function)(x))))
+        for function in (gradient, with_fast_convolutions(gradient))
+    ]
+    assert len(orders[0]) == 2
+    assert orders[1] <= {"(3, 2, 0, 1)"}
+    np.testing.assert_allclose(with_fast_convolutions(gradient)(x), gradient(x), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype, out", [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")])
 def test_convolutions_of_several_precisions_have_gradients(dtype, out):
