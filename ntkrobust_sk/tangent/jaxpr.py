@@ -93,9 +93,12 @@ class ParameterUse:
 
         It is summed in ``dtype`` or better. With ``each`` the terms for themselves, (R, T).
         """
-        outputs = [var for var, c in zip(self.eqn.outvars, cotangents, strict=True) if c is not None]
-        if sum(map(jnp.size, self.operands())) < sum(var.aval.size for var in outputs):
-            # biases and scales: their gradients are smaller than what they are added to
+        operands = self.operands()
+        n_outputs = sum(c[0].size for c in cotangents if c is not None)
+        wide = [jnp.promote_types(jnp.result_type(operand), dtype) for operand in operands]
+        kept = wide == [jnp.result_type(operand) for operand in operands]
+        if kept and sum(map(jnp.size, operands)) < n_outputs:
+            # biases and scales: their gradients are smaller than what they meet; narrow ones would round them
             terms = zip(self.operand_gradients(cotangents), tangents, strict=True)
         else:
             changes = jax.vmap(jax.vmap(self._pushed))(tangents)
