@@ -63,21 +63,25 @@ class PrimalPredictor(Savable, Portable):
     kernel : TraceNTK, ClassNTK, FullNTK or PseudoNTK
     model : Model
     tangents : pytree of arrays
-        What ``kernel.fold`` makes of training inputs and dual coefficients. Of a tangent kernel the first axis,
-        that of the directions, stands before the last one: so directions and a layer's outputs are one axis of a
-        matrix, and predictions need no copy of it.
+        What ``kernel.fold`` makes of training inputs and dual coefficients.
     offset : array (C,)
+    moved : bool, default=False
+        Whether the first axis of the tangents, that of the directions, stands before their last one, as
+        :func:`make_predictor` puts it: so directions and a layer's outputs are one axis of a matrix, and predictions
+        need no copy of it.
     """
 
     kernel: Callable = field(metadata={"static": True})
     model: Model
     tangents: PyTree
     offset: jax.Array | np.ndarray
+    # not in files and pickles of the first versions
+    moved: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the scores (n, C) of inputs (n, ...)."""
         tangents = self.tangents
-        if self.kernel.has_gradients:
+        if self.moved:
             tangents = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, *_directions_at(leaf)[::-1]), tangents)
         return self.offset + self.kernel.predict(self.model, tangents, x)
 
@@ -160,7 +164,7 @@ def make_predictor(
         tangents = [np.moveaxis(leaf, *_directions_at(leaf)) for leaf in tangents]
         tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)
     tangents = jax.tree.map(jnp.asarray, tangents)
-    return PrimalPredictor(kernel, model, tangents, offset)
+    return PrimalPredictor(kernel, model, tangents, offset, moved=kernel.has_gradients)
 
 
 def training_job(
