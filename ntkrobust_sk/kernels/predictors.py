@@ -67,8 +67,8 @@ class PrimalPredictor(Savable, Portable):
     offset : array (C,)
     moved : bool, default=False
         Whether the first axis of the tangents, that of the directions, stands before their last one, as
-        :func:`make_predictor` puts it: so directions and a layer's outputs are one axis of a matrix, and predictions
-        need no copy of it.
+        :func:`make_predictor` puts it: so directions and a layer's outputs are one axis of a matrix, and
+        predictions need no copy of it.
     """
 
     kernel: Callable = field(metadata={"static": True})
