@@ -24,6 +24,7 @@ from .values import checked_seed as checked_seed
 from .values import flag as flag
 from .values import function as function
 from .values import integer as integer
+from .values import job_count as job_count
 from .values import number as number
 from .values import positive_tuple as positive_tuple
 from .values import unknown as unknown

@@ -184,6 +184,19 @@ def integer(name: str, value: Any, *, low: int = 1, high: int = LARGEST_COUNT) -
     return found
 
 
+def job_count(n_jobs: Any) -> int | None:
+    """Return ``n_jobs`` as joblib takes it: None, or an integer other than 0, of which -1 means all cores.
+
+    >>> job_count(0)
+    Traceback (most recent call last):
+    ValueError: n_jobs must be None or an integer other than 0 (-1 is all cores), got 0
+    """
+    found = _as_int(n_jobs)
+    if n_jobs is not None and (found is None or not 0 < abs(found) <= LARGEST_COUNT):
+        raise ValueError(f"n_jobs must be None or an integer other than 0 (-1 is all cores), got {brief(n_jobs)}")
+    return found
+
+
 def _as_int(value) -> int | None:
     """Convert a whole number to an int; None for anything else."""
     try:

@@ -6,8 +6,8 @@ from .experiment import PRESETS as PRESETS
 from .experiment import KernelEvolution as KernelEvolution
 from .experiment import load_evolution as load_evolution
 from .experiment import preset as preset
+from .result_lines import DamagedRunError as DamagedRunError
 from .results import EvolutionResult as EvolutionResult
 from .results import read_kernel as read_kernel
-from .run_directory import DamagedRunError as DamagedRunError
 from .run_directory import RunDirectory as RunDirectory
 from .run_directory import RunMismatchError as RunMismatchError

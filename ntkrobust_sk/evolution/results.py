@@ -15,7 +15,8 @@ from ..analysis import metrics
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.store import read_gram
 from . import records
-from .run_directory import DamagedRunError, RunDirectory
+from .result_lines import DamagedRunError
+from .run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import pandas

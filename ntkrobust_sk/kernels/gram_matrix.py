@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from tqdm.auto import tqdm
 
-from .._validation import LARGEST_COUNT, brief, flag, floating, is_finite
+from .._validation import brief, flag, floating, is_finite, job_count
 from ..execution.devices import on_host
 from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
@@ -206,9 +206,7 @@ def _check_options(*, by_layer, progress, n_jobs, plan) -> None:
     flag("progress", progress)
     if not isinstance(plan, bool | np.bool_ | Plan):
         raise ValueError(f"plan must be True, False or a Plan, got {brief(plan)}")
-    is_count = isinstance(n_jobs, int | np.integer) and n_jobs is not True and 0 < abs(n_jobs) <= LARGEST_COUNT
-    if n_jobs is not None and not is_count:
-        raise ValueError(f"n_jobs must be None or an integer other than 0 (-1 is all cores), got {brief(n_jobs)}")
+    job_count(n_jobs)
 
 
 def _checked_dtype(dtype, kernel, model) -> str | None:

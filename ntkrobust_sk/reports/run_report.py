@@ -28,8 +28,9 @@ from ..displays.images import ImageGridDisplay
 from ..displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum
 from ..displays.robustness import TransferDisplay
 from ..evolution.claims import check_claims
+from ..evolution.result_lines import mapped
 from ..evolution.results import EvolutionResult, require_result
-from ..evolution.run_directory import RunDirectory, mapped
+from ..evolution.run_directory import RunDirectory
 from ..evolution.tasks import RESTARTS
 
 # Colour of lines and text in a figure, which becomes that of the text around it, in the dark and in the light.
