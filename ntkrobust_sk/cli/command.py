@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         with heard(), _one_line_each(command):
             return run(options)
     except EXPECTED as error:
-        print(f"ntkrobust {command}: {_in_a_line(error)}", file=sys.stderr)
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())]) or type(error).__name__
+        print(f"ntkrobust {command}: {_in_a_line(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"ntkrobust {command}: stopped", file=sys.stderr)
@@ -90,14 +91,14 @@ def demo(options: dict[str, Any]) -> int:
 
 def evolve(options: dict[str, Any]) -> int:
     """Run ``ntkrobust evolve``."""
-    start, out = time.perf_counter(), options.pop("out")
+    start, out, n_jobs = time.perf_counter(), options.pop("out"), options.pop("jobs")
     _say_where_from("evolve", options["data"], options["data_dir"])
     experiment = preset(**options)
     if missing := [name for name in ("safetensors", "zarr", "matplotlib", "jinja2") if find_spec(name) is None]:
         # the report, which comes last, needs them too
         raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
     require_file(check_path("--out", out) / "report.html")
-    result = experiment.run(out)
+    result = experiment.run(out, n_jobs=n_jobs)
     report = write_report(result)
     print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")
     return 0
@@ -205,6 +206,7 @@ def _add_evolve(commands):
     parser.set_defaults(run=evolve)
     parser.add_argument("--data", default="digits", help="digits, cifar10, fashion-mnist, mnist, or an .npz file")
     parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--jobs", type=int, help="processes that share the work; -1 is all cores")
     given = {
         "data_dir": {"help": "folder with the data set's canonical files"},
         "network": {"choices": tuple(NETWORKS)},

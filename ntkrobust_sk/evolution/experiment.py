@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .. import __version__
-from .._validation import LARGEST_SEED, brief, check_choice, check_path, flag, integer, number
+from .._validation import brief, check_choice, check_path, number
 from ..attacks.pgd import FGSM, NFGSM, PGD
 from ..datasets.splits import Splits, load_splits, no_more, require_enough
 from ..execution.interrupts import heard
@@ -30,36 +29,17 @@ from ..networks.precision import PRECISIONS
 from ..tangent.linearization import DYNAMICS
 from .results import EvolutionResult, brief_epochs
 from .run_directory import RunDirectory
+from .schedule import OrderedResults, Schedule
+from .setting_checks import check_numbers, several, start_of_stage_two
 from .states import States
 from .tasks import Measurements, tasks_of
+from .workers import Workplace, count_processes, share, started
 
 REGIMES = ("benign", "adversarial", "flip")
 STAGE2 = ("benign", "adversarial")
 ATTACKS = ("pgd", "fgsm", "n-fgsm")
 # Epochs between whole ones, where the kernel moves fastest; the paper's.
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
-
-# How settings of an experiment, and of the demo, are checked.
-CHECKS = {
-    integer: "n_train n_test n_kernel batch_size seeds test_steps train_steps patience",
-    partial(integer, low=0): "epochs max_epochs stage2_epochs n_validation n_features",
-    partial(integer, low=0, high=LARGEST_SEED): "random_state",
-    partial(number, low=0): "alpha epsilon flip_epoch",
-    partial(number, above=0): "learning_rate stage2_learning_rate",
-    partial(number, low=0, below=1): "momentum average_decay",
-    flag: "clean_step normalize freeze_state",
-}
-
-
-def check_numbers(settings: Any) -> None:
-    """Bring what is counted and measured in a dataclass of settings into plain numbers, or raise."""
-    for check, names in CHECKS.items():
-        for field in fields(settings):
-            value = getattr(settings, field.name)
-            if field.name in names.split() and not (value is None and field.default is None):
-                found = check(field.name, value)
-                # what is plain stays as it was written
-                object.__setattr__(settings, field.name, value if isinstance(value, int | float) else found)
 
 
 @dataclass(frozen=True)
@@ -175,7 +155,7 @@ class KernelEvolution:
 
     def __post_init__(self):
         for name, known in (("regimes", REGIMES), ("dynamics", DYNAMICS), ("stage2", STAGE2)):
-            object.__setattr__(self, name, _several(name, getattr(self, name)))
+            object.__setattr__(self, name, several(name, getattr(self, name)))
             for value in getattr(self, name):
                 check_choice(f"entry of {name}", value, known)
         check_choice("attack", self.attack, ATTACKS)
@@ -189,7 +169,7 @@ class KernelEvolution:
             check_path("data_dir", self.data_dir)
         if "flip" in self.regimes and "benign" not in self.regimes:
             raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
-        fractions = _several("fractions", self.fractions)
+        fractions = several("fractions", self.fractions)
         object.__setattr__(self, "fractions", tuple(number("each of fractions", f, low=0) for f in fractions))
         beyond = [f for f in self.fractions if f > self.epochs]
         if beyond and self.fractions != FRACTIONS:
@@ -205,7 +185,9 @@ class KernelEvolution:
                 f"accuracy may fail to rise; got {self.patience} and {self.n_validation}"
             )
         if self.stage2_from is not None:
-            object.__setattr__(self, "stage2_from", tuple(map(_start, _several("stage2_from", self.stage2_from))))
+            object.__setattr__(
+                self, "stage2_from", tuple(map(start_of_stage_two, several("stage2_from", self.stage2_from)))
+            )
         for regime, epoch in self.starts:
             check_choice("regime in stage2_from", regime, self.regimes)
             if epoch not in self.checkpoints:
@@ -244,7 +226,12 @@ class KernelEvolution:
         return PGD(self.epsilon, n_steps=self.test_steps)
 
     def run(
-        self, out: str | os.PathLike, *, splits: Splits | None = None, progress: bool = True
+        self,
+        out: str | os.PathLike,
+        *,
+        splits: Splits | None = None,
+        progress: bool = True,
+        n_jobs: int | None = None,
     ) -> EvolutionResult:
         """Run the experiment, or what is left of it.
 
@@ -256,6 +243,11 @@ class KernelEvolution:
             Data in place of what ``data`` names.
         progress : bool, default=True
             Show a bar.
+        n_jobs : int, default=None
+            Processes that share the tasks, by joblib: loky, or Dask inside of
+            ``joblib.parallel_config(backend="dask")``; -1 is all cores, None is 1 unless joblib is set to more.
+            The folder gets the same bytes from any number of them. Each takes ``memory`` for itself, and where
+            there are several GPUs one of them.
 
         Returns
         -------
@@ -269,7 +261,15 @@ class KernelEvolution:
             If another process writes into it.
         TrainingDivergedError
             When training does; what was finished is kept.
+        RuntimeError
+            If one task has lost its worker more than three times.
+
+        Warns
+        -----
+        RuntimeWarning
+            When a worker was lost, such as one that the system has killed for its memory; its task is done again.
         """
+        n_workers = count_processes(n_jobs)
         out = check_path("out", out)
         if splits is not None and not isinstance(splits, Splits):
             raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {brief(splits)}")
@@ -279,14 +279,22 @@ class KernelEvolution:
         experiment = self.fitting(len(splits.y), len(np.unique(splits.y)))
         require_enough(splits.y, experiment.n_kernel)
         with heard(), RunDirectory.session(out, settings_of(experiment, splits)) as run:
-            measurements = Measurements(States(experiment, run, splits), run.results())
+            written = run.results()
+            measurements = Measurements(States(experiment, run, splits), [*run.waiting.read(), *written])
             measurements.forget_what_has_lost_its_files()
-            tasks, label = tasks_of(experiment), f"evolution of {self.data}"
-            with tqdm(total=len(tasks), desc=label, unit="task", disable=not progress) as bar:
-                for task in tasks:
+            tasks, records, label = tasks_of(experiment), measurements.records, f"evolution of {self.data}"
+            there = {record["task"] for record in written} & records.keys()
+            results = OrderedResults(run, [task.name for task in tasks], records, there)
+            left = [task for task in tasks if task.name not in records]
+            bar = {"total": len(tasks), "initial": len(tasks) - len(left), "desc": label, "unit": "task"}
+            with tqdm(**bar, disable=not progress) as bar:
+                if (n_workers := min(n_workers, len(left))) > 1:
+                    with started(Workplace(experiment, run.path, splits), n_workers) as workers:
+                        share(Schedule(measurements.states, records), results, workers, bar)
+                    left = []
+                for task in left:
                     bar.set_postfix_str(task.name)
-                    if task.name not in measurements.records:
-                        run.append(measurements.take(task))
+                    results.add(measurements.take(task))
                     bar.update()
         return load_evolution(out)
 
@@ -384,17 +392,3 @@ def _skipped(experiment, there) -> list[str]:
     names = [task.name for task in tasks_of(experiment)]
     last = max((at for at, name in enumerate(names) if name in there), default=0)
     return [name for name in names[:last] if name not in there]
-
-
-def _several(name, values) -> tuple:
-    is_sequence = isinstance(values, Iterable) and not isinstance(values, str | bytes | dict | set)
-    if not is_sequence or getattr(values, "shape", None) == ():
-        raise ValueError(f"{name} must be a sequence, such as a tuple, got {brief(values)}")
-    return tuple(values)
-
-
-def _start(start) -> tuple[str, float]:
-    """Return a regime and an epoch where stage 2 starts, or raise."""
-    if not isinstance(start, tuple | list) or len(start) != 2:
-        raise ValueError(f"each of stage2_from must be (regime, epoch), got {brief(start)}")
-    return start[0], number("epoch in stage2_from", start[1], low=0)

@@ -17,6 +17,7 @@ from ..networks.named import NETWORKS, initial_model
 from ..networks.precision import with_precision
 from ..networks.wrappers import Normalized
 from ..tangent.linearization import linearize
+from ..training.checkpoints import DamagedCheckpointError, load_checkpoint
 from ..training.resumable import TrainingConfig, checkpointed_states, state_file
 from ..training.state import TrainState
 from .records import Record
@@ -85,6 +86,7 @@ class States:
     def __init__(self, experiment: KernelEvolution, run: RunDirectory, splits: Splits):
         self.experiment, self.run = experiment, run
         self.examples = choose_examples(experiment, splits)
+        self._first: dict[int, TrainState] = {}
         self._walks: dict[tuple[int, str], Iterator[tuple[float, TrainState]]] = {}
 
     def key(self, seed: int, *purpose: int) -> jax.Array:
@@ -113,6 +115,9 @@ class States:
 
     def at(self, seed: int, regime: str, epoch: float) -> TrainState:
         """Find the state of a regime at an epoch, or train up to it."""
+        found = self._on_disk(seed, regime, epoch)
+        if found is not None:
+            return found
         started = self._walks.pop((seed, regime), iter(()))
         for walk in (started, self._walk(seed, regime)):
             for at, state in walk:
@@ -121,15 +126,35 @@ class States:
                     return state
         raise LookupError(f"epoch {epoch:g} of {regime} is not kept")
 
+    def _on_disk(self, seed, regime, epoch) -> TrainState | None:
+        """Read one state; None where there is none, or a damaged one, of which the walk tells."""
+        file = self.file(seed, regime, epoch)
+        if epoch not in own_epochs(self.experiment, regime) or not file.exists():
+            return None
+        try:
+            return load_checkpoint(
+                file, self._first_state(seed), self.run.place(*self.folder(seed, regime), file.name)
+            )
+        except DamagedCheckpointError:
+            return None
+
     def _walk(self, seed, regime):
         """Yield the epochs and states of a regime in order, trained where they are not on disk."""
         experiment = self.experiment
-        stage = self.stage(regime, experiment.learning_rate, average_decay=experiment.average_decay)
-        if regime == "flip":
-            start = self.at(seed, "benign", experiment.flips_at)
-        else:
-            start = stage.first_state(self.first_model(seed), self.key(seed, 1))
-        return self._kept(seed, regime, stage, start, own_epochs(experiment, regime))
+        flipped = regime == "flip"
+        start = self.at(seed, "benign", experiment.flips_at) if flipped else self._first_state(seed)
+        return self._kept(seed, regime, self._first_stage(regime), start, own_epochs(experiment, regime))
+
+    def _first_stage(self, regime) -> TrainingConfig:
+        experiment = self.experiment
+        return self.stage(regime, experiment.learning_rate, average_decay=experiment.average_decay)
+
+    def _first_state(self, seed) -> TrainState:
+        """Return the state before the first step, the same for all regimes of a seed."""
+        if seed not in self._first:
+            stage = self._first_stage("benign")
+            self._first[seed] = stage.first_state(self.first_model(seed), self.key(seed, 1))
+        return self._first[seed]
 
     def after_stage_two(self, seed: int, name: str, model: Model, dynamics: str, training: str) -> Model:
         """Return what stage 2 makes of a model, trained where its state is not on disk.
@@ -162,6 +187,10 @@ class States:
         """Return the place of a regime's states in the run, or of those of ``stage2/...``."""
         return "checkpoints", f"seed-{seed}", *name.split("/")
 
+    def file(self, seed: int, name: str, epoch: float) -> Path:
+        """Return where the state at an epoch is, of a regime or of ``stage2/...``."""
+        return state_file(self.run.path.joinpath(*self.folder(seed, name)), epoch)
+
     def file_of(self, record: Record) -> Path | None:
         """Return the file of the state that a task has measured, if that is its own."""
         if record["kind"] == "checkpoint":
@@ -170,4 +199,4 @@ class States:
             name, epoch = f"stage2/{record['task'].partition('/')[2]}", self.experiment.stage2_epochs
         else:
             return None
-        return state_file(self.run.path.joinpath(*self.folder(record["seed"], name)), epoch)
+        return self.file(record["seed"], name, epoch)

@@ -7,26 +7,28 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from ..analysis import metrics
 from ..analysis.eigenfeatures import ntk_features
 from ..analysis.images import class_eigenvectors, eigenfeature_images, regression_coefficients
 from ..attacks.tiled import attack_in_tiles
+from ..execution.devices import one_thread_each
 from ..execution.memory import parse_memory
 from ..execution.tiles import evaluate, machine_rows, network_rows
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor
+from ..kernels.store import NamedStore
 from ..networks.model import Model
 from ..solvers.ridge import solve
 from ..training.checkpoints import DamagedCheckpointError
 from ..training.state import averaged
-from .records import ClassMetrics, LayerMetrics, Record
+from .measures import class_correlations, class_metrics, kernel_metrics
+from .records import Checkpoint, Record
+from .result_lines import digest
 from .results import IMAGES, kernel_name, read_kernel
 from .states import States, own_epochs
 
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 RESTARTS = 4
 # Steps of signed-gradient ascent on an image; half of them cross the range of the pixels.
 IMAGE_STEPS = 50
-# Eigenvalues that count for the top mass.
-TOP = 10
 
 # The kind of a record, and its numbers.
 Measured = tuple[str, Mapping[str, Any]]
@@ -50,6 +50,15 @@ class Task(NamedTuple):
     name: str
     measure: Callable[..., Measured]
     on: dict[str, Any]
+
+
+def state_name(seed: int, regime: str, epoch: float) -> str:
+    """Name the task that measures a state.
+
+    >>> state_name(0, "benign", 2.0)
+    '0/benign/2'
+    """
+    return f"{seed}/{regime}/{epoch:g}"
 
 
 def tasks_of(experiment: KernelEvolution) -> list[Task]:
@@ -99,8 +108,16 @@ class Measurements:
         self.records = {record["task"]: record for record in found}
 
     def take(self, task: Task) -> Record:
-        """Carry out a task, and remember its record: later ones may depend on it."""
-        kind, numbers = task.measure(self, **task.on)
+        """Carry out a task, and remember its record: later ones may depend on it.
+
+        An error has a note that names the task.
+        """
+        try:
+            with one_thread_each():
+                kind, numbers = task.measure(self, **task.on)
+        except Exception as error:
+            error.add_note(f"in the task {task.name}")
+            raise
         self.records[task.name] = record = cast(Any, {"task": task.name, "kind": kind, **task.on, **numbers})
         return record
 
@@ -115,14 +132,14 @@ class Measurements:
                 lost.append(name)
                 del self.records[name]
                 for images in record.get("kernels", ()):
-                    shutil.rmtree(self._kernel_store(*_state_of(record), images), ignore_errors=True)
+                    shutil.rmtree(self._kernel_store(*_state_of(record), images).path, ignore_errors=True)
         if lost:
             self.run.forget(lost)
 
     def _look_at_files(self, record):
         """Raise OSError or ValueError unless the files that a record states are there, as they were written."""
         for images, stated in record.get("kernels", {}).items():
-            read_kernel(self._kernel_store(*_state_of(record), images), stated)
+            read_kernel(self._kernel_store(*_state_of(record), images).path, stated)
         if record["kind"] == "images":
             self.run.arrays("images", f"seed-{record['seed']}", f"{record['regime']}.safetensors")
         for name in adversarial_names(record, self.experiment.starts):
@@ -136,7 +153,7 @@ class Measurements:
 
     def best_epoch(self, seed: int, regime: str) -> float | None:
         """Return the best epoch of a regime that ended early, or None."""
-        found = [self.records.get(f"{seed}/{regime}/{e:g}") for e in own_epochs(self.experiment, regime)]
+        found = [self.records.get(state_name(seed, regime, e)) for e in own_epochs(self.experiment, regime)]
         scores = {r["epoch"]: r["validation"] for r in found if r and "validation" in r and r["epoch"] % 1 == 0}
         if self.experiment.patience is None or not scores:
             return None
@@ -154,14 +171,25 @@ class Measurements:
 
     def kernel(self, seed: int, regime: str, epoch: float, model: Model) -> np.ndarray:
         """Return the trace kernel of such a network, from its store."""
-        store = self._kernel_store(seed, regime, self.measured_epoch(seed, regime, epoch), "clean")
+        epoch = self.measured_epoch(seed, regime, epoch)
+        store = self._kernel_store(seed, regime, epoch, "clean")
+        measured = self.records.get(state_name(seed, regime, epoch))
+        if measured is not None:
+            # without the store's lock, which another process may hold that needs this kernel too
+            return read_kernel(store.path, cast(Checkpoint, measured)["kernels"]["clean"])
         X, _ = self.states.examples.kernel
         return cast(np.ndarray, gram("trace", model, X, memory=self.experiment.memory, store=store))
 
-    def _kernel_store(self, seed, regime, epoch, images) -> Path:
-        return self.run.joined("kernels", kernel_name(seed, regime, epoch, images))
+    def _kernel_store(self, seed, regime, epoch, images) -> NamedStore:
+        name = kernel_name(seed, regime, epoch, images)
+        return NamedStore(self.run.joined("kernels", name), digest(self.run.place("kernels", name))[:32])
 
     # records
+
+    def training(self, seed: int, regime: str, epoch: float) -> Measured:
+        """Train a regime up to an epoch, and measure nothing: what others measure is then on disk."""
+        self.states.at(seed, regime, epoch)
+        return "training", {}
 
     def checkpoint(self, seed: int, regime: str, epoch: float) -> Measured:
         """Measure accuracies and kernels of a state of stage 1."""
@@ -336,52 +364,3 @@ def _name(regime, epoch, *how) -> str:
 def accuracy(model: Callable, X: np.ndarray, y: np.ndarray, rows: int | None = None) -> float:
     """Return the share of inputs (n, ...) whose highest score is that of their label."""
     return float(np.mean(evaluate(model, X, rows or network_rows()).argmax(1) == y))
-
-
-def kernel_metrics(K: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Compute scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
-    Y = np.eye(int(y.max()) + 1)[y]
-    return {
-        "effective_rank": metrics.effective_rank(K),
-        "participation_ratio": metrics.effective_rank(K, "participation"),
-        "top_mass": metrics.top_mass(K, min(TOP, len(K))),
-        "target_alignment": metrics.target_alignment(K, Y),
-        "centered_target_alignment": metrics.target_alignment(K, Y, centered=True),
-    }
-
-
-def class_metrics(layers: Mapping[str, np.ndarray], y: np.ndarray) -> ClassMetrics:
-    """Compute specialisation of the class kernels, and the part of each layer, of blocks (n, n, C) by layer."""
-    Y = np.eye(int(y.max()) + 1)[y]
-    whole = np.asarray(sum(layers.values()))
-    matrix = metrics.kernel_specialization(whole, Y)
-    total = float(np.trace(whole.mean(2)))
-    by_layer: dict[str, LayerMetrics] = {}
-    for name, block in layers.items():
-        K = np.asarray(block, np.float64).mean(2)
-        # a layer whose output meets a scale that starts at zero has no gradient, and its kernel neither of both
-        there = bool(K.any())
-        by_layer[name] = {
-            "share": float(np.trace(K)) / total,
-            "effective_rank": metrics.effective_rank(K) if there else None,
-            # uncentred: the kernel of the last bias is constant
-            "target_alignment": metrics.target_alignment(K, Y) if there else None,
-        }
-    return {
-        "specialization": float(np.diag(matrix).mean()),
-        "specialization_matrix": matrix.tolist(),
-        "layers": by_layer,
-    }
-
-
-def class_correlations(images: np.ndarray, X: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Compute correlations (C, C) of each class's image (rows) with the mean of each class's examples (columns).
-
-    Images and means are taken less their mean over classes, so that what all classes share does not count.
-    """
-    means = np.stack([X[y == c].mean(0).ravel() for c in range(len(images))])
-    means = means - means.mean(0)
-    images = images.reshape(len(images), -1)
-    images = images - images.mean(0)
-    norms = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(means, axis=1)
-    return images @ means.T / np.maximum(norms, np.finfo(float).tiny)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,10 @@ from threadpoolctl import ThreadpoolController
 # Platforms whose memory is the host's, where NumPy's products and loops in Python have their place. A test that
 # empties it runs what an accelerator would.
 HOST_PLATFORMS = ("cpu",)
+
+# The threads that our own products take where those of BLAS are held to one, and those that plans count on.
+_taken: ContextVar[int | None] = ContextVar("taken", default=None)
+_planned: ContextVar[int | None] = ContextVar("planned", default=None)
 
 
 def default_devices() -> tuple:
@@ -67,7 +72,41 @@ def blas() -> ThreadpoolController:
 
 def host_threads() -> int:
     """Return the number of threads that NumPy's matrix products may take in this process."""
-    return max((library["num_threads"] for library in blas().info()), default=1)
+    return _taken.get() or max((library["num_threads"] for library in blas().info()), default=1)
+
+
+def planned_threads() -> int:
+    """Return the number of threads that plans of memory count on."""
+    return _planned.get() or host_threads()
+
+
+@contextmanager
+def planned_for(threads: int) -> Iterator[None]:
+    """Plan memory for so many threads, however many there are: then a worker's tiles are those of its parent."""
+    token = _planned.set(threads)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Compute each product and factorisation of NumPy and SciPy in one thread, so that no bit depends on more.
+
+    Tiles of Gram matrices are shared by as many threads as before, each with products of its own.
+
+    >>> threads = host_threads()
+    >>> with one_thread_each():
+    ...     {library["num_threads"] for library in blas().info()} <= {1}, host_threads() == threads
+    (True, True)
+    """
+    token = _taken.set(host_threads())
+    try:
+        with blas().limit(limits=1):
+            yield
+    finally:
+        _taken.reset(token)
 
 
 def give_back_memory() -> None:

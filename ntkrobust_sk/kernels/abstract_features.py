@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from ..execution.devices import default_devices, host_threads, on_host
+from ..execution.devices import default_devices, on_host, planned_threads
 from ..execution.precision import DIGITS, x64_enabled
 from ..networks.inputs import PyTree, inputs_dtype, params_dtype, shapes_of
 from ..networks.model import Model
@@ -112,7 +112,7 @@ class AbstractFeatures:
         itemsize = max(itemsize, self.itemsize, 4)
         of_one_layer = self.kernel.contraction_bytes(features, itemsize)
         block = self.block_bytes(rows, n_directions, itemsize)
-        n_threads = host_threads() if on_host([self.device]) else 1
+        n_threads = planned_threads() if on_host([self.device]) else 1
         # each thread's layers and their sums, and what a tile on the diagonal takes to be made symmetric
         return n_threads * (of_one_layer + 2 * len(features) * block) + 3 * block
 

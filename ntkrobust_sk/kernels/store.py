@@ -57,6 +57,22 @@ class DamagedTileError(OSError):
 
 
 @dataclass(frozen=True)
+class NamedStore(os.PathLike):
+    """A path for a store of one matrix for good, which gets its identity from its caller and not by chance.
+
+    Then the same call writes the same bytes. A store that may grow is not for this: two of them that grow in
+    different ways must not take each other's tiles for their own.
+    """
+
+    path: Path
+    identity: str
+
+    def __fspath__(self) -> str:
+        """Return the path."""
+        return os.fspath(self.path)
+
+
+@dataclass(frozen=True)
 class GramStore:
     """An (n, m, ...) matrix on disk, some of whose tiles may be there.
 
@@ -258,6 +274,7 @@ def open_store(
         If zarr is not installed.
     """
     header.import_zarr()
+    identity = path.identity if isinstance(path, NamedStore) else secrets.token_hex(16)
     path, X, Y = check_path("store", path), job.X, job.Y
     made_from = header.provenance(job.kernel, job.model, dtype, function)
     if _is_free(path):
@@ -267,7 +284,7 @@ def open_store(
         header.read_header(path)
     with locked(path, "Gram store"):
         if _is_free(path):
-            named = {"format": header.FORMAT, "identity": secrets.token_hex(16)} | made_from
+            named = {"format": header.FORMAT, "identity": identity} | made_from
             sizes = {"tile_rows": job.plan.rows, "seeds": job.plan.directions, "tail": list(tail)}
             new = named | sizes | header.described_inputs(X, Y)
             write_atomically(path / "zarr.json", header.zarr_metadata(new))

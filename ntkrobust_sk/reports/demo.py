@@ -30,7 +30,8 @@ from ..displays.kernels import KernelDistanceDisplay, SpectrumDisplay, spectrum
 from ..estimators.kernel_machines import EmpiricalNTKClassifier
 from ..estimators.trainer import AdversarialKernelTrainer
 from ..evolution.claims import HOLDS, closed_form_gains, frozen_kernel_gains
-from ..evolution.experiment import PRESETS, check_numbers
+from ..evolution.experiment import PRESETS
+from ..evolution.setting_checks import check_numbers
 
 
 @dataclass(frozen=True)

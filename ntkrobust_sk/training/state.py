@@ -89,7 +89,7 @@ class TrainingDivergedError(ArithmeticError):
 
     def __reduce__(self):
         # by default an exception is rebuilt from its message alone, and could not come back from a worker
-        return type(self), (self.state, self.epoch, self.step)
+        return type(self), (self.state, self.epoch, self.step), vars(self)
 
 
 def averaged(state: TrainState) -> Model:
