@@ -308,7 +308,7 @@ def share(schedule: Schedule, results: OrderedResults, workers: Processes | Dask
     idle = list(range(workers.n_workers))
     known: list[set] = [set() for _ in idle]
     running: dict[Future, tuple[int, Task]] = {}
-    losses, failures, registry = Counter(), [], {}
+    losses, failures, registry, shown = Counter(), [], {}, ""
     while True:
         for number in list(idle):
             others = set().union(*(kinds for at, kinds in enumerate(known) if at != number))
@@ -322,8 +322,8 @@ def share(schedule: Schedule, results: OrderedResults, workers: Processes | Dask
         if not running:
             break
         names = ", ".join(task.name for _, task in running.values())
-        if names != bar.postfix:
-            bar.set_postfix_str(names)
+        if names != shown:
+            bar.set_postfix_str(shown := names)
         # with nothing to do for somebody, a state that is being trained may be something
         finished, _ = wait(running, timeout=LOOK if idle else None, return_when=FIRST_COMPLETED)
         for future in finished:

@@ -1,0 +1,92 @@
+"""
+How much faster is an experiment with two processes?
+====================================================
+
+A shortened experiment on the digits, by the command: once by one process that has one core, once by ``--jobs 2``
+on two. Whole commands are timed, imports and compilation included, each in a fresh folder and without programs
+that were compiled before. Then all files of the two folders are compared, byte for byte.
+
+Needs a system on which a process can be held to a core (Linux). Run ``python examples/bench_evolution.py``;
+``--write`` puts the table into ``docs/benchmarks.md``, ``--epochs 20`` takes the experiment's own length.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from documents import bar, now, table_of_bars, write_benchmark
+
+HEAD = "experiment"
+OPTIONS = {
+    "n-train": 500,
+    "n-test": 100,
+    "n-kernel": 100,
+    "train-steps": 5,
+    "test-steps": 10,
+    "stage2-epochs": 1,
+    "n-features": 2,
+}
+
+
+def run(out: Path, cores: set[int], *options: str) -> float:
+    """Run the command on some cores, and return the seconds that it took."""
+    given = [text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "ntkrobust_sk", "evolve", "--data", "digits", "--out", str(out)]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    start = time.perf_counter()
+    subprocess.run(
+        [*command, *given, *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        preexec_fn=partial(os.sched_setaffinity, 0, cores),
+    )
+    return time.perf_counter() - start
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Read all files of a run but the report, which states the time and the machine."""
+    files = (file for file in out.rglob("*") if file.is_file() and file.name != "report.html")
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="the table into docs/benchmarks.md, too")
+    options = parser.parse_args()
+    at, cores = now(), sorted(os.sched_getaffinity(0))[:2]
+    given = ["--epochs", str(options.epochs), "--fractions", "0.5", "--seeds", str(options.seeds)]
+    alone, shared, same = [], [], True
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            one, two = Path(folder, "one"), Path(folder, "two")
+            alone.append(run(one, {cores[0]}, *given))
+            shared.append(run(two, set(cores), *given, "--jobs", "2"))
+            same = same and content(one) == content(two)
+    ratio = float(np.median(np.divide(alone, shared)))
+    detail = (
+        f"{np.median(alone):.0f} s and {np.median(shared):.0f} s, {options.epochs} epochs, seeds: {options.seeds}"
+    )
+    lines = [
+        bar("one process on one core / `--jobs 2`", "≥ 1.6", ratio, ratio >= 1.6, detail),
+        bar(
+            "files of both folders", "the same bytes", "the same" if same else "others", same, "all but the report"
+        ),
+    ]
+    print(table_of_bars(HEAD, lines))
+    if options.write:
+        write_benchmark("bench_evolution.py", HEAD, lines, ("jax", "numpy", "joblib"), at)
+
+
+if __name__ == "__main__":
+    main()
