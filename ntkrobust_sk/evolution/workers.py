@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -51,7 +52,10 @@ SETTINGS = (
     "jax_threefry_partitionable",
     "jax_platforms",
     "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
 )
+# Seconds of compiling from which on a program is kept for the other workers.
+WORTH_KEEPING = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,14 +181,19 @@ class Processes:
     def __init__(self, place: Workplace, n_workers: int, threads: int | None = None):
         self.place, self.n_workers = place, n_workers
         self.threads = threads or max(1, cpu_count() // n_workers)
+        self._settings = {name: getattr(jax.config, name) for name in SETTINGS if hasattr(jax.config, name)}
+        self._programs = tempfile.TemporaryDirectory(prefix="ntkrobust-programs-")
+        if self._settings["jax_compilation_cache_dir"] is None:
+            # what one worker has compiled, the others read
+            self._settings["jax_compilation_cache_dir"] = self._programs.name
+            self._settings["jax_persistent_cache_min_compile_time_secs"] = WORTH_KEEPING
         self._pools: list[ProcessPoolExecutor] = [self._started(number) for number in range(n_workers)]
 
     def _started(self, number) -> ProcessPoolExecutor:
-        settings = {name: getattr(jax.config, name) for name in SETTINGS if hasattr(jax.config, name)}
         return ProcessPoolExecutor(
             1,
             initializer=begin,
-            initargs=(self.place, self.threads, settings),
+            initargs=(self.place, self.threads, self._settings),
             env=environment(number, self.n_workers, self.threads),
         )
 
@@ -201,6 +210,7 @@ class Processes:
         """End all of them, ``at_once`` whatever they are doing."""
         for pool in self._pools:
             pool.shutdown(wait=True, kill_workers=at_once)
+        self._programs.cleanup()
 
 
 class DaskWorkers:
