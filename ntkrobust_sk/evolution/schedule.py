@@ -13,8 +13,8 @@ from .tasks import Measurements, Task, state_name, tasks_of
 if TYPE_CHECKING:
     from .experiment import KernelEvolution
 
-# What others wait for, besides training.
-URGENT = (Measurements.closed_form, Measurements.stage_two, Measurements.transfer)
+# The longest way to the end, besides training; so is what closed forms need.
+URGENT = (Measurements.closed_form, Measurements.transfer)
 
 
 class OrderedResults:
@@ -113,6 +113,8 @@ class Schedule:
         self.tasks = tasks_of(self.experiment)
         self.needs = needs_of(self.experiment)
         self.place = {task.name: at for at, task in enumerate(self.tasks)}
+        urgent = [task.name for task in self.tasks if task.measure in URGENT]
+        self._urgent = {*urgent, *(name for one in urgent for name in self.needs[one] if name.count("/") == 2)}
         self._left = {task.name: task for task in self.tasks if task.name not in records}
         self._training = {} if self.experiment.patience is not None else self._trainings()
         self._end = len(self.tasks)
@@ -163,7 +165,16 @@ class Schedule:
         def rank(task):
             kind, trains = program(task), task.measure is Measurements.training
             known = 0 if kind in programs else 2 if kind in others else 1
-            return task.on["seed"], not trains, known, task.measure not in URGENT, self._at(task)
+            second = task.measure is not Measurements.stage_two
+            return (
+                task.on["seed"],
+                not trains,
+                known == 2,
+                task.name not in self._urgent,
+                known,
+                second,
+                self._at(task),
+            )
 
         return min(ready, key=rank, default=None)
 
@@ -215,4 +226,5 @@ def _state_of(task) -> tuple[int, Any, Any]:
 def program(task: Task) -> tuple:
     """Return what tells the compiled programs of a task from those of others."""
     adversarial = task.on.get("regime") != "benign" if task.measure is Measurements.training else None
-    return task.measure.__name__, adversarial, task.on.get("dynamics"), task.on.get("training")
+    kind = "regression" if task.measure in URGENT else task.measure.__name__
+    return kind, adversarial, task.on.get("dynamics"), task.on.get("training")

@@ -25,7 +25,7 @@ from typing import Any, cast
 import jax
 from joblib import cpu_count
 from joblib._parallel_backends import LokyBackend
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
@@ -112,6 +112,8 @@ def begin(place: Workplace, threads: int, settings: dict[str, Any]) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for name, value in settings.items():
         jax.config.update(name, value)
+    # loky ends workers that have grown, as compiling lets them, and with them what they have compiled
+    process_executor._USE_PSUTIL = False
     # a lock among processes would outlive one that is killed
     tqdm.set_lock(threading.RLock())
     blas().limit(limits=threads)

@@ -407,7 +407,9 @@ def test_a_worker_is_given_what_it_has_compiled_and_others_have_not(scheduled):
     for regime in ("benign", "adversarial", "flip"):
         schedule._training.pop((0, regime))
     measured, drawn = (("checkpoint", None, None, None), ("images", None, None, None))
-    assert schedule.next({measured}, (), ()).name == "0/benign/0"
+    # closed forms, and then the transfer matrix, wait for the states that stage 2 starts from
+    assert schedule.next({measured}, (), ()).name == "0/benign/20"
+    assert schedule.next({measured}, (), ["0/benign/20", "0/adversarial/20"]).name == "0/benign/0"
     assert schedule.next({drawn}, {measured}, ()).name == "0/benign/images"
     assert schedule.next((), {measured, drawn}, ()).measure is Measurements.stage_two
 
