@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import tempfile
 import threading
@@ -370,8 +371,16 @@ def _count_loss(losses, task, error):
     advice = "If workers run out of memory, start fewer, or give each of them less: memory=..."
     if losses[task.name] > LOST_WORKERS:
         raise RuntimeError(
-            f"the task {task.name} has lost its worker {losses[task.name]} times ({error}). {advice}"
+            f"the task {task.name} has lost its worker {losses[task.name]} times ({_why(error)}). {advice}"
         ) from error
     warnings.warn(
-        f"a worker was lost ({error}); its task {task.name} is done again. {advice}", RuntimeWarning, stacklevel=4
+        f"a worker was lost ({_why(error)}); its task {task.name} is done again. {advice}",
+        RuntimeWarning,
+        stacklevel=4,
     )
+
+
+def _why(error) -> str:
+    """Say in short how a worker ended: with the status that loky tells at length, such as SIGKILL(-9)."""
+    status = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))
+    return status[1] if status else str(error).partition("\n")[0] or type(error).__name__
