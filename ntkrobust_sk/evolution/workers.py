@@ -329,7 +329,7 @@ def share(schedule: Schedule, results: OrderedResults, workers: Processes | Dask
             if task is None:
                 break
             needed = {name: results.records[name] for name in schedule.needs.get(task.name, ())}
-            running[workers.submit(number, task, needed)] = number, task
+            running[_given(workers, number, task, needed)] = number, task
             known[number].add(program(task))
             idle.remove(number)
         if not running:
@@ -363,6 +363,15 @@ def share(schedule: Schedule, results: OrderedResults, workers: Processes | Dask
         raise first.error from RuntimeError(f"in a worker:\n{first.trace}")
     if schedule.left:
         raise RuntimeError(f"the tasks {', '.join(schedule.left)} wait for each other")
+
+
+def _given(workers, number, task, needed) -> Future:
+    """Give a task to a worker, or to its successor if it was killed while it had nothing to do."""
+    try:
+        return workers.submit(number, task, needed)
+    except workers.lost:
+        workers.renew(number)
+        return workers.submit(number, task, needed)
 
 
 def _count_loss(losses, task, error):

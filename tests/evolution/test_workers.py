@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import warnings
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import joblib
 import numpy as np
 import pytest
 import scipy.linalg
+from tqdm.auto import tqdm
 
 from ntkrobust_sk import KernelEvolution
 from ntkrobust_sk.cli.command import main
@@ -412,6 +414,41 @@ def test_a_worker_is_given_what_it_has_compiled_and_others_have_not(scheduled):
     assert schedule.next({measured}, (), ["0/benign/20", "0/adversarial/20"]).name == "0/benign/0"
     assert schedule.next({drawn}, {measured}, ()).name == "0/benign/images"
     assert schedule.next((), {measured, drawn}, ()).measure is Measurements.stage_two
+
+
+class Pretended:
+    """A worker that does nothing for the tasks of stage 1, and is killed now and then while it is idle."""
+
+    n_workers, lost = 1, (BrokenExecutor,)
+
+    def __init__(self, states):
+        self.states, self.alive, self.renewed = states, True, 0
+
+    def submit(self, number, task, records):
+        if not self.alive:
+            raise BrokenExecutor("it was killed")
+        self.alive = task.name != "0/benign/1"
+        if task.measure is Measurements.training:
+            for epoch in own_epochs(self.states.experiment, task.on["regime"]):
+                file = self.states.file(0, task.on["regime"], epoch)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+        future = Future()
+        future.set_result(workers.Outcome({"task": task.name}))
+        return future
+
+    def renew(self, number):
+        self.alive, self.renewed = True, self.renewed + 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word(scheduled):
+    schedule, records = scheduled(replace(TINY, stage2=(), epochs=2))
+    names = [task.name for task in schedule.tasks]
+    results = OrderedResults(schedule.states.run, names, records, ())
+    pretended = Pretended(schedule.states)
+    workers.share(schedule, results, pretended, tqdm(disable=True))
+    assert [record["task"] for record in schedule.states.run.results()] == names and pretended.renewed == 1
 
 
 def test_results_are_written_in_their_order_and_wait_for_each_other(tmp_path):
