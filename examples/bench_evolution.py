@@ -62,7 +62,7 @@ def content(out: Path) -> dict[str, bytes]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="folder for both runs; one that is there is not done again")
     parser.add_argument("--only", choices=("one", "two"), help="processes; the other run is done at another time")
