@@ -98,7 +98,7 @@ def evolve(options: dict[str, Any]) -> int:
         # the report, which comes last, needs them too
         raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
     require_file(check_path("--out", out) / "report.html")
-    result = experiment.run(out, n_jobs=n_jobs)
+    result = experiment.run(out) if n_jobs is None else experiment.run(out, n_jobs=n_jobs)
     report = write_report(result)
     print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")
     return 0

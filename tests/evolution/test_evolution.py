@@ -652,7 +652,7 @@ def test_options_that_cannot_be_read_are_refused(option, capsys):
 def test_a_fraction_is_read_as_one(tmp_path, monkeypatch):
     seen = {}
 
-    def run(self, out, *, n_jobs):
+    def run(self, out):
         seen["experiment"] = self
         raise ValueError("enough")
 
