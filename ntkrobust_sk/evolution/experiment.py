@@ -289,7 +289,7 @@ class KernelEvolution:
             bar = {"total": len(tasks), "initial": len(tasks) - len(left), "desc": label, "unit": "task"}
             with tqdm(**bar, disable=not progress) as bar:
                 if (n_workers := min(n_workers, len(left))) > 1:
-                    with started(Workplace(experiment, run.path, splits), n_workers) as workers:
+                    with started(Workplace(experiment, run.path.absolute(), splits), n_workers) as workers:
                         share(Schedule(measurements.states, records), results, workers, bar)
                     left = []
                 for task in left:
