@@ -80,43 +80,43 @@ class Sizes:
         return 2 * (formed + self.weights + ENTRY_COST * gradients)
 
 
-def by_outputs(h, delta, tangents, each, dtype):
+def by_outputs(h, delta, tangents, each):
     """Push what the weights see forward: ⟨δ, W h⟩."""
     n_tangents, n_in, *outputs = tangents.shape
     matrix = tangents.swapaxes(0, 1).reshape(n_in, n_tangents * math.prod(outputs))
-    seen = _multiply(h, matrix, 0, dtype).reshape(*h.shape[:2], n_tangents, *outputs)
-    return jnp.einsum("nsro,nstro->nrt" if each else "nsro,nstro->nt", delta, seen, preferred_element_type=dtype)
+    seen = _multiply(h, matrix, 0).reshape(*h.shape[:2], n_tangents, *outputs)
+    return jnp.einsum("nsro,nstro->nrt" if each else "nsro,nstro->nt", delta, seen)
 
 
-def by_inputs(h, delta, tangents, each, dtype):
+def by_inputs(h, delta, tangents, each):
     """Pull the cotangents back: ⟨Wᵀδ, h⟩."""
     if each:
-        pulled = jnp.einsum("nsro,tkro->nsrtk", delta, tangents, preferred_element_type=dtype)
+        pulled = jnp.einsum("nsro,tkro->nsrtk", delta, tangents)
     else:
         n_tangents, n_in, *outputs = tangents.shape
         matrix = tangents.reshape(n_tangents * n_in, math.prod(outputs))
         cotangents = delta.reshape(*delta.shape[:2], matrix.shape[1])
-        pulled = _multiply(cotangents, matrix, 1, dtype).reshape(*delta.shape[:2], n_tangents, n_in)
+        pulled = _multiply(cotangents, matrix, 1).reshape(*delta.shape[:2], n_tangents, n_in)
     # position by position: a sum over both axes at once would have them side by side first, in a copy
-    return jnp.einsum("ns...k,nsk->ns...", pulled, h, preferred_element_type=dtype).sum(1)
+    return jnp.einsum("ns...k,nsk->ns...", pulled, h).sum(1)
 
 
-def by_gradients(h, delta, tangents, each, dtype):
+def by_gradients(h, delta, tangents, each):
     """Form the gradients: ⟨h ⊗ δ, W⟩."""
-    gradients = jnp.einsum("nsk,nsro->nkro", h, delta, preferred_element_type=dtype)
+    gradients = jnp.einsum("nsk,nsro->nkro", h, delta)
     if each:
-        return jnp.einsum("nkro,tkro->nrt", gradients, tangents, preferred_element_type=dtype)
+        return jnp.einsum("nkro,tkro->nrt", gradients, tangents)
     matrix = tangents.reshape(len(tangents), math.prod(tangents.shape[1:]))
-    return _multiply(gradients.reshape(len(h), 1, matrix.shape[1]), matrix, 1, dtype)[:, 0]
+    return _multiply(gradients.reshape(len(h), 1, matrix.shape[1]), matrix, 1)[:, 0]
 
 
-def _multiply(rows, matrix, axis, dtype):
+def _multiply(rows, matrix, axis):
     """Return the product (n, s, q) of rows (n, s, p) and an axis of a matrix, as a product of two matrices.
 
     With more axes in place of these two, XLA would order the matrix anew, in a copy of all tangents.
     """
     flat = rows.reshape(math.prod(rows.shape[:2]), rows.shape[2])
-    found = jax.lax.dot_general(flat, matrix, (((1,), (axis,)), ((), ())), preferred_element_type=dtype)
+    found = jax.lax.dot_general(flat, matrix, (((1,), (axis,)), ((), ())))
     return found.reshape(*rows.shape[:2], matrix.shape[1 - axis])
 
 
@@ -150,11 +150,16 @@ def contract_outer_products(
     matrices = _with_outputs_last(products.layout, tangents)  # (g, t, k, r, o)
     _, n_tangents, n_in, n_directions, n_out = matrices.shape
     sizes = Sizes(products.inputs.shape[2], n_in, n_out, n_directions, n_tangents, each)
-    wide = jnp.promote_types(jnp.result_type(products.inputs, products.cotangents, matrices), dtype)
-    contract = partial(order(sizes), each=each, dtype=wide)
-    h, delta = products.inputs.swapaxes(0, 1), products.cotangents.transpose(2, 1, 3, 0, 4)
     # (g, n, s, k), (g, n, s, r, o)
-    found = contract(h[0], delta[0], matrices[0]) if len(h) == 1 else jax.vmap(contract)(h, delta, matrices).sum(0)
+    factors = products.inputs.swapaxes(0, 1), products.cotangents.transpose(2, 1, 3, 0, 4), matrices
+    # XLA on a CPU has no products of numbers in 16 bits that are summed in 32
+    wide = jnp.promote_types(jnp.result_type(*factors), dtype)
+    factors = [factor.astype(wide) for factor in factors]
+    contract = partial(order(sizes), each=each)
+    if len(matrices) == 1:
+        found = contract(*(factor[0] for factor in factors))
+    else:
+        found = jax.vmap(contract)(*factors).sum(0)
     return found.real.astype(dtype)
 
 
