@@ -32,7 +32,7 @@ ROWS = {2: 256, 3: 64, 4: 0}
 def is_small(job: TileJob) -> bool:
     """Tell whether a job's rows and their features are few, on the host, and multiplied in their own precision."""
     plan, same = job.plan, job.Y is None or job.Y.dtype == job.X.dtype
-    if not (isinstance(job.kernel, TangentKernel) and same and on_host(plan.devices)) or job.by_layer:
+    if not (job.kernel.is_tangent and same and on_host(plan.devices)) or job.by_layer:
         return False
     if (
         max(job.shape) > ROWS.get(job.kernel.rank, 0)
