@@ -160,7 +160,8 @@ def test_a_predictor_folds_the_features_that_its_gram_matrix_has():
     x, dual, offset = np.asarray(drawn(24)), np.asarray(drawn(24, (2,), key=2)) - 0.5, np.zeros(2)
     job = training_job("pseudo", model, x, 2)
     K = gram_of(job)
-    np.testing.assert_array_equal(K, gram("pseudo", model, x))
+    # a small matrix is one program, which sums in another order than tiles do
+    np.testing.assert_allclose(K, gram("pseudo", model, x), rtol=1e-6)
     assert job.kept
     kept = make_predictor("pseudo", model, x, dual, offset, plan=job.plan, features=job.kept)
     again = make_predictor("pseudo", model, x, dual, offset, plan=job.plan)
