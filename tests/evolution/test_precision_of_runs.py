@@ -41,7 +41,8 @@ def test_networks_and_kernels_of_a_run_are_in_its_precision(results):
     model = measurements.model(0, "benign", 1.0)
     assert isinstance(model.network, MixedPrecision) and model.network.precision == "bf16"
     X, _ = measurements.states.examples.kernel
-    np.testing.assert_array_equal(rounded.kernel(0, "benign", 1.0), gram("trace", model, X, dtype="bf16"))
+    # written in tiles, which sum in another order than the one program of a small matrix
+    np.testing.assert_allclose(rounded.kernel(0, "benign", 1.0), gram("trace", model, X, dtype="bf16"), rtol=1e-6)
     # the same weights to begin with, and rounding from there on
     K, K_rounded = (result.kernel(0, "benign", 0.0) for result in results)
     assert 1e-4 < np.abs(K - K_rounded).max() / K.max() < 2e-2
