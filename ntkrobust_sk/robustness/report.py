@@ -229,7 +229,7 @@ class RobustnessReport:
         """Return quantiles of the distances: of a share q of the examples none is longer."""
         is_one = isinstance(q, numbers.Number) or getattr(q, "shape", None) == ()
         shares = array("q", [q] if is_one else q, finite=True).astype(float)
-        if not shares.size or (shares < 0).any() or (shares > 1).any():
+        if not shares.size or shares.ndim > 1 or (shares < 0).any() or (shares > 1).any():
             raise ValueError(f"q must be one or more shares from 0 to 1, got {brief(q)}")
         return np.quantile(self.distances, shares[0] if is_one else shares, method="inverted_cdf")
 

@@ -184,7 +184,7 @@ def test_the_working_space_of_an_accelerator_does_not_count_the_threads_of_the_h
     kernel = KERNELS["trace"]
 
     def plan_with(n_threads):
-        monkeypatch.setattr(abstract_features, "host_threads", lambda: n_threads)
+        monkeypatch.setattr(abstract_features, "planned_threads", lambda: n_threads)
         forget()
         return make_plan(kernel, MODEL, SHAPE, 2**26, n_rows=64)
 

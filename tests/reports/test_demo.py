@@ -139,7 +139,7 @@ def test_the_commands_of_the_documentation_are_understood(monkeypatch):
     for command in commands:
         assert cli.main(shlex.split(command)) == 0
         options = seen.pop()
-        out = options.pop("out")
+        out, _ = options.pop("out"), options.pop("jobs", None)
         assert out.startswith("runs/") and preset(**options).data == options["data"]
     assert len(commands) >= 4 and any("--network resnet18 --n-train 50000" in command for command in commands)
 
