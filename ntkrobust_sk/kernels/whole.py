@@ -35,7 +35,7 @@ def is_small(job: TileJob) -> bool:
     if not (job.kernel.is_tangent and same and on_host(plan.devices)) or job.by_layer:
         return False
     if (
-        max(job.shape) > ROWS.get(job.kernel.rank, 0)
+        max(job.shape) > ROWS.get(job.kernel.rank or 0, 0)
         or plan.passes > 1
         or plan.chunk < plan.rows
         or plan.row_bytes > FEW_BYTES
