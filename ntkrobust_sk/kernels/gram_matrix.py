@@ -159,7 +159,7 @@ def gram(
             f"{n}; make it with the same kernel and model"
         )
     job = TileJob(kernel, model, X, Y, plan, dtype, by_layer)
-    if not on_host(plan.devices) and count_workers(n_jobs) == 1:
+    if count_workers(n_jobs) == 1:
         require_device_memory(job, result=store is None)
     if store is not None:
         return _fill_store(store, job, n_jobs, progress)
