@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from .._validation import brief, flag, integer, number
@@ -206,7 +207,7 @@ def _batch_step(optimizer, freeze_state, attacks, state, batch):
         key = _batch_key(noise, i)
         rows = _rows_at_once(attack, freeze_state, state.model, x)
         if rows < len(x):
-            state = _update_by_pieces(optimizer, attack, rows, state, x, y, weight, key)
+            state = _update_by_pieces(optimizer, freeze_state, attack, rows, state, x, y, weight, key)
         else:
             x_adv = _examples_of(attack, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), x)
             state = _update(optimizer, freeze_state, state, x_adv, y, weight)
@@ -215,7 +216,12 @@ def _batch_step(optimizer, freeze_state, attacks, state, batch):
 
 def _rows_at_once(attack, freeze_state, model, x) -> int:
     """Return how many rows of a batch are attacked and learned from at once: all, or what stays in the cache."""
-    if couples_rows(model, freeze_state) or not getattr(attack, "one_key_each", False):
+    # outside of a compiled loop there are convolutions that are slow in any
+    if (
+        not isinstance(x, Tracer)
+        or couples_rows(model, freeze_state)
+        or not getattr(attack, "one_key_each", False)
+    ):
         return len(x)
     return rows_in_cache(model, x)
 
@@ -235,19 +241,23 @@ def _batch_key(key, data):
     return jax.random.fold_in(key, data)
 
 
-def _update_by_pieces(optimizer, attack, rows, state, x, y, weight, key) -> TrainState:
+def _update_by_pieces(optimizer, freeze_state, attack, rows, state, x, y, weight, key) -> TrainState:
     """Attack and learn from some rows of a batch at a time, and make one optimiser step of all."""
     model = state.model
 
-    def learn(so_far, piece):
+    def learned(piece):
         x, y, weight, keys = piece
         x_adv = _examples_of(attack, attack(model, x, y, key=keys), x)
-        (loss, _), gradient = _gradient(True, model, x_adv, y, weight)
-        return jax.tree.map(jnp.add, so_far, (loss, gradient)), None
+        (loss, _), gradient = _gradient(freeze_state, model, x_adv, y, weight)
+        return loss, gradient
+
+    def learn(so_far, piece):
+        return jax.tree.map(jnp.add, so_far, learned(piece)), None
 
     batch = x, y, weight, example_keys(key, len(x))
     pieces = jax.tree.map(lambda part: part.reshape(-1, rows, *part.shape[1:]), batch)
-    nothing = jnp.zeros((), weight.dtype), jax.tree.map(jnp.zeros_like, model.variables.params)
+    first = jax.tree.map(lambda part: part[0], pieces)
+    nothing = jax.tree.map(lambda sum_: jnp.zeros(sum_.shape, sum_.dtype), jax.eval_shape(learned, first))
     (loss, gradient), _ = jax.lax.scan(learn, nothing, pieces)
     return _stepped(optimizer, state, loss, model.variables.state, gradient)
 

@@ -713,6 +713,39 @@ def test_rows_of_a_batch_taken_by_pieces_give_the_same_update_and_attacks(monkey
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
+@dataclass(frozen=True)
+class OnlyInTraining:
+    """A network without a state whose gradient is zero in evaluation mode."""
+
+    n_outputs: int = 3
+
+    def init(self, key, input_shape):
+        return Variables(jax.random.normal(key, (np.prod(input_shape), self.n_outputs)))
+
+    def apply(self, params, state, x, *, train=False):
+        return x.reshape(len(x), -1) @ (params if train else jax.lax.stop_gradient(params)), state
+
+
+@pytest.mark.parametrize("freeze_state", [False, True])
+def test_pieces_are_learned_from_in_the_mode_of_training(monkeypatch, freeze_state):
+    network = OnlyInTraining()
+    start = Model(network, network.init(KEY, (N_FEATURES,)))
+    monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x: 4)
+    (state,) = run(start, attacks=(Clean(),), freeze_state=freeze_state, epochs=1)
+    assert (weights(state) == np.ravel(start.variables.params)).all() == freeze_state
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_pieces_of_networks_in_half_precision_add_up(monkeypatch, dtype):
+    half = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh_model().variables.params)
+    found = []
+    for rows in (4, 8):
+        monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x, rows=rows: rows)
+        options = {"attacks": (Clean(), PGD(0.1, n_steps=rows)), "batch_size": 8}
+        found.append(weights(run(Model(NETWORK, Variables(half)), **options)[-1]).astype(float))
+    assert found[0].shape == found[1].shape and np.isfinite(found).all()
+
+
 @pytest.mark.slow
 def test_batch_statistics_see_the_whole_batch(monkeypatch):
     asked = []
