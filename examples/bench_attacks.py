@@ -179,7 +179,7 @@ def against_art(n_features=N_FEATURES):
 
 
 def against_art_on_a_machine(n):
-    """PGD-10 on n examples and a support vector machine against ART, which is given fewer; time for one of them."""
+    """PGD-10 on n examples and a support vector machine against ART, given fewer; time for one of them."""
     from art.attacks.evasion import ProjectedGradientDescent
     from art.estimators.classification import SklearnClassifier
 
@@ -199,7 +199,8 @@ def against_art_on_a_machine(n):
     robust = svc.score(perturb(svc, X[:few], y[:few], plain), y[:few])
     by_art = svc.score(attack.generate(X[:few], labels), y[:few])
     detail = f", for one of {len(X)} and {few} examples; of those {few}, {robust:.2f} and {by_art:.2f} stand"
-    return line(f"PGD-10, RBF-SVC, {n} examples: ART", "≥ 1,000", lambda r: r >= 1000, ours.each(len(X)), arts.each(few), detail)
+    case = f"PGD-10, RBF-SVC, {n} examples: ART"
+    return line(case, "≥ 1,000", lambda r: r >= 1000, ours.each(len(X)), arts.each(few), detail)
 
 
 def against_reference(network, in_torch, name):
