@@ -137,6 +137,8 @@ gram(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, <Y:images? None
 gram('class', <model:Model model>, <X:images X>, <Y:images? X>)
 gram('full', <model:Model model>, <X:images X>, <store:path? None>, <dtype:any None>)
 gram(<kernel:kernel 'pseudo'>, <model:Model image_model>, <X:images images>)
+gram_operator(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, <Y:images? None>, <memory:memory '2GiB'>,
+    <dtype:any None>, <n_jobs:integer? None>) @ np.ones((12, 2)) # X
 TraceNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 ClassNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 FullNTK()(<model:Model model>, <x1:images X>, <x2:images X>)

@@ -66,6 +66,7 @@ from .kernels import ProjectedNTK as ProjectedNTK
 from .kernels import PseudoNTK as PseudoNTK
 from .kernels import TraceNTK as TraceNTK
 from .kernels import gram as gram
+from .kernels import gram_operator as gram_operator
 from .networks import CNN as CNN
 from .networks import MLP as MLP
 from .networks import MixedPrecision as MixedPrecision

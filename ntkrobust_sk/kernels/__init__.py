@@ -9,6 +9,8 @@ from .ntk import PseudoNTK as PseudoNTK
 from .ntk import TangentKernel as TangentKernel
 from .ntk import TraceNTK as TraceNTK
 from .ntk import resolve_kernel as resolve_kernel
+from .operator import GramOperator as GramOperator
+from .operator import gram_operator as gram_operator
 from .plan import Plan as Plan
 from .plan import fixed_plan as fixed_plan
 from .plan import make_plan as make_plan

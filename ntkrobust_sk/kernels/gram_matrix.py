@@ -22,7 +22,7 @@ from ..networks.inputs import all_finite, host_inputs, params_dtype
 from ..networks.model import Model, check_model, require_model
 from .abstract_features import AbstractFeatures, abstract_features
 from .fingerprint import fingerprint
-from .ntk import resolve_kernel
+from .ntk import Kernel, resolve_kernel
 from .plan import Plan, make_plan
 from .room import require_device_memory
 from .store import open_store, stored_sizes
@@ -125,20 +125,10 @@ def gram(
     >>> bool(abs(sum(layers.values()) - K).max() < 1e-5 * K.max())
     True
     """
-    kernel = resolve_kernel(kernel)
-    require_model(model)
-    X = _inputs("X", X, model)
-    Y = None if Y is None else _inputs("Y", Y, model)
-    if Y is not None and Y.shape[1:] != X.shape[1:]:
-        way = "; write Y[None] for a single one" if Y.shape == X.shape[1:] else ""
-        raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}{way}")
+    kernel, X, Y = checked_sides(kernel, model, X, Y)
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
-    if kernel.is_tangent:
-        for name, x in (("X", X), ("Y", Y)):
-            if x is not None and (name == "X" or x.dtype != X.dtype):
-                _require_logits(abstract_features(kernel, model, x.shape[1:], x.dtype), name)
-    elif by_layer:
+    if by_layer and not kernel.is_tangent:
         raise ValueError(f"by_layer needs a kernel made of tangent features, got {kernel!r}")
     dtype = _checked_dtype(dtype, kernel, model)
     if by_layer and store is not None:
@@ -193,6 +183,24 @@ def _assembled(job: TileJob, n_jobs, progress) -> list:
     for K in result:
         _require_finite(job.kernel, K)
     return result
+
+
+def checked_sides(
+    kernel: str | Callable, model: Model, X: ArrayLike, Y: ArrayLike | None
+) -> tuple[Kernel, np.ndarray, np.ndarray | None]:
+    """Return a kernel and the inputs of its rows and columns, in NumPy, if model and kernel take them."""
+    kernel = resolve_kernel(kernel)
+    require_model(model)
+    X = _inputs("X", X, model)
+    Y = None if Y is None else _inputs("Y", Y, model)
+    if Y is not None and Y.shape[1:] != X.shape[1:]:
+        way = "; write Y[None] for a single one" if Y.shape == X.shape[1:] else ""
+        raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}{way}")
+    if kernel.is_tangent:
+        for name, x in (("X", X), ("Y", Y)):
+            if x is not None and (name == "X" or x.dtype != X.dtype):
+                _require_logits(abstract_features(kernel, model, x.shape[1:], x.dtype), name)
+    return kernel, X, Y
 
 
 @lru_cache(maxsize=256)

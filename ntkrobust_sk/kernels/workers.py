@@ -7,13 +7,13 @@ columns, and hands on the tiles. Which device has computed a tile does not chang
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from queue import Empty, Queue
 from threading import Event
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -89,25 +89,54 @@ def finished_tiles(
     if n_workers == 1:
         yield from _computed_here(job, tiles, width)
         return
-    plan, left = job.plan, set(tiles)
+    plan = job.plan
+    pieces = [_piece(job, piece) for piece in pieces_for(tiles, plan.panel, n_workers)]
+    tasks = [(*piece, (plan.rows, plan.panel, plan.directions)) for piece in pieces]
+    for _, done in in_workers(_work, tasks, n_workers, "pieces of the matrix"):
+        yield from done
+
+
+def in_workers(
+    work: Callable, tasks: Sequence[tuple], n_workers: int, what: str = "tasks"
+) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each task and what ``work(*task)`` returns, in whatever order workers finish.
+
+    Parameters
+    ----------
+    work : callable
+        A function of a module.
+    tasks : sequence of tuple
+    n_workers : int
+        Processes, through joblib.
+    what : str, default="tasks"
+        What the tasks are, for the warning that some are done again.
+
+    Raises
+    ------
+    BrokenExecutor, CancelledError
+        If workers are lost more than ``LOST_WORKERS`` times.
+    """
+    left = dict(enumerate(tasks))
     for attempts_left in reversed(range(LOST_WORKERS + 1)):
-        pieces = [_piece(job, piece) for piece in pieces_for(list(left), plan.panel, n_workers)]
-        tasks = (delayed(_work)(*piece, (plan.rows, plan.panel, plan.directions)) for piece in pieces)
+        sent = (delayed(_numbered)(number, work, task) for number, task in list(left.items()))
         try:
-            for done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(tasks):
-                for tile, blocks in done or ():
-                    left.discard(tile)
-                    yield tile, blocks
+            for number, done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(sent):
+                del left[number]
+                yield number, done
             return
         except (CancelledError, BrokenExecutor) as error:
             if not attempts_left:
                 raise
             warnings.warn(
-                f"a worker was lost ({error}); the {len(left)} tiles that are missing are computed again. If "
+                f"a worker was lost ({error}); the {len(left)} {what} that are missing are computed again. If "
                 "workers run out of memory, give each of them less: memory=...",
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def _numbered(number: int, work: Callable, task: tuple) -> tuple[int, Any]:
+    return number, work(*task)
 
 
 def _computed_here(job: TileJob, tiles: list[Tile], width: int | None = None) -> Iterator[tuple[Tile, list]]:
