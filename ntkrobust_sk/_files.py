@@ -1,7 +1,4 @@
-"""Files written whole or not at all, files read whole and checked, and errors of disks that name the file.
-
-Folders in which one process writes at a time, too; one that was killed leaves no lock behind.
-"""
+"""Files written whole or not at all, files read whole and checked, and errors of disks that name the file."""
 
 from __future__ import annotations
 
@@ -10,12 +7,10 @@ import io
 import json
 import math
 import os
-import platform
 import re
 import secrets
 import stat
 import struct
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +20,6 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # on Windows, where nothing is locked
-    fcntl = None
-
 # What an unfinished file is called: nobody can guess it, and what a killed process has left can be told apart.
 PART = re.compile(r"\.ntkrobust-[0-9a-f]{16}\.part")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -39,9 +28,6 @@ CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 END, END_SIZE, MEMBERS = b"PK\5\6", 22, slice(10, 12)
 # What may be at a path besides a file, by the letter that ``ls -l`` has for it.
 KINDS = {"p": "a named pipe (FIFO)", "s": "a socket", "c": "a device", "b": "a device"}
-# The file that says who holds a folder, and the errors of file systems that cannot lock.
-LOCK = ".lock"
-UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 # Of archives: RuntimeError of members that claim to be encrypted, or compressed in a way that nobody knows.
 UNREADABLE = (OSError, LookupError, RuntimeError, ValueError, EOFError, BadZipFile, zlib.error, struct.error)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -154,122 +140,6 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
         elif error.errno in CLOSED:
             said += ". Whatever was finished before is kept; write to a folder of your own, or make this one yours"
         raise OSError(error.errno, said, os.fspath(path)) from error
-
-
-@contextmanager
-def locked(folder: str | os.PathLike, what: str) -> Iterator[None]:
-    """Hold a folder alone while the block runs, so that no other process or thread writes there too.
-
-    The lock is the system's: it leaves no file, and goes with the process however that ends. Where the file system
-    has none, nothing is locked.
-
-    Raises
-    ------
-    BlockingIOError
-        At once, if another holds the folder; the message names it.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            said = f"another process or thread is at work in this {what}; wait until it has ended, "
-            said += "or use another path"
-            raise BlockingIOError(error.errno, said, os.fspath(folder)) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
-class FolderInUseError(OSError):
-    """Another process writes into the folder.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, held(folder), held(folder):
-    ...     pass
-    Traceback (most recent call last):
-    ntkrobust_sk._files.FolderInUseError: ... is in use by process ...
-    """
-
-
-@contextmanager
-def held(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep every other process that asks for the same out of a folder until the block ends.
-
-    The system gives the lock back when the process ends, however it does.
-
-    Raises
-    ------
-    FolderInUseError
-        If another process (or thread) has it; the message names folder and process.
-
-    Warns
-    -----
-    RuntimeWarning
-        Where the file system cannot lock.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, held(folder):
-    ...     os.listdir(folder)
-    ['.lock']
-    """
-    if fcntl is None:
-        yield
-        return
-    file = Path(folder) / LOCK
-    descriptor = _acquired(file)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
-        yield
-    finally:
-        # first the name and then the lock: whoever opened the file before finds that it is gone
-        file.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _acquired(file: Path) -> int:
-    """Return a descriptor that has the lock on the file that is at this place."""
-    while True:
-        with explained(file):
-            require_file(file)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(file, descriptor):
-                return descriptor
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise FolderInUseError(
-                f"{file.parent} is in use by {holder}: wait until it has ended, or give another folder"
-            ) from error
-        except OSError as error:
-            if error.errno in UNABLE:
-                warnings.warn(
-                    f"the file system of {file.parent} cannot lock: start nothing else in this folder",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-                return descriptor
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _is_at(file, descriptor) -> bool:
-    """Tell whether the open file has not been taken away since."""
-    try:
-        return os.path.samestat(os.stat(file, follow_symlinks=False), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def is_part(path: str | os.PathLike) -> bool:

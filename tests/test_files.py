@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import MLP, Model, _files, gram, load
-from ntkrobust_sk._files import held, is_part, read_json, read_npz, write_atomically, written_atomically
+from ntkrobust_sk._files import is_part, read_json, read_npz, write_atomically, written_atomically
+from ntkrobust_sk._locks import held
 from ntkrobust_sk.cli.attack import load_estimator, read_examples
 from ntkrobust_sk.datasets.splits import load_splits
 from ntkrobust_sk.evolution.run_directory import RunDirectory

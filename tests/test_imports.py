@@ -16,6 +16,7 @@ PACKAGE = Path(ntkrobust_sk.__file__).parent
 LEVELS = """
 _validation
 _arrays _files _portable
+_locks
 saving
 execution datasets solvers
 networks

@@ -12,13 +12,13 @@ import numpy as np
 import scipy.special
 from jax.tree_util import Partial
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin, is_classifier
+from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin, is_classifier
 from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import brief, fitting
+from .._validation import brief, fitting, require_numbers
 from ..attacks.entry import require_attack
 from ..execution.keys import key_of
 from ..execution.tiles import Shaped, evaluate, evaluate_attacked, movable
@@ -27,7 +27,7 @@ from ..sklearn_models.registry import DifferentiableEstimator
 from ..tables.frames import as_table, require_free, warn_of_fixed
 from ..targets.labels import encode_labels, weights_to_score
 from ..targets.target import AttackTarget, Seed
-from .inputs import as_answer, checked_weights, require_finite_answers, require_one_kind
+from .inputs import as_answer, checked_weights, require_finite_answers, require_finite_targets, require_one_kind
 from .shared import TangentEstimator, allowed, at_least
 
 POSITIVE = allowed(Interval(Real, 0, None, closed="neither"))
@@ -50,15 +50,21 @@ class _OwnTarget(AttackTarget):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
-    """A classifier or a regressor that is a differentiable function, trained and attacked by itself."""
+class GradientDescent:
+    """The parameters of what is trained by gradient descent, with or without an attack."""
 
-    attack: Callable | None = field(default=None, metadata=allowed(callable, None))
     clean_step: bool = field(default=True, metadata=allowed("boolean"))
     max_epochs: int = field(default=20, metadata=allowed(at_least(0)))
     batch_size: int = field(default=128, metadata=allowed(at_least(1)))
     learning_rate: float = field(default=0.01, metadata=POSITIVE)
     momentum: float = field(default=0.9, metadata=allowed(Interval(Real, 0, 1, closed="left")))
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
+    """A classifier or a regressor that is a differentiable function, and is attacked by itself."""
+
+    attack: Callable | None = field(default=None, metadata=allowed(callable, None))
     verbose: int = field(default=0, metadata=allowed("verbose"))
     classes_: np.ndarray = field(init=False)
 
@@ -108,7 +114,11 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
         """Return the scores (n, T) of raw inputs, in the inputs' dtype; of integers in double precision."""
         check_is_fitted(self)
         inputs, _ = self._validated(X, reset=False)
-        return as_answer(evaluate(self.as_model(), inputs, self._rows), inputs)
+        return as_answer(self._scores_of(inputs), inputs)
+
+    def _scores_of(self, X: np.ndarray) -> np.ndarray:
+        """Return the scores (n, T) of checked inputs (n, ...)."""
+        return evaluate(self.as_model(), X, self._rows)
 
     def attack_target(self, X: ArrayLike, y: ArrayLike, *, labelled: bool = True) -> AttackTarget:
         """Return this estimator with checked inputs and labels, ready to be attacked.
@@ -276,3 +286,52 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
             return float(accuracy_score(y, answers, sample_weight=sample_weight))
         except (TypeError, ValueError) as error:
             raise ValueError(f"y must hold labels, such as {brief(self.classes_.tolist())}: {error}") from error
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TangentRegressor(RegressorMixin, MultiOutputMixin, AttackableEstimator):
+    """A regressor of one or several real targets."""
+
+    def _validated_targets(self, X: Any, y: Any, sample_weight: ArrayLike | None, known_shape=None):
+        """Return X as (n, ...), y as it was given, as columns (n, T), and weights (n,) or None."""
+        X, y = self._validated(X, y, reset=True, known_shape=known_shape, multi_output=True, y_numeric=True)
+        if sample_weight is not None:
+            sample_weight = checked_weights(sample_weight, X)
+        self._one_target = y.ndim == 1
+        return X, y, y.reshape(len(y), -1).astype(float), sample_weight
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return predictions (n,) or (n, T) for X (n, n_features) or (n, h, w, c)."""
+        return self._answers(self._evaluate(X))
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return R² on X (n, n_features) or (n, h, w, c) and targets y (n,) or (n, T)."""
+        return self._score(y, self.predict(X), sample_weight)
+
+    def _answers(self, scores):
+        return scores[:, 0] if self._one_target else scores
+
+    def _score(self, y, answers, sample_weight):
+        require_numbers("y", y)
+        sample_weight = weights_to_score(y, len(answers), sample_weight)
+        if (np.shape(y)[1:] or (1,)) != (answers.shape[1:] or (1,)):
+            raise ValueError(f"y must be shaped like predictions, {answers.shape}, got shape {np.shape(y)}")
+        if y is not None:
+            require_finite_targets(y)
+            # R² has no units, but its squares overflow or vanish in those of very large or very small targets
+            y, answers = (np.asarray(of, dtype=float) for of in (y, answers))
+            exponent = np.frexp(abs(y).max(axis=0))[1]
+            exponent = np.where(abs(exponent) > 400, exponent, 0)
+            y, answers = np.ldexp(y, -exponent), np.ldexp(answers, -exponent)
+        from sklearn.metrics import r2_score
+
+        return float(r2_score(y, answers, sample_weight=sample_weight))
+
+    def _attack_targets(self, y, n_samples):
+        require_numbers("y", y)
+        if hasattr(y, "tocsr"):
+            raise TypeError("y must be a dense array of targets, got a sparse matrix; write y.toarray()")
+        y = np.asarray(y, dtype=float)
+        if y.shape[:1] != (n_samples,) or not np.isfinite(y).all():
+            raise ValueError(f"y must hold finite targets for each of the {n_samples} samples")
+        return y.reshape(n_samples, -1).astype(self._dtype)

@@ -7,12 +7,8 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import MultiOutputMixin, RegressorMixin
 
-from .._validation import require_numbers
-from ..targets.labels import weights_to_score
-from .attackable import TangentClassifier
-from .inputs import checked_weights, require_finite_targets
+from .attackable import TangentClassifier, TangentRegressor
 from .tangent_machine import TangentMachine
 
 
@@ -54,6 +50,10 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     class_weight : dict, "balanced" or None, default=None
     memory : str or int, default="2GiB"
         Budget for tangent features.
+    cache : path or joblib.Memory, default=None
+        Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
+        from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
+        integer ``random_state`` is computed from the same twice.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products and of the kernel's, in ``fit``, predictions and attacks: see
@@ -100,7 +100,8 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
         return self._fit_machine(X, self.classes_[encoded], targets, sample_weight, labels=encoded)
 
 
-class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
+@dataclass(eq=False, repr=False, kw_only=True)
+class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
     """A kernel ridge regressor with the empirical tangent kernel of a network.
 
     Parameters
@@ -133,6 +134,10 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
         Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X.
     memory : str or int, default="2GiB"
         Budget for tangent features.
+    cache : path or joblib.Memory, default=None
+        Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
+        from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
+        integer ``random_state`` is computed from the same twice.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products and of the kernel's, in ``fit``, predictions and attacks: see
@@ -166,47 +171,5 @@ class EmpiricalNTKRegressor(RegressorMixin, MultiOutputMixin, TangentMachine):
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit on inputs X (n, n_features) or (n, h, w, c) and real targets y (n,) or (n, T)."""
         self._validate_params()
-        X, y = self._validated(
-            X, y, reset=True, known_shape=self._source_shape(), multi_output=True, y_numeric=True
-        )
-        if sample_weight is not None:
-            sample_weight = checked_weights(sample_weight, X)
-        self._one_target = y.ndim == 1
-        targets = y.reshape(len(y), -1).astype(float)
+        X, y, targets, sample_weight = self._validated_targets(X, y, sample_weight, self._source_shape())
         return self._fit_machine(X, y, targets, sample_weight, labels=targets)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return predictions (n,) or (n, T) for X (n, n_features) or (n, h, w, c)."""
-        return self._answers(self._evaluate(X))
-
-    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return R² on X (n, n_features) or (n, h, w, c) and targets y (n,) or (n, T)."""
-        return self._score(y, self.predict(X), sample_weight)
-
-    def _answers(self, scores):
-        return scores[:, 0] if self._one_target else scores
-
-    def _score(self, y, answers, sample_weight):
-        require_numbers("y", y)
-        sample_weight = weights_to_score(y, len(answers), sample_weight)
-        if (np.shape(y)[1:] or (1,)) != (answers.shape[1:] or (1,)):
-            raise ValueError(f"y must be shaped like predictions, {answers.shape}, got shape {np.shape(y)}")
-        if y is not None:
-            require_finite_targets(y)
-            # R² has no units, but its squares overflow or vanish in those of very large or very small targets
-            y, answers = (np.asarray(of, dtype=float) for of in (y, answers))
-            exponent = np.frexp(abs(y).max(axis=0))[1]
-            exponent = np.where(abs(exponent) > 400, exponent, 0)
-            y, answers = np.ldexp(y, -exponent), np.ldexp(answers, -exponent)
-        from sklearn.metrics import r2_score
-
-        return float(r2_score(y, answers, sample_weight=sample_weight))
-
-    def _attack_targets(self, y, n_samples):
-        require_numbers("y", y)
-        if hasattr(y, "tocsr"):
-            raise TypeError("y must be a dense array of targets, got a sparse matrix; write y.toarray()")
-        y = np.asarray(y, dtype=float)
-        if y.shape[:1] != (n_samples,) or not np.isfinite(y).all():
-            raise ValueError(f"y must hold finite targets for each of the {n_samples} samples")
-        return y.reshape(n_samples, -1).astype(self._dtype)

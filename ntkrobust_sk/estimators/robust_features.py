@@ -17,7 +17,6 @@ from ..analysis.eigenfeatures import leading_eigenpairs, no_attack, ntk_features
 from ..attacks.entry import require_attack
 from ..execution.memory import parse_memory
 from ..execution.tiles import MACHINE_ROWS, evaluate, machine_rows, movable
-from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor
 from ..networks.inputs import host_inputs, params_dtype
@@ -50,6 +49,9 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
     input_shape : tuple of int, default=None
         Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X.
     memory : str or int, default="2GiB"
+    cache : path or joblib.Memory, default=None
+        Folder in which Gram matrices and fits of an unfitted ``estimator`` are kept, by what they are computed
+        from. See :doc:`/guide/select`.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products and of the kernel's: see :class:`~ntkrobust_sk.MixedPrecision`. None leaves the
@@ -106,7 +108,7 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
         if self.criterion == "robustness":
             X = movable(self.model_, X, params_dtype(self.model_.variables.params), MACHINE_ROWS)
         self.X_fit_ = host_inputs("X", X, self.model_.variables.params)
-        K = np.asarray(gram(self.kernel, self.model_, self.X_fit_, memory=self.memory), np.float64)
+        K = np.asarray(self._kernel_of(self.kernel, self.X_fit_), np.float64)
         if self.criterion == "eigenvalue":
             self.eigenvalues_, vectors = leading_eigenpairs(K, self.n_candidates)
             order = np.arange(len(self.eigenvalues_))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from numbers import Integral
@@ -27,13 +28,16 @@ from .._validation import (
 )
 from ..execution.keys import key_of
 from ..execution.memory import parse_memory
+from ..kernels.cached_gram import cached_gram, make_job
 from ..kernels.gram_matrix import gram
 from ..networks.model import Model
 from ..networks.named import initial_model
 from ..networks.precision import PRECISIONS, with_precision
+from ..saving.content_cache import ContentCache, resolve_cache
 from ..saving.savable import Savable
 from ..tables.frames import require_own_names
 from ..targets.target import Seed
+from .fitted_before import fitted_as_before
 from .inputs import as_rows, input_shape, kept_dtypes, require_finite_targets, require_resolved
 
 SITE = "https://ntkrobust-sk.readthedocs.io/en/stable"
@@ -144,7 +148,22 @@ class KernelSource(TangentEstimator):
 
     estimator: Any = field(default=None, kw_only=False)
     memory: str | int = field(default="2GiB", metadata=allowed(str, at_least(1)))
+    cache: Any = None
     estimator_: Any = field(init=False)
+
+    def _validate_params(self):
+        super()._validate_params()
+        resolve_cache("cache", self.cache)
+
+    @property
+    def _cache(self) -> ContentCache | None:
+        return resolve_cache("cache", self.cache)
+
+    def _kernel_of(self, kernel: str | Callable, X: np.ndarray, Y: np.ndarray | None = None) -> np.ndarray:
+        """Return the Gram matrix of a kernel of the fitted model over inputs (n, ...), or that in the cache."""
+        if self._cache is None:
+            return np.asarray(gram(kernel, self.model_, X, Y, memory=self.memory))
+        return np.asarray(cached_gram(make_job(kernel, self.model_, X, Y, self.memory), self._cache))
 
     def _source_shape(self) -> tuple[int, ...] | None:
         """Return the input shape of the estimator that the kernel comes from, where it has one.
@@ -174,8 +193,7 @@ class KernelSource(TangentEstimator):
         fit_params = {}
         if sample_weight is not None and has_fit_parameter(source, "sample_weight"):
             fit_params["sample_weight"] = sample_weight
-        copy: Any = clone(source)
-        self.estimator_ = copy.fit(X, y, **fit_params)
+        self.estimator_ = fitted_as_before(clone(source), self._cache, X, y, **fit_params)
         model = getattr(self.estimator_, "model_", None)
         if not isinstance(model, Model):
             raise ValueError(

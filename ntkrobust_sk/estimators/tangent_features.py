@@ -47,6 +47,9 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
         Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X.
     memory : str or int, default="2GiB"
         Budget: a result that is larger is refused.
+    cache : path or joblib.Memory, default=None
+        Folder in which the fits of an unfitted ``estimator`` are kept, by what they are computed
+        from. See :doc:`/guide/select`.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products: see :class:`~ntkrobust_sk.MixedPrecision`. None leaves the network as it is.

@@ -24,13 +24,13 @@ from ..tangent.linearization import DYNAMICS, linearize
 from ..training.loop import train
 from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
-from .attackable import POSITIVE, TangentClassifier
+from .attackable import POSITIVE, GradientDescent, TangentClassifier
 from .inputs import require_resolved
 from .shared import allowed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class AdversarialKernelTrainer(TangentClassifier):
+class AdversarialKernelTrainer(GradientDescent, TangentClassifier):
     """A neural network trained benignly or adversarially: stage 1, where the kernel is learned.
 
     Parameters

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .._files import LOCK, explained, held, is_part, read_json, write_atomically
+from .._files import explained, is_part, read_json, write_atomically
+from .._locks import LOCK, held
 from ..training.checkpoints import load_checkpoint, read_arrays, save_checkpoint
 from .records import Record
 from .result_lines import DamagedRunError, ResultLines, digest

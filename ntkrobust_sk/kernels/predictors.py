@@ -167,6 +167,12 @@ def make_predictor(
     return PrimalPredictor(kernel, model, tangents, offset, moved=kernel.has_gradients)
 
 
+def kernel_scores(block: np.ndarray, dual_coef: np.ndarray) -> np.ndarray:
+    """Return Σ_j K(x_i, x_j) dual_j (n, T) in double precision, of a kernel's block of rank 2, 3 or 4."""
+    equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
+    return np.einsum(equation, block, dual_coef, optimize=True, dtype=np.float64, casting="unsafe")
+
+
 def training_job(
     kernel: str | Callable, model: Model, X, n_targets: int, *, memory: str | int = "2GiB", n_arrays: int = 0
 ) -> TileJob:

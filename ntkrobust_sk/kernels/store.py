@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from .._files import explained, is_part, locked, require_file, write_atomically
+from .._files import explained, is_part, require_file, write_atomically
+from .._locks import locked
 from .._validation import check_path
 from . import store_header as header
 from .tiles import TileJob

@@ -20,7 +20,8 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
-from .._files import explained, held, require_file, write_atomically, written_atomically
+from .._files import explained, require_file, write_atomically, written_atomically
+from .._locks import held
 from .._validation import check_path
 from ..analysis.metrics import effective_rank, kernel_distance
 from ..attacks.pgd import PGD

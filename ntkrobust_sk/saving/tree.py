@@ -34,6 +34,8 @@ ADDED = {
     if isinstance(kind, type) and issubclass(kind, np.generic)
 }
 REQUESTS = "_metadata_request"
+# Parameters of this library's estimators that no file has: what is loaded has their defaults.
+UNSAVED = ("cache",)
 # Bits of an integer that Python writes and reads as text.
 LARGEST_INTEGER = 13_000
 
@@ -154,8 +156,10 @@ class Encoder:
             )
 
     def _estimator(self, value, name, at):
-        given = value.get_params(deep=False)
-        own = {n: held for n, held in vars(value).items() if n not in given and n != REQUESTS}
+        # a folder is a matter of the machine on which it is
+        unsaved = (REQUESTS,) if "." in name else (REQUESTS, *UNSAVED)
+        given = {n: held for n, held in value.get_params(deep=False).items() if n not in unsaved}
+        own = {n: held for n, held in vars(value).items() if n not in (*given, *unsaved)}
         node = {
             "type": name,
             "number": next(self._numbers),

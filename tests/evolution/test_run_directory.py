@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import _files
-from ntkrobust_sk._files import FolderInUseError, held, write_atomically
+from ntkrobust_sk._files import write_atomically
+from ntkrobust_sk._locks import FolderInUseError, held
 from ntkrobust_sk.evolution.run_directory import DamagedRunError, RunDirectory, RunMismatchError
 from ntkrobust_sk.training.checkpoints import DamagedCheckpointError, load_checkpoint, read_arrays, save_checkpoint
 
@@ -265,7 +266,7 @@ def test_numbers_that_are_not_finite_come_back_and_the_file_is_json_that_every_r
 
 HOLD = """
 import sys, time
-from ntkrobust_sk._files import held
+from ntkrobust_sk._locks import held
 with held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -318,7 +319,7 @@ def test_where_the_file_system_cannot_lock_a_word_is_said(tmp_path, monkeypatch)
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("ntkrobust_sk._files.fcntl.flock", refuse)
+    monkeypatch.setattr("ntkrobust_sk._locks.fcntl.flock", refuse)
     with pytest.warns(RuntimeWarning, match="cannot lock"), held(tmp_path):
         pass
 

@@ -753,7 +753,7 @@ def test_files_of_a_store_have_the_mode_that_the_umask_leaves(path):
 HELD = """
 import sys, time
 sys.argv = ["", sys.argv[1]]
-from ntkrobust_sk._files import locked
+from ntkrobust_sk._locks import locked
 with locked(sys.argv[1], "Gram store"):
     print("held", flush=True)
     sys.stdin.readline()
