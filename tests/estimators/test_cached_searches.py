@@ -140,7 +140,7 @@ def test_a_cache_that_is_no_folder_is_refused_before_anything_is_computed(tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="cache must be the path of a folder"):
         EmpiricalNTKClassifier(NETWORK, cache=tmp_path / "file").fit(X, Y)
-    with pytest.raises(TypeError, match="cache must be None, the path of a folder or .*, got 3"):
+    with pytest.raises(TypeError, match=r"cache must be None, the path of a folder or .*, got 3"):
         EmpiricalNTKClassifier(NETWORK, cache=3).fit(X, Y)
     assert tiles == []
 
