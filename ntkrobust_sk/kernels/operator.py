@@ -38,7 +38,7 @@ class GramOperator(LinearOperator):
     shape : (int, int)
         (n, m), or (n·C, m·C) of the class and the full kernel.
     dtype : dtype
-        In which products are computed and returned.
+        In which products are computed. They are returned in it, or in that of V if this is wider.
     """
 
     def __init__(
@@ -103,14 +103,15 @@ class GramOperator(LinearOperator):
     @heard()
     def _multiplied(self, V, source, target) -> np.ndarray:
         """Compute K(target, source) V, each column in units of a power of two, where none overflows."""
+        wanted = np.result_type(self.dtype, V)
         V = np.asarray(V, np.float64)
         if V.shape[1] == 0:
-            return np.zeros((len(target) * self.n_outputs, 0), self.dtype)
+            return np.zeros((len(target) * self.n_outputs, 0), wanted)
         exponents = np.frexp(np.abs(V).max(axis=0))[1]
         V = np.ldexp(V, -exponents).astype(self.dtype)
         with own_precision(self), np.errstate(over="ignore", invalid="ignore"):
             found = self._product(target, source, self._by_example(V)).reshape(-1, V.shape[1])
-            found = np.ldexp(found, exponents)
+            found = np.ldexp(found.astype(wanted), exponents)
         return self._finite(found)
 
     def _product(self, target, source, V):
@@ -258,27 +259,15 @@ def gram_operator(
     dtype = np.dtype(own if dtype is None else floating("dtype", dtype, ("float32", "float64")))
     with own_precision(np.empty(0, dtype)):
         model = _with_parameters_in(model, dtype)
-        X, Y = (x if x is None else _inputs_in(x, dtype) for x in (X, Y))
-        n_outputs = _n_outputs(kernel, model, X)
-    return GramOperator(
-        kernel,
-        model,
-        X,
-        Y,
-        n_outputs=n_outputs,
-        memory=parse_memory(memory),
-        n_jobs=job_count(n_jobs),
-        dtype=dtype,
-    )
+        rows, columns = _inputs_in(X, dtype), None if Y is None else _inputs_in(Y, dtype)
+        n_outputs = _n_outputs(kernel, model, rows)
+    options = {"memory": parse_memory(memory), "n_jobs": job_count(n_jobs), "dtype": dtype}
+    return GramOperator(kernel, model, rows, columns, n_outputs=n_outputs, **options)
 
 
 def _with_parameters_in(model: Model, dtype: np.dtype) -> Model:
-    """Return the model with floating parameters in another precision."""
-
-    def cast_to(leaf):
-        return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
-
-    params = jax.tree.map(cast_to, model.variables.params)
+    """Return the model with parameters in another precision, in NumPy, which keeps it wherever they are sent."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.variables.params)
     return replace(model, variables=Variables(params, model.variables.state))
 
 

@@ -242,7 +242,7 @@ def _squares(kernel, model, x, directions):
 def _goes_through(model, x, dtype) -> bool:
     """Tell whether plain passes are possible, and round no column, as a network of fewer digits does."""
     logits = jax.eval_shape(lambda model, x: model(x), model, x)
-    return can_push(model, x) and jnp.finfo(logits.dtype).eps <= jnp.finfo(dtype).eps
+    return can_push(model, x) and bool(jnp.finfo(logits.dtype).eps <= jnp.finfo(dtype).eps)
 
 
 def _as_function(model: Model):

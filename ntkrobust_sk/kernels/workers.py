@@ -120,7 +120,7 @@ def in_workers(
     for attempts_left in reversed(range(LOST_WORKERS + 1)):
         sent = (delayed(_numbered)(number, work, task) for number, task in list(left.items()))
         try:
-            for number, done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(sent):
+            for number, done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(sent) or ():
                 del left[number]
                 yield number, done
             return
