@@ -145,6 +145,10 @@ FullNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 PseudoNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 ProjectedNTK(<n_components:integer 4>, <seed:integer 0>, <of:choice 'trace'>)(<model:Model model>,
     <x1:images X>, <x2:images X>)
+InfiniteNTK(<network:any (len, len, len)>, <kind:choice 'ntk'>)
+NTKKernel(<model:Model model>, <kernel:kernel 'trace'>, <scale:number 0.1>, <scale_bounds:any 'fixed'>,
+    <input_shape:any None>, <memory:memory '2GiB'>)(<X:images X>, <Y:images? X>)
+NTKKernel(<model:Model model>, <kernel:kernel 'pseudo'>, <scale:number 0.1>).diag(<X:images X>)
 make_predictor(kernels.TraceNTK(), <model:Model model>, <X:images X>, <dual_coef:matrix Y>,
     <offset:any np.zeros(3)>, <memory:memory '2GiB'>)(X)
 plan.parse_memory(<memory:memory '2GiB'>)

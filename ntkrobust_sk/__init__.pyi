@@ -62,6 +62,7 @@ from .evolution import KernelEvolution as KernelEvolution
 from .evolution import load_evolution as load_evolution
 from .kernels import ClassNTK as ClassNTK
 from .kernels import FullNTK as FullNTK
+from .kernels import InfiniteNTK as InfiniteNTK
 from .kernels import ProjectedNTK as ProjectedNTK
 from .kernels import PseudoNTK as PseudoNTK
 from .kernels import TraceNTK as TraceNTK
@@ -96,6 +97,7 @@ from .robustness import transfer_matrix as transfer_matrix
 from .saving import SavedFileError as SavedFileError
 from .saving import load as load
 from .saving import saved_as as saved_as
+from .sklearn_kernels import NTKKernel as NTKKernel
 from .sklearn_models import as_model as as_model
 from .solvers import Cholesky as Cholesky
 from .solvers import Eigh as Eigh

@@ -1,6 +1,7 @@
 """Empirical tangent kernels: what they are, their Gram matrices in memory and on disk, and predictors on them."""
 
 from .gram_matrix import gram as gram
+from .infinite import InfiniteNTK as InfiniteNTK
 from .neural_tangents_bridge import import_neural_tangents as import_neural_tangents
 from .ntk import KERNELS as KERNELS
 from .ntk import ClassNTK as ClassNTK

@@ -19,7 +19,7 @@ from ..execution.memory import parse_memory
 from ..execution.precision import DIGITS
 from ..execution.tiles import one_ahead
 from ..networks.inputs import all_finite, host_inputs, params_dtype
-from ..networks.model import Model, check_model, require_model
+from ..networks.model import Model, check_model
 from .abstract_features import AbstractFeatures, abstract_features
 from .fingerprint import fingerprint
 from .ntk import Kernel, resolve_kernel
@@ -28,13 +28,14 @@ from .room import require_device_memory
 from .store import open_store, stored_sizes
 from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose
 from .whole import is_small, small_matrix
+from .without_model import model_for
 from .workers import count_workers, finished_tiles
 
 
 @heard()
 def gram(
     kernel: str | Callable,
-    model: Model,
+    model: Model | None,
     X: ArrayLike,
     Y: ArrayLike | None = None,
     *,
@@ -60,6 +61,7 @@ def gram(
         A kernel of :mod:`ntkrobust_sk.kernels`, or any hashable ``kernel(model, x1, x2) -> block`` whose
         block has axes (n, m, ...).
     model : Model
+        Or None for a kernel that is a function of the inputs alone, such as :class:`InfiniteNTK`.
     X : array (n, ...)
     Y : array (m, ...), default=None
         The columns' inputs; None means X, and gives an exactly symmetric matrix.
@@ -125,7 +127,7 @@ def gram(
     >>> bool(abs(sum(layers.values()) - K).max() < 1e-5 * K.max())
     True
     """
-    kernel, X, Y = checked_sides(kernel, model, X, Y)
+    kernel, model, X, Y = checked_sides(kernel, model, X, Y)
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
     if by_layer and not kernel.is_tangent:
@@ -186,11 +188,11 @@ def _assembled(job: TileJob, n_jobs, progress) -> list:
 
 
 def checked_sides(
-    kernel: str | Callable, model: Model, X: ArrayLike, Y: ArrayLike | None
-) -> tuple[Kernel, np.ndarray, np.ndarray | None]:
-    """Return a kernel and the inputs of its rows and columns, in NumPy, if model and kernel take them."""
+    kernel: str | Callable, model: Model | None, X: ArrayLike, Y: ArrayLike | None
+) -> tuple[Kernel, Model, np.ndarray, np.ndarray | None]:
+    """Return kernel, model, and the inputs of rows and columns in NumPy, if model and kernel take them."""
     kernel = resolve_kernel(kernel)
-    require_model(model)
+    model = model_for(kernel, model)
     X = _inputs("X", X, model)
     Y = None if Y is None else _inputs("Y", Y, model)
     if Y is not None and Y.shape[1:] != X.shape[1:]:
@@ -200,7 +202,7 @@ def checked_sides(
         for name, x in (("X", X), ("Y", Y)):
             if x is not None and (name == "X" or x.dtype != X.dtype):
                 _require_logits(abstract_features(kernel, model, x.shape[1:], x.dtype), name)
-    return kernel, X, Y
+    return kernel, model, X, Y
 
 
 @lru_cache(maxsize=256)

@@ -45,6 +45,8 @@ class TangentKernel:
     # Whether features are tangent features, whose entries may be contracted by layer, rounded and folded.
     is_tangent: ClassVar[bool] = True
 
+    needs_model: ClassVar[bool] = True
+
     @property
     def base(self) -> TangentKernel:
         """The kernel whose gradients these are."""
@@ -266,6 +268,11 @@ class CallableKernel:
     def rank(self) -> int | None:
         """The rank of the blocks, if the function states one."""
         return getattr(self.function, "rank", None)
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it depends on the model; a function of the inputs alone says ``needs_model = False``."""
+        return getattr(self.function, "needs_model", True)
 
     def __repr__(self) -> str:
         return repr(self.function)

@@ -194,7 +194,7 @@ class GramOperator(LinearOperator):
 
 def gram_operator(
     kernel: str | Callable,
-    model: Model,
+    model: Model | None,
     X: ArrayLike,
     Y: ArrayLike | None = None,
     *,
@@ -214,6 +214,7 @@ def gram_operator(
     kernel : {"trace", "class", "full", "pseudo"} or callable
         As for :func:`~ntkrobust_sk.gram`.
     model : Model
+        Or None, as there.
     X : array (n, ...)
     Y : array (m, ...), default=None
         The columns' inputs; None is X, and gives a symmetric matrix.
@@ -254,7 +255,7 @@ def gram_operator(
     >>> K.shape, bool(np.allclose(K @ V, gram("trace", model, X) @ V, rtol=1e-4))
     ((4, 4), True)
     """
-    kernel, X, Y = checked_sides(kernel, model, X, Y)
+    kernel, model, X, Y = checked_sides(kernel, model, X, Y)
     own = jnp.promote_types(params_dtype(model.variables.params), jnp.float32)
     dtype = np.dtype(own if dtype is None else floating("dtype", dtype, ("float32", "float64")))
     with own_precision(np.empty(0, dtype)):

@@ -26,6 +26,7 @@ MODULES = {
     "ntkrobust_sk.tangent.linearization": "Linearized",
     "ntkrobust_sk.kernels.ntk": "TraceNTK ClassNTK FullNTK PseudoNTK CallableKernel",
     "ntkrobust_sk.kernels.projected": "ProjectedNTK",
+    "ntkrobust_sk.kernels.infinite": "InfiniteNTK",
     "ntkrobust_sk.kernels.predictors": "PrimalPredictor DualPredictor",
     "ntkrobust_sk.solvers.direct": "Cholesky Eigh",
     "ntkrobust_sk.attacks.pgd": "Clean PGD FGSM NFGSM",

@@ -12,5 +12,6 @@ from .conversion import as_model as as_model
 from .registry import ADAPTERS as ADAPTERS
 from .registry import COMPOSITIONS as COMPOSITIONS
 from .registry import MACHINES as MACHINES
+from .registry import DifferentiableCovariance as DifferentiableCovariance
 from .registry import DifferentiableEstimator as DifferentiableEstimator
 from .registry import adapts as adapts

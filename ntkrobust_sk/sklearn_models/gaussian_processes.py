@@ -1,6 +1,7 @@
 """Gaussian processes: covariances, predictions, and log probabilities of classes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,18 @@ from jax.tree_util import Partial
 
 from .arrays import error_function, fitted, namespace, root, solve_lower
 from .kernel_machines import expanded_distances, expansion, squared_distances
-from .registry import adapts
+from .registry import DifferentiableCovariance, adapts
 
 
-def covariance(kernel: Any) -> Partial:
+def covariance(kernel: Any) -> Callable:
     """Return a scikit-learn Gaussian process kernel as a function, a pytree.
 
     ``k(x, z)`` is between different points, ``k(x)`` of each row with itself, where white noise counts.
     """
     from sklearn.gaussian_process import kernels
 
+    if isinstance(kernel, DifferentiableCovariance):
+        return kernel.as_function()
     kind = type(kernel)
     if kind in (kernels.Sum, kernels.Product):
         return Partial(_sum if kind is kernels.Sum else _product, covariance(kernel.k1), covariance(kernel.k2))

@@ -11,7 +11,7 @@ from .._validation import array
 from ..execution.tiles import as_pytree
 from .arrays import Array, Named, dense, fitted, namespace
 from .linear import scores_of
-from .registry import MACHINES, adapts
+from .registry import MACHINES, DifferentiableCovariance, adapts
 
 
 class KernelFunction(Named):
@@ -50,6 +50,8 @@ def _kernel_of(estimator, given, gamma, spare):
     own = estimator.kernel
     if given is not None:
         return as_pytree(given)
+    if isinstance(own, DifferentiableCovariance):
+        return own.as_function()
     if callable(own) or own == "precomputed":
         raise TypeError(
             f"{type(estimator).__name__} has a {'callable' if callable(own) else 'precomputed'} kernel, which has "

@@ -55,6 +55,14 @@ def form_of(
     )
 
 
+class DifferentiableCovariance(ABC):
+    """A kernel of scikit-learn's that writes itself as a differentiable function."""
+
+    @abstractmethod
+    def as_function(self) -> Callable:
+        """Return ``k(x, z)`` of inputs (n, d) and (m, d), with ``k(x)`` for its diagonal, as a pytree."""
+
+
 class DifferentiableEstimator(ABC):
     """A fitted estimator that writes its scores as a differentiable function by itself.
 

@@ -1,0 +1,260 @@
+"""A tangent kernel as a kernel of scikit-learn's Gaussian processes, which all its kernel machines take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+from numpy.typing import ArrayLike
+from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
+
+from .._validation import array, brief, number, positive_tuple
+from ..execution.memory import parse_memory
+from ..kernels.fingerprint import hash_arrays
+from ..kernels.gram_matrix import gram
+from ..kernels.ntk import resolve_kernel
+from ..kernels.without_model import model_for
+from ..networks.model import Model
+from ..sklearn_models.registry import DifferentiableCovariance
+
+# Rows of a block of which the diagonal is taken.
+BLOCK = 64
+
+
+class NTKKernel(DifferentiableCovariance, Kernel):
+    """A tangent kernel, times a scale, in scikit-learn's form: ``k(X, Y)`` is a matrix.
+
+    It is a :class:`sklearn.gaussian_process.kernels.Kernel`: sums, products and powers with other kernels work,
+    and Gaussian processes fit ``scale``. It is also a callable that :class:`sklearn.svm.SVC`,
+    :class:`sklearn.kernel_ridge.KernelRidge`, :class:`sklearn.decomposition.KernelPCA`,
+    :class:`sklearn.kernel_approximation.Nystroem` and :class:`sklearn.cluster.SpectralClustering` (``affinity=``)
+    take, each of them with one call for a whole matrix: most of them call a bare function for each pair of rows.
+    An affinity must not be negative, and ``NTKKernel(model) ** 2`` is not. :func:`~ntkrobust_sk.as_model` knows
+    this kernel, so machines on it are attacked with gradients.
+
+    Inner products are taken in double precision, so that the matrix of one set of inputs is positive semidefinite
+    to rounding. The last such matrix of a model and kernel is kept while the model lives, if it fits in
+    ``memory``: a search for hyperparameters computes it once.
+
+    Parameters
+    ----------
+    model : Model, default=None
+        The network; None for a kernel that needs none, such as :class:`InfiniteNTK`.
+    kernel : {"trace", "pseudo"} or callable, default="trace"
+        With one number for each pair of inputs.
+    scale : float, default=1.0
+        Factor of the kernel, the hyperparameter; Gaussian processes search for its logarithm.
+    scale_bounds : pair of float or "fixed", default=(1e-5, 1e5)
+    input_shape : tuple of int, default=None
+        Shape (h, w, c) of the images that rows hold; scikit-learn's machines take rows alone. None takes inputs as
+        they come.
+    memory : str or int, default="2GiB"
+        Budget as for :func:`~ntkrobust_sk.gram`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is called: for what is no model, a kernel of another kind, inputs that do not fit the network,
+        and a scale that is not positive.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.svm import SVC
+    >>> from ntkrobust_sk import MLP, Model, NTKKernel
+    >>> X, y = load_iris(return_X_y=True)
+    >>> network = MLP(n_outputs=3)
+    >>> model = Model(network, network.init(jax.random.key(0), (4,)))
+    >>> SVC(kernel=NTKKernel(model)).fit(X, y).score(X, y) > 0.95
+    True
+
+    A Gaussian process with noise:
+
+    >>> from sklearn.gaussian_process import GaussianProcessRegressor
+    >>> from sklearn.gaussian_process.kernels import WhiteKernel
+    >>> kernel = NTKKernel(model, scale=0.1) + WhiteKernel(0.1)
+    >>> process = GaussianProcessRegressor(kernel, normalize_y=True).fit(X, y)
+    >>> mean, std = process.predict(X, return_std=True)
+    >>> mean.shape, std.shape
+    ((150,), (150,))
+    """
+
+    def __init__(
+        self,
+        model: Model | None = None,
+        kernel: str | Callable = "trace",
+        *,
+        scale: float = 1.0,
+        scale_bounds: tuple[float, float] | str = (1e-5, 1e5),
+        input_shape: tuple[int, ...] | None = None,
+        memory: str | int = "2GiB",
+    ):
+        self.model = model
+        self.kernel = kernel
+        self.scale = scale
+        self.scale_bounds = scale_bounds
+        self.input_shape = input_shape
+        self.memory = memory
+
+    @property
+    def hyperparameter_scale(self) -> Hyperparameter:
+        """The scale, as scikit-learn describes a hyperparameter."""
+        bounds = self.scale_bounds
+        if not isinstance(bounds, str) or bounds != "fixed":
+            bounds = array("scale_bounds", bounds, ndim=1, finite=True)
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+                raise ValueError(
+                    f"scale_bounds must be 'fixed' or two numbers, 0 < low <= high, got {brief(self.scale_bounds)}"
+                )
+        return Hyperparameter("scale", "numeric", self.scale_bounds)
+
+    def __call__(self, X: ArrayLike, Y: ArrayLike | None = None, eval_gradient: bool = False) -> Any:
+        """Compute the matrix of inputs.
+
+        Parameters
+        ----------
+        X : array (n, n_features) or (n, ...)
+        Y : array (m, n_features) or (m, ...), default=None
+            Columns' inputs; None means X.
+        eval_gradient : bool, default=False
+            Return the derivative with respect to the logarithm of the scale too; only where Y is None.
+
+        Returns
+        -------
+        K : float64 array (n, m)
+        K_gradient : float64 array (n, n, 1), or (n, n, 0) where the scale is fixed
+            With ``eval_gradient``.
+        """
+        if eval_gradient and Y is not None:
+            raise ValueError("the gradient is that of the matrix of X with itself: leave Y away")
+        scale, symmetric = self._scale(), Y is None or Y is X
+        X = self._inputs("X", X)
+        K = self._symmetric(X) if symmetric else self._matrix(X, self._inputs("Y", Y))
+        K = scale * K
+        if not eval_gradient:
+            return K
+        return K, (np.empty((*K.shape, 0)) if self.hyperparameter_scale.fixed else K[:, :, None].copy())
+
+    def diag(self, X: ArrayLike) -> np.ndarray:
+        """Compute the kernel of each input with itself, (n,), without the whole matrix."""
+        scale, X = self._scale(), self._inputs("X", X)
+        known = self._known(X)
+        if known is not None:
+            return scale * known.diagonal()
+        blocks = (self._matrix(X[at : at + BLOCK]).diagonal() for at in range(0, len(X), BLOCK))
+        return scale * np.concatenate(list(blocks))
+
+    def is_stationary(self) -> bool:
+        """Return False: it depends on more than differences of inputs."""
+        return False
+
+    def __repr__(self) -> str:
+        model = "" if self.model is None else f"{brief(self.model)}, "
+        return f"NTKKernel({model}{self.kernel!r}, scale={self.scale:.3g})"
+
+    def as_function(self) -> Partial:
+        """Return the kernel in JAX, a pytree: ``k(x, z)`` of rows (n, ...) and (m, ...), ``k(x)`` its diagonal."""
+        kernel, model = self._kernel_and_model()
+        shape = None if self.input_shape is None else positive_tuple("input_shape", self.input_shape)
+        return Partial(_Covariance(kernel, shape, self.memory), model, self._scale())
+
+    def _scale(self) -> float:
+        """Return the scale; whatever else is a setting is looked at too."""
+        parse_memory(self.memory)
+        return number("scale", self.scale, above=0)
+
+    def _kernel_and_model(self):
+        kernel = resolve_kernel(self.kernel)
+        if kernel.rank not in (None, 2):
+            raise ValueError(_wrong_rank(kernel))
+        return kernel, model_for(kernel, self.model)
+
+    def _inputs(self, name, X) -> np.ndarray:
+        X = array(name, X, finite=True)
+        if X.ndim < 2 or len(X) == 0:
+            raise ValueError(f"{name} must hold inputs of shape (n, ...) with n >= 1, got shape {X.shape}")
+        if self.input_shape is None:
+            return X
+        shape = positive_tuple("input_shape", self.input_shape)
+        if math.prod(X.shape[1:]) != math.prod(shape):
+            raise ValueError(
+                f"{name} must hold inputs of input_shape={shape}, which stands for {math.prod(shape)} features, "
+                f"got shape {X.shape}"
+            )
+        return X.reshape(len(X), *shape)
+
+    def _matrix(self, X, Y=None) -> np.ndarray:
+        kernel, model = self._kernel_and_model()
+        K = np.asarray(gram(kernel, model, X, Y, memory=self.memory, dtype="float64"))
+        if K.ndim != 2:
+            raise ValueError(_wrong_rank(kernel))
+        return K
+
+    def _symmetric(self, X) -> np.ndarray:
+        known = self._known(X)
+        if known is not None:
+            return known
+        K = self._matrix(X)
+        if K.nbytes <= parse_memory(self.memory):
+            _KEPT.setdefault(self._owner(), {})[resolve_kernel(self.kernel)] = hash_arrays([X]), K
+        return K
+
+    def _known(self, X) -> np.ndarray | None:
+        """Return the matrix of X that was computed before, if it is kept."""
+        content, K = _KEPT.get(self._owner(), {}).get(resolve_kernel(self.kernel), (None, None))
+        return K if content == hash_arrays([X]) else None
+
+    def _owner(self):
+        """Return what matrices are kept for: the model, or a kernel that needs none."""
+        _, model = self._kernel_and_model()
+        return self.kernel if self.model is None else model
+
+
+# Of a model and a kernel, the last matrix of inputs with themselves, and the hash of the inputs.
+_KEPT: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Covariance:
+    """A tangent kernel as a function of rows: of NumPy by the tiles of ``gram``, of JAX to be differentiated."""
+
+    kernel: Any
+    input_shape: tuple[int, ...] | None
+    memory: str | int
+
+    def __call__(self, model, scale, x, z=None):
+        if not isinstance(x, jax.Array):
+            # what the estimator itself has computed, which is what it is compared with
+            own = NTKKernel(
+                model, self.kernel, scale=float(scale), input_shape=self.input_shape, memory=self.memory
+            )
+            return own.diag(x) if z is None else own(x, z)
+        if self.input_shape is not None:
+            x, z = (None if of is None else of.reshape(-1, *self.input_shape) for of in (x, z))
+        return scale * (_diagonal(self.kernel, model, x) if z is None else _block(self.kernel, model, x, z))
+
+
+# outside of a compiled function JAX would run a kernel operation by operation
+@partial(jax.jit, static_argnums=0)
+def _block(kernel, model, x, z):
+    return kernel(model, x, z)
+
+
+@partial(jax.jit, static_argnums=0)
+def _diagonal(kernel, model, x):
+    return jax.vmap(lambda row: kernel(model, row[None], row[None])[0, 0])(x)
+
+
+def _wrong_rank(kernel) -> str:
+    return (
+        f"kernel must give one number for each pair of inputs, as 'trace' and 'pseudo' do, got {kernel!r}; a "
+        "machine of scikit-learn takes no matrix for each class"
+    )

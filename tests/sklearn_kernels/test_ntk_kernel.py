@@ -1,0 +1,212 @@
+"""The tangent kernel in scikit-learn's form: its algebra, one call for a matrix, machines under attack."""
+
+import pickle
+
+import jax
+import numpy as np
+import pytest
+import skops.io
+from sklearn.base import clone
+from sklearn.cluster import SpectralClustering
+from sklearn.decomposition import KernelPCA
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.kernel_approximation import Nystroem
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.svm import SVC, SVR
+
+from ntkrobust_sk import CNN, MLP, PGD, Model, NTKKernel, as_model, gram, perturb
+from ntkrobust_sk.sklearn_kernels import ntk_kernel
+
+rng = np.random.default_rng(0)
+y = np.arange(30) % 3
+X = rng.normal(size=(30, 4)) + np.eye(4)[y] * 2
+NETWORK = MLP(n_outputs=3, widths=(8,), activation="tanh")
+MODEL = Model(NETWORK, NETWORK.init(jax.random.key(0), (4,)))
+KERNEL = NTKKernel(MODEL, scale=0.5)
+K = np.asarray(gram("trace", MODEL, X, dtype="float64"))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Shapes of the inputs of which matrices are computed, from nothing kept."""
+    ntk_kernel._KEPT.clear()
+    found = []
+
+    def counted(kernel, model, X, Y=None, **options):
+        found.append((len(X), None if Y is None else len(Y)))
+        return gram(kernel, model, X, Y, **options)
+
+    monkeypatch.setattr(ntk_kernel, "gram", counted)
+    return found
+
+
+def test_its_matrices_are_those_of_gram_times_the_scale():
+    np.testing.assert_allclose(KERNEL(X), 0.5 * K, rtol=1e-6)
+    np.testing.assert_allclose(KERNEL(X, X[:7]), 0.5 * K[:, :7], rtol=1e-5)
+    np.testing.assert_array_equal(KERNEL(X), KERNEL(X, X))
+    assert (KERNEL(X) == KERNEL(X).T).all() and np.linalg.eigvalsh(KERNEL(X))[0] > -1e-9
+    for of in (X, X[:20], np.tile(X, (5, 1))):
+        np.testing.assert_allclose(KERNEL.diag(of), KERNEL(of).diagonal(), rtol=1e-5)
+    pseudo = NTKKernel(MODEL, "pseudo")
+    np.testing.assert_allclose(pseudo(X), gram("pseudo", MODEL, X, dtype="float64"), rtol=1e-6)
+
+
+def test_the_hyperparameter_is_the_logarithm_of_the_scale():
+    again = KERNEL.clone_with_theta(np.log([3.0]))
+    assert again.scale == pytest.approx(3) and again.model is MODEL and KERNEL.scale == 0.5
+    np.testing.assert_allclose(KERNEL.bounds, np.log([[1e-5, 1e5]]))
+    step = 1e-6
+    up, down = (KERNEL.clone_with_theta(KERNEL.theta + by)(X) for by in (step, -step))
+    _, gradient = KERNEL(X, eval_gradient=True)
+    np.testing.assert_allclose(gradient[:, :, 0], (up - down) / (2 * step), rtol=1e-6)
+    fixed = NTKKernel(MODEL, scale_bounds="fixed")
+    assert fixed.theta.size == 0 and fixed(X, eval_gradient=True)[1].shape == (30, 30, 0)
+    with pytest.raises(ValueError, match="leave Y away"):
+        KERNEL(X, X, eval_gradient=True)
+
+
+def test_it_is_cloned_compared_printed_and_kept():
+    assert clone(KERNEL) == KERNEL != NTKKernel(MODEL) and clone(KERNEL).model is MODEL
+    assert set(KERNEL.get_params()) == {"model", "kernel", "scale", "scale_bounds", "input_shape", "memory"}
+    assert "NTKKernel(Model(MLP(" in repr(KERNEL) and "scale=0.5" in repr(KERNEL + RBF())
+    assert not KERNEL.is_stationary()
+    data = skops.io.dumps(KERNEL)
+    again = skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
+    for other in (again, pickle.loads(pickle.dumps(KERNEL))):
+        np.testing.assert_array_equal(other(X), KERNEL(X))
+
+
+def test_sums_products_and_powers_are_those_of_the_matrices():
+    for combined, expected in [
+        (KERNEL + RBF(), KERNEL(X) + RBF()(X)),
+        (2.0 * KERNEL * RBF(), 2 * KERNEL(X) * RBF()(X)),
+        (KERNEL**2, KERNEL(X) ** 2),
+        (KERNEL + NTKKernel(MODEL, "pseudo"), KERNEL(X) + NTKKernel(MODEL, "pseudo")(X)),
+    ]:
+        np.testing.assert_allclose(combined(X), expected)
+        np.testing.assert_allclose(combined.diag(X), expected.diagonal(), rtol=1e-5)
+
+
+ONE_CALL = {
+    "SVC": SVC(kernel=KERNEL),
+    "SVR": SVR(kernel=KERNEL),
+    "KernelRidge": KernelRidge(kernel=KERNEL),
+    "KernelPCA": KernelPCA(2, kernel=KERNEL),
+    "SpectralClustering": SpectralClustering(3, affinity=KERNEL**2, random_state=0),
+    "GaussianProcessRegressor": GaussianProcessRegressor(KERNEL + WhiteKernel(), n_restarts_optimizer=2),
+    "GaussianProcessClassifier": GaussianProcessClassifier(KERNEL),
+}
+
+
+@pytest.mark.parametrize("name", ONE_CALL)
+def test_a_fit_computes_one_matrix(name, calls):
+    clone(ONE_CALL[name]).fit(X, y)
+    assert calls == [(30, None)]
+
+
+def test_nystroem_takes_one_matrix_of_its_landmarks(calls):
+    Nystroem(KERNEL, n_components=5, random_state=0).fit(X).transform(X)
+    assert calls == [(5, None), (30, 5)]
+
+
+def test_a_matrix_is_kept_for_its_model_kernel_and_inputs_alone(calls):
+    other = Model(NETWORK, NETWORK.init(jax.random.key(1), (4,)))
+    for kernel in (KERNEL, clone(KERNEL), NTKKernel(MODEL, scale=7.0)):
+        kernel(X)
+    assert len(calls) == 1
+    assert not np.allclose(NTKKernel(other)(X), NTKKernel(MODEL)(X))
+    NTKKernel(MODEL, "pseudo")(X)
+    KERNEL(X + 1)
+    assert len(calls) == 4
+    for _ in range(2):
+        # the matrix takes 7,200 bytes
+        NTKKernel(MODEL, memory=7000)(X[::-1])
+    assert len(calls) == 6
+    del other
+    assert len(ntk_kernel._KEPT) == 1
+
+
+MACHINES = {
+    "SVC": SVC(kernel=KERNEL),
+    "two classes": SVC(kernel=KERNEL),
+    "SVR": SVR(kernel=KERNEL),
+    "KernelRidge": KernelRidge(kernel=KERNEL, alpha=0.1),
+    "KernelPCA": KernelPCA(2, kernel=KERNEL),
+    "process": GaussianProcessRegressor(KERNEL * ConstantKernel(2.0) + RBF() + WhiteKernel(0.1), optimizer=None),
+    "process of classes": GaussianProcessClassifier(KERNEL * RBF(3.0), optimizer=None),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_machine_on_it_is_the_same_function_in_jax(name):
+    machine = clone(MACHINES[name]).fit(X, y % 2 if name == "two classes" else y)
+    model = as_model(machine)
+    found = np.asarray(jax.jit(lambda model, x: model(x))(model, X.astype(np.float32)))
+    if name == "two classes":
+        found = found[:, 1] - found[:, 0]
+    elif name == "process of classes":
+        found = np.exp(found)
+    names = ("decision_function", "predict_proba", "predict", "transform")
+    expected = next(getattr(machine, of)(X) for of in names if hasattr(machine, of))
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_pipeline_on_it_is_attacked_by_its_gradient():
+    pipeline = make_pipeline(MinMaxScaler(), SVC(kernel=NTKKernel(MODEL))).fit(X, y)
+    found = perturb(pipeline, X, y, PGD(0.3, n_steps=3, bounds=None))
+    true = np.arange(len(y)), y
+    lower = pipeline.decision_function(found)[true] < pipeline.decision_function(X)[true]
+    assert lower.mean() > 0.9
+
+
+def test_rows_are_images_of_the_shape_that_is_said():
+    network = CNN(n_outputs=2, widths=(2,), strides=(2,))
+    model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
+    images = rng.uniform(size=(6, 4, 4, 1))
+    rows, kernel = images.reshape(6, 16), NTKKernel(model, input_shape=(4, 4, 1))
+    np.testing.assert_array_equal(kernel(rows), NTKKernel(model)(images))
+    machine = SVC(kernel=kernel).fit(rows, [0, 1] * 3)
+    np.testing.assert_allclose(
+        as_model(machine)(rows)[:, 1], machine.decision_function(rows), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_its_scale_is_searched_for_by_cross_validation():
+    search = GridSearchCV(SVC(kernel=KERNEL), {"kernel__scale": [1e-6, 1.0]}, cv=2).fit(X, y)
+    assert search.best_params_ == {"kernel__scale": 1.0}
+
+
+@pytest.mark.parametrize(
+    "kernel, inputs, error, said",
+    [
+        (NTKKernel(), X, TypeError, "model must be a ntkrobust_sk.Model, got None"),
+        (NTKKernel(NETWORK), X, TypeError, "it is a network without variables"),
+        (NTKKernel(MODEL, "class"), X, ValueError, "one number for each pair of inputs, as 'trace'.*ClassNTK"),
+        (NTKKernel(MODEL, "full"), X, ValueError, "one number for each pair"),
+        (NTKKernel(MODEL, lambda model, x, z: np.ones((len(x), len(z), 2))), X, ValueError, "one number for each"),
+        (NTKKernel(MODEL, "trase"), X, ValueError, "unknown kernel 'trase'"),
+        (NTKKernel(MODEL, scale=0), X, ValueError, "scale must be a finite number > 0, got 0"),
+        (NTKKernel(MODEL, scale=float("nan")), X, ValueError, "scale must be a finite number"),
+        (NTKKernel(MODEL, input_shape=(3, 3)), X, ValueError, "input_shape=.3, 3., which stands for 9 features"),
+        (NTKKernel(MODEL, input_shape="ab"), X, (TypeError, ValueError), "input_shape"),
+        (NTKKernel(MODEL, memory="2 apples"), X, ValueError, "memory"),
+        (KERNEL, X[0], ValueError, r"X must hold inputs of shape \(n, ...\) with n >= 1, got shape \(4,\)"),
+        (KERNEL, X[:0], ValueError, "with n >= 1"),
+        (KERNEL, X * np.nan, ValueError, "X must"),
+        (KERNEL, X[:, :2], ValueError, "the network cannot take inputs of shape .n, 2."),
+    ],
+)
+@pytest.mark.parametrize("way", ["__call__", "diag"])
+def test_what_does_not_fit_is_said_when_it_is_called(kernel, inputs, error, said, way):
+    with pytest.raises(error, match=said):
+        getattr(kernel, way)(inputs)
+
+
+@pytest.mark.parametrize("bounds", ["free", (1,), (2, 1), (0, 1), (1e-3, float("inf")), None, ("a", "b")])
+def test_bounds_of_the_scale_are_two_numbers_or_fixed(bounds):
+    with pytest.raises((TypeError, ValueError), match="scale_bounds must"):
+        GaussianProcessRegressor(NTKKernel(MODEL, scale_bounds=bounds)).fit(X, y)
