@@ -160,7 +160,11 @@ solve(<gram:matrix K3>, <targets:matrix Y>, <alpha:number 0.1>, <solver:solver '
 solve(<gram:matrix K4>, <targets:matrix Y>, <alpha:number 0.1>) # targets
 Cholesky(<max_residual:number? None>)(<A:matrix K + np.eye(12)>, <B:matrix Y>) # B
 Eigh(<max_residual:number? None>, <rcond:number? None>)(<A:matrix K + np.eye(12)>, <B:matrix Y>) # B
+kernel_trace(<K:matrix K>)
+kernel_norm(<K:matrix K>, probes=<probes:any analysis.Probes()>)
+top_eigenpairs(<K:matrix K>, <k:integer 3>)
 effective_rank(<K:matrix K>, <kind:choice 'entropy'>)
+effective_rank(gram_operator('trace', model, X), <kind:choice 'entropy'>, probes=<probes:any analysis.Probes()>)
 kernel_alignment(<K1:matrix K>, <K2:matrix K_other>, <centered:flag False>)
 kernel_distance(<K1:matrix K>, <K2:matrix K_other>)
 kernel_specialization(<K_classes:matrix K3>, <Y:matrix Y>, <normalization:choice 'kernels'>,

@@ -21,11 +21,14 @@ from .analysis import effective_rank as effective_rank
 from .analysis import eigenfeature_images as eigenfeature_images
 from .analysis import kernel_alignment as kernel_alignment
 from .analysis import kernel_distance as kernel_distance
+from .analysis import kernel_norm as kernel_norm
 from .analysis import kernel_specialization as kernel_specialization
+from .analysis import kernel_trace as kernel_trace
 from .analysis import kernel_velocity as kernel_velocity
 from .analysis import ntk_features as ntk_features
 from .analysis import polar_dynamics as polar_dynamics
 from .analysis import target_alignment as target_alignment
+from .analysis import top_eigenpairs as top_eigenpairs
 from .analysis import top_mass as top_mass
 from .attacks import APGD as APGD
 from .attacks import DDN as DDN

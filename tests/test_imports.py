@@ -35,7 +35,12 @@ LEVEL = {name: at for at, names in enumerate(LEVELS.split("\n")) for name in nam
 
 # What must stay usable, and be understood, without the other.
 NEVER = [("attacks", "kernels"), ("attacks", "tangent"), ("attacks", "estimators")]
-WITHOUT_JAX = ["solvers", "analysis.metrics", "analysis.checked", "evolution.claims", "evolution.results"]
+WITHOUT_JAX = [
+    "solvers",
+    *(f"analysis.{part}" for part in ("metrics", "spectra", "estimates", "sketches", "checked")),
+    "evolution.claims",
+    "evolution.results",
+]
 
 # A file that one reads at a sitting.
 LINES = 400

@@ -1,9 +1,12 @@
-"""Measures on Gram matrices: how far a kernel moved, how many directions it uses, what it is aligned with.
+"""Measures on Gram matrices: how far a kernel moved, and what it is aligned with.
 
 Arrays in, floats out. Every function takes any array (NumPy, JAX, CuPy, array API) and computes on the host
-in float64; eigenvalues of a matrix on a GPU are computed there, by CuPy, if it is installed. All but the radius of
-:func:`polar_dynamics` are blind to the scale of a kernel, and alignments are uncentred unless
-``centered=True``.
+in float64. All but the radius of :func:`polar_dynamics` are blind to the scale of a kernel, and alignments are
+uncentred unless ``centered=True``. Measures of one kernel's spectrum are in :mod:`.spectra`.
+
+Matrices that are never formed (:func:`~ntkrobust_sk.gram_operator`, or any other SciPy ``LinearOperator``) are
+measured by products with some random columns, which ``probes`` states. Such a result is an
+:class:`~ntkrobust_sk.analysis.Estimate`: a float with its ``standard_error``.
 """
 
 import math
@@ -11,11 +14,13 @@ import math
 import numpy as np
 
 from .._arrays import AnyArray
-from .._validation import array, check_choice, flag, integer, number
-from .checked import COMPLEX, INDEFINITE_TOLERANCE, checked_gram, checked_pair, checked_targets, spectrum_of
+from .._validation import array, check_choice, flag, number
+from . import estimates
+from .checked import COMPLEX, checked_gram, checked_pair, checked_targets
+from .sketches import PROBES, Estimate, Probes, are_operators, checked_operator
 
 
-def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
+def kernel_distance(K1: AnyArray, K2: AnyArray, *, probes: Probes = PROBES) -> float:
     """Compute the kernel distance S(K1, K2) = 1 - ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F), uncentred.
 
     From Fort et al. 2020, arXiv:2010.15110. Computed as ½ ‖K1/‖K1‖ - K2/‖K2‖‖², which keeps its digits when
@@ -23,8 +28,10 @@ def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
 
     Parameters
     ----------
-    K1, K2 : array (n, n)
+    K1, K2 : array or operator (n, n)
         Symmetric Gram matrices of the same samples.
+    probes : Probes
+        For operators.
 
     Returns
     -------
@@ -41,23 +48,27 @@ def kernel_distance(K1: AnyArray, K2: AnyArray) -> float:
     >>> kernel_distance([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 5.0]])
     1.0
     """
+    if are_operators(probes, K1=K1, K2=K2):
+        return estimates.distance(K1, K2, probes)
     K1, norm1, K2, norm2 = checked_pair(K1=K1, K2=K2)
     chord = K1 / norm1
     chord -= K2 / norm2
     return min(0.5 * float(np.vdot(chord, chord)), 2.0)
 
 
-def kernel_velocity(K1: AnyArray, K2: AnyArray, dt: float) -> float:
+def kernel_velocity(K1: AnyArray, K2: AnyArray, dt: float, *, probes: Probes = PROBES) -> float:
     """Compute the kernel velocity S(K_t, K_{t+dt}) / dt, S the :func:`kernel_distance`.
 
     From Fort et al. 2020, arXiv:2010.15110.
 
     Parameters
     ----------
-    K1, K2 : array (n, n)
+    K1, K2 : array or operator (n, n)
         Gram matrices at t and at t + dt.
     dt : float
         Time between them, > 0. In epochs, the velocity is per epoch.
+    probes : Probes
+        For operators.
 
     Returns
     -------
@@ -74,13 +85,16 @@ def kernel_velocity(K1: AnyArray, K2: AnyArray, dt: float) -> float:
     2.0
     """
     dt = number("dt", dt, above=0, unit="in epochs")
-    velocity = kernel_distance(K1, K2) / dt
+    distance = kernel_distance(K1, K2, probes=probes)
+    velocity = distance / dt
     if not math.isfinite(velocity):
         raise ValueError(f"dt must be long enough for a finite velocity, got {dt!r}")
-    return velocity
+    return Estimate(velocity, distance.standard_error / dt) if isinstance(distance, Estimate) else velocity
 
 
-def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[float, float]:
+def polar_dynamics(
+    K_t: AnyArray, K_start: AnyArray, K_end: AnyArray, *, probes: Probes = PROBES
+) -> tuple[float, float]:
     """Compute radius and angle of a kernel on its way through training (Tsilivis & Kempe 2022, arXiv:2210.05577).
 
     radius = ‖K_t - K_start‖ / ‖K_end - K_start‖ and cos(angle) = ⟨K_t, K_start⟩ / (‖K_t‖ ‖K_start‖), in the
@@ -88,8 +102,10 @@ def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[f
 
     Parameters
     ----------
-    K_t, K_start, K_end : array (n, n)
+    K_t, K_start, K_end : array or operator (n, n)
         Gram matrices now, at the start and at the end of training. Unlike the angle, the radius sees scale.
+    probes : Probes
+        For operators.
 
     Returns
     -------
@@ -111,6 +127,8 @@ def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[f
     >>> [round(v, 6) for v in polar_dynamics(end, start, end)]
     [1.0, 1.570796]
     """
+    if are_operators(probes, K_t=K_t, K_start=K_start, K_end=K_end):
+        return estimates.polar(K_t, K_start, K_end, probes)
     K_t, _, K_start, _ = checked_pair(K_t=K_t, K_start=K_start)
     K_end, _, K_start, _ = checked_pair(K_end=K_end, K_start=K_start)
     length = float(np.linalg.norm(K_end - K_start))
@@ -120,79 +138,7 @@ def polar_dynamics(K_t: AnyArray, K_start: AnyArray, K_end: AnyArray) -> tuple[f
     return radius, 2 * math.asin(math.sqrt(kernel_distance(K_t, K_start) / 2))
 
 
-def effective_rank(K: AnyArray, kind: str = "entropy") -> float:
-    """Count the directions that a kernel uses.
-
-    With p_i = λ_i / Σ_j λ_j: "entropy" is exp(-Σ_i p_i ln p_i) (Roy & Vetterli 2007); "participation" is
-    tr(K)² / ‖K‖_F² = 1 / Σ_i p_i², which is never larger and costs O(n²) instead of an eigendecomposition.
-
-    Parameters
-    ----------
-    K : array (n, n)
-        Positive semidefinite.
-    kind : {"entropy", "participation"}, default="entropy"
-
-    Returns
-    -------
-    rank : float
-        In [1, n]; n for the identity, r for a projection on r dimensions.
-
-    Raises
-    ------
-    ValueError
-        If ``kind`` is unknown, or ``K`` is not square, finite, symmetric, nonzero and positive semidefinite (for
-        "participation" only its diagonal is seen to be nonnegative).
-
-    Examples
-    --------
-    >>> round(effective_rank([[2.0, 0.0], [0.0, 2.0]]), 6)
-    2.0
-    """
-    check_choice("kind", kind, ("entropy", "participation"))
-    if kind == "participation":
-        K, norm = checked_gram(K, "K")
-        if np.diagonal(K).min() < -INDEFINITE_TOLERANCE * norm:
-            raise ValueError("K must be positive semidefinite, but its diagonal has negative entries")
-        return float(np.trace(K) ** 2 / norm**2)
-    eigenvalues = spectrum_of(K)
-    p = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
-    return float(np.exp(-np.sum(p * np.log(p))))
-
-
-def top_mass(K: AnyArray, k: int) -> float:
-    """Return the share of the top k eigenvalues in the squared spectrum, Σ_{i≤k} λ_i² / Σ_i λ_i².
-
-    From Tsilivis & Kempe 2022, arXiv:2210.05577.
-
-    Parameters
-    ----------
-    K : array (n, n)
-        Positive semidefinite.
-    k : int
-        In 1, ..., n.
-
-    Returns
-    -------
-    mass : float
-        In (0, 1].
-
-    Raises
-    ------
-    ValueError
-        If ``k`` is not an integer in 1, ..., n, or ``K`` is not square, finite, symmetric, nonzero and positive
-        semidefinite.
-
-    Examples
-    --------
-    >>> top_mass([[2.0, 0.0], [0.0, 1.0]], 1)
-    0.8
-    """
-    squares = spectrum_of(K)[::-1] ** 2
-    k = integer("k", k, high=squares.size)
-    return float(squares[:k].sum() / squares.sum())
-
-
-def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False) -> float:
+def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False, *, probes: Probes = PROBES) -> float:
     """Compute the cosine of two kernels, ⟨K1, K2⟩_F / (‖K1‖_F ‖K2‖_F); centred, it is CKA.
 
     Uncentred: Cristianini et al. 2001. Centred, with H K H in place of K, H = I - 11ᵀ/n: Cortes et al. 2012
@@ -200,10 +146,12 @@ def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False) -> floa
 
     Parameters
     ----------
-    K1, K2 : array (n, n)
+    K1, K2 : array or operator (n, n)
         Symmetric Gram matrices of the same samples.
     centered : bool, default=False
         Ignore the part of the kernels that is constant over the samples.
+    probes : Probes
+        For operators.
 
     Returns
     -------
@@ -220,11 +168,13 @@ def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False) -> floa
     >>> kernel_alignment([[1.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]])
     1.0
     """
+    if are_operators(probes, K1=K1, K2=K2):
+        return estimates.alignment(K1, K2, probes, centered=flag("centered", centered))
     K1, norm1, K2, norm2 = checked_pair(centered, K1=K1, K2=K2)
     return min(max(float(np.vdot(K1, K2)) / (norm1 * norm2), -1.0), 1.0)
 
 
-def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False) -> float:
+def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False, *, probes: Probes = PROBES) -> float:
     """Compute the alignment of a kernel with its targets, A(K, Y Yᵀ) = ⟨K, Y Yᵀ⟩_F / (‖K‖_F ‖Y Yᵀ‖_F).
 
     For a vector, yᵀKy / (‖K‖_F ‖y‖²) (Cristianini et al. 2001). Centred as in Baratin et al. 2021,
@@ -232,13 +182,15 @@ def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False) -> float:
 
     Parameters
     ----------
-    K : array (n, n)
+    K : array or operator (n, n)
         Symmetric Gram matrix.
     y : array (n,) or (n, C)
         Numbers to be aligned with, as they are: a vector such as ±1, or C columns such as one-hot classes. A
         vector of class labels 0, ..., C - 1 would be read as magnitudes: one-hot encode it first.
     centered : bool, default=False
         Align H K H with H Y, H = I - 11ᵀ/n. Uncentred, one-hot targets reward a kernel for being constant.
+    probes : Probes
+        For operators.
 
     Returns
     -------
@@ -257,6 +209,9 @@ def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False) -> float:
     >>> target_alignment([[1.0, -1.0], [-1.0, 1.0]], y)
     1.0
     """
+    if are_operators(probes, K=K):
+        Y = checked_targets("y", y, checked_operator("K", K).shape[0], flag("centered", centered))
+        return estimates.target_alignment(K, Y, probes, centered=centered)
     K, norm = checked_gram(K, "K", flag("centered", centered))
     Y = checked_targets("y", y, K.shape[0], centered)
     alignment = float(np.vdot(Y, K @ Y)) / (norm * float(np.linalg.norm(Y.T @ Y)))

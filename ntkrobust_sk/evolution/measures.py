@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..analysis import metrics
+from ..analysis import metrics, spectra
 from .records import ClassMetrics, LayerMetrics
 
 # Eigenvalues that count for the top mass.
@@ -17,9 +17,9 @@ def kernel_metrics(K: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Compute scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
     Y = np.eye(int(y.max()) + 1)[y]
     return {
-        "effective_rank": metrics.effective_rank(K),
-        "participation_ratio": metrics.effective_rank(K, "participation"),
-        "top_mass": metrics.top_mass(K, min(TOP, len(K))),
+        "effective_rank": spectra.effective_rank(K),
+        "participation_ratio": spectra.effective_rank(K, "participation"),
+        "top_mass": spectra.top_mass(K, min(TOP, len(K))),
         "target_alignment": metrics.target_alignment(K, Y),
         "centered_target_alignment": metrics.target_alignment(K, Y, centered=True),
     }
@@ -38,7 +38,7 @@ def class_metrics(layers: Mapping[str, np.ndarray], y: np.ndarray) -> ClassMetri
         there = bool(K.any())
         by_layer[name] = {
             "share": float(np.trace(K)) / total,
-            "effective_rank": metrics.effective_rank(K) if there else None,
+            "effective_rank": spectra.effective_rank(K) if there else None,
             # uncentred: the kernel of the last bias is constant
             "target_alignment": metrics.target_alignment(K, Y) if there else None,
         }

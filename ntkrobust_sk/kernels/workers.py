@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from queue import Empty, Queue
 from threading import Event
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -120,7 +120,8 @@ def in_workers(
     for attempts_left in reversed(range(LOST_WORKERS + 1)):
         sent = (delayed(_numbered)(number, work, task) for number, task in list(left.items()))
         try:
-            for number, done in Parallel(n_jobs=n_workers, return_as="generator_unordered")(sent) or ():
+            for found in Parallel(n_jobs=n_workers, return_as="generator_unordered")(sent) or ():
+                number, done = cast(tuple[int, Any], found)
                 del left[number]
                 yield number, done
             return

@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from .._files import explained, require_file, write_atomically, written_atomically
 from .._locks import held
 from .._validation import check_path
-from ..analysis.metrics import effective_rank, kernel_distance
+from ..analysis.metrics import kernel_distance
+from ..analysis.spectra import effective_rank
 from ..attacks.pgd import PGD
 from ..datasets.splits import chosen_indices, load_splits, no_more
 from ..displays.drawing import COLORS

@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 
 from ntkrobust_sk._arrays import cupy_or_none
 from ntkrobust_sk.analysis.metrics import (
-    effective_rank,
     kernel_alignment,
     kernel_distance,
     kernel_specialization,
     kernel_velocity,
     polar_dynamics,
     target_alignment,
-    top_mass,
 )
+from ntkrobust_sk.analysis.spectra import effective_rank, top_mass
 from ntkrobust_sk.evolution.tasks import class_metrics
 
 

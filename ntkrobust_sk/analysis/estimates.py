@@ -1,0 +1,126 @@
+"""The measures of :mod:`.metrics` and :mod:`.spectra`, of matrices that are known by their products alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from .checked import INDEFINITE_TOLERANCE
+from .sketches import Estimate, Probes, block_lanczos, checked_operator, jackknifed, products, quadrature, sketch
+
+# Nodes of a quadrature with less weight than this share are rounding.
+NO_WEIGHT = 1e-12
+
+
+def exact_trace(K: Any) -> float | None:
+    """Return the sum of the diagonal where an operator has one, and None where it does not."""
+    diagonal = getattr(K, "diagonal", None)
+    return None if diagonal is None else float(np.sum(np.asarray(diagonal(), np.float64)))
+
+
+def trace(K: LinearOperator, probes: Probes) -> Estimate:
+    """Return the trace: exact where the operator has a diagonal."""
+    found = exact_trace(K)
+    return jackknifed(float, sketch(probes, K=K).trace(0)) if found is None else Estimate(found)
+
+
+def norm(K: LinearOperator, probes: Probes) -> Estimate:
+    """Return the Frobenius norm."""
+    return jackknifed(math.sqrt, sketch(probes, K=K).inner(0, 0))
+
+
+def participation(K: LinearOperator, probes: Probes) -> Estimate:
+    """Return tr(K)² / ‖K‖²."""
+    made, known = sketch(probes, K=K), exact_trace(K)
+    if known is None:
+        return jackknifed(lambda trace, square: trace**2 / square, made.trace(0), made.inner(0, 0))
+    return jackknifed(lambda square: known**2 / square, made.inner(0, 0))
+
+
+def entropy_rank(K: LinearOperator, probes: Probes) -> Estimate:
+    """Return exp(-Σ p ln p) of p_i = λ_i / tr(K), by Lanczos from the columns of a sketch."""
+    made = sketch(probes, K=K)
+    n_range = made.Q.shape[1]
+    columns = np.hstack([made.Q, made.G])
+    nodes, weights = quadrature(K, columns, probes.n_steps)
+    smallest, largest = nodes[weights > NO_WEIGHT * weights.sum(0)].min(), nodes.max()
+    if not smallest >= -INDEFINITE_TOLERANCE * largest:
+        raise ValueError(
+            f"K must be positive semidefinite up to rounding, but products show eigenvalues from {smallest:.3g} "
+            f"to {largest:.3g}: is it a difference of kernels?"
+        )
+    # in units of the largest, so that no logarithm is large
+    x = np.maximum(nodes / largest, 0)
+    sums = (weights * x * np.log(np.where(x > 0, x, 1))).sum(0)
+    traces, logs = made.trace(0) / largest, sums[:n_range].sum() + sums[n_range:]
+    # -Σ p ln p = ln t - (Σ x ln x) / t
+    return jackknifed(lambda t, s: t * math.exp(-s / t), traces, logs)
+
+
+def alignment(K1: Any, K2: Any, probes: Probes, *, centered: bool = False) -> Estimate:
+    """Return the cosine of two kernels."""
+    kernels = {"K1": K1, "K2": K2}
+    made = sketch(probes, **{name: _as_asked(name, K, centered) for name, K in kernels.items()})
+    return jackknifed(_cosine, made.inner(0, 1), made.inner(0, 0), made.inner(1, 1))
+
+
+def distance(K1: Any, K2: Any, probes: Probes) -> Estimate:
+    """Return 1 - the cosine of two kernels."""
+    made = sketch(probes, K1=K1, K2=K2)
+    return jackknifed(lambda *sums: 1 - _cosine(*sums), made.inner(0, 1), made.inner(0, 0), made.inner(1, 1))
+
+
+def polar(K_t: Any, K_start: Any, K_end: Any, probes: Probes) -> tuple[Estimate, Estimate]:
+    """Return radius and angle of a kernel on its way."""
+    made = sketch(probes, K_t=K_t, K_start=K_start, K_end=K_end)
+
+    def apart(a, b):
+        return made.inner(a, a) + made.inner(b, b) - 2 * made.inner(a, b)
+
+    whole = apart(2, 1)
+    if not whole.mean() > len(made.Q) * np.finfo(np.float64).eps * made.inner(1, 1).mean():
+        raise ValueError("K_end equals K_start, so there is no path to measure a radius on")
+    radius = jackknifed(lambda now, end: math.sqrt(max(now, 0) / end), apart(0, 1), whole)
+    sums = made.inner(0, 1), made.inner(0, 0), made.inner(1, 1)
+    return radius, jackknifed(lambda *sums: math.acos(_cosine(*sums)), *sums)
+
+
+def target_alignment(K: LinearOperator, Y: np.ndarray, probes: Probes, *, centered: bool = False) -> Estimate:
+    """Return the cosine of a kernel and Y Yᵀ; targets (n, C) are checked, and centred if the kernel is to be."""
+    K = _as_asked("K", K, centered)
+    made = sketch(probes, K=K)
+    both, of_targets = float(np.vdot(Y, products(K, Y, "K"))), float(np.linalg.norm(Y.T @ Y))
+    return jackknifed(lambda square: _cosine(both, square, of_targets**2), made.inner(0, 0))
+
+
+def top_mass(K: LinearOperator, k: int, probes: Probes) -> Estimate:
+    """Return the share of the top k eigenvalues in the squared spectrum; the rest is estimated."""
+    found, rng = block_lanczos(K, k, random_state=probes.random_state), np.random.default_rng(probes.random_state)
+    G, Q = rng.choice([-1.0, 1.0], size=(K.shape[0], probes.n_random)), found.eigenvectors
+    G -= Q @ (Q.T @ G)
+    top, rest = np.sum(found.eigenvalues**2), (products(K, G, "K") ** 2).sum(0)
+    return jackknifed(lambda rest: top / (top + rest), rest)
+
+
+class Centered(LinearOperator):
+    """H K H with H = I - 11ᵀ/n, of an operator K."""
+
+    def __init__(self, K: LinearOperator):
+        self.K = K
+        super().__init__(np.dtype(np.float64), K.shape)
+
+    def _matmat(self, X):
+        found = products(self.K, X - X.mean(0), "K")
+        return found - found.mean(0)
+
+
+def _as_asked(name, K, centered) -> LinearOperator:
+    operator = checked_operator(name, K)
+    return Centered(operator) if centered else operator
+
+
+def _cosine(both, first, second) -> float:
+    return min(max(both / math.sqrt(first * second), -1.0), 1.0)
