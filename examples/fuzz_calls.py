@@ -213,6 +213,13 @@ clf.perturb(<X:rows X>, <y:labels y>, <attack:attack pgd>, <random_state:seed? 0
 clf.robust_score(<X:rows X>, <y:labels y>, <attack:attack pgd>, <sample_weight:vector? None>,
     <random_state:seed? 0>)
 clf.gram(<X:rows X>, <Y:rows? None>)
+clf.attribute(<X:rows X>)
+clf.top_attributions(<X:rows X>, <k:integer 3>, <target:labels y>).helpful_values
+reg.attribute(<X:rows X>)
+reg.top_attributions(<X:rows X>, <k:integer 3>, <target:integer? None>).harmful_values
+TopContributions.of_matrix(<contributions:matrix K>, <k:integer 3>).helpful_values
+trak_scores(<models:Model model>, <X_fit:images X>, <y_fit:integers y>, <X:images X>, <y:integers y>,
+    <n_components:integer 4>, <alpha:number 1.0>, <random_state:integer 0>, <memory:memory '2GiB'>)
 reg.predict(<X:rows X>)
 reg.score(<X:rows X>, <y:labels y>)
 reg.robust_score(<X:rows X>, <y:labels y>, <attack:attack pgd>)
@@ -286,6 +293,8 @@ SpecializationDisplay(<matrix:matrix np.eye(2)>, <title:any ''>).plot(<ax:any No
 SpecializationDisplay.from_estimator(<estimator:any clf>, <X:rows X>, <y:labels y>)
 TransferDisplay(<matrix:matrix np.eye(2)>, <names:any ['a', 'b']>).plot(<ax:any None>)
 TransferDisplay.from_estimators(<estimators:any {'a': lr}>, <X:rows X>, <y:labels y>, <attack:attack pgd>)
+AttributionDisplay(<images:images images>, <training_images:images images>,
+    <top:any TopContributions.of_matrix(K, 1)>, <names:any None>, <labels:any y>).plot(<ax:any None>)
 ImageGridDisplay(<images:any {'a': images[:2]}>, <titles:any None>).plot(<ax:any None>)
 EvolutionDisplay.from_evolution(<result:any None>, <name:any 'robust'>) # fails
 ImageGridDisplay.from_evolution(<result:any None>) # fails

@@ -2,6 +2,7 @@ __version__: str
 
 from . import analysis as analysis
 from . import attacks as attacks
+from . import attribution as attribution
 from . import datasets as datasets
 from . import displays as displays
 from . import estimators as estimators
@@ -42,12 +43,15 @@ from .attacks import Box as Box
 from .attacks import Clean as Clean
 from .attacks import SigmaZero as SigmaZero
 from .attacks import Square as Square
+from .attribution import TopContributions as TopContributions
+from .attribution import trak_scores as trak_scores
 from .datasets import class_balanced_indices as class_balanced_indices
 from .datasets import load_cifar10 as load_cifar10
 from .datasets import load_cifar100 as load_cifar100
 from .datasets import load_digits_images as load_digits_images
 from .datasets import load_fashion_mnist as load_fashion_mnist
 from .datasets import load_mnist as load_mnist
+from .displays import AttributionDisplay as AttributionDisplay
 from .displays import EvolutionDisplay as EvolutionDisplay
 from .displays import ImageGridDisplay as ImageGridDisplay
 from .displays import KernelDistanceDisplay as KernelDistanceDisplay

@@ -23,6 +23,7 @@ networks
 sklearn_models tangent attacks
 tables kernels
 training analysis testing targets sklearn_kernels
+attribution
 estimators
 robustness
 evolution

@@ -3,6 +3,7 @@
 ``plot`` returns the display, with ``ax_`` and ``figure_`` set. matplotlib is imported when something is drawn.
 """
 
+from .attribution import AttributionDisplay as AttributionDisplay
 from .evolution import EvolutionDisplay as EvolutionDisplay
 from .images import ImageGridDisplay as ImageGridDisplay
 from .kernels import KernelDistanceDisplay as KernelDistanceDisplay

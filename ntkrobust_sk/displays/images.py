@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._validation import array, check_choice, integer
 from ..evolution.results import EvolutionResult
@@ -32,7 +33,7 @@ class ImageGridDisplay(Display):
     """
 
     def __init__(self, images: dict, titles: Iterable[str] | None = None):
-        self.images = mapping_of("images", images, "images", _pictures)
+        self.images = mapping_of("images", images, "images", pictures)
         shapes = {values.shape[:3] for values in self.images.values()}
         if len(shapes) > 1:
             raise ValueError(f"images must be as many in each row and of one size, got {sorted(shapes)}")
@@ -83,8 +84,8 @@ class ImageGridDisplay(Display):
         return self
 
 
-def _pictures(name, values) -> np.ndarray:
-    """Return images (m, h, w, c), or raise."""
+def pictures(name: str, values: ArrayLike) -> np.ndarray:
+    """Return images (m, h, w, c) that can be drawn, or raise."""
     values = array(name, values, ndim=4, finite=True)
     if values.shape[3] not in (1, 3) or not values.size:
         raise ValueError(f"{name} must be images (m, h, w, c) with c = 1 or 3, got {values.shape}")

@@ -21,8 +21,7 @@ from ..kernels.predictors import kernel_scores, make_predictor, training_job
 from ..kernels.tiles import TileJob
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import n_logits
-from .attackable import AttackableEstimator
-from .shared import KernelSource
+from .attributable import AttributableMachine
 
 # Fewer rows than these are answered by the predictor also where Gram matrices are kept: a file for each of them
 # would be no gain.
@@ -30,10 +29,8 @@ LEAST_ROWS_KEPT = 16
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class ClosedFormMachine(KernelSource, AttackableEstimator):
+class ClosedFormMachine(AttributableMachine):
     """A kernel machine on a network's tangent kernel with dual coefficients."""
-
-    kernel: str | Callable = "trace"
 
     def _take_model(self, X, y, targets, sample_weight, key, *, regresses):
         """Return and keep the model whose kernel this is; what an earlier fit has left goes."""

@@ -188,19 +188,26 @@ def _assembled(job: TileJob, n_jobs, progress) -> list:
 
 
 def checked_sides(
-    kernel: str | Callable, model: Model | None, X: ArrayLike, Y: ArrayLike | None
-) -> tuple[Kernel, Model, np.ndarray, np.ndarray | None]:
+    kernel: str | Callable,
+    model: Model | None,
+    X: ArrayLike,
+    Y: ArrayLike | None,
+    names: tuple[str, str] = ("X", "Y"),
+) -> tuple[Kernel, Model, np.ndarray, Any]:
     """Return kernel, model, and the inputs of rows and columns in NumPy, if model and kernel take them."""
+    of_rows, of_columns = names
     kernel = resolve_kernel(kernel)
     model = model_for(kernel, model)
-    X = _inputs("X", X, model)
-    Y = None if Y is None else _inputs("Y", Y, model)
+    X = _inputs(of_rows, X, model)
+    Y = None if Y is None else _inputs(of_columns, Y, model)
     if Y is not None and Y.shape[1:] != X.shape[1:]:
-        way = "; write Y[None] for a single one" if Y.shape == X.shape[1:] else ""
-        raise ValueError(f"X and Y must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}{way}")
+        way = f"; write {of_columns}[None] for a single one" if Y.shape == X.shape[1:] else ""
+        raise ValueError(
+            f"{of_rows} and {of_columns} must hold inputs of one shape, got {X.shape[1:]} and {Y.shape[1:]}{way}"
+        )
     if kernel.is_tangent:
-        for name, x in (("X", X), ("Y", Y)):
-            if x is not None and (name == "X" or x.dtype != X.dtype):
+        for name, x in ((of_rows, X), (of_columns, Y)):
+            if x is not None and (x is X or x.dtype != X.dtype):
                 _require_logits(abstract_features(kernel, model, x.shape[1:], x.dtype), name)
     return kernel, model, X, Y
 
