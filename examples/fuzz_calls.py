@@ -195,6 +195,19 @@ EmpiricalNTKClassifier(<estimator:source net>, <attack:attack? None>, <clean_ste
 EmpiricalNTKRegressor(<estimator:source net>, <kernel:kernel 'pseudo'>, <alpha:number 0.1>,
     <max_epochs:integer 1>, <batch_size:integer 16>, <input_shape:any None>, <random_state:seed? 0>).
     fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).predict(X)
+EmpiricalNTKClassifierCV(<estimator:source model>, <kernel:kernel 'trace'>, <alphas:vector np.array([0.1, 1.0])>,
+    <scoring:choice 'accuracy'>, <attack:attack? None>, <cv:integer 2>, <class_weight:any None>, <cache:any None>,
+    <memory:memory '2GiB'>, <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).
+    predict_proba(<X:rows X>)
+EmpiricalNTKClassifierCV(model, alphas=[1.0], scoring='robust', <attack:attack pgd>, <cv:integer 2>,
+    <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>).predict(X)
+EmpiricalNTKRegressorCV(<estimator:source net>, <kernel:kernel 'pseudo'>,
+    <stopping_times:vector? np.array([1.0, 10.0])>, <scoring:choice 'gcv'>, <input_shape:any None>,
+    <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).
+    predict(<X:rows X>, <return_std:flag False>)
+reg.predict(<X:rows X>, <return_std:flag True>)[1]
+clf.ood_score(<X:rows X>)
+clf.ood_model(<level:number 0.9>)(X)
 AdversarialKernelTrainer(<network:source net>, <attack:attack? None>, <clean_step:flag True>,
     <dynamics:choice 'standard'>, <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.05>,
     <momentum:number 0.9>, <input_shape:any None>, <class_weight:any None>, <precision:any None>,

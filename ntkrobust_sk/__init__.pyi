@@ -61,7 +61,9 @@ from .displays import SpectrumDisplay as SpectrumDisplay
 from .displays import TransferDisplay as TransferDisplay
 from .estimators import AdversarialKernelTrainer as AdversarialKernelTrainer
 from .estimators import EmpiricalNTKClassifier as EmpiricalNTKClassifier
+from .estimators import EmpiricalNTKClassifierCV as EmpiricalNTKClassifierCV
 from .estimators import EmpiricalNTKRegressor as EmpiricalNTKRegressor
+from .estimators import EmpiricalNTKRegressorCV as EmpiricalNTKRegressorCV
 from .estimators import RobustFeatureSelector as RobustFeatureSelector
 from .estimators import TangentFeatures as TangentFeatures
 from .evolution import EvolutionResult as EvolutionResult

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jax.tree_util import Partial
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin, is_classifier
+from sklearn.base import ClassifierMixin, is_classifier
 from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import brief, fitting, require_numbers
+from .._validation import brief, fitting
 from ..attacks.entry import require_attack
 from ..execution.keys import key_of
 from ..execution.tiles import Shaped, evaluate, evaluate_attacked, movable
@@ -27,10 +28,15 @@ from ..sklearn_models.registry import DifferentiableEstimator
 from ..tables.frames import as_table, require_free, warn_of_fixed
 from ..targets.labels import encode_labels, weights_to_score
 from ..targets.target import AttackTarget, Seed
-from .inputs import as_answer, checked_weights, require_finite_answers, require_finite_targets, require_one_kind
+from .inputs import as_answer, checked_weights, require_finite_answers, require_one_kind
 from .shared import TangentEstimator, allowed, at_least
 
 POSITIVE = allowed(Interval(Real, 0, None, closed="neither"))
+
+
+def _sharpened(model: Callable, factor: Any, x: Any) -> Any:
+    scores = model(x)
+    return scores * jnp.asarray(factor, scores.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,13 +265,29 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
             return require_finite_answers(scores[:, 1] - scores[:, 0])
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """Return the softmax of the scores, (n, C), columns in the order of ``classes_``.
+        """Return the softmax of the scores over ``temperature_``, (n, C), in the order of ``classes_``.
 
-        They are the probabilities of a network trained by cross-entropy. Scores of kernel *regression* estimate
-        the classes' indicators, so their softmax ranks classes but is not calibrated: wrap the estimator in
-        :class:`sklearn.calibration.CalibratedClassifierCV` where that matters.
+        They are the probabilities of a network trained by cross-entropy, whose temperature is 1. Scores of kernel
+        *regression* estimate the classes' indicators, so their softmax ranks classes, and is calibrated by a
+        temperature that is fitted to leave-one-out scores: :class:`~ntkrobust_sk.EmpiricalNTKClassifierCV` always
+        does so, :class:`~ntkrobust_sk.EmpiricalNTKClassifier` with ``calibrate=True``.
         """
-        return scipy.special.softmax(self._evaluate(X), axis=1)
+        return scipy.special.softmax(self._evaluate(X) / self._temperature, axis=1)
+
+    @property
+    def _temperature(self) -> float:
+        return vars(self).get("temperature_", 1.0)
+
+    def calibrated_model(self) -> Callable:
+        """Return the logits of ``predict_proba`` as a differentiable function of the inputs.
+
+        Returns
+        -------
+        callable pytree
+            From inputs (n, n_features) or (n, ...) to scores over the temperature (n, C). An attack by
+            cross-entropy on the right labels lowers the confidence in them.
+        """
+        return Partial(_sharpened, self.as_model(), 1 / self._temperature)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the labels (n,) of the highest scores."""
@@ -286,52 +308,3 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
             return float(accuracy_score(y, answers, sample_weight=sample_weight))
         except (TypeError, ValueError) as error:
             raise ValueError(f"y must hold labels, such as {brief(self.classes_.tolist())}: {error}") from error
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class TangentRegressor(RegressorMixin, MultiOutputMixin, AttackableEstimator):
-    """A regressor of one or several real targets."""
-
-    def _validated_targets(self, X: Any, y: Any, sample_weight: ArrayLike | None, known_shape=None):
-        """Return X as (n, ...), y as it was given, as columns (n, T), and weights (n,) or None."""
-        X, y = self._validated(X, y, reset=True, known_shape=known_shape, multi_output=True, y_numeric=True)
-        if sample_weight is not None:
-            sample_weight = checked_weights(sample_weight, X)
-        self._one_target = y.ndim == 1
-        return X, y, y.reshape(len(y), -1).astype(float), sample_weight
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return predictions (n,) or (n, T) for X (n, n_features) or (n, h, w, c)."""
-        return self._answers(self._evaluate(X))
-
-    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return R² on X (n, n_features) or (n, h, w, c) and targets y (n,) or (n, T)."""
-        return self._score(y, self.predict(X), sample_weight)
-
-    def _answers(self, scores):
-        return scores[:, 0] if self._one_target else scores
-
-    def _score(self, y, answers, sample_weight):
-        require_numbers("y", y)
-        sample_weight = weights_to_score(y, len(answers), sample_weight)
-        if (np.shape(y)[1:] or (1,)) != (answers.shape[1:] or (1,)):
-            raise ValueError(f"y must be shaped like predictions, {answers.shape}, got shape {np.shape(y)}")
-        if y is not None:
-            require_finite_targets(y)
-            # R² has no units, but its squares overflow or vanish in those of very large or very small targets
-            y, answers = (np.asarray(of, dtype=float) for of in (y, answers))
-            exponent = np.frexp(abs(y).max(axis=0))[1]
-            exponent = np.where(abs(exponent) > 400, exponent, 0)
-            y, answers = np.ldexp(y, -exponent), np.ldexp(answers, -exponent)
-        from sklearn.metrics import r2_score
-
-        return float(r2_score(y, answers, sample_weight=sample_weight))
-
-    def _attack_targets(self, y, n_samples):
-        require_numbers("y", y)
-        if hasattr(y, "tocsr"):
-            raise TypeError("y must be a dense array of targets, got a sparse matrix; write y.toarray()")
-        y = np.asarray(y, dtype=float)
-        if y.shape[:1] != (n_samples,) or not np.isfinite(y).all():
-            raise ValueError(f"y must hold finite targets for each of the {n_samples} samples")
-        return y.reshape(n_samples, -1).astype(self._dtype)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from .._arrays import to_numpy
 from .._validation import fitting, require_resolution
 from ..execution.memory import parse_memory
 from ..execution.tiles import machine_rows
@@ -22,6 +23,7 @@ from ..kernels.tiles import TileJob
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import n_logits
 from .attributable import AttributableMachine
+from .uncertainty import UncertaintyMixin
 
 # Fewer rows than these are answered by the predictor also where Gram matrices are kept: a file for each of them
 # would be no gain.
@@ -29,7 +31,7 @@ LEAST_ROWS_KEPT = 16
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class ClosedFormMachine(AttributableMachine):
+class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
     """A kernel machine on a network's tangent kernel with dual coefficients."""
 
     def _take_model(self, X, y, targets, sample_weight, key, *, regresses):
@@ -123,7 +125,11 @@ class ClosedFormMachine(AttributableMachine):
 
 
 # What an earlier fit with other settings may have left, and this one will not set.
-FITTED = ("predictor_", "X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_")
+FITTED = (
+    *("predictor_", "X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_"),
+    *("ridge_", "weight_fit_", "prior_variance_", "temperature_"),
+    *("alpha_", "stopping_time_", "scores_", "best_score_", "left_out_"),
+)
 
 
 def _rank(kernel, model, X) -> int:
@@ -132,3 +138,14 @@ def _rank(kernel, model, X) -> int:
         return kernel.rank
     x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     return jax.eval_shape(kernel, model, x, x).ndim
+
+
+def mean_diagonal(gram: Any, n: int, sample_weight: np.ndarray | None) -> float:
+    """Return the weighted mean over n samples, and over outputs, of the diagonal of a Gram matrix or operator."""
+    # (n,), (C, n) or (C, C, n) of a matrix, and of an operator (n C,), sample by sample
+    diagonal = np.asarray(to_numpy(gram.diagonal()), np.float64)
+    if diagonal.ndim == 1:
+        by_sample = diagonal.reshape(n, -1)
+    else:
+        by_sample = diagonal.T if diagonal.ndim == 2 else np.diagonal(diagonal)
+    return float(np.average(by_sample.mean(1), weights=sample_weight))

@@ -18,7 +18,7 @@ from ..solvers.direct import SOLVERS, resolve_solver
 from ..solvers.ridge import solve
 from ..tangent.linearization import linearize
 from .attackable import GradientDescent
-from .closed_form import ClosedFormMachine
+from .closed_form import ClosedFormMachine, mean_diagonal
 from .shared import allowed, at_least
 from .trainer import fit_by_sgd
 
@@ -49,7 +49,14 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
         offset = np.average(targets, axis=0, weights=sample_weight)
         dual = solve(K, targets - offset, alpha=self.alpha, solver=solver, sample_weight=sample_weight)
         self._keep(job, to_numpy(dual), offset)
+        self._keep_prior(
+            targets - offset, self.alpha * mean_diagonal(K, len(targets), sample_weight), sample_weight
+        )
+        self._look_at_left_out(K, targets, labels, sample_weight)
         return self
+
+    def _look_at_left_out(self, K, targets, labels, sample_weight):
+        """Learn from what is predicted for rows that are left out, where that was asked for."""
 
     @property
     def _rows(self) -> int:

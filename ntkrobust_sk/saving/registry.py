@@ -39,6 +39,7 @@ MODULES = {
     "ntkrobust_sk.attacks.threat_model": "Box",
     "ntkrobust_sk.estimators.trainer": "AdversarialKernelTrainer",
     "ntkrobust_sk.estimators.kernel_machines": "EmpiricalNTKClassifier EmpiricalNTKRegressor",
+    "ntkrobust_sk.estimators.kernel_machines_cv": "EmpiricalNTKClassifierCV EmpiricalNTKRegressorCV",
     "ntkrobust_sk.estimators.tangent_features": "TangentFeatures",
     "ntkrobust_sk.estimators.robust_features": "RobustFeatureSelector",
     "sklearn.frozen": "FrozenEstimator",

@@ -7,7 +7,9 @@ from ntkrobust_sk import (
     PGD,
     AdversarialKernelTrainer,
     EmpiricalNTKClassifier,
+    EmpiricalNTKClassifierCV,
     EmpiricalNTKRegressor,
+    EmpiricalNTKRegressorCV,
     RobustFeatureSelector,
     TangentFeatures,
 )
@@ -17,6 +19,8 @@ ESTIMATORS = [
     AdversarialKernelTrainer(random_state=0),
     EmpiricalNTKClassifier(random_state=0),
     EmpiricalNTKRegressor(random_state=0),
+    EmpiricalNTKClassifierCV(alphas=[1e-2, 1.0], random_state=0),
+    EmpiricalNTKRegressorCV(alphas=[1e-2, 1.0], random_state=0),
     TangentFeatures(random_state=0),
     RobustFeatureSelector(
         attack=PGD(0.1, n_steps=1, bounds=None), kernel="pseudo", n_candidates=3, n_features=2, random_state=0
@@ -24,7 +28,12 @@ ESTIMATORS = [
 ]
 # The check compares to 1e-7, below float32 rounding; stochastic gradient descent carries the order of a sum over
 # the batch into the weights. It holds in x64, and for the kernel machines in float32 too.
-BELOW_ROUNDING = {(AdversarialKernelTrainer, "check_sample_weight_equivalence_on_dense_data")}
+EQUIVALENCE = "check_sample_weight_equivalence_on_dense_data"
+BELOW_ROUNDING = {(AdversarialKernelTrainer, EQUIVALENCE): "float32 sums depend on their order by more than 1e-7"}
+# scikit-learn's RidgeCV and RidgeClassifierCV fail it too, in every precision
+LEFT_OUT = {
+    (EmpiricalNTKClassifierCV, EQUIVALENCE): "a row of weight 2 is left out whole, of two copies one stays"
+}
 # What another precision could change.
 OF_NUMBERS = {
     "check_array_api_input",
@@ -55,8 +64,7 @@ def name_of(check) -> str:
 @pytest.mark.slow
 @parametrize_with_checks(ESTIMATORS)
 def test_scikit_learn_check(estimator, check, request):
-    if (type(estimator), name_of(check)) in BELOW_ROUNDING:
-        reason = "float32 sums depend on their order by more than the check's tolerance of 1e-7"
+    if reason := (BELOW_ROUNDING | LEFT_OUT).get((type(estimator), name_of(check))):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     check(estimator)
 
@@ -68,7 +76,7 @@ def test_scikit_learn_check(estimator, check, request):
         pytest.param(estimator, check, id=f"{type(estimator).__name__}-{name_of(check)}")
         for each in ESTIMATORS
         for estimator, check in estimator_checks_generator(each)
-        if name_of(check) in OF_NUMBERS
+        if name_of(check) in OF_NUMBERS and (type(each), name_of(check)) not in LEFT_OUT
     ],
 )
 def test_scikit_learn_check_in_double_precision(estimator, check):

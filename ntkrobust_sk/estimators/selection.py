@@ -1,0 +1,156 @@
+"""Kernel machines that choose their regularisation: leave-one-out for all of it from one eigendecomposition."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.model_selection import check_cv
+from sklearn.utils import _safe_indexing
+
+from .._validation import array, brief, check_choice, number
+from ..kernels.ntk import resolve_kernel
+from ..kernels.predictors import make_predictor, training_job
+from ..solvers.calibration import fitted_temperature, log_likelihood
+from ..solvers.direct import SingularGramError
+from ..solvers.filters import Filter, GradientFlow, Ridge
+from ..solvers.spectrum import Spectrum, spectrum
+from .closed_form import ClosedFormMachine
+from .shared import allowed
+
+# From hardly to heavily regularised, two for each power of ten.
+ALPHAS = tuple(float(f"{alpha:.3g}") for alpha in np.logspace(-6, 2, 17))
+# Arrays of the size of one system that an eigendecomposition takes.
+N_ARRAYS = 5
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SelectingMachine(ClosedFormMachine):
+    """A kernel machine in closed form that chooses its ridge, or the time at which gradient flow stops."""
+
+    SCORINGS: ClassVar[tuple[str, ...]] = ("squared_error", "gcv", "robust")
+
+    alphas: Any = field(default=ALPHAS, metadata=allowed("array-like"))
+    stopping_times: Any = field(default=None, metadata=allowed("array-like", None))
+    scoring: str = "squared_error"
+    cv: Any = field(default=5, metadata=allowed("cv_object"))
+
+    def _validate_params(self):
+        super()._validate_params()
+        check_choice("scoring", self.scoring, self.SCORINGS)
+        if self.scoring == "robust" and self.attack is None:
+            raise ValueError("scoring='robust' needs an attack, such as attack=PGD(epsilon=8/255), got None")
+
+    def _candidates(self) -> list[Filter]:
+        """Return the candidates as filters, in their own order."""
+        if self.stopping_times is None:
+            return [Ridge(alpha) for alpha in _numbers("alphas", self.alphas, low=0)]
+        return [GradientFlow(time) for time in _numbers("stopping_times", self.stopping_times, above=0)]
+
+    def _select(self, X, y, targets, sample_weight, labels, given):
+        """Fit on targets (n, T); ``labels`` are the classes' positions or None, ``given`` X and y as they came."""
+        candidates, kernel = self._candidates(), resolve_kernel(self.kernel)
+        key_model, key_attack = jax.random.split(self._key())
+        self._take_model(X, y, targets, sample_weight, key_model, regresses=labels is None)
+        job = self._training_job(kernel, X, targets.shape[1], N_ARRAYS)
+        K = np.asarray(self._training_gram(job))
+        found = spectrum(K, targets, sample_weight)
+        if self.scoring == "robust":
+            scores = self._robust_scores(candidates, K, targets, sample_weight, given, key_attack)
+        else:
+            scores = [self._score_of(found, of, targets, labels, sample_weight) for of in candidates]
+        best = self._chosen(candidates, np.array(scores))
+        self._keep(job, found.dual(best), found.offset)
+        self.left_out_ = found.left_out(best)
+        alpha = best.alpha if isinstance(best, Ridge) else 1 / best.time
+        self._keep_prior(targets - found.offset, alpha * found.scale, sample_weight)
+        if labels is not None:
+            self.temperature_ = fitted_temperature(self.left_out_, labels, sample_weight)
+        return self
+
+    def _chosen(self, candidates, scores) -> Filter:
+        """Return the candidate of the highest score; of several the most regularised one."""
+        if np.isnan(scores).all():
+            raise SingularGramError(
+                f"none of {brief(candidates)} regularises this Gram matrix enough: try larger alphas, or shorter "
+                "stopping_times"
+            )
+        refused = [of for of, score in zip(candidates, scores, strict=True) if np.isnan(score)]
+        if refused:
+            warnings.warn(
+                f"{brief(refused)} regularise too little for the precision of this Gram matrix, and are left out",
+                UserWarning,
+                stacklevel=4,
+            )
+        self.scores_, self.best_score_ = scores, float(np.nanmax(scores))
+        tied = [of for of, score in zip(candidates, scores, strict=True) if score == self.best_score_]
+        if self.stopping_times is None:
+            best = max(tied, key=lambda of: of.alpha)
+            self.alpha_ = best.alpha
+        else:
+            best = min(tied, key=lambda of: of.time)
+            self.stopping_time_ = best.time
+        return best
+
+    def _score_of(self, found: Spectrum, of, targets, labels, sample_weight) -> float:
+        """Return the score of a filter, higher is better; NaN where it regularises too little."""
+        try:
+            if self.scoring == "gcv":
+                return -found.gcv(of)
+            predicted = found.left_out(of)
+        except SingularGramError:
+            return np.nan
+        if self.scoring == "squared_error":
+            return -float(np.average(((predicted - targets) ** 2).mean(1), weights=sample_weight))
+        if self.scoring == "accuracy":
+            return float(np.average(predicted.argmax(1) == labels, weights=sample_weight))
+        return log_likelihood(
+            predicted, labels, fitted_temperature(predicted, labels, sample_weight), sample_weight
+        )
+
+    def _robust_scores(self, candidates, K, targets, sample_weight, given, key) -> list[float]:
+        """Return the mean score under attack of each filter over folds, with one decomposition for each."""
+        X, y = given
+        seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
+        splitter = check_cv(self.cv, np.asarray(y), classifier=is_classifier(self))
+        folds = [
+            self._fold_scores(candidates, K, targets, sample_weight, train, test, X, y, seed)
+            for train, test in splitter.split(self.X_fit_, np.asarray(y))
+        ]
+        # the machine of the last fold and candidate
+        vars(self).pop("predictor_", None)
+        return list(np.mean(folds, axis=0))
+
+    def _fold_scores(self, candidates, K, targets, sample_weight, train, test, X, y, seed):
+        """Return the score under attack on one fold of each filter fitted on the others."""
+        weight = None if sample_weight is None else sample_weight[train]
+        of_test = None if sample_weight is None else sample_weight[test]
+        found = spectrum(K[np.ix_(train, train)], targets[train], weight)
+        kernel, model, inputs = resolve_kernel(self.kernel), self.model_, self.X_fit_[train]
+        job = training_job(kernel, model, inputs, targets.shape[1], memory=self.memory)
+        X_test, y_test, scores = _safe_indexing(X, test), _safe_indexing(y, test), []
+        for of in candidates:
+            try:
+                dual = found.dual(of)
+            except SingularGramError:
+                scores.append(np.nan)
+                continue
+            self.predictor_ = make_predictor(
+                kernel, model, inputs, dual, found.offset, memory=self.memory, plan=job.plan, features=job.kept
+            )
+            target = self.attack_target(X_test, y_test)
+            attack = self._attack_or_own(None)
+            scores.append(target.robust_score(attack, y_test, sample_weight=of_test, random_state=seed))
+        return scores
+
+
+def _numbers(name, values, **limits) -> list[float]:
+    """Return a sequence of numbers as floats, one or more."""
+    found = array(name, values, ndim=1)
+    if not len(found):
+        raise ValueError(f"{name} must hold at least one number, got {brief(values)}")
+    return [number(f"{name}[{i}]", value, **limits) for i, value in enumerate(found.tolist())]

@@ -1,0 +1,136 @@
+"""How sure a kernel machine in closed form is: variances of its Gaussian process, and what is unlike training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from sklearn.utils.validation import check_is_fitted
+
+from .._validation import number
+from ..execution.tiles import MACHINE_ROWS, Shaped, evaluate
+from ..kernels.ntk import resolve_kernel
+from ..kernels.posterior import OutOfDistribution, Posterior, PriorVariance, make_posterior
+from ..networks.inputs import host_inputs, params_dtype
+from .inputs import as_answer
+from .shared import KernelSource
+
+# Posteriors of machines that were asked for one, with the coefficients that they belong to.
+_POSTERIORS: WeakKeyDictionary[Any, tuple[np.ndarray, Posterior]] = WeakKeyDictionary()
+
+
+class UncertaintyMixin(KernelSource):
+    """What a machine with dual coefficients knows of its own errors.
+
+    It is the mean of a Gaussian process with prior covariance σ² K and noise variance σ² λ / w_i, where λ is the
+    ridge (``ridge_``) and w_i the sample weight; σ² (``prior_variance_``) is the maximum of the marginal
+    likelihood, in closed form: σ² = Σ_i (y_i - μ) α_i / Σ_i w_i with the dual coefficients α.
+    """
+
+    kernel: Any
+    X_fit_: np.ndarray
+    dual_coef_: np.ndarray
+    intercept_: np.ndarray
+    ridge_: float
+    weight_fit_: np.ndarray | None
+    prior_variance_: np.ndarray
+
+    def ood_score(self, X: Any) -> np.ndarray:
+        """Return how far inputs are out of distribution: the share of the prior variance that training leaves.
+
+        r(x) = (k(x, x) - k(x, X) (K + λ W⁻¹)⁻¹ k(X, x)) / k(x, x), from 0, where the function is known, to 1,
+        where the training data say nothing. It does not depend on labels or targets. Class and full kernels sum
+        variances over outputs.
+
+        Parameters
+        ----------
+        X : array (n, n_features) or (n, h, w, c)
+
+        Returns
+        -------
+        array (n,)
+
+        Raises
+        ------
+        ValueError
+            For a machine that was fitted by gradient descent.
+        SingularGramError
+            If the Gram matrix with the ridge is singular.
+        """
+        prior, posterior, inputs = self._variances(X)
+        prior, posterior = prior.sum(1), posterior.sum(1)
+        known = prior > 0
+        return as_answer(
+            np.where(known, posterior / np.where(known, prior, 1), 1.0).clip(0, 1), inputs, "OOD scores"
+        )
+
+    def ood_model(self, level: float = 0.95) -> Callable:
+        """Return a detector of what is unlike the training data, as a function that can be attacked.
+
+        Its two scores are 0 and logit(r) - logit(t): label 0 is "like the training data", label 1 "unlike". The
+        threshold t is such that a share ``level`` of the training rows, each left out in turn, counts as like.
+
+        Parameters
+        ----------
+        level : float, default=0.95
+            In (0, 1).
+
+        Returns
+        -------
+        callable pytree
+            From inputs (n, n_features) or (n, ...) to scores (n, 2). Any attack takes it: on label 0 it raises
+            :meth:`ood_score`, on label 1 it hides what is unlike.
+        """
+        level = number("level", level, above=0, below=1)
+        posterior = self._posterior()
+        threshold = jnp.asarray(np.quantile(posterior.left_out, level), self._working_dtype())
+        return self._as_model(OutOfDistribution(self._variance_model(posterior), threshold))
+
+    def _keep_prior(self, centred: np.ndarray, ridge: float, sample_weight: np.ndarray | None) -> None:
+        """Keep what the Gaussian process needs besides dual coefficients, for centred targets (n, T)."""
+        of_targets = np.einsum("ic,ic->c", centred, self.dual_coef_)
+        total = len(centred) if sample_weight is None else np.sum(sample_weight)
+        scale = np.maximum(of_targets / total, 0)
+        mixes = getattr(resolve_kernel(self.kernel), "rank", None) == 4
+        # a full kernel has one prior for all targets together
+        self.prior_variance_ = np.full_like(scale, scale.mean()) if mixes else scale
+        self.ridge_, self.weight_fit_ = float(ridge), sample_weight
+
+    def _variances(self, X):
+        """Return prior and posterior variances (n, C) or (n, 1) in double precision, and the checked inputs."""
+        check_is_fitted(self)
+        posterior = self._posterior()
+        inputs, _ = self._validated(X, reset=False)
+        x = host_inputs("X", inputs, self.model_.variables.params)
+        kernel = resolve_kernel(self.kernel)
+        prior = evaluate(PriorVariance(kernel, self.model_), x, MACHINE_ROWS).astype(np.float64)
+        return prior, posterior.variances(prior, self._kernel_of(kernel, x, self.X_fit_)), inputs
+
+    def _posterior(self) -> Posterior:
+        """Return the posterior, made of the Gram matrix when it is first asked for, and kept with the fit."""
+        check_is_fitted(self)
+        if not hasattr(self, "ridge_"):
+            raise ValueError(
+                f"{type(self).__name__} knows variances where it was fitted in closed form, and this one has no "
+                "ridge_: fit it again, with solver='cholesky' for example"
+            )
+        known = _POSTERIORS.get(self)
+        if known is None or known[0] is not self.dual_coef_:
+            K = self._kernel_of(self.kernel, self.X_fit_)
+            known = self.dual_coef_, make_posterior(K, self.ridge_, self.weight_fit_)
+            _POSTERIORS[self] = known
+        return known[1]
+
+    def _variance_model(self, posterior):
+        return posterior.pytree(resolve_kernel(self.kernel), self.model_, self.X_fit_, self._working_dtype())
+
+    def _working_dtype(self):
+        """Return the dtype of variances: that of the parameters, or single precision in place of half."""
+        return jnp.promote_types(params_dtype(self.model_.variables.params), jnp.float32)
+
+    def _as_model(self, function: Callable) -> Callable:
+        return Partial(Shaped(tuple(self.input_shape_)), function)

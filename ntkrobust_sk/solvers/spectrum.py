@@ -1,0 +1,306 @@
+"""Kernel regression with every filter from one eigendecomposition, and its answers to rows that are left out."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .._arrays import eigh, to_numpy
+from .direct import EIGH_MAX_SIZE, SingularGramError
+from .filters import Filter
+from .matrices import require_symmetric, rounding, solver_array
+from .ridge import _checked_weight, _mean_diagonal, _require_kernel_system
+
+# Numbers of a block of rows, which the cache of a processor holds.
+BLOCK = 2**16
+
+
+class System(NamedTuple):
+    """One system of kernel regression, W^½ K W^½ = V Λ Vᵀ.
+
+    Attributes
+    ----------
+    eigenvalues : array (N,)
+        Ascending.
+    vectors : array (N, N)
+        V: example by example, each with its b outputs.
+    targets : array (N, t)
+        Vᵀ W^½ y.
+    ones : array (N, b)
+        Vᵀ W^½ 1, with a column for each of the b outputs.
+    norm : float
+        Of the matrix, Frobenius.
+    """
+
+    eigenvalues: np.ndarray
+    vectors: np.ndarray
+    targets: np.ndarray
+    ones: np.ndarray
+    norm: float
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The eigendecomposition of kernel regression on weighted mean and kernel, from which everything follows.
+
+    The regression is that of the estimators: targets less their weighted mean, ridge (or time) in units of the
+    weighted mean diagonal, and the mean added to what is predicted.
+
+    Attributes
+    ----------
+    systems : list of System
+        One; of a class kernel one for each class.
+    targets : array (n, T)
+    weight : array (n,)
+    diagonal : array (n,)
+        K_ii, of class and full kernels the mean over outputs.
+    unseen : array
+        Kernel between rows of weight zero and the others, as the Gram matrix has it.
+    """
+
+    systems: list[System]
+    targets: np.ndarray
+    weight: np.ndarray
+    diagonal: np.ndarray
+    unseen: np.ndarray
+
+    @property
+    def offset(self) -> np.ndarray:
+        """The weighted mean of the targets (T,)."""
+        return self.weight @ self.targets / self.weight.sum()
+
+    @property
+    def scale(self) -> float:
+        """The weighted mean diagonal."""
+        return float(self.weight @ self.diagonal / self.weight.sum())
+
+    def require(self, of: Filter) -> None:
+        """Raise SingularGramError where a filter is not defined on these eigenvalues, known to rounding."""
+        scales = self._scales_left_out() if np.count_nonzero(self.weight) > 1 else np.array([self.scale])
+        for system in self.systems:
+            smallest = float(system.eigenvalues[0])
+            unsure = rounding(len(system.eigenvalues), system.vectors) * system.norm
+            if not all(of.holds(smallest, scale, unsure) for scale in (scales.min(), scales.max())):
+                raise SingularGramError(
+                    f"{of} is too little regularisation for this Gram matrix: its smallest eigenvalue is "
+                    f"{smallest:.3g}, the largest {system.eigenvalues[-1]:.3g}, the mean diagonal {self.scale:.3g}"
+                    ". Leave it out, or take a larger alpha (a shorter time); a Gram matrix computed in float32 "
+                    f"needs alphas up to 1e-6 n = {1e-6 * len(self.targets):.0e}"
+                )
+
+    def dual(self, of: Filter) -> np.ndarray:
+        """Return the dual coefficients (n, T) of all rows; those of weight zero have zeros.
+
+        Raises
+        ------
+        SingularGramError
+            If the filter is not defined here.
+        """
+        self.require(of)
+        scale, offset = self.scale, self._columns(self.offset)
+        found = []
+        for system, own in zip(self.systems, offset, strict=True):
+            centred = system.targets - system.ones @ own
+            found.append(system.vectors @ (of(system.eigenvalues, scale)[:, None] * centred))
+        return self._in_rows([np.sqrt(self._seen)[:, None, None] * self._by_example(part) for part in found])
+
+    def gcv(self, of: Filter) -> float:
+        """Return the generalised cross-validation score: the mean squared error over the freedom left.
+
+        GCV = (Σ w_i ‖y_i - f(x_i)‖² / T Σ w_i) / (tr(I - H) / N)², where H is what makes fitted values of targets,
+        the mean included (Golub, Heath & Wahba 1979).
+        """
+        self.require(of)
+        scale, offset = self.scale, self._columns(self.offset)
+        error = left = size = 0.0
+        for system, own in zip(self.systems, offset, strict=True):
+            share = of.left(system.eigenvalues, scale)
+            error += ((share[:, None] * (system.targets - system.ones @ own)) ** 2).sum()
+            left += share.sum() - share @ (system.ones**2).sum(1) / self._seen.sum()
+            size += len(share)
+        freedom = left / size
+        if not freedom > 0:
+            raise SingularGramError(f"{of} leaves no freedom: the targets are fitted whatever they are")
+        return float(error / (self.targets.shape[1] * self._seen.sum()) / freedom**2)
+
+    def left_out(self, of: Filter) -> np.ndarray:
+        """Return what is predicted for each row (n, T) by the regression on all other rows.
+
+        Exactly that of a fit to the other rows: their own weighted mean and mean diagonal, so the ridge is
+        ``alpha`` of *that* diagonal. A row is left out whole, whatever its weight. Rows of weight zero are
+        predicted by all others together.
+
+        With A = W^½ K W^½ and the resolvent R = (A + ζ)⁻¹, the row i of it gives for the targets z = W^½ (y - μ)
+        what the others predict: z_i - (R_ii)⁻¹ (R z)_i, in blocks for the outputs of a full kernel. ζ and μ are
+        those of the others, and so differ from row to row, which costs no more than one division each.
+
+        Raises
+        ------
+        ValueError
+            If fewer than two rows have a weight.
+        SingularGramError
+            If the filter is not defined here.
+        """
+        if np.count_nonzero(self.weight) < 2:
+            raise ValueError(
+                "leaving one sample out needs two of positive weight or more, got n_samples = "
+                f"{len(self.weight)}, {np.count_nonzero(self.weight)} of them with a weight"
+            )
+        self.require(of)
+        scales, means = self._scales_left_out(), self._means_left_out()
+        found = []
+        for at, system in enumerate(self.systems):
+            mean = self._columns(means)[at]
+            predicted = np.empty(mean.shape)
+            for rows in _blocks(len(mean), system.vectors.size // len(mean)):
+                predicted[rows] = self._left_out_rows(of, at, rows, scales[rows], mean[rows])
+            found.append(predicted)
+        return self._in_rows(found, self.dual(of) if len(self.unseen) else None)
+
+    def _left_out_rows(self, of, at, rows, scales, mean):
+        """Return the predictions (r, b, t) of some rows of one system."""
+        system = self.systems[at]
+        b = system.ones.shape[1]
+        V = system.vectors.reshape(-1, b, len(system.eigenvalues))[rows]
+        root = np.sqrt(self._seen[rows])[:, None, None]
+        own = root * (self._columns(self._seen_targets)[at][rows] - mean)
+        right, total = np.concatenate([system.targets, system.ones], axis=1), np.zeros(mean.shape)
+        for gamma, zeta in of.resolvents():
+            weighed = V / (system.eigenvalues + zeta * scales[:, None])[:, None, :]
+            both = (weighed.reshape(-1, len(right)) @ right).reshape(len(own), b, -1)
+            beside = both[..., :-b] - both[..., -b:] @ mean
+            if b == 1:
+                residual = beside / np.einsum("rbk,rbk->r", weighed, V)[:, None, None]
+            else:
+                residual = np.linalg.solve(weighed @ V.transpose(0, 2, 1), beside)
+            total += (gamma * (own - residual)).real
+        return mean + total / root
+
+    @property
+    def _seen(self):
+        return self.weight[self.weight > 0]
+
+    @property
+    def _seen_targets(self):
+        return self.targets[self.weight > 0]
+
+    def _scales_left_out(self):
+        """Return the weighted mean diagonal of all others (n,), for each row that has a weight."""
+        weight, diagonal = self._seen, self.diagonal[self.weight > 0]
+        return (weight @ diagonal - weight * diagonal) / (weight.sum() - weight)
+
+    def _means_left_out(self):
+        weight, targets = self._seen[:, None], self._seen_targets
+        return ((weight * targets).sum(0) - weight * targets) / (weight.sum() - weight)
+
+    def _columns(self, values):
+        """Return values (..., T) by system, as (..., b, t): b outputs that a system mixes, t that it does not."""
+        b = self.systems[0].ones.shape[1]
+        if len(self.systems) > 1:
+            return [values[..., c, None, None] for c in range(len(self.systems))]
+        return [values[..., None] if b > 1 else values[..., None, :]]
+
+    def _by_example(self, columns):
+        b = self.systems[0].ones.shape[1]
+        return columns.reshape(-1, b, columns.shape[1])
+
+    def _in_rows(self, found, dual=None):
+        """Return results (r, b, t) of each system as (n, T); rows without weight are answered by a dual (n, T)."""
+        joined = np.concatenate(found, axis=2)
+        joined = joined.reshape(len(joined), -1)
+        result = np.zeros(self.targets.shape)
+        result[self.weight > 0] = joined
+        if dual is not None:
+            result[self.weight == 0] = self.offset + _product(self.unseen, dual[self.weight > 0])
+        return result
+
+
+def spectrum(gram, targets, sample_weight=None) -> Spectrum:
+    """Decompose the Gram matrix of kernel regression, once for all filters.
+
+    Parameters
+    ----------
+    gram : array (n, n), (n, n, C) or (n, n, C, C)
+        As for :func:`~ntkrobust_sk.solve`. Not modified; two float64 arrays of the size of one system are taken
+        besides it, for a class kernel one for each class.
+    targets : array (n,) or (n, T)
+        Not centred.
+    sample_weight : array (n,), default=None
+        A weight of k is the same as k copies.
+
+    Returns
+    -------
+    Spectrum
+
+    Raises
+    ------
+    ValueError
+        As ``solve``; for n (of a full kernel n C) above 32,766.
+    SingularGramError
+        If the mean diagonal is not positive.
+
+    Examples
+    --------
+    >>> from .filters import Ridge
+    >>> K, y = np.diag([1.0, 1.0, 1.0]), np.array([0.0, 3.0, 6.0])
+    >>> found = spectrum(K, y)
+    >>> found.left_out(Ridge(0.1))[:, 0]  # the mean of the others, which is all that they know
+    array([4.5, 3. , 1.5])
+    """
+    gram, targets = to_numpy(solver_array("gram", gram)), to_numpy(solver_array("targets", targets))
+    _require_kernel_system(gram, targets)
+    n = len(gram)
+    targets = targets.astype(np.float64).reshape(n, -1)
+    if not np.isfinite(targets).all():
+        raise ValueError("targets must be finite, but have NaN or infinity")
+    weight = np.ones(n) if sample_weight is None else to_numpy(_checked_weight(sample_weight, gram))
+    _mean_diagonal(gram, weight)
+    diagonal = np.asarray(np.moveaxis(np.diagonal(gram), -1, 0), np.float64)
+    if gram.ndim == 4:
+        diagonal = np.diagonal(diagonal, axis1=1, axis2=2)
+    seen = weight > 0
+    root, matrices = np.sqrt(weight[seen]), [gram]
+    if gram.ndim == 3:
+        matrices = [gram[..., c] for c in range(gram.shape[2])]
+    systems = []
+    for c, matrix in enumerate(matrices):
+        matrix = matrix if seen.all() else matrix[np.ix_(seen, seen)]
+        columns = targets[seen, c, None] if gram.ndim == 3 else targets[seen]
+        systems.append(_decomposed(matrix, columns, root))
+    unseen = gram[np.ix_(~seen, seen)] if not seen.all() else gram[:0]
+    return Spectrum(systems, targets, weight, diagonal.reshape(n, -1).mean(1), unseen)
+
+
+def _decomposed(matrix, targets, root) -> System:
+    """Return the eigendecomposition of one system (n, n) or (n, n, C, C) with its right-hand sides."""
+    n, b = len(matrix), matrix.shape[2] if matrix.ndim == 4 else 1
+    if n * b > EIGH_MAX_SIZE:
+        raise ValueError(
+            f"an eigendecomposition takes at most {EIGH_MAX_SIZE} rows and outputs, because 32-bit LAPACK fails "
+            f"above; got {n * b}. Choose alpha by GridSearchCV, or on fewer rows"
+        )
+    A = np.empty((n, b, n, b))
+    A[...] = matrix.transpose(0, 2, 1, 3) if matrix.ndim == 4 else matrix[:, None, :, None]
+    A *= root[:, None, None, None]
+    A *= root[None, None, :, None]
+    A = A.reshape(n * b, n * b)
+    norm, _ = require_symmetric(A, "gram")
+    eigenvalues, vectors = eigh(A)
+    if not np.isfinite(eigenvalues).all():
+        raise SingularGramError("the eigenvalues of the Gram matrix are not finite")
+    right = (root[:, None] * targets).reshape(n * b, -1)
+    ones = (root[:, None, None] * np.eye(b)).reshape(n * b, b)
+    return System(eigenvalues, vectors, vectors.T @ right, vectors.T @ ones, norm)
+
+
+def _product(block, dual):
+    equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
+    return np.einsum(equation, block.astype(np.float64), dual, optimize=True)
+
+
+def _blocks(n: int, numbers: int) -> Iterator[slice]:
+    """Yield slices of n rows of so many numbers, each of about ``BLOCK`` numbers."""
+    rows = max(1, math.ceil(BLOCK / max(numbers, 1)))
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))

@@ -1,0 +1,204 @@
+"""How sure kernel machines are: against scikit-learn's Gaussian process, draws of the prior, and under attack."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.exceptions import NotFittedError
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Kernel
+
+from ntkrobust_sk import (
+    MLP,
+    PGD,
+    EmpiricalNTKClassifier,
+    EmpiricalNTKRegressor,
+    EmpiricalNTKRegressorCV,
+    Model,
+    SingularGramError,
+    gram,
+    load,
+    perturb,
+)
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(40, 3)).astype(np.float32)
+Z = RANDOM.normal(size=(12, 3)).astype(np.float32)
+TARGETS = np.c_[X[:, 0] * X[:, 1], 30 * np.sin(X[:, 2])]
+WEIGHT = RANDOM.integers(0, 3, size=40) * 1.0
+NETWORK = MLP(2, widths=(6,))
+MODEL = Model(NETWORK, NETWORK.init(jax.random.key(0), (3,)))
+
+
+def regressor(**settings):
+    return EmpiricalNTKRegressor(MODEL, **{"alpha": 0.05} | settings)
+
+
+class Tangent(Kernel):
+    """The trace kernel as scikit-learn's Gaussian process takes one."""
+
+    def __init__(self):
+        """Without parameters."""
+
+    def __call__(self, A, B=None, eval_gradient=False):
+        return gram("trace", MODEL, A.astype(np.float32), None if B is None else B.astype(np.float32)).astype(
+            float
+        )
+
+    def diag(self, A):
+        return np.diag(self(A))
+
+    def is_stationary(self):
+        return False
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+def test_deviations_are_those_of_scikit_learns_gaussian_process(weight):
+    machine = regressor().fit(X, TARGETS[:, 1], weight)
+    mean, std = machine.predict(Z, return_std=True)
+    seen = slice(None) if weight is None else weight > 0
+    noise = machine.ridge_ / (1 if weight is None else weight[seen])
+    scale = machine.prior_variance_[0]
+    process = GaussianProcessRegressor(
+        ConstantKernel(scale, "fixed") * Tangent(), alpha=scale * noise, optimizer=None
+    ).fit(X[seen], TARGETS[seen, 1] - machine.intercept_[0])
+    expected, deviations = process.predict(Z, return_std=True)
+    np.testing.assert_allclose(mean - machine.intercept_[0], expected, atol=1e-3)
+    np.testing.assert_allclose(std, deviations, rtol=2e-3)
+    np.testing.assert_array_equal(mean, machine.predict(Z))
+
+
+def test_the_scale_of_the_prior_is_the_maximum_of_the_marginal_likelihood():
+    machine = regressor().fit(X, TARGETS)
+    K = machine.gram(X).astype(float) + machine.ridge_ * np.eye(40)
+    for t, scale in enumerate(machine.prior_variance_):
+        y = TARGETS[:, t] - machine.intercept_[t]
+
+        def likelihood(s, y=y):
+            return -0.5 * y @ np.linalg.solve(s * K, y) - 0.5 * np.linalg.slogdet(s * K)[1]
+
+        assert likelihood(scale) > max(likelihood(scale * 1.1), likelihood(scale / 1.1))
+    np.testing.assert_allclose(machine.noise_std_, np.sqrt(machine.prior_variance_ * machine.ridge_))
+
+
+def test_intervals_cover_what_is_drawn_from_the_prior():
+    """The function at 300 new inputs of 10 draws, and observations of it, within 1.96 standard deviations."""
+    alpha, n = 0.01, 60
+    inputs = RANDOM.normal(size=(n + 300, 3)).astype(np.float32)
+    K = gram("trace", MODEL, inputs).astype(float)
+    ridge = alpha * np.trace(K[:n, :n]) / n
+    eigenvalues, vectors = np.linalg.eigh(4 * K)
+    functions = (vectors * np.sqrt(eigenvalues.clip(0))) @ RANDOM.normal(size=(len(K), 10))
+    seen = functions + np.sqrt(4 * ridge) * RANDOM.normal(size=functions.shape)
+    machine = regressor(alpha=alpha).fit(inputs[:n], seen[:n])
+    mean, std = machine.predict(inputs[n:], return_std=True)
+    assert 0.9 <= (abs(functions[n:] - mean) <= 1.96 * std).mean() <= 0.99
+    assert 0.9 <= (abs(seen[n:] - mean) <= 1.96 * np.hypot(std, machine.noise_std_)).mean() <= 0.99
+    np.testing.assert_allclose(machine.prior_variance_.mean(), 4, rtol=0.25)
+
+
+@pytest.mark.parametrize("kernel", ["trace", "class", "full"])
+def test_what_attacks_see_is_what_is_predicted(kernel):
+    machine = regressor(kernel=kernel).fit(X, TARGETS)
+    _, std = machine.predict(Z, return_std=True)
+    np.testing.assert_allclose(jax.jit(machine.std_model())(Z), std, rtol=2e-3)
+    score, detector = machine.ood_score(Z), machine.ood_model(level=0.9)
+    assert score.shape == (12,) and (score >= 0).all() and (score <= 1).all()
+    scores = np.asarray(detector(Z))
+    threshold = np.quantile(machine._posterior().left_out, 0.9)
+    np.testing.assert_allclose(scores[:, 0], 0)
+    expected = np.log(score / (1 - score)) - np.log(threshold / (1 - threshold))
+    np.testing.assert_allclose(scores[:, 1], expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("kernel", ["trace", "class", "full"])
+def test_scores_of_training_rows_that_are_left_out_are_those_of_refits(kernel, weight):
+    machine = regressor(kernel=kernel).fit(X, TARGETS, weight)
+    found = machine._posterior().left_out
+    seen = np.arange(40) if weight is None else np.flatnonzero(weight)
+    for at in (0, 7, len(seen) - 1):
+        rest = np.delete(np.arange(40), seen[at])
+        of_rest = np.ones(39) if weight is None else weight[rest]
+        K = machine.gram(X)
+        diagonal = np.einsum("iicc->ic", K).mean(1) if K.ndim == 4 else np.diagonal(K).reshape(-1, 40).mean(0)
+        alpha = machine.ridge_ / np.average(diagonal[rest], weights=of_rest)
+        refit = regressor(kernel=kernel, alpha=alpha).fit(X[rest], TARGETS[rest], of_rest)
+        assert found[at] == pytest.approx(refit.ood_score(X[seen[at]][None])[0], rel=1e-3)
+
+
+def test_what_is_far_from_training_is_told_apart_and_attacks_move_it_both_ways():
+    near = RANDOM.normal(size=(200, 3)).astype(np.float32) * 0.2 + [2.0, 0, 0]
+    far = RANDOM.normal(size=(20, 3)) * 0.2 - [2.0, 0, 0]
+    labels = (near[:, 1] > 0).astype(int)
+    machine = EmpiricalNTKClassifier(MODEL, alpha=1e-3).fit(near[:180], labels[:180])
+    assert machine.ood_score(far).min() > machine.ood_score(near[180:]).max()
+    detector = machine.ood_model()
+    assert (np.asarray(detector(far)).argmax(1) == 1).all()
+    assert (np.asarray(detector(near[180:])).argmax(1) == 0).mean() > 0.7
+    attack = PGD(0.5, n_steps=10, bounds=None)
+    raised = perturb(detector, near[180:], np.zeros(20, int), attack)
+    hidden = perturb(detector, far, np.ones(20, int), attack)
+    assert (machine.ood_score(raised) > 2 * machine.ood_score(near[180:])).mean() > 0.9
+    assert (machine.ood_score(hidden) < machine.ood_score(far)).mean() > 0.9
+
+
+def test_an_attack_makes_a_machine_less_sure():
+    machine = EmpiricalNTKClassifier(MODEL, calibrate=True).fit(X, (X[:, 0] > 0).astype(int))
+    labels = machine.predict(Z)
+    attacked = perturb(machine.calibrated_model(), Z, labels, PGD(0.1, n_steps=5, bounds=None))
+    rows = np.arange(len(Z))
+    before, after = (machine.predict_proba(x)[rows, labels] for x in (Z, attacked))
+    assert (after < before).mean() > 0.8
+    logits = np.asarray(machine.calibrated_model()(Z))
+    expected = machine.predict_proba(Z)
+    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, atol=1e-4)
+    unsure = regressor().fit(X, TARGETS)
+    moved = PGD(0.1, n_steps=5, bounds=None)(
+        unsure.std_model(), Z, np.zeros((12, 2), np.float32), key=jax.random.key(0)
+    )
+    assert (
+        unsure.predict(np.asarray(moved), return_std=True)[1] > unsure.predict(Z, return_std=True)[1]
+    ).mean() > 0.9
+
+
+def test_a_posterior_belongs_to_its_fit_and_is_made_again_after_loading(tmp_path):
+    machine = regressor(cache=tmp_path / "cache").fit(X, TARGETS)
+    first = machine.predict(Z, return_std=True)[1]
+    assert machine._posterior() is machine._posterior()
+    machine.save(tmp_path / "model.ntk")
+    np.testing.assert_allclose(load(tmp_path / "model.ntk").predict(Z, return_std=True)[1], first, rtol=1e-4)
+    second = machine.set_params(alpha=1.0).fit(X, TARGETS).predict(Z, return_std=True)[1]
+    assert abs(second / first - 1).max() > 0.05
+
+
+def test_bad_input_is_refused():
+    machine = regressor().fit(X, TARGETS)
+    for wrong in ("yes", 1, None):
+        with pytest.raises(ValueError, match="return_std must be True or False"):
+            machine.predict(Z, return_std=wrong)
+    for wrong in (0, 1, 1.5, "x"):
+        with pytest.raises(ValueError, match="level must be"):
+            machine.ood_model(level=wrong)
+    with pytest.raises(ValueError, match="3 features"):
+        machine.ood_score(Z[:, :2])
+    for call in ("ood_score", "ood_model", "std_model"):
+        with pytest.raises(NotFittedError):
+            getattr(regressor(), call)(*([Z] if call == "ood_score" else []))
+    descended = regressor(solver="sgd", max_epochs=0).fit(X, TARGETS)
+    for call in (
+        lambda: descended.predict(Z, return_std=True),
+        lambda: descended.ood_score(Z),
+        descended.ood_model,
+    ):
+        with pytest.raises(ValueError, match="fitted in closed form"):
+            call()
+    flat = regressor(solver=lambda A, B: np.zeros_like(B), alpha=0.0).fit(np.r_[X, X], np.r_[TARGETS, TARGETS])
+    with pytest.raises(SingularGramError, match="larger alpha"):
+        flat.ood_score(Z)
+
+
+def test_constant_targets_leave_no_doubt():
+    machine = EmpiricalNTKRegressorCV(MODEL, alphas=[0.1]).fit(X, np.full(40, 3.0))
+    mean, std = machine.predict(Z, return_std=True)
+    np.testing.assert_allclose(mean, 3.0)
+    np.testing.assert_allclose(std, 0.0)
