@@ -34,13 +34,17 @@ from sklearn.covariance import LedoitWolf
 from sklearn.feature_selection import f_classif, mutual_info_classif
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import kernels
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
+from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB
+from sklearn.preprocessing import MinMaxScaler, PowerTransformer, QuantileTransformer, RobustScaler, StandardScaler
+from sklearn.svm import SVC
 from sklearn.utils import all_estimators
 
 from ntkrobust_sk import as_model
 from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.sklearn_models import ADAPTERS, COMPOSITIONS, MACHINES
+from ntkrobust_sk.sklearn_models.discriminants import deciding_scores
+from ntkrobust_sk.sklearn_models.guard import METHODS
 
 random = np.random.default_rng(0)
 X = random.uniform(0.1, 1.0, (40, 4))
@@ -52,7 +56,8 @@ IRRELEVANT = {
     "the loss, the prior or the penalty, while fitting": (
         "C alpha alpha_1 alpha_2 alpha_init class_weight epsilon fit_intercept intercept_scaling l1_ratio "
         "lambda_1 lambda_2 lambda_init loss nu penalty positive priors shrinkage multi_class "
-        "threshold_lambda average probability score_func covariance_estimator"
+        "threshold_lambda average probability score_func covariance_estimator var_smoothing reg_param "
+        "shrink_threshold"
     ),
     "the solver, while fitting": (
         "max_iter tol solver selection precompute warm_start random_state dual copy_X copy verbose cache_size "
@@ -63,20 +68,29 @@ IRRELEVANT = {
     ),
     "a choice between models, while fitting": (
         "Cs alphas n_alphas l1_ratios eps cv scoring refit error_score pre_dispatch return_train_score n_iter "
-        "param_grid param_distributions prefit alpha_per_target use_legacy_attributes"
+        "param_grid param_distributions prefit alpha_per_target use_legacy_attributes ensemble method "
+        "final_estimator stack_method"
+    ),
+    "which samples and features members are fitted on": (
+        "bootstrap bootstrap_features max_features max_samples oob_score subsample ignore_implicit_zeros"
     ),
     "records of the fit": "compute_score store_covariance store_cv_results memory force_int_remainder_cols",
     "how fast, or in which form, the same numbers come": (
-        "n_jobs order sparse_threshold verbose_feature_names_out accept_sparse validate feature_names_out"
+        "n_jobs order sparse_threshold verbose_feature_names_out accept_sparse validate feature_names_out "
+        "sparse_output dtype feature_name_combiner flatten_transform"
     ),
-    "the way back, which no model takes": "fit_inverse_transform check_inverse inverse_func inv_kw_args",
+    "the way back, which no model takes": "fit_inverse_transform check_inverse inverse_func inv_kw_args func",
+    "whether other categories than those of training are an error, which models do not raise": "handle_unknown",
     "metadata of fit": "transform_input",
-    "columns without any value, of which there are none in the inputs here": "keep_empty_features",
+    "columns without any value, of which there are none in the inputs here": (
+        "keep_empty_features handle_missing encoded_missing_value"
+    ),
     "the answer predict gives to ties, which scores leave open": "break_ties",
     "answers of an estimator that is not fitted": "n_targets",
     "the size of what is fitted": (
         "n_components hidden_layer_sizes transformers remainder quantile_range unit_variance remove_zero_eig "
-        "estimator"
+        "estimator estimators regressor transformer n_quantiles n_knots knots "
+        "categories passthrough drop min_frequency max_categories"
     ),
     "what is read as it was at the time of fitting": (
         "degree gamma kernel kernel_params normalize_y strategy fill_value"
@@ -101,6 +115,15 @@ READ = {
     "PCA": "whiten",
     "Pipeline": "steps",
     "PolynomialFeatures": "include_bias interaction_only",
+    "PowerTransformer": "standardize",
+    "QuantileTransformer": "output_distribution",
+    "SplineTransformer": "extrapolation include_bias degree",
+    "BaggingClassifier": "n_estimators",
+    "BaggingRegressor": "n_estimators",
+    "NearestCentroid": "metric",
+    "OrdinalEncoder": "unknown_value",
+    "VotingClassifier": "voting weights",
+    "VotingRegressor": "weights",
     "RBFSampler": "n_components",
     "RobustScaler": "with_centering with_scaling",
     "SVC": "coef0 decision_function_shape degree kernel",
@@ -132,7 +155,20 @@ QUICK = {
     "NuSVC": {"kernel": "poly", "nu": 0.3},
     "NuSVR": {"kernel": "poly"},
     "Nystroem": {"kernel": "poly", "n_components": 8, "random_state": 0},
+    "BaggingClassifier": {"estimator": LogisticRegression(), "n_estimators": 2, "random_state": 0},
+    "BaggingRegressor": {"estimator": Ridge(), "n_estimators": 2, "random_state": 0},
+    "CalibratedClassifierCV": {"estimator": LogisticRegression(), "cv": 2},
+    "OneVsRestClassifier": {"estimator": LogisticRegression()},
+    "OneHotEncoder": {"handle_unknown": "ignore"},
+    "OrdinalEncoder": {"handle_unknown": "use_encoded_value", "unknown_value": -1},
     "PCA": {"n_components": 2},
+    "QuadraticDiscriminantAnalysis": {"solver": "eigen", "shrinkage": 0.5},
+    "QuantileTransformer": {"n_quantiles": 20},
+    "StackingClassifier": {"estimators": [("a", LogisticRegression()), ("b", GaussianNB())], "cv": 2},
+    "StackingRegressor": {"estimators": [("a", Ridge()), ("b", BayesianRidge())], "cv": 2},
+    "TransformedTargetRegressor": {"regressor": Ridge()},
+    "VotingClassifier": {"estimators": [("a", LogisticRegression()), ("b", GaussianNB())], "voting": "soft"},
+    "VotingRegressor": {"estimators": [("a", Ridge()), ("b", BayesianRidge())]},
     "Pipeline": {"steps": [("scale", StandardScaler()), ("last", LogisticRegression())]},
     "RBFSampler": {"n_components": 8, "random_state": 0},
     "RandomizedSearchCV": {
@@ -208,11 +244,36 @@ VALUES = {
     "transformers": [[("a", RobustScaler(), slice(1, 3)), ("b", "drop", [0]), ("c", "passthrough", [3])]],
     "validation_fraction": [0.3],
     "verbose": [1],
+    "weights": [[2.0, 0.5]],
     "verbose_feature_names_out": [False],
 }
 # Some differ by class.
 VALUES_OF = {
+    ("NearestCentroid", "metric"): ["manhattan"],
     ("Normalizer", "norm"): ["l1", "max"],
+    ("OneHotEncoder", "categories"): [[np.unique(column) for column in X.T]],
+    ("OneHotEncoder", "dtype"): [np.float32],
+    ("OneHotEncoder", "feature_name_combiner"): [lambda feature, category: f"{feature} {category}"],
+    ("OneHotEncoder", "drop"): ["first", "if_binary"],
+    ("OneHotEncoder", "handle_unknown"): ["infrequent_if_exist", "error"],
+    ("OneHotEncoder", "max_categories"): [3],
+    ("OneHotEncoder", "min_frequency"): [2],
+    ("OrdinalEncoder", "categories"): [[np.unique(column) for column in X.T]],
+    ("OrdinalEncoder", "dtype"): [np.float32],
+    ("OrdinalEncoder", "encoded_missing_value"): [-2],
+    ("OrdinalEncoder", "max_categories"): [3],
+    ("OrdinalEncoder", "min_frequency"): [2],
+    ("OrdinalEncoder", "unknown_value"): [-3],
+    ("StackingClassifier", "estimators"): [[("a", SVC()), ("b", "drop"), ("c", GaussianNB())]],
+    ("StackingClassifier", "final_estimator"): [SVC()],
+    ("StackingRegressor", "estimators"): [[("a", Ridge(3.0)), ("b", "drop")]],
+    ("StackingRegressor", "final_estimator"): [Ridge(3.0)],
+    ("TransformedTargetRegressor", "func"): [np.log1p],
+    ("TransformedTargetRegressor", "inverse_func"): [np.expm1],
+    ("TransformedTargetRegressor", "regressor"): [BayesianRidge()],
+    ("TransformedTargetRegressor", "transformer"): [StandardScaler(), PowerTransformer(), QuantileTransformer()],
+    ("VotingClassifier", "estimators"): [[("a", LogisticRegression(C=0.1)), ("b", "drop")]],
+    ("VotingRegressor", "estimators"): [[("a", Ridge(3.0)), ("b", "drop")]],
     ("GaussianProcessClassifier", "kernel"): [
         kernels.Matern(nu=1.5),
         2.0 * kernels.RBF(0.5),
@@ -321,25 +382,39 @@ def _inside(interval, default):
     return moved if high is None or moved < high else start / 2
 
 
-def own_answers(estimator) -> np.ndarray:
+def own_answers(estimator, rows=QUERIES) -> np.ndarray:
     """Return what scikit-learn answers, in the form in which models answer."""
     if hasattr(estimator, "decision_function_shape"):
         # the model's scores are always those of one class against the rest
         estimator = copy.copy(estimator).set_params(decision_function_shape="ovr", break_ties=False)
+    if type(estimator).__name__ == "NearestCentroid":
+        return deciding_scores(estimator, rows)
+    if by_probability(estimator):
+        return np.log(np.maximum(estimator.predict_proba(rows.copy()), np.finfo(float).tiny))
     if hasattr(estimator, "decision_function"):
-        return np.asarray(estimator.decision_function(QUERIES.copy()))
-    if hasattr(estimator, "classes_"):
-        return np.log(estimator.predict_proba(QUERIES.copy()))
-    found = (estimator.predict if hasattr(estimator, "predict") else estimator.transform)(QUERIES.copy())
+        return np.asarray(estimator.decision_function(rows.copy()))
+    found = (estimator.predict if hasattr(estimator, "predict") else estimator.transform)(rows.copy())
     found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
-    return found.reshape(len(QUERIES), -1)
+    return found.reshape(len(rows), -1)
+
+
+def by_probability(estimator) -> bool:
+    """Tell whether it answers by its probabilities."""
+    name = type(estimator).__name__
+    only = hasattr(estimator, "classes_") and not hasattr(estimator, "decision_function")
+    return METHODS.get(name) == "predict_proba" or (only and name != "NearestCentroid")
 
 
 def agrees(estimator) -> bool:
     """Tell whether the model's answers are the estimator's; TypeError where there is no model."""
     model = as_model(estimator)
-    found, own = np.asarray(model(jnp.asarray(QUERIES))), own_answers(estimator)
-    if not hasattr(estimator, "decision_function") and hasattr(estimator, "classes_"):
+    try:
+        rows, own = QUERIES, own_answers(estimator)
+    except ValueError:
+        # some refuse inputs far from those of training
+        rows, own = X, own_answers(estimator, X)
+    found = np.asarray(model(jnp.asarray(rows)))
+    if by_probability(estimator):
         found = log_softmax(found, axis=1)
     return found.shape == own.shape and np.allclose(found, own, rtol=1e-5, atol=1e-7, equal_nan=True)
 
@@ -382,8 +457,11 @@ def _verdict(cls, base, fitted, before, name):
         try:
             after = own_answers(changed)
         except NOT_TO_BE_FITTED:
-            # what was fitted for another value cannot answer, which the guard has to notice
-            _refuses(verdict, value, changed)
+            if _answers_training_inputs(changed):
+                _try(verdict, value, changed)
+            else:
+                # what was fitted for another value cannot answer, which the guard has to notice
+                _refuses(verdict, value, changed)
             continue
         same = after.shape == before.shape and np.allclose(after, before, rtol=1e-9, atol=1e-12)
         verdict.changes |= not same or _is_another_shape(name, value, fitted)
@@ -393,6 +471,13 @@ def _verdict(cls, base, fitted, before, name):
 
 # scikit-learn's words for values that do not go together with the others.
 NOT_TO_BE_FITTED = (ValueError, AttributeError, NotImplementedError, TypeError, LookupError)
+
+
+def _answers_training_inputs(estimator) -> bool:
+    try:
+        return bool(np.isfinite(own_answers(estimator, X)).all())
+    except NOT_TO_BE_FITTED:
+        return False
 
 
 def _is_another_shape(name, value, fitted) -> bool:

@@ -4,9 +4,12 @@ Each family of adapters enters itself into the registry when it is imported.
 """
 
 from . import compositions as compositions
+from . import discriminants as discriminants
+from . import ensembles as ensembles
 from . import gaussian_processes as gaussian_processes
 from . import kernel_machines as kernel_machines
 from . import linear as linear
+from . import piecewise as piecewise
 from . import transformers as transformers
 from .conversion import as_model as as_model
 from .registry import ADAPTERS as ADAPTERS

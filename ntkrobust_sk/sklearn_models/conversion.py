@@ -36,9 +36,11 @@ def as_model(estimator: Any, *, kernel: Any = None, X_fit: Any = None) -> Partia
     Parameters
     ----------
     estimator : fitted estimator
-        A linear model, a support vector machine, kernel ridge, a Gaussian process, a multi-layer perceptron;
-        scalers, imputers, PCA, kernel PCA, kernel approximations, polynomial features, feature selection; a
-        Pipeline, ColumnTransformer or FeatureUnion of those; a search over them; or one of this library. It may
+        A linear model, a support vector machine, kernel ridge, a Gaussian process, a multi-layer perceptron, a
+        discriminant analysis, naive Bayes with Gaussian densities, nearest centroids; scalers, imputers, PCA,
+        kernel PCA, kernel approximations, polynomial features, splines, quantiles, powers, functions in JAX,
+        encoders of numbers, feature selection; a Pipeline, ColumnTransformer or FeatureUnion of those; voting,
+        stacking, bagging, one against the rest, calibration; a search over them; or one of this library. It may
         have been fitted on sparse inputs; the model takes dense ones.
     kernel : callable, default=None
         ``kernel(x, z) -> (n, m)`` in JAX, for a kernel machine whose own kernel is a callable or precomputed.

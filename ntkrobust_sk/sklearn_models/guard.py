@@ -16,9 +16,10 @@ from sklearn.pipeline import Pipeline
 
 from .._validation import brief
 from .arrays import dense
+from .discriminants import deciding_scores
 from .kernel_machines import one_vs_rest
 from .registry import DifferentiableEstimator
-from .remembered_rows import AT_HAND, KEPT, core, is_word, parts, rows_near
+from .remembered_rows import AT_HAND, KEPT, core, is_word, may_refuse, parts, rows_near
 
 # Relative differences that rounding may make of sums of many terms of both signs, by the dtype of the answers.
 PRECISION = {4: 1e-3, 8: 1e-6}
@@ -69,9 +70,23 @@ def check_agreement(
         # estimators with copy=False write into what they are given
         return np.asarray(between(x, z)) if precomputed else _named(estimator, x.copy())
 
+    if may_refuse(estimator):
+        # where it has an answer, it tells itself
+        rows = np.array([row for row in [*rows, *abs(rows)] if _is_answered(estimator, own, row)])
+        if not len(rows):
+            raise TypeError(f"{type(estimator).__name__} gives no answers on any of the inputs that were tried")
     compare(estimator, form, rows, own)
     if single and kernel is None:
         _warn_of_single_precision(estimator, form, rows, own)
+
+
+def _is_answered(estimator, own, row) -> bool:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            return bool(np.isfinite(_own_scores(estimator, _method_of(estimator), own(row[None]))).all())
+        except ValueError:
+            return False
 
 
 def _warn_of_single_precision(estimator, form, rows, own):
@@ -189,7 +204,13 @@ def _check_labels(estimator, scores, labels):
         )
 
 
+# Those that answer by another method than their first one.
+METHODS = {"BaggingClassifier": "predict_proba"}
+
+
 def _method_of(estimator) -> str:
+    if (name := type(core(estimator)).__name__) in METHODS:
+        return METHODS[name]
     if hasattr(estimator, "decision_function"):
         return "decision_function"
     if hasattr(estimator, "classes_") and hasattr(estimator, "predict_proba"):
@@ -212,6 +233,8 @@ def _is_pairwise(estimator) -> bool:
 
 def _own_scores(estimator, method, x):
     """Return the estimator's own answers (n, k), as they are compared: probabilities by their logarithm."""
+    if type(estimator).__name__ == "NearestCentroid":
+        return deciding_scores(estimator, x)
     scores = _as_columns(getattr(estimator, method)(x))
     if _is_pairwise(estimator) and core(estimator).decision_function_shape == "ovo":
         return one_vs_rest(scores, len(estimator.classes_))
@@ -222,7 +245,7 @@ def _comparable(method, scores, expected):
     """Return a form's scores (n, C) as :func:`_own_scores` gives the estimator's."""
     if method == "predict_proba":
         return log_softmax(scores, axis=1)
-    if method == "decision_function" and scores.shape[1] == 2 and expected.shape[1] == 1:
+    if scores.shape[1] == 2 and expected.shape[1] == 1:
         return scores[:, 1:] - scores[:, :1]
     return scores
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.preprocessing import FunctionTransformer, PowerTransformer
 
 from .arrays import dense
 
@@ -61,7 +62,34 @@ def parts(estimator: Any) -> tuple[Any, ...]:
         return tuple(step for _, step in estimator.transformer_list if not is_word(step))
     if hasattr(estimator, "best_estimator_"):
         return (estimator.best_estimator_,)
+    members = [each for each, columns in members_of(estimator) if columns is None]
+    if members:
+        return tuple(members[:1])
     return (estimator.estimator,) if isinstance(estimator, FrozenEstimator) else ()
+
+
+def members_of(estimator: Any) -> list[tuple[Any, np.ndarray | None]]:
+    """Return the estimators that an ensemble asks, each with the columns that it sees; None is all of them."""
+    if hasattr(estimator, "calibrated_classifiers_"):
+        return [(fold.estimator, None) for fold in estimator.calibrated_classifiers_]
+    if hasattr(estimator, "regressor_"):
+        return [(estimator.regressor_, None)]
+    members = getattr(estimator, "estimators_", None)
+    if members is None or isinstance(members, np.ndarray):
+        return []
+    seen = getattr(estimator, "estimators_features_", None)
+    if seen is None:
+        return [(each, None) for each in members]
+    every = np.arange(estimator.n_features_in_)
+    columns = [None if np.array_equal(at, every) else np.asarray(at) for at in seen]
+    return list(zip(members, columns, strict=True))
+
+
+def may_refuse(estimator: Any) -> bool:
+    """Return whether an estimator holds a step that has no answer to some numbers: a function, logarithms."""
+    held = (estimator, *estimator.get_params().values()) if hasattr(estimator, "get_params") else ()
+    functions = any(isinstance(part, FunctionTransformer) and part.func is not None for part in held)
+    return functions or any(isinstance(part, PowerTransformer) and part.method == "box-cox" for part in held)
 
 
 def is_word(step: Any) -> bool:
@@ -138,6 +166,19 @@ def _range(estimator, width):
         return estimator.mean_, _deviation(estimator)
     if knows("center_"):
         return estimator.center_, estimator.scale_ if knows("scale_") else 1.0
+    if knows("lambdas_"):
+        return _range_of_powers(estimator)
+    if knows("quantiles_"):
+        return estimator.quantiles_.mean(0), estimator.quantiles_.std(0) + 1e-3
+    if knows("bsplines_"):
+        ends = np.array([[spline.t[spline.k], spline.t[-spline.k - 1]] for spline in estimator.bsplines_])
+        return ends.mean(1), (ends[:, 1] - ends[:, 0]) / 2
+    if knows("categories_"):
+        return _first_categories(estimator), 0.0
+    if knows("theta_"):
+        return estimator.theta_.mean(0), np.sqrt(estimator.var_.mean(0))
+    if knows("centroids_"):
+        return estimator.centroids_.mean(0), estimator.centroids_.std(0) + 1e-3
     if knows("means_"):
         return estimator.means_.mean(0), estimator.means_.std(0) + 1e-3
     if hasattr(estimator, "_transformer_to_input_indices"):
@@ -152,6 +193,22 @@ def _deviation(estimator):
     if getattr(estimator, "components_", None) is not None:
         return np.sqrt(estimator.explained_variance_ @ estimator.components_**2)
     return 1.0 if getattr(estimator, "scale_", None) is None else estimator.scale_
+
+
+def _range_of_powers(estimator):
+    """Return the input that becomes zero, and a spread that keeps inputs positive where they have to be."""
+    ends = estimator.inverse_transform(np.outer([-1.0, 0, 1], np.ones(estimator.n_features_in_)))
+    centre = np.nan_to_num(ends[1], nan=1.0)
+    if estimator.method == "box-cox":
+        return centre, centre / 60
+    return centre, np.nan_to_num((ends[2] - ends[0]) / 2, nan=1.0)
+
+
+def _first_categories(estimator):
+    try:
+        return np.array([float(values[0]) for values in estimator.categories_])
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _range_of_columns(estimator, width):

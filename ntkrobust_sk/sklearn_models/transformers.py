@@ -1,9 +1,13 @@
 """scikit-learn's transformers as functions of arrays."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -148,10 +152,48 @@ def _filled(missing, statistics, kept, shown, x):
 
 @adapts("FunctionTransformer")
 def function(estimator: Any) -> Partial:
-    """Write the identity."""
-    if estimator.func is not None:
-        raise TypeError("a FunctionTransformer with a function of its own has no differentiable form")
-    return Partial(unchanged)
+    """Write the function, which has to be one of NumPy's that JAX has too, or one in JAX."""
+    return function_of(estimator.func, estimator.kw_args, "func", getattr(estimator, "n_features_in_", None))
+
+
+def function_of(func: Callable | None, options: dict | None, name: str, width: int | None = None) -> Partial:
+    """Write a function of a user's; None is the identity.
+
+    Raises
+    ------
+    TypeError
+        If JAX cannot trace it.
+    """
+    if func is None:
+        return Partial(unchanged)
+    try:
+        own = Function(func, tuple(sorted((options or {}).items())))
+        hash(own)
+        for n in (width,) if width else (1, 3):
+            jax.eval_shape(own, jax.ShapeDtypeStruct((2, n), jnp.result_type(float)))
+    except Exception as error:
+        raise TypeError(
+            f"a FunctionTransformer with {name}={func!r} has no differentiable form: JAX cannot run it "
+            f"({str(error).splitlines()[0][:120]}). Write it with jax.numpy"
+        ) from error
+    return Partial(own)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of a user's with its options, of arrays of NumPy or JAX."""
+
+    func: Callable
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, x: Array) -> Array:
+        """Call it; of JAX's arrays JAX's function of the same name, where it is one of NumPy's."""
+        func = self.func
+        if isinstance(x, jax.Array):
+            name = getattr(func, "__name__", "")
+            func = getattr(jnp, name) if getattr(np, name, None) is func and hasattr(jnp, name) else func
+            return func(x, **dict(self.options))
+        return np.asarray(func(x, **dict(self.options)))
 
 
 def unchanged(x: Array) -> Array:

@@ -8,6 +8,7 @@ with every option is right by construction, and gradients pass to the columns th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from ..sklearn_models.arrays import namespace
 from ..sklearn_models.compositions import joined
 from ..sklearn_models.conversion import model_on
-from ..sklearn_models.remembered_rows import unwrap
+from ..sklearn_models.ensembles import ENSEMBLES
+from ..sklearn_models.remembered_rows import members_of, unwrap
 from ..sklearn_models.transformers import chosen
 from .frames import Table
 
@@ -51,6 +53,8 @@ def _encoded(step, table, columns):
         inner = [(s, columns) for s in first]
     elif isinstance(step, ColumnTransformer):
         inner = [(s, at) for _, s, at in _parts(step, table, columns)]
+    elif type(step).__name__ in ENSEMBLES:
+        inner = [(s, columns if at is None else columns[at]) for s, at in members_of(step)]
     else:
         inner = [(s, columns) for _, s in getattr(step, "transformer_list", ()) if hasattr(s, "transform")]
     return [entry for s, at in inner for entry in _encoded(s, table, at)]
@@ -83,9 +87,16 @@ def _form(step, table, columns):
         weights = step.transformer_weights or {}
         kept = [(weights.get(name, 1.0), s) for name, s in step.transformer_list if s != "drop"]
         return _joined([(weight, _form(s, table, columns)) for weight, s in kept])
+    if type(step).__name__ in ENSEMBLES and (fixed.any() or table.has_names):
+        return ENSEMBLES[type(step).__name__](step, partial(_member, table, columns))
     if fixed.any() and isinstance(step, SimpleImputer):
         return _imputed(step, table, columns)
     return Partial(_after, _without_door(step), _values(table, columns))
+
+
+def _member(table, columns, estimator, own=None):
+    columns = columns if own is None else columns[own]
+    return _values(table, columns) if estimator is None else _form(estimator, table, columns)
 
 
 def _without_door(step):

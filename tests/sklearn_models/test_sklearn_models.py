@@ -7,13 +7,17 @@ import pytest
 from jax.tree_util import Partial
 from sklearn import datasets, decomposition, ensemble, feature_selection, kernel_approximation, linear_model, svm
 from sklearn.base import clone
-from sklearn.compose import ColumnTransformer
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor, kernels
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import NearestCentroid
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import (
@@ -22,19 +26,23 @@ from sklearn.preprocessing import (
     MinMaxScaler,
     Normalizer,
     PolynomialFeatures,
+    PowerTransformer,
+    QuantileTransformer,
     RobustScaler,
+    SplineTransformer,
     StandardScaler,
 )
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, as_model, perturb
 from ntkrobust_sk.execution.precision import enable_x64
-from ntkrobust_sk.sklearn_models import DifferentiableEstimator, registry
+from ntkrobust_sk.sklearn_models import DifferentiableEstimator, discriminants, registry
 
 X, Y3 = datasets.make_classification(
     70, 6, n_informative=5, n_redundant=0, n_classes=3, n_clusters_per_class=1, random_state=0
 )
 Y2 = (Y3 > 0).astype(int)
 TARGETS = np.stack([np.sin(X[:, 0]) + X[:, 1], X[:, 2] * X[:, 3]], 1)
+TINY = np.finfo(float).tiny
 ALL, ODD = slice(None), slice(1, None, 2)
 few = {"max_iter": 30, "random_state": 0}
 
@@ -93,7 +101,58 @@ CLASSIFIERS = {
         decomposition.KernelPCA(5, kernel="rbf", gamma=0.1), FunctionTransformer(), linear_model.RidgeClassifier()
     ),
 }
+
+
+def softened(x, by):
+    """A user's function in JAX."""
+    return jnp.tanh(x / by)
+
+
+SCALED = make_pipeline(StandardScaler(), linear_model.LogisticRegression())
+MEMBERS = [("a", SCALED), ("b", GaussianNB()), ("c", QuadraticDiscriminantAnalysis(reg_param=0.1))]
+CLASSIFIERS |= {
+    "quantiles": make_pipeline(QuantileTransformer(n_quantiles=40), linear_model.LogisticRegression()),
+    "normal quantiles": make_pipeline(
+        QuantileTransformer(n_quantiles=40, output_distribution="normal"), linear_model.LogisticRegression()
+    ),
+    "powers": make_pipeline(PowerTransformer(), linear_model.LogisticRegression()),
+    "positive powers": make_pipeline(
+        MinMaxScaler((1, 2)), PowerTransformer("box-cox", standardize=False), linear_model.LogisticRegression()
+    ),
+    "function": make_pipeline(FunctionTransformer(np.tanh), linear_model.LogisticRegression()),
+    "function of JAX": make_pipeline(
+        FunctionTransformer(softened, kw_args={"by": 3.0}), linear_model.LogisticRegression()
+    ),
+    "naive Bayes": GaussianNB(),
+    "quadratic discriminant": QuadraticDiscriminantAnalysis(reg_param=0.1),
+    "centroids": NearestCentroid(),
+    "centroids, manhattan": NearestCentroid(metric="manhattan"),
+    "centroids with priors": NearestCentroid(priors="empirical", shrink_threshold=0.1),
+    "voting": ensemble.VotingClassifier(MEMBERS, voting="soft", weights=[1, 2, 0.5]),
+    "stacking": ensemble.StackingClassifier([*MEMBERS[:2], ("d", svm.SVC())], cv=2),
+    "stacking on inputs": ensemble.StackingClassifier([("a", svm.LinearSVC())], passthrough=True, cv=2),
+    "bagging": ensemble.BaggingClassifier(SCALED, n_estimators=3, max_features=4, random_state=0),
+    "one against the rest": OneVsRestClassifier(SCALED),
+    "one against the rest by probability": OneVsRestClassifier(GaussianNB()),
+    "calibrated": CalibratedClassifierCV(svm.LinearSVC(), cv=2),
+    "calibrated, isotonic": CalibratedClassifierCV(GaussianNB(), method="isotonic", cv=2),
+    "calibrated, temperature": CalibratedClassifierCV(svm.SVC(), method="temperature", cv=2),
+    "voting of calibrated": ensemble.VotingClassifier(
+        [("a", CalibratedClassifierCV(svm.SVC(), cv=2)), ("b", OneVsRestClassifier(SCALED))], voting="soft"
+    ),
+} | {
+    f"splines, {beyond}": make_pipeline(
+        SplineTransformer(extrapolation=beyond, include_bias=beyond != "linear"), linear_model.LogisticRegression()
+    )
+    for beyond in ("constant", "linear", "continue", "periodic")
+}
 REGRESSORS = {
+    "voting": ensemble.VotingRegressor([("a", linear_model.Ridge()), ("b", svm.SVR())]),
+    "stacking": ensemble.StackingRegressor([("a", linear_model.Ridge()), ("b", svm.SVR())], cv=2),
+    "bagging": ensemble.BaggingRegressor(linear_model.Ridge(), n_estimators=3, max_features=4, random_state=0),
+    "logarithms": TransformedTargetRegressor(linear_model.Ridge(), func=np.arcsinh, inverse_func=np.sinh),
+    "powers of targets": TransformedTargetRegressor(linear_model.Ridge(), transformer=PowerTransformer()),
+    "scaled targets": TransformedTargetRegressor(linear_model.Ridge(), transformer=MinMaxScaler((1, 3))),
     "ridge": linear_model.Ridge(),
     "lasso": linear_model.Lasso(0.01),
     "svr": svm.SVR(),
@@ -119,9 +178,15 @@ REGRESSORS = {
 
 
 def own_scores(estimator, x):
-    if hasattr(estimator, "decision_function"):
+    if isinstance(estimator, NearestCentroid):
+        return discriminants.deciding_scores(estimator, x)
+    if hasattr(estimator, "decision_function") and not isinstance(estimator, ensemble.BaggingClassifier):
         return estimator.decision_function(x)
-    return np.log(estimator.predict_proba(x)) if hasattr(estimator, "predict_proba") else estimator.predict(x)
+    return (
+        np.log(np.maximum(estimator.predict_proba(x), TINY))
+        if hasattr(estimator, "predict_proba")
+        else estimator.predict(x)
+    )
 
 
 def assert_a_model_of(estimator, x, scores):
@@ -131,7 +196,8 @@ def assert_a_model_of(estimator, x, scores):
         found = np.asarray(model(jnp.asarray(x)))
         assert found.shape[0] == len(x) and found.ndim == 2
         shown = found[:, 1] - found[:, 0] if scores.ndim == 1 and found.shape[1] == 2 else found
-        if not hasattr(estimator, "decision_function") and hasattr(estimator, "predict_proba"):
+        by_probability = not hasattr(estimator, "decision_function") and hasattr(estimator, "predict_proba")
+        if by_probability or isinstance(estimator, ensemble.BaggingClassifier):
             shown = np.asarray(jax.nn.log_softmax(found))
         np.testing.assert_allclose(shown.reshape(scores.shape), scores, rtol=1e-6, atol=1e-6)
         mixture = np.cos(np.arange(found.shape[1]) + 1)
@@ -166,7 +232,7 @@ def test_a_classifier_s_scores_and_their_gradient(name, n_classes):
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_a_regressor_s_predictions_and_their_gradient(name):
     for y in (TARGETS[:, 0], TARGETS):
-        if y.ndim == 2 and name in ("svr",):
+        if y.ndim == 2 and name in ("svr", "voting", "stacking", "logarithms"):
             continue
         estimator = REGRESSORS[name].fit(X, y)
         predictions = estimator.predict(QUERIES)
@@ -235,7 +301,11 @@ def test_models_of_one_structure_share_their_compiled_code():
     "estimator, error, message",
     [
         (ensemble.RandomForestClassifier(3).fit(X, Y2), TypeError, "RandomForestClassifier"),
-        (make_pipeline(FunctionTransformer(np.abs), svm.SVC()).fit(X, Y2), TypeError, "FunctionTransformer"),
+        (
+            make_pipeline(FunctionTransformer(lambda x: np.abs(x)), svm.SVC()).fit(X, Y2),
+            TypeError,
+            "FunctionTransformer",
+        ),
         (svm.SVC(), NotFittedError, "not fitted"),
         (KernelRidge(kernel="chi2", gamma=1.0).fit(np.abs(X), Y2), TypeError, "kernel 'chi2'"),
     ],

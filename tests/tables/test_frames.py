@@ -8,14 +8,31 @@ import pandas as pd
 import polars as pl
 import pytest
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, make_column_selector
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.ensemble import (
+    BaggingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import (
+    OneHotEncoder,
+    OrdinalEncoder,
+    PowerTransformer,
+    QuantileTransformer,
+    SplineTransformer,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 
 from ntkrobust_sk import (
@@ -90,6 +107,48 @@ FORMS = {
 @cache
 def fitted(name):
     return make_pipeline(FORMS[name], LogisticRegression()).fit(FRAME, Y)
+
+
+def on_columns(last):
+    return make_pipeline(columns((OneHotEncoder(), ["city"])), last)
+
+
+LOGISTIC = on_columns(LogisticRegression())
+ENSEMBLES = {
+    "voting": VotingClassifier([("a", LOGISTIC), ("b", on_columns(GaussianNB()))], voting="soft", weights=[2, 1]),
+    "stacking": StackingClassifier([("a", LOGISTIC), ("b", on_columns(SVC()))], cv=2),
+    "calibrated": CalibratedClassifierCV(on_columns(SVC()), cv=2),
+    "one against the rest": OneVsRestClassifier(LOGISTIC),
+    "after the columns": on_columns(BaggingClassifier(LogisticRegression(), n_estimators=3, random_state=0)),
+    "powers": make_pipeline(
+        ColumnTransformer(
+            [
+                ("p", make_pipeline(PowerTransformer(), SplineTransformer(4)), ["a"]),
+                ("q", QuantileTransformer(n_quantiles=20), ["b"]),
+                ("c", OneHotEncoder(), ["city"]),
+            ]
+        ),
+        QuadraticDiscriminantAnalysis(reg_param=0.2),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_estimators_that_ask_others_are_attacked_by_gradients_on_frames(name):
+    estimator = clone(ENSEMBLES[name]).fit(FRAME, Y)
+    target = attackable(estimator, FRAME, Y)
+    assert target.no_gradient_because is None
+    assert set(np.array(list(FRAME.columns))[target.free]) >= {"a", "b"}
+    assert not target.free[list(FRAME.columns).index("city")]
+    moved = target.X + 0.2 * RNG.uniform(-1, 1, target.X.shape) * target.free
+    frame = target.in_original_form(moved)
+    with enable_x64(True):
+        scores = np.asarray(target.model(moved))
+    assert (estimator.classes_[scores.argmax(1)] == estimator.predict(frame)).all()
+    by_gradients = robust_accuracy(estimator, FRAME, Y, PGD(0.1, 20, bounds=None), random_state=0)
+    by_search = robust_accuracy(estimator, FRAME, Y, Square(0.1, 200, bounds=None), random_state=0)
+    assert by_gradients <= by_search + 0.02 and by_gradients < estimator.score(FRAME, Y)
 
 
 @cache
