@@ -25,7 +25,7 @@ from .fingerprint import fingerprint
 from .ntk import Kernel, resolve_kernel
 from .plan import Plan, make_plan
 from .room import require_device_memory
-from .store import open_store, stored_sizes
+from .store import GramStore, open_store, stored_sizes
 from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose
 from .whole import is_small, small_matrix
 from .without_model import model_for
@@ -154,7 +154,7 @@ def gram(
     if count_workers(n_jobs) == 1:
         require_device_memory(job, result=store is None)
     if store is not None:
-        return _fill_store(store, job, n_jobs, progress)
+        return _fill_store(store, job, n_jobs, progress).read()
     # a plan that was given is carried out
     if not given and is_small(job):
         K = small_matrix(job)
@@ -240,8 +240,20 @@ def _checked_dtype(dtype, kernel, model) -> str | None:
     return dtype
 
 
-def _fill_store(path, job: TileJob, n_jobs, progress) -> np.ndarray:
-    """Compute what a store lacks, and return all of it."""
+@heard()
+def store_gram(path, kernel: Kernel, model: Model, X, Y, *, memory: int, dtype, n_jobs) -> None:
+    """Compute what a store lacks, and read nothing of it; arguments as for :func:`gram`, but checked."""
+    dtype = _checked_dtype(dtype, kernel, model)
+    sizes = stored_sizes(path)
+    plan = make_plan(kernel, model, X.shape[1:], memory, sizes=sizes, dtype=dtype, inputs=X.dtype)
+    job = TileJob(kernel, model, X, Y, plan, dtype)
+    if count_workers(n_jobs) == 1:
+        require_device_memory(job, result=False)
+    _fill_store(path, job, n_jobs, progress=False)
+
+
+def _fill_store(path, job: TileJob, n_jobs, progress) -> GramStore:
+    """Compute what a store lacks, and return it."""
     x = jax.ShapeDtypeStruct((1, *job.X.shape[1:]), job.X.dtype)
     with jax.default_matmul_precision("highest"):
         function, entry = fingerprint(job.kernel.entry, job.model, x, x)
@@ -259,7 +271,7 @@ def _fill_store(path, job: TileJob, n_jobs, progress) -> np.ndarray:
             _require_finite(job.kernel, block)
             block = np.asarray(block)
             store.write(i, j, block, transpose(block) if job.Y is None and i < j else None)
-        return store.read()
+        return store
 
 
 def _has_same_numbers(job: TileJob, store) -> bool:

@@ -1,45 +1,34 @@
-"""Gram matrices as linear operators, which are never formed.
-
-A :class:`GramOperator` is a :class:`scipy.sparse.linalg.LinearOperator`: ``K @ V`` for one column or many, and
-what SciPy's solvers and eigensolvers ask of a matrix. ``K.diagonal()`` and ``K.columns(indices)`` are exact.
-"""
+"""Gram matrices of networks as linear operators, which are never formed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
-from scipy.sparse.linalg import LinearOperator
 
-from .._validation import array, brief, floating, is_finite, job_count
-from ..execution.interrupts import heard
+from .._validation import floating, job_count
 from ..execution.memory import parse_memory
 from ..networks.inputs import params_dtype
 from ..networks.model import Model, Variables
-from .gram_matrix import checked_sides, gram
-from .ntk import Kernel
+from ..tangent.gradients import DenseGradients
+from .gram_matrix import checked_sides, gram, store_gram
+from .linear_operator import GramOperator, add_tile
+from .ntk import Kernel, TangentKernel
+from .plan import make_plan
+from .stored_operator import open_gram
 from .tangent_products import TangentProducts
-from .tiles import own_precision
+from .tiles import TileJob, own_precision, tile_program
+from .workers import finished_tiles
 
 
-class GramOperator(LinearOperator):
-    """A Gram matrix K(X, Y) that is never formed: what :func:`gram_operator` returns.
-
-    A class or full kernel of C outputs is one matrix here, in the order of examples: row i·C + c is output c at
-    example i.
-
-    Attributes
-    ----------
-    shape : (int, int)
-        (n, m), or (n·C, m·C) of the class and the full kernel.
-    dtype : dtype
-        In which products are computed. They are returned in it, or in that of V if this is wider.
-    """
+class NetworkGram(GramOperator):
+    """A Gram matrix of a kernel, a model and inputs: what its products need."""
 
     def __init__(
         self,
@@ -48,159 +37,136 @@ class GramOperator(LinearOperator):
         X: np.ndarray,
         Y: np.ndarray | None,
         *,
-        n_outputs: int,
         memory: int,
         n_jobs: int | None,
-        dtype: DTypeLike,
+        dtype: np.dtype,
     ):
         self.kernel, self.model, self.X, self.Y = kernel, model, X, Y
-        self.n_outputs, self.memory, self.n_jobs = n_outputs, memory, n_jobs
-        super().__init__(np.dtype(dtype), (len(X) * n_outputs, len(X if Y is None else Y) * n_outputs))
+        self.memory, self.n_jobs, self.precision = memory, n_jobs, dtype
+        x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
+        block = jax.eval_shape(kernel.entry, model, x, x)
+        super().__init__(
+            len(X),
+            len(self.other),
+            rank=block.ndim,
+            n_outputs=1 if block.ndim == 2 else block.shape[2],
+            symmetric=Y is None,
+            dtype=dtype,
+        )
 
-    def matvec(self, x: ArrayLike) -> np.ndarray:
-        """Compute K x for x (m,) or (m, 1)."""
-        return super().matvec(self._checked(x, self.shape[1], "K @ v"))
+    @property
+    def other(self) -> np.ndarray:
+        """The columns' inputs."""
+        return self.X if self.Y is None else self.Y
 
-    def matmat(self, X: ArrayLike) -> np.ndarray:
-        """Compute K V for V (m, t), all columns together."""
-        return super().matmat(self._checked(X, self.shape[1], "K @ V"))
+    def _transposed(self):
+        given = {"memory": self.memory, "n_jobs": self.n_jobs, "dtype": self.precision}
+        return type(self)(self.kernel, self.model, self.other, self.X, **given)
 
-    def rmatvec(self, x: ArrayLike) -> np.ndarray:
-        """Compute Kᵀ x for x (n,) or (n, 1)."""
-        return super().rmatvec(self._checked(x, self.shape[0], "K.T @ v"))
+    def _columns_of(self, examples):
+        given = {"memory": self.memory, "n_jobs": self.n_jobs, "dtype": self.precision.name}
+        return gram(self.kernel, self.model, self.X, self.other[examples], **given)
 
-    def rmatmat(self, X: ArrayLike) -> np.ndarray:
-        """Compute Kᵀ V for V (n, t)."""
-        return super().rmatmat(self._checked(X, self.shape[0], "K.T @ V"))
 
-    def _checked(self, V, n, product) -> np.ndarray:
-        """Return columns as an array of real, finite numbers, with n rows."""
-        name = product[-1]
-        V = array(name, V, kinds="biufc", finite=True)
-        if np.iscomplexobj(V):
-            raise ValueError(
-                f"{name} must be real, got {V.dtype}: write {name}.real and {name}.imag for two products"
-            )
-        if V.ndim > 2 or len(V) != n:
-            raise ValueError(
-                f"{product} needs {name} of shape ({n},) or ({n}, t), for a matrix of shape {self.shape}; got "
-                f"{V.shape}"
-            )
-        return V
+class TangentGram(NetworkGram):
+    """The Gram matrix of a tangent kernel, by tangents that are pulled back and pushed forward."""
 
-    def _matvec(self, x):
-        return self._matmat(x.reshape(-1, 1))
+    kernel: TangentKernel
 
-    def _rmatvec(self, x):
-        return self._rmatmat(x.reshape(-1, 1))
-
-    def _matmat(self, X):
-        return self._multiplied(X, self.Y if self.Y is not None else self.X, self.X)
-
-    def _rmatmat(self, X):
-        return self._multiplied(X, self.X, self.Y if self.Y is not None else self.X)
-
-    @heard()
-    def _multiplied(self, V, source, target) -> np.ndarray:
-        """Compute K(target, source) V, each column in units of a power of two, where none overflows."""
-        wanted = np.result_type(self.dtype, V)
-        V = np.asarray(V, np.float64)
-        if V.shape[1] == 0:
-            return np.zeros((len(target) * self.n_outputs, 0), wanted)
-        exponents = np.frexp(np.abs(V).max(axis=0))[1]
-        V = np.ldexp(V, -exponents).astype(self.dtype)
-        with own_precision(self), np.errstate(over="ignore", invalid="ignore"):
-            found = self._product(target, source, self._by_example(V)).reshape(-1, V.shape[1])
-            found = np.ldexp(found.astype(wanted), exponents)
-        return self._finite(found)
-
-    def _product(self, target, source, V):
+    def _times(self, V, transposed):
+        target, source = (self.other, self.X) if transposed else (self.X, self.other)
         return TangentProducts(self.kernel, self.model, self.memory).product(target, source, V, self.n_jobs)
 
-    def _by_example(self, V):
-        if self.kernel.rank == 2:
-            return V
-        return V.reshape(-1, self.n_outputs, V.shape[1])
+    def _own_diagonal(self):
+        return TangentProducts(self.kernel, self.model, self.memory).squares(self.X, self.n_jobs)
 
-    def _finite(self, found) -> np.ndarray:
-        if not is_finite(found):
-            raise FloatingPointError(
-                f"a product with the Gram matrix of {self.kernel!r} is not finite; look for overflow in the "
-                "network's parameters or inputs"
-            )
+
+class FeatureGram(NetworkGram):
+    """The Gram matrix of features of fixed length: Φ(X) (Φ(Y)ᵀ V).
+
+    They are computed once and kept, if they fit in the memory, and for each product otherwise.
+    """
+
+    def __init__(self, *given: Any, **options: Any):
+        super().__init__(*given, **options)
+        self._kept: dict[str, list[np.ndarray]] = {}
+
+    def _features(self, side: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the features of tiles of one side, with their rows."""
+        inputs, rows = (self.other if side == "Y" else self.X), self._plan.rows
+        places = [slice(at, min(at + rows, len(inputs))) for at in range(0, len(inputs), rows)]
+        if side in self._kept:
+            yield from zip(places, self._kept[side], strict=True)
+            return
+        program, kept = tile_program(self.kernel, self.model, self._plan, inputs), []
+        fits = self._plan.row_bytes * (len(self.X) + len(self.other)) <= self.memory // 2
+        for place in places:
+            leaves = [np.asarray(leaf.values).swapaxes(0, 1) for leaf in program(inputs[place])]
+            found = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)[: place.stop - place.start]
+            if fits:
+                kept.append(found)
+            yield place, found
+        if fits:
+            self._kept[side] = kept
+
+    @property
+    def _plan(self):
+        n_rows = max(len(self.X), len(self.other))
+        return make_plan(
+            self.kernel, self.model, self.X.shape[1:], self.memory, n_rows=n_rows, inputs=self.X.dtype
+        )
+
+    def _times(self, V, transposed):
+        source, target = ("X" if transposed or self.Y is None else "Y"), ("Y" if transposed else "X")
+        folded = sum(features.T @ V[place] for place, features in self._features(source))
+        return np.concatenate([features @ folded for _, features in self._features(target)])
+
+    def _own_diagonal(self):
+        return np.concatenate([(features**2).sum(1) for _, features in self._features("X")])
+
+    def __getstate__(self):
+        return self.__dict__ | {"_kept": {}}
+
+
+class TiledGram(NetworkGram):
+    """The Gram matrix of any function of two sets of inputs, whose tiles each product computes."""
+
+    def _finished(self, diagonal=False):
+        n_rows = max(len(self.X), len(self.other))
+        plan = make_plan(
+            self.kernel, self.model, self.X.shape[1:], self.memory, n_rows=n_rows, inputs=self.X.dtype
+        )
+        job = TileJob(self.kernel, self.model, self.X, self.Y, plan, self.precision.name)
+        tiles = [(i, j) for i, j in job.tiles() if i == j or not diagonal]
+        return plan.rows, finished_tiles(job, tiles, self.n_jobs)
+
+    def _times(self, V, transposed):
+        rows, finished = self._finished()
+        total = np.zeros((len(self.other if transposed else self.X), *V.shape[1:]), self.dtype)
+        for (i, j), (block,) in finished:
+            add_tile(total, V, block, i, j, rows, mirrored=self.symmetric and i < j, transposed=transposed)
+        return total
+
+    def _own_diagonal(self):
+        rows, finished = self._finished(diagonal=True)
+        found = np.zeros((len(self.X), *[self.n_outputs] * (self.rank > 2)), self.dtype)
+        for (i, _), (block,) in finished:
+            into = found[i * rows : (i + 1) * rows]
+            of_tile = np.asarray(block)[range(len(into)), range(len(into))]
+            into[:] = of_tile.diagonal(0, 1, 2) if self.rank == 4 else of_tile
         return found
-
-    @heard()
-    def diagonal(self) -> np.ndarray:
-        """Compute the diagonal (n,) of K(X, X), exactly.
-
-        Raises
-        ------
-        ValueError
-            For a matrix of two sets of inputs.
-        """
-        if self.Y is not None:
-            raise ValueError("a matrix of two sets of inputs, X and Y, has no diagonal; leave Y out")
-        with own_precision(self):
-            products = TangentProducts(self.kernel, self.model, self.memory)
-            return self._finite(products.squares(self.X, self.n_jobs).reshape(-1))
-
-    def columns(self, indices: ArrayLike) -> np.ndarray:
-        """Compute some columns (n, k) exactly, as a dense array.
-
-        Parameters
-        ----------
-        indices : int array (k,)
-            In 0, ..., m - 1, in any order; one may come twice.
-        """
-        indices = array("indices", indices, ndim=1)
-        n = self.shape[1]
-        if indices.dtype.kind not in "iu" or (indices.size and not 0 <= indices.min() <= indices.max() < n):
-            raise ValueError(f"indices must be integers in 0, ..., {n - 1}, the columns, got {brief(indices)}")
-        if not indices.size:
-            return np.zeros((self.shape[0], 0), self.dtype)
-        examples, outputs = np.divmod(indices, self.n_outputs)
-        examples, place = np.unique(examples, return_inverse=True)
-        few = (self.X if self.Y is None else self.Y)[examples]
-        with own_precision(self):
-            block = np.asarray(
-                gram(
-                    self.kernel,
-                    self.model,
-                    self.X,
-                    few,
-                    memory=self.memory,
-                    dtype=self.dtype.name,
-                    n_jobs=self.n_jobs,
-                )
-            )
-        if block.ndim == 2:
-            return block[:, place]
-        if block.ndim == 4:
-            return block[:, place, :, outputs].transpose(1, 2, 0).reshape(self.shape[0], len(indices))
-        found = np.zeros((len(self.X), self.n_outputs, len(indices)), block.dtype)
-        found[:, outputs, np.arange(len(indices))] = block[:, place, outputs]
-        return found.reshape(self.shape[0], len(indices))
-
-    def _adjoint(self):
-        return self if self.Y is None else self._transposed()
-
-    _transpose = _adjoint
-
-    def _transposed(self) -> Self:
-        options = {"n_outputs": self.n_outputs, "memory": self.memory, "n_jobs": self.n_jobs}
-        return type(self)(self.kernel, self.model, self.Y, self.X, dtype=self.dtype, **options)
 
 
 def gram_operator(
     kernel: str | Callable,
-    model: Model | None,
+    model: Model,
     X: ArrayLike,
     Y: ArrayLike | None = None,
     *,
     memory: str | int = "2GiB",
     dtype: DTypeLike | None = None,
     n_jobs: int | None = None,
+    store: str | os.PathLike | None = None,
 ) -> GramOperator:
     """Return the Gram matrix of a kernel over inputs as a linear operator, which is never formed.
 
@@ -209,12 +175,15 @@ def gram_operator(
     inputs and results. The full kernel takes one backward and one forward pass of the network for each column; the
     trace and class kernels take one for each output, the pseudo kernel one in all, for all columns together.
 
+    Where features are few, these are the better operator: those of :class:`ProjectedNTK` are computed once, and
+    kept if they fit in half of ``memory``. Any other function of two sets of inputs has its tiles computed in each
+    product, which takes time in the square of the number of rows.
+
     Parameters
     ----------
     kernel : {"trace", "class", "full", "pseudo"} or callable
         As for :func:`~ntkrobust_sk.gram`.
     model : Model
-        Or None, as there.
     X : array (n, ...)
     Y : array (m, ...), default=None
         The columns' inputs; None is X, and gives a symmetric matrix.
@@ -227,12 +196,15 @@ def gram_operator(
         ill-conditioned systems need "float64".
     n_jobs : int, default=None
         Worker processes that share the rows, as for :func:`~ntkrobust_sk.gram`.
+    store : str or os.PathLike, default=None
+        Folder of a zarr array, as for :func:`~ntkrobust_sk.gram`: the matrix is computed there once, or what it
+        lacks, and products read it tile by tile.
 
     Returns
     -------
     GramOperator
         A :class:`scipy.sparse.linalg.LinearOperator` of shape (n, m), or (n·C, m·C) of the class and the full
-        kernel: row i·C + c is output c at example i.
+        kernel: row i·C + c is output c at example i. ``diagonal()`` and ``columns(indices)`` are exact.
 
     Raises
     ------
@@ -257,13 +229,28 @@ def gram_operator(
     """
     kernel, model, X, Y = checked_sides(kernel, model, X, Y)
     own = jnp.promote_types(params_dtype(model.variables.params), jnp.float32)
-    dtype = np.dtype(own if dtype is None else floating("dtype", dtype, ("float32", "float64")))
-    with own_precision(np.empty(0, dtype)):
-        model = _with_parameters_in(model, dtype)
-        rows, columns = _inputs_in(X, dtype), None if Y is None else _inputs_in(Y, dtype)
-        n_outputs = _n_outputs(kernel, model, rows)
-    options = {"memory": parse_memory(memory), "n_jobs": job_count(n_jobs), "dtype": dtype}
-    return GramOperator(kernel, model, rows, columns, n_outputs=n_outputs, **options)
+    wanted = np.dtype(own if dtype is None else floating("dtype", dtype, ("float32", "float64")))
+    memory, n_jobs = parse_memory(memory), job_count(n_jobs)
+    if store is not None:
+        store_gram(store, kernel, model, X, Y, memory=memory, dtype=dtype, n_jobs=n_jobs)
+        return open_gram(store)
+    with own_precision(np.empty(0, wanted)):
+        model = _with_parameters_in(model, wanted)
+        rows, columns = _inputs_in(X, wanted), None if Y is None else _inputs_in(Y, wanted)
+        made = _class_for(kernel, model, rows)
+        return made(kernel, model, rows, columns, memory=memory, n_jobs=n_jobs, dtype=wanted)
+
+
+def _class_for(kernel: Kernel, model: Model, X: np.ndarray) -> type[NetworkGram]:
+    """Return the cheapest form of products that a kernel has."""
+    if kernel.has_gradients:
+        return TangentGram
+    if not kernel.is_tangent:
+        return TiledGram
+    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
+    features: Any = jax.eval_shape(kernel.features, model, x)
+    is_one_vector = kernel.rank == 2 and all(isinstance(leaf, DenseGradients) for leaf in features)
+    return FeatureGram if is_one_vector else TiledGram
 
 
 def _with_parameters_in(model: Model, dtype: np.dtype) -> Model:
@@ -276,12 +263,3 @@ def _inputs_in(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if x.dtype.kind in "iu":
         return x
     return x.astype(np.result_type(dtype, np.complex64) if x.dtype.kind == "c" else dtype)
-
-
-def _n_outputs(kernel: Kernel, model: Model, X: np.ndarray) -> int:
-    """Return C where a kernel's blocks have axes of outputs, and one where they have none."""
-    if kernel.rank == 2:
-        return 1
-    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
-    block = jax.eval_shape(kernel.entry, model, x, x)
-    return 1 if block.ndim == 2 else block.shape[2]

@@ -130,13 +130,13 @@ class GramStore:
         DamagedTileError
             Naming the file; the other tiles are good.
         """
-        tiles = list(self._tiles())
+        tiles = list(self.tiles())
         result = np.empty(self.array.shape, self.array.dtype)
         for i, j in tiles:
             result[self._region(i, j)] = self.read_tile(i, j)
         return result
 
-    def _tiles(self) -> Iterator[tuple[int, int]]:
+    def tiles(self) -> Iterator[tuple[int, int]]:
         """Yield all tiles if each of them is there, before memory is taken for them."""
         height, width = (-(-size // self.rows) for size in self.array.shape[:2])
         # not itertools.product, which would first list what a damaged size asks for
@@ -224,10 +224,22 @@ def read_gram(path: str | os.PathLike) -> np.ndarray:
     DamagedTileError
         Naming the tile that cannot be read, or is not there yet.
     """
+    return _to_read(path).read()
+
+
+def open_finished(path: str | os.PathLike) -> GramStore:
+    """Open a store to be read, if all of its tiles are there, with the errors of :func:`read_gram`."""
+    store = _to_read(path)
+    for _ in store.tiles():
+        pass
+    return store
+
+
+def _to_read(path) -> GramStore:
     path = check_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"there is no Gram store at the path {path}")
-    return _opened(path, header.read_header(path), "r").read()
+    return _opened(path, header.read_header(path), "r")
 
 
 def stored_sizes(path: str | os.PathLike) -> tuple[int, int] | None:
