@@ -153,6 +153,8 @@ make_predictor(kernels.TraceNTK(), <model:Model model>, <X:images X>, <dual_coef
     <offset:any np.zeros(3)>, <memory:memory '2GiB'>)(X)
 plan.parse_memory(<memory:memory '2GiB'>)
 store.read_gram(<path:path folder + '/K.zarr'>)
+kernels.open_gram(<path:path folder + '/K.zarr'>) @ np.ones(12) # X
+gram_operator('class', model, X).columns(<indices:integers np.array([3, 0])>)
 solve(<gram:matrix K>, <targets:matrix Y>, <alpha:number 0.1>, <solver:solver 'cholesky'>,
     <sample_weight:vector? None>) # targets
 solve(<gram:matrix K3>, <targets:matrix Y>, <alpha:number 0.1>, <solver:solver 'eigh'>,
