@@ -165,6 +165,42 @@ def cholesky(A):
     return _raising(A, array_namespace(A).linalg.cholesky)
 
 
+def cholesky_factor(A, *, overwrite=False):
+    """Compute the lower triangular L with L Lᵀ = A for :func:`solve_triangular`; what is above it is arbitrary.
+
+    On the host LAPACK writes L where half of a copy of A was, or of A itself with ``overwrite``: half of it stays
+    in the other triangle, without the diagonal (:func:`symmetric_product`).
+
+    Examples
+    --------
+    >>> float(cholesky_factor(np.array([[4.0, 2.0], [2.0, 5.0]]))[1, 1])
+    2.0
+    """
+    if not is_numpy_array(A):
+        return cholesky(A)
+    # the transpose of a matrix in C's order has Fortran's, and is the same matrix
+    A = A.T if A.flags.c_contiguous else A
+    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (A,))
+    L, info = potrf(A, lower=True, clean=False, overwrite_a=overwrite)
+    if info > 0:
+        raise np.linalg.LinAlgError(f"{info}-th leading minor of the array is not positive definite")
+    return L
+
+
+def symmetric_product(L, diagonal, X):
+    """Compute A X of the A whose upper triangle is still that of L, (n, n); its ``diagonal`` (n,) is put back.
+
+    Examples
+    --------
+    >>> symmetric_product(np.array([[2.0, 2.0], [1.0, 2.0]], order="F"), np.array([4.0, 5.0]), np.eye(2))
+    array([[4., 2.],
+           [2., 5.]])
+    """
+    (symm,) = scipy.linalg.get_blas_funcs(("symm",), (L, X))
+    np.fill_diagonal(L, diagonal)
+    return symm(1.0, L, X, lower=False)
+
+
 def eigh(A):
     """Compute eigenvalues, ascending, and eigenvectors of a symmetric matrix.
 
@@ -206,6 +242,12 @@ def solve_triangular(L, B, *, transposed=False):
            [2.]])
     """
     if is_numpy_array(L):
+        if L.flags.f_contiguous:
+            (trtrs,) = scipy.linalg.get_lapack_funcs(("trtrs",), (L, B))
+            X, info = trtrs(L, B, lower=True, trans=1 if transposed else 0)
+            if info > 0:
+                raise np.linalg.LinAlgError(f"the triangular matrix has a zero on its diagonal, in row {info - 1}")
+            return X
         solve = scipy.linalg.solve_triangular
     elif is_cupy_array(L):
         from cupyx.scipy.linalg import solve_triangular as solve  # pyright: ignore[reportMissingImports]

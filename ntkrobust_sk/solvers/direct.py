@@ -5,16 +5,15 @@ one code path. The answer comes back in the library that solved it: CuPy for arr
 usable, an array API library for its own arrays, NumPy otherwise.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_numpy_array
 
-from .._arrays import as_array_like, cholesky, eigh, solve_triangular
-from .._validation import check_choice, function, number, unknown
+from .._arrays import as_array_like, cholesky_factor, eigh, solve_triangular, symmetric_product
+from .._validation import number
 from .matrices import frobenius, require_real, require_square, require_symmetric, rounding, solver_array
 
 # LAPACK's workspace, 1 + 6n + 2n², leaves int32 at n = 32,767, and eigh returns NaN; cuSOLVER fails likewise.
@@ -50,6 +49,10 @@ class _DirectSolver:
     def __post_init__(self):
         if self.max_residual is not None:
             number("max_residual", self.max_residual, above=0)
+
+    def solve_in_place(self, A: Any, B: Any) -> Any:
+        """Solve A X = B, where A may be overwritten."""
+        return cast(Any, self)(A, B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,10 @@ class Cholesky(_DirectSolver):
             If the backward error exceeds ``max_residual``.
         """
         return _checked_solve(_cholesky_solve, A, B, self.max_residual)
+
+    def solve_in_place(self, A: Any, B: Any) -> Any:
+        """Solve A X = B with no other array of the size of A on the host: half of it is overwritten by L."""
+        return _checked_solve(partial(_cholesky_solve, overwrite=True), A, B, self.max_residual)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,47 +155,15 @@ class Eigh(_DirectSolver):
         return _checked_solve(partial(_eigh_solve, rcond=self.rcond), A, B, self.max_residual)
 
 
-SOLVERS = {"cholesky": Cholesky(), "eigh": Eigh()}
-
-
-def resolve_solver(solver: str | Callable) -> Callable:
-    """Return the solver of a name, or the object itself if it can be called as ``solver(A, B)``.
-
-    Parameters
-    ----------
-    solver : str or callable
-        A key of ``SOLVERS``, or any callable with the contract of ``Cholesky.__call__``.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
-    TypeError
-        If it is neither a name nor a callable, or a class that was not instantiated.
-
-    Examples
-    --------
-    >>> resolve_solver("cholesky")
-    Cholesky(max_residual=None)
-    """
-    otherwise = "an object called as solver(A, B)"
-    if isinstance(solver, str):
-        check_choice("solver", solver, SOLVERS, otherwise)
-        return SOLVERS[solver]
-    if not callable(solver):
-        raise TypeError(unknown("solver", solver, SOLVERS, otherwise))
-    return function("solver", solver, "solver(A, B)", 2)
-
-
 def _checked_solve(direct_solve, A, B, max_residual):
-    """Validate, solve, verify. ``direct_solve`` returns X and the right-hand side that A X should equal."""
-    A, B = _prepare(A, B)
+    """Validate, solve, verify. ``direct_solve`` returns X, A X and the right-hand side that it should equal."""
+    A, B = prepared(A, B)
     n = A.shape[0]
     norm, asymmetry = require_symmetric(A, "the matrix")
-    X, reachable = direct_solve(A, B if B.ndim == 2 else B[:, None], norm)
+    X, product, reachable = direct_solve(A, B if B.ndim == 2 else B[:, None], norm)
     if max_residual is None:
         max_residual = rounding(n, A) + asymmetry
-    residual = frobenius(A @ X - reachable)
+    residual = frobenius(product - reachable)
     scale = norm * frobenius(X) + frobenius(reachable)
     if not residual <= max_residual * scale:
         raise InaccurateSolveError(
@@ -199,18 +174,21 @@ def _checked_solve(direct_solve, A, B, max_residual):
     return X if B.ndim == 2 else X[:, 0]
 
 
-def _cholesky_solve(A, B, norm):
+def _cholesky_solve(A, B, norm, *, overwrite=False):
     xp = array_namespace(A)
     n = A.shape[0]
+    overwrite = overwrite and is_numpy_array(A)
+    diagonal = xp.linalg.diagonal(A).copy() if overwrite else None
     try:
-        L = cholesky(A)
+        L = cholesky_factor(A, overwrite=overwrite)
     except np.linalg.LinAlgError as error:
         raise _singular(n, str(error).rstrip(".")) from error
     weakest = int(xp.argmin(xp.linalg.diagonal(L)))
     condition = _condition_number(L, norm, weakest)
     if condition * rounding(n, A) >= 1:
         raise _singular(n, f"its condition number is at least {condition:.1e} (see row {weakest})")
-    return solve_triangular(L, solve_triangular(L, B), transposed=True), B
+    X = solve_triangular(L, solve_triangular(L, B), transposed=True)
+    return X, A @ X if diagonal is None else symmetric_product(L, diagonal, X), B
 
 
 def _condition_number(L, norm, start):
@@ -238,14 +216,16 @@ def _eigh_solve(A, B, norm, *, rcond):
     if rcond is None:
         if smallest <= rounding(n, A) * norm:
             raise _singular(n, found)
-        return vectors @ (coefficients / eigenvalues[:, None]), B
+        X = vectors @ (coefficients / eigenvalues[:, None])
+        return X, A @ X, B
     cutoff = max(rcond, rounding(n, A)) * largest
     if not smallest >= -cutoff:
         raise _singular(n, f"{found}, which rcond={rcond:g} does not cover")
     kept = (eigenvalues > cutoff)[:, None]
     coefficients = xp.where(kept, coefficients, xp.zeros_like(coefficients))
     divisors = xp.where(kept, eigenvalues[:, None], xp.ones_like(eigenvalues[:, None]))
-    return vectors @ (coefficients / divisors), vectors @ coefficients
+    X = vectors @ (coefficients / divisors)
+    return X, A @ X, vectors @ coefficients
 
 
 def _singular(n, found):
@@ -256,7 +236,8 @@ def _singular(n, found):
     )
 
 
-def _prepare(A, B):
+def prepared(A: Any, B: Any) -> tuple[Any, Any]:
+    """Return a matrix and right-hand sides of one library and precision, if they fit each other."""
     A = solver_array("A", A)
     B = as_array_like(solver_array("B", B), A)
     require_real(A, "A")

@@ -2,13 +2,20 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_cupy_array
+from scipy.sparse.linalg import LinearOperator
 
 from .._arrays import AnyArray, as_array_like, gpu_bytes_free
-from .._validation import brief, number
-from .direct import InaccurateSolveError, SingularGramError, resolve_solver
-from .matrices import require_real, solver_array
+from .._validation import array, brief, flag, number
+from .choice import chosen_solver, resolve_solver
+from .convergence import SolveReport, together, warn_unless_converged
+from .direct import InaccurateSolveError, SingularGramError
+from .iterative import IterativeSolver
+from .matrices import require_real, require_symmetric, solver_array
+from .systems import RidgeSystem
 
 
 def solve(
@@ -18,7 +25,8 @@ def solve(
     alpha: float,
     solver: str | Callable = "cholesky",
     sample_weight: AnyArray | None = None,
-) -> AnyArray:
+    return_report: bool = False,
+) -> Any:
     """Compute the dual coefficients of kernel ridge regression, for a trace, class or full kernel.
 
     Minimises Σ_i w_i ‖y_i - f(x_i)‖² + λ ‖f‖² over f(x) = K(x, X) a, with w_i = 1 without weights
@@ -31,25 +39,34 @@ def solve(
 
     Parameters
     ----------
-    gram : array (n, n), (n, n, C) or (n, n, C, C)
+    gram : array (n, n), (n, n, C) or (n, n, C, C), or scipy.sparse.linalg.LinearOperator
         Rank 2: one kernel for every column of ``targets``. Rank 3: ``gram[:, :, c]`` for ``targets[:, c]``.
         Rank 4, the full kernel: one system of size nC, K[(i, c), (j, d)] = ``gram[i, j, c, d]``. The mean
-        diagonal of ranks 3 and 4 is over all i and c. Not modified; "cholesky" needs two float64 arrays of
-        the size of one system besides it.
+        diagonal of ranks 3 and 4 is over all i and c. Not modified; "cholesky" needs one float64 array of
+        the size of one system besides it, "eigh" some more, "cg" and "nystrom" one, or none if it is float64. An
+        operator is (n, n), or (n C, n C) with rows (i, c) in this order, and has a method ``diagonal()``: see
+        :class:`~ntkrobust_sk.solvers.FeatureGram`. The solver is "cg", "nystrom" or "eigenpro" then.
     targets : array (n,) or (n, C)
         (n,) for a rank 2 ``gram`` only.
     alpha : float
         Ridge in units of the mean diagonal, >= 0. A Gram matrix computed in float32 needs up to about 1e-6 n.
     solver : str or callable, default="cholesky"
-        "cholesky", "eigh", or any ``solver(A, B) -> X``.
+        "cholesky" and "eigh" are exact, "cg" is exact to a tolerance, "nystrom" solves on landmarks, "eigenpro" on
+        rows of features. "auto" takes one of them, by the size and the kind of ``gram``. Or an object such as
+        :class:`~ntkrobust_sk.solvers.ConjugateGradient`, or any ``solver(A, B) -> X``.
     sample_weight : array (n,) or None, default=None
         Weights >= 0. A weight of k is the same as k copies of the sample, the ridge included: the dual
-        coefficient is then the sum of the copies'. A sample of weight 0 has dual coefficient 0.
+        coefficient is then the sum of the copies'. A sample of weight 0 has dual coefficient 0. Of iterative
+        solvers this holds to their tolerance.
+    return_report : bool, default=False
+        Return the report too: which solver it was, its iterations and its residual.
 
     Returns
     -------
     dual : array (n,) or (n, C)
         float64, of the shape of ``targets``: NumPy, or CuPy where ``gram`` is on a GPU and CuPy is usable.
+    report : SolveReport
+        With ``return_report``.
 
     Raises
     ------
@@ -62,6 +79,11 @@ def solve(
     MemoryError
         If `gram` is on a GPU that has no room left for what the solver takes; before anything is computed.
 
+    Warns
+    -----
+    sklearn.exceptions.ConvergenceWarning
+        If an iterative solver's residual stays above its tolerance. The result is returned as it is.
+
     Examples
     --------
     >>> import numpy as np
@@ -71,9 +93,23 @@ def solve(
     >>> solve(1e6 * gram, np.array([1.0, -1.0]), alpha=1.0) * 1e6
     array([ 0.25, -0.25])
     """
-    solver = resolve_solver(solver)
+    found = resolve_solver(solver)
     alpha = number("alpha", alpha, low=0, unit="in units of the mean diagonal")
-    gram = solver_array("gram", gram)
+    flag("return_report", return_report)
+    if isinstance(gram, LinearOperator):
+        found = found or chosen_solver(gram, alpha)
+        dual, report = _operator_solve(gram, targets, alpha, found, sample_weight)
+    else:
+        gram = solver_array("gram", gram)
+        found = found or chosen_solver(gram, alpha)
+        dual, report = _matrix_solve(gram, targets, alpha, found, sample_weight)
+    if isinstance(found, IterativeSolver):
+        warn_unless_converged(report, found.advice)
+    return (dual, report) if return_report else dual
+
+
+def _matrix_solve(gram, targets, alpha, solver, sample_weight):
+    """Return the dual coefficients and a report, for a matrix of any rank."""
     targets = as_array_like(solver_array("targets", targets), gram)
     _require_kernel_system(gram, targets)
     xp = array_namespace(gram)
@@ -85,13 +121,45 @@ def solve(
     n, n_outputs = gram.shape[0], gram.shape[-1]
     if gram.ndim == 3:
         systems = [(gram[:, :, c], targets[:, c : c + 1]) for c in range(n_outputs)]
-        return xp.concat([_ridge_solve(K, y, ridge, root, solver) for K, y in systems], axis=1)
+        found = [_ridge_solve(K, y, ridge, root, solver) for K, y in systems]
+        return xp.concat([dual for dual, _ in found], axis=1), together([report for _, report in found])
     if gram.ndim == 4:
         gram = xp.permute_dims(gram, (0, 2, 1, 3))
         root = None if root is None else xp.repeat(root, n_outputs)
         n = n * n_outputs
-    dual = _ridge_solve(gram, xp.reshape(targets, (n, -1)), ridge, root, solver)
-    return xp.reshape(dual, targets.shape)
+    dual, report = _ridge_solve(gram, xp.reshape(targets, (n, -1)), ridge, root, solver)
+    return xp.reshape(dual, targets.shape), report
+
+
+def _operator_solve(gram, targets, alpha, solver, sample_weight):
+    """Return the dual coefficients and a report, for a linear operator over samples, or samples and outputs."""
+    if not isinstance(solver, IterativeSolver):
+        raise ValueError(
+            f"{brief(solver)} needs the entries of a matrix, but gram is a linear operator; take solver='cg' or "
+            "'nystrom', or form the matrix, gram @ np.eye(len(targets))"
+        )
+    targets = np.asarray(array("targets", targets, finite=True), np.float64)
+    size = gram.shape[0]
+    per_sample = size // len(targets) if targets.ndim in (1, 2) and len(targets) else 0
+    fits = per_sample == 1 or (targets.ndim == 2 and per_sample == targets.shape[1])
+    if gram.shape != (size, size) or not fits or size % len(targets) or not targets.size:
+        raise ValueError(
+            f"gram must be an operator (n, n) and targets (n,) or (n, C), or (n C, n C) and (n, C); got shapes "
+            f"{tuple(gram.shape)} and {targets.shape}"
+        )
+    if not hasattr(gram, "diagonal"):
+        raise ValueError(
+            f"alpha is in units of the mean diagonal, but {brief(gram)} has no method diagonal(); add one, or add "
+            "the ridge to the operator and call ConjugateGradient()(operator, targets)"
+        )
+    weight = None if sample_weight is None else _checked_weight(sample_weight, targets)
+    weight = None if weight is None else np.repeat(weight, per_sample)
+    scale = _positive_scale(np.average(np.asarray(gram.diagonal(), np.float64), weights=weight))
+    root = None if weight is None else np.sqrt(weight)
+    system, rows = RidgeSystem(gram, alpha * scale, root), targets.reshape(size, -1)
+    u, report = solver.run(system, rows if root is None else root[:, None] * rows)
+    u = _checked_answer(u, rows, solver)
+    return (u if root is None else root[:, None] * u).reshape(targets.shape), report
 
 
 def _ridge_solve(gram, targets, ridge, root, solver):
@@ -99,18 +167,32 @@ def _ridge_solve(gram, targets, ridge, root, solver):
     xp = array_namespace(gram)
     size = targets.shape[0]
     _require_room(gram, size, solver)
-    # One assignment casts to float64 and carries out any permutation: the only copy of the Gram matrix here.
-    A = xp.empty(gram.shape, dtype=xp.float64, device=device(gram))
-    A[...] = gram
-    A = xp.reshape(A, (size, size))
     if root is not None:
-        A *= root[:, None]
-        A *= root[None, :]
         targets = root[:, None] * targets
-    diagonal = xp.reshape(A, (size * size,))[:: size + 1]
-    diagonal += ridge
-    u = _checked_answer(solver(A, targets), targets, solver)
-    return u if root is None else root[:, None] * u
+    if isinstance(solver, IterativeSolver):
+        A = xp.reshape(xp.astype(gram, xp.float64, copy=False), (size, size))
+        require_symmetric(A, "the matrix")
+        _require_finite_targets(targets)
+        u, report = solver.run(RidgeSystem(A, ridge, root), targets)
+    else:
+        # One assignment casts to float64 and carries out any permutation: the only copy of the Gram matrix here.
+        A = xp.empty(gram.shape, dtype=xp.float64, device=device(gram))
+        A[...] = gram
+        A = xp.reshape(A, (size, size))
+        if root is not None:
+            A *= root[:, None]
+            A *= root[None, :]
+        diagonal = xp.reshape(A, (size * size,))[:: size + 1]
+        diagonal += ridge
+        u, report = getattr(solver, "solve_in_place", solver)(A, targets), SolveReport(solver)
+    u = _checked_answer(u, targets, solver)
+    return (u if root is None else root[:, None] * u), report
+
+
+def _require_finite_targets(targets):
+    xp = array_namespace(targets)
+    if not bool(xp.all(xp.isfinite(targets))):
+        raise ValueError("targets must be finite, but have NaN or infinity")
 
 
 def _require_room(gram, size, solver):
@@ -148,7 +230,11 @@ def _mean_diagonal(gram, weight):
         gram = xp.permute_dims(gram, (2, 0, 1))
     diagonal = xp.astype(xp.linalg.diagonal(gram), xp.float64)
     diagonal = diagonal if diagonal.ndim == 1 else xp.mean(diagonal, axis=0)
-    scale = float(xp.mean(diagonal) if weight is None else xp.sum(weight * diagonal) / xp.sum(weight))
+    return _positive_scale(xp.mean(diagonal) if weight is None else xp.sum(weight * diagonal) / xp.sum(weight))
+
+
+def _positive_scale(scale):
+    scale = float(scale)
     if not math.isfinite(scale):
         raise ValueError("gram must be finite, but its diagonal has NaN or infinity")
     if scale <= 0:

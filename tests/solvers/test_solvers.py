@@ -18,16 +18,11 @@ from sklearn.kernel_ridge import KernelRidge
 from ntkrobust_sk import _arrays as _backend
 from ntkrobust_sk.solvers import direct as solvers
 from ntkrobust_sk.solvers import matrices
-from ntkrobust_sk.solvers.direct import (
-    SOLVERS,
-    Cholesky,
-    Eigh,
-    InaccurateSolveError,
-    SingularGramError,
-    resolve_solver,
-)
+from ntkrobust_sk.solvers.choice import resolve_solver
+from ntkrobust_sk.solvers.direct import Cholesky, Eigh, InaccurateSolveError, SingularGramError
 from ntkrobust_sk.solvers.ridge import solve
 
+EXACT = ["cholesky", "eigh"]
 ALL_SOLVERS = [Cholesky(), Eigh(), Eigh(rcond=1e-12)]
 
 
@@ -280,7 +275,7 @@ def test_an_unknown_solver_is_an_error_that_lists_the_known_ones():
 # Kernel ridge regression
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("solver", EXACT)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("columns", [(), (3,)], ids=str)
 def test_solve_is_kernel_ridge_with_alpha_times_the_mean_diagonal(solver, weighted, columns):
@@ -465,7 +460,7 @@ def test_a_gram_with_nan_is_refused_as_such(where):
 seeds, sizes, alphas = st.integers(0, 10**6), st.integers(1, 25), st.floats(1e-6, 1e3)
 
 
-@given(sizes, seeds, alphas, st.sampled_from(sorted(SOLVERS)))
+@given(sizes, seeds, alphas, st.sampled_from(EXACT))
 @settings(max_examples=40, deadline=None)
 def test_the_dual_coefficients_satisfy_the_ridge_equations(n, seed, alpha, solver):
     K, y = random_gram(n, seed, n_features=max(1, n // 2)), random_targets(n, 2)

@@ -1,0 +1,230 @@
+"""Conjugate gradients for several right-hand sides, preconditioned by a randomly pivoted Cholesky factor."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+from scipy.sparse.linalg import LinearOperator
+
+from .._arrays import AnyArray, cholesky_factor, solve_triangular, to_numpy
+from .._validation import array, integer, number
+from .convergence import SolveReport, warn_unless_converged
+from .direct import SingularGramError, prepared
+from .matrices import require_symmetric
+from .pivoting import pivoted_cholesky
+from .systems import RidgeSystem
+
+# The preconditioner's ridge is no smaller than this part of its largest eigenvalue.
+SMALLEST_SHIFT = 1e-12
+# Directions with less than this of their own, in squares, are left out of a block.
+DEPENDENT = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeSolver:
+    """A solver that takes a linear operator too, and says how far it has come."""
+
+    @abstractmethod
+    def run(self, system: RidgeSystem, B: AnyArray) -> tuple[AnyArray, SolveReport]:
+        """Return X (n, k) for B (n, k), both in double precision, and what was done; no warning is given."""
+
+    @property
+    def advice(self) -> str:
+        """What to do where it does not converge."""
+        return ""
+
+    def __call__(self, A: Any, B: Any) -> Any:
+        """Solve A X = B.
+
+        Parameters
+        ----------
+        A : array (n, n) or scipy.sparse.linalg.LinearOperator
+            Symmetric positive definite. Not modified.
+        B : array (n, k) or (n,)
+
+        Returns
+        -------
+        X : array of the shape of B
+
+        Raises
+        ------
+        ValueError
+            If A is not square, finite and symmetric, or B is not finite or of another length.
+        SingularGramError
+            If A is found not to be positive definite.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If the residual stays above the tolerance; the answer is returned all the same.
+        """
+        if isinstance(A, LinearOperator):
+            B = array("B", B, finite=True)
+            if A.shape[0] != A.shape[1] or B.ndim not in (1, 2) or len(B) != A.shape[0]:
+                raise ValueError(
+                    f"A must be (n, n) and B (n,) or (n, k), got an operator of shape {A.shape} and {B.shape}"
+                )
+            dtype = np.float64
+        else:
+            A, B = prepared(A, B)
+            require_symmetric(A, "the matrix")
+            dtype = A.dtype
+            xp = array_namespace(A)
+            A, B = (xp.astype(of, xp.float64, copy=False) for of in (A, B))
+        X, report = self.run(RidgeSystem(A), B if B.ndim == 2 else B[:, None])
+        warn_unless_converged(report, self.advice)
+        X = X if B.ndim == 2 else X[:, 0]
+        return array_namespace(X).astype(X, dtype, copy=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConjugateGradient(IterativeSolver):
+    """Solve A X = B by preconditioned conjugate gradients, for a matrix or a linear operator.
+
+    All right-hand sides go on together, in a block: one product with A an iteration, and each of them is minimised
+    over what all have seen. The preconditioner is (F Fᵀ + μI)⁻¹ with F a randomly pivoted Cholesky factor of
+    ``rank`` columns (Díaz, Epperly, Frangella, Tropp & Webber 2023, arXiv:2304.12465).
+
+    Parameters
+    ----------
+    tol : float, default=1e-6
+        Largest accepted relative residual ‖A x - b‖ / ‖b‖ of each right-hand side. It is computed anew at the end.
+    max_iter : int, default=1000
+    rank : int, default=None
+        Columns of the preconditioner; 0 is none. None is min(500, 4 √n). An operator that does not tell its
+        ``diagonal()`` and ``columns(indices)`` has none.
+    seed : int, default=0
+        Of the pivots.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ConjugateGradient()(np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([3.0, 3.0])).round(6)
+    array([1., 1.])
+    """
+
+    tol: float = 1e-6
+    max_iter: int = 1000
+    rank: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        number("tol", self.tol, above=0, below=1)
+        integer("max_iter", self.max_iter, low=1)
+        integer("seed", self.seed, low=0)
+        if self.rank is not None:
+            integer("rank", self.rank, low=0)
+
+    @property
+    def advice(self) -> str:
+        """What to do where it does not converge."""
+        return (
+            "Raise alpha, max_iter, tol or the rank of the preconditioner (ConjugateGradient(max_iter=, tol=, "
+            "rank=)), or take solver='cholesky' if the matrix fits in memory"
+        )
+
+    def run(self, system: RidgeSystem, B: AnyArray) -> tuple[AnyArray, SolveReport]:
+        """Return X (n, k) and what was done."""
+        precondition, detail = self._preconditioner(system)
+        X, n_iter, norm = system.empty(*B.shape), 0, 0.0
+        lengths = _lengths(B)
+        targets = self.tol * np.where(lengths > 0, lengths, 1)
+        R, found = B, lengths
+        while not (done := bool((found <= targets).all())) and n_iter < self.max_iter:
+            # all columns, since those that are done help the others
+            steps, more, size = _recursion(system, precondition, R, targets, self.max_iter - n_iter)
+            X, n_iter, norm, before = X + steps, n_iter + more, max(norm, size), found
+            R = B - system.product(X)
+            found = _lengths(R)
+            # what rounding leaves does not become smaller
+            if done := bool((found <= np.maximum(targets, 8 * _eps(system) * norm * _lengths(X))).all()):
+                break
+            if not (found < before / 2).any():
+                break
+        relative = float((found / np.where(lengths > 0, lengths, 1)).max())
+        return X, SolveReport(self, n_iter, relative, done, detail)
+
+    def _preconditioner(self, system):
+        """Return the function V ↦ P⁻¹ V, and a word on it."""
+        n = system.shape[0]
+        rank = min(500, math.ceil(4 * math.sqrt(n))) if self.rank is None else self.rank
+        rank = min(rank, n)
+        if rank == 0 or not system.has_columns:
+            why = "" if rank == 0 else ": the operator has no diagonal() and columns(indices)"
+            return (lambda V: V), f"no preconditioner{why}"
+        factor, pivots = pivoted_cholesky(system, rank, seed=self.seed)
+        xp = array_namespace(factor)
+        diagonal = system.diagonal()
+        left = max(float(diagonal.sum()) - float(xp.sum(factor * factor)), 0.0)
+        if len(pivots) < min(rank, n - 1) and system.ridge == 0:
+            raise SingularGramError(
+                f"the {n} x {n} matrix has rank {len(pivots)} to working precision, so without a ridge there is "
+                "no unique solution. Raise alpha, or remove duplicate samples from X"
+            )
+        square = factor.T @ factor
+        largest = float(xp.linalg.trace(square))
+        shift = max(system.ridge + left / n, SMALLEST_SHIFT * largest)
+        triangle = cholesky_factor(square + shift * xp.eye(len(pivots), dtype=square.dtype))
+        factor = solve_triangular(triangle, factor.T).T
+        detail = f"preconditioner of rank {len(pivots)}, without {left / diagonal.sum():.1e} of the trace"
+        return (lambda V: (V - factor @ (factor.T @ V)) / shift), detail
+
+
+def _recursion(system, precondition, R, targets, max_iter):
+    """Run block conjugate gradients from zero until the recursion's residuals are within the targets (k,).
+
+    Directions are made orthonormal in each iteration, and those that depend on others are left out, so right-hand
+    sides may be linearly dependent (O'Leary 1980; Ji & Li 2017 on breakdown).
+
+    Returns steps X (n, k), the number of iterations, and the largest ‖A p‖ / ‖p‖, which is at most ‖A‖.
+    """
+    xp = array_namespace(R)
+    X, norm = xp.zeros_like(R), 0.0
+    P = _orthonormal(system, precondition(R))
+    for n_iter in range(1, max_iter + 1):
+        Q = system.product(P)
+        curvature = to_numpy(P.T @ Q)
+        norm = max(norm, float(np.linalg.norm(to_numpy(Q.T @ Q), 2)) ** 0.5)
+        _require_positive(system, curvature, norm)
+        step = system.array(np.linalg.solve(curvature, to_numpy(P.T @ R)))
+        X, R = X + P @ step, R - Q @ step
+        if (_lengths(R) <= targets).all():
+            return X, n_iter, norm
+        Z = precondition(R)
+        Z = Z - P @ system.array(np.linalg.solve(curvature, to_numpy(Q.T @ Z)))
+        P = _orthonormal(system, Z)
+    return X, max_iter, norm
+
+
+def _orthonormal(system, V):
+    """Return an orthonormal basis (n, <= k) of the columns."""
+    lengths = _lengths(V)
+    lengths = np.where(lengths > 0, lengths, 1)
+    values, vectors = np.linalg.eigh(to_numpy(V.T @ V) / lengths / lengths[:, None])
+    kept = values > DEPENDENT * values[-1]
+    return V @ system.array(vectors[:, kept] / lengths[:, None] / np.sqrt(values[kept]))
+
+
+def _require_positive(system, curvature, norm):
+    """Raise SingularGramError if A is not positive definite on orthonormal directions, by PᵀA P."""
+    n = system.shape[0]
+    worst = float(np.linalg.eigvalsh((curvature + curvature.T) / 2)[0])
+    if not worst > _eps(system) * norm / 10:
+        raise SingularGramError(
+            f"the {n} x {n} matrix is not positive definite to working precision: along one direction it is "
+            f"{worst:.3g}, of a norm of {norm:.3g} or more. Raise alpha (a Gram matrix computed in float32 needs "
+            f"up to 1e-6 n = {1e-6 * n:.0e}), or remove duplicate samples from X"
+        )
+
+
+def _lengths(V) -> np.ndarray:
+    """Return the norms (k,) of columns, in NumPy."""
+    xp = array_namespace(V)
+    return np.sqrt(to_numpy(xp.sum(V * V, axis=0)))
+
+
+def _eps(system) -> float:
+    return float(np.finfo(np.float32 if "32" in str(system.dtype) else np.float64).eps)

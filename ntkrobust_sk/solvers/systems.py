@@ -1,0 +1,124 @@
+"""The system of kernel ridge regression, K + λI, of a matrix or of a linear operator, with weights."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+from scipy.sparse.linalg import LinearOperator
+
+from .._arrays import AnyArray, as_array_like, to_numpy
+from .._validation import is_finite
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeSystem:
+    """The symmetric system W^½ K W^½ + λI, of which nothing is formed.
+
+    Iterative solvers are called with one: they read what the matrix and the ridge are, each by itself.
+
+    Attributes
+    ----------
+    gram : array (n, n) in double precision, or LinearOperator
+    ridge : float
+        λ.
+    root : array (n,) or None
+        The square roots of the weights.
+
+    Examples
+    --------
+    >>> system = RidgeSystem(np.ones((2, 2)), 1.0)
+    >>> system.product(np.eye(2))
+    array([[2., 1.],
+           [1., 2.]])
+    """
+
+    gram: Any
+    ridge: float = 0.0
+    root: AnyArray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, (n, n)."""
+        n = int(self.gram.shape[0])
+        return n, n
+
+    @property
+    def dtype(self) -> Any:
+        """The precision in which products are taken."""
+        return self.gram.dtype
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether K is a linear operator, of which no entry is known."""
+        return isinstance(self.gram, LinearOperator)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether K tells its diagonal and its columns, which a preconditioner and landmarks are made of."""
+        return not self.is_operator or all(hasattr(self.gram, name) for name in ("diagonal", "columns"))
+
+    @cached_property
+    def weight(self) -> np.ndarray | None:
+        """The weights (n,) in NumPy, or None."""
+        return None if self.root is None else np.asarray(to_numpy(self.root), np.float64) ** 2
+
+    def product(self, V: AnyArray) -> AnyArray:
+        """Compute (W^½ K W^½ + λI) V for V (n, k), in double precision."""
+        return self.kernel_product(V) + self.ridge * V
+
+    def kernel_product(self, V: AnyArray) -> AnyArray:
+        """Compute W^½ K W^½ V for V (n, k)."""
+        if self.root is not None:
+            return self.root[:, None] * self._plain_product(self.root[:, None] * V)
+        return self._plain_product(V)
+
+    def _plain_product(self, V):
+        if not self.is_operator:
+            return self.gram @ V
+        found = np.asarray(self.gram.matmat(V), np.float64)
+        if not is_finite(found):
+            raise FloatingPointError(f"a product with {self.gram!r} has entries that are not finite")
+        return found
+
+    def diagonal(self) -> np.ndarray:
+        """Return the diagonal (n,) of W^½ K W^½, in NumPy."""
+        if self.is_operator:
+            diagonal = np.array(self.gram.diagonal(), np.float64)
+        else:
+            diagonal = np.array(to_numpy(array_namespace(self.gram).linalg.diagonal(self.gram)), np.float64)
+        return diagonal if self.weight is None else diagonal * self.weight
+
+    def columns(self, indices: np.ndarray) -> AnyArray:
+        """Return columns (n, k) of W^½ K W^½, in double precision."""
+        if self.is_operator:
+            columns = np.asarray(self.gram.columns(indices), np.float64)
+        else:
+            # rows of a symmetric matrix, which lie together
+            xp = array_namespace(self.gram)
+            columns = xp.take(self.gram, self._indices(indices), axis=0).T
+        if self.root is None:
+            return columns
+        xp = array_namespace(columns)
+        return columns * self.root[:, None] * xp.take(self.root, self._indices(indices), axis=0)
+
+    def _indices(self, indices):
+        like = self.root if self.is_operator else self.gram
+        return as_array_like(np.asarray(indices), like)
+
+    def array(self, values: np.ndarray) -> AnyArray:
+        """Bring numbers to where the matrix lives."""
+        return values if self.is_operator else as_array_like(values, self.gram)
+
+    def empty(self, *shape: int) -> AnyArray:
+        """Return zeros where the matrix lives."""
+        if self.is_operator:
+            return np.zeros(shape)
+        xp = array_namespace(self.gram)
+        return xp.zeros(shape, dtype=xp.float64, device=device(self.gram))
+
+
+def as_system(A: Any) -> RidgeSystem:
+    """Return a system as it is, and a matrix or an operator as a system without a ridge of its own."""
+    return A if isinstance(A, RidgeSystem) else RidgeSystem(A)
