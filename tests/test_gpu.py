@@ -167,7 +167,7 @@ def test_a_machine_whose_solution_finds_no_room_is_refused_before_its_kernel_is_
     monkeypatch.setattr(room, "gpu_bytes_free", lambda: 2 * 8 * len(X) ** 2)
     assert EmpiricalNTKClassifier(MODEL).fit(X, labels).score(X, labels) > 0
     monkeypatch.setattr(room, "gpu_bytes_free", lambda: 2 * 8 * len(X) ** 2 - 1)
-    monkeypatch.setattr("ntkrobust_sk.estimators.tangent_machine.gram_of", None)
+    monkeypatch.setattr("ntkrobust_sk.estimators.closed_form.gram_of", None)
     with pytest.raises(MemoryError, match=r"solving takes 1\.891 KiB on the GPU in double precision"):
         EmpiricalNTKClassifier(MODEL).fit(X, labels)
 
@@ -245,7 +245,7 @@ def test_a_machine_without_room_for_its_predictor_is_refused_before_its_kernel_i
     model = Model(wide, wide.init(jax.random.key(0), SHAPE))
     with pytest.raises(MemoryError, match="give memory="):
         make_predictor(TraceNTK(), model, X, Y, np.zeros(C), memory="10kB")
-    monkeypatch.setattr("ntkrobust_sk.estimators.tangent_machine.gram_of", None)
+    monkeypatch.setattr("ntkrobust_sk.estimators.closed_form.gram_of", None)
     with pytest.raises(MemoryError, match="give memory="):
         EmpiricalNTKClassifier(model, memory="10kB").fit(X, labels)
 

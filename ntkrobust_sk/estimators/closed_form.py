@@ -18,7 +18,7 @@ from ..execution.tiles import machine_rows
 from ..kernels.cached_gram import cached_gram
 from ..kernels.gram_matrix import gram_of
 from ..kernels.ntk import resolve_kernel
-from ..kernels.predictors import kernel_scores, make_predictor, training_job
+from ..kernels.predictors import kernel_scores, make_predictor, require_room, training_job
 from ..kernels.tiles import TileJob
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import n_logits
@@ -47,12 +47,22 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
 
     def _training_job(self, kernel, X, n_targets, n_arrays) -> TileJob:
         """Return the job of the Gram matrix of inputs X, which are kept."""
+        X = self._training_inputs(kernel, X, n_targets)
+        return training_job(kernel, self.model_, X, n_targets, memory=self.memory, n_arrays=n_arrays)
+
+    def _training_inputs(self, kernel, X, n_targets) -> np.ndarray:
+        """Keep the inputs, and return them; raise if the kernel's outputs or predictions do not fit."""
         model = self.model_
         self.X_fit_ = host_inputs("X", X, model.variables.params)
         if _rank(kernel, model, self.X_fit_) > 2:
             self._require_matching_outputs(model, X.dtype, n_targets, f"kernel={self.kernel!r}")
         # before the kernel is computed in vain, this asks whether predictions fit in memory
-        return training_job(kernel, model, self.X_fit_, n_targets, memory=self.memory, n_arrays=n_arrays)
+        shape, budget = (len(X), n_targets), parse_memory(self.memory)
+        require_room(kernel, model, self.X_fit_.shape[1:], shape, budget, self.X_fit_.dtype)
+        return self.X_fit_
+
+    def _kernel_rank(self, kernel, X) -> int:
+        return _rank(kernel, self.model_, host_inputs("X", X[:1], self.model_.variables.params))
 
     def _training_gram(self, job: TileJob) -> Any:
         """Return the Gram matrix of a job, computed or from the cache."""
@@ -61,11 +71,12 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         # what it would keep is for a predictor, which is made when it is needed
         return cached_gram(replace(job, kept=None), self._cache, progress=self.verbose > 0)
 
-    def _keep(self, job: TileJob, dual_coef: np.ndarray, offset: np.ndarray) -> None:
+    def _keep(self, job: TileJob | None, dual_coef: np.ndarray, offset: np.ndarray) -> None:
         """Keep dual coefficients (n, T) and the offset (T,); without a cache, also the predictor of them."""
         self.dual_coef_, self.intercept_ = dual_coef, offset
         if self._cache is None:
-            self.predictor_ = self._make_predictor(plan=job.plan, features=job.kept or None)
+            known = {} if job is None else {"plan": job.plan, "features": job.kept or None}
+            self.predictor_ = self._make_predictor(**known)
 
     @cached_property
     def predictor_(self) -> Callable:
@@ -74,7 +85,12 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         return self._make_predictor()
 
     def _make_predictor(self, **known) -> Callable:
-        made_of = self.X_fit_, self.dual_coef_, self.intercept_
+        X, dual = self.X_fit_, self.dual_coef_
+        used = dual.any(axis=1)
+        if 0 < np.count_nonzero(used) < len(X) / 2:
+            # on landmarks, the others have no say
+            X, dual, known = X[used], dual[used], {}
+        made_of = X, dual, self.intercept_
         return make_predictor(resolve_kernel(self.kernel), self.model_, *made_of, memory=self.memory, **known)
 
     def _scores_of(self, X):
@@ -126,7 +142,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
 
 # What an earlier fit with other settings may have left, and this one will not set.
 FITTED = (
-    *("predictor_", "X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_"),
+    *("predictor_", "X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_", "solver_", "residual_"),
     *("ridge_", "weight_fit_", "prior_variance_", "temperature_"),
     *("alpha_", "stopping_time_", "scores_", "best_score_", "left_out_"),
 )

@@ -13,13 +13,11 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ..execution.memory import parse_memory
+from ..kernels.feature_rows import FeatureRows
 from ..kernels.ntk import resolve_kernel
-from ..kernels.plan import make_plan
 from ..kernels.projected import ProjectedNTK
-from ..kernels.tiles import tile_program
 from ..networks.inputs import host_inputs, n_params, params_dtype
 from ..networks.named import n_logits
-from ..tangent.gradient_lists import split_biases
 from .inputs import as_answer
 from .shared import KernelSource, allowed, at_least
 
@@ -103,29 +101,10 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
             )
         # as many at once however many there are: a row's features depend on nothing but the row, to the last bit
         inputs = host_inputs("X", X, self.model_.variables.params)
-        plan = make_plan(self._kernel, self.model_, self.input_shape_, budget, n_rows=ROWS, inputs=inputs.dtype)
-        program = tile_program(self._kernel, self.model_, plan, inputs)
-        result = np.empty((len(X), self._n_features_out), dtype)
-        for tile in range(-(-len(X) // plan.rows)):
-            at = slice(tile * plan.rows, (tile + 1) * plan.rows)
-            for start in range(0, plan.n_directions, plan.directions):
-                features = jax.tree.map(np.asarray, program(inputs[at], start))
-                _write_columns(result[at], features, start, plan.n_directions if self.n_components is None else 1)
+        result = FeatureRows(self._kernel, self.model_, inputs, budget, ROWS)(inputs)
         return as_answer(result, X, "features")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _write_columns(rows, features, start, n_directions):
-    """Place gradients of some directions in rows (n, P·n_directions): arrays in turn, directions in turn."""
-    offset = 0
-    for leaf in split_biases(features):
-        gradients = leaf.dense()
-        of_direction = gradients.layout.inverse(gradients.values).reshape(*gradients.values.shape)
-        size = of_direction.shape[2]
-        for direction, values in enumerate(of_direction[: n_directions - start], start):
-            rows[:, offset + direction * size : offset + (direction + 1) * size] = values[: len(rows)]
-        offset += n_directions * size

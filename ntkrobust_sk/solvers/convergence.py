@@ -22,19 +22,22 @@ class SolveReport:
         direct solver, whose backward error was within bounds.
     converged : bool
         Whether the residual is within the solver's tolerance, or within rounding.
+    ridge : float
+        λ, which ``alpha`` stands for.
     detail : str
         What else there is to be said, such as how much of the matrix a preconditioner has.
 
     Examples
     --------
     >>> SolveReport("cg", 12, 3e-7, True)
-    SolveReport(solver='cg', n_iter=12, residual=3e-07, converged=True, detail='')
+    SolveReport(solver='cg', n_iter=12, residual=3e-07, converged=True, ridge=0.0, detail='')
     """
 
     solver: Any
     n_iter: int = 0
     residual: float | None = None
     converged: bool = True
+    ridge: float = 0.0
     detail: str = ""
 
 

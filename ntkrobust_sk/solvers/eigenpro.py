@@ -13,8 +13,6 @@ from .systems import RidgeSystem
 
 # How often the step is made smaller before it is said that nothing helps.
 RETRIES = 4
-# An epoch that leaves more than this of the gradient was too noisy.
-SLOW = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +21,9 @@ class EigenPro(IterativeSolver):
 
     The leading eigenvectors of a sample of rows damp the directions in which steps would have to be small, so a
     batch may take long ones (Ma & Belkin 2019, arXiv:1806.06144; Abedsoltan, Belkin & Pandit 2023,
-    arXiv:2302.02605). Dual coefficients are carried along, so with a ridge the noise of the batches vanishes at
-    the solution. It takes the memory of one batch of features, of the eigenvectors, and of the coefficients: for a
-    million rows.
+    arXiv:2302.02605). The noise of the batches vanishes at the solution, since the errors that rows had before are
+    remembered (Defazio, Bach & Lacoste-Julien 2014, arXiv:1407.0202). It takes the memory of one batch of features,
+    of the eigenvectors, and of two numbers for each row and target: for a million rows.
 
     Parameters
     ----------
@@ -94,49 +92,93 @@ class EigenPro(IterativeSolver):
             if found is not None:
                 dual, residual, n_epochs = found
                 detail = f"{preconditioner.n_eigenvectors} eigenvectors, batches of {preconditioner.batch_size}"
-                return dual, SolveReport(self, n_epochs, residual, residual <= self.tol, detail)
+                return dual, SolveReport(self, n_epochs, residual, residual <= self.tol, system.ridge, detail)
             step /= 4
         raise InaccurateSolveError(
             f"EigenPro diverges, also with steps of {step:.0e} of what its sample of {preconditioner.n_sample} "
             "rows says: the features' lengths differ too much. Raise n_sample, or scale the features"
         )
 
-    def _descend(self, system, B, preconditioner, step):
-        """Return dual coefficients, residual and the number of epochs; None if it diverges."""
+    def _descend(self, system, B, preconditioner, scale):
+        """Return dual coefficients, residual and the number of epochs; None if it diverges.
+
+        In each step w falls by P((n/m) Φ_Bᵀ(e_B - h_B) + H + λ w) times a step length, with errors e = Φ w - y of
+        the batch, those h that each row had when it was last seen, and H = Φᵀ h.
+        """
         gram, n, size = system.gram, system.shape[0], preconditioner.batch_size
         draw = np.random.default_rng([self.seed, 1])
-        dual, weights = np.zeros(B.shape), np.zeros((gram.n_features, B.shape[1]))
-        # that of zero coefficients; equations without a right-hand side are solved by them
-        residual, right, start, before = 1.0, np.zeros_like(weights), np.sum(B * B), np.inf
+        seen, weights = -B, np.zeros((gram.n_features, B.shape[1]))
+        seen_gradient = _folded(system, seen)
+        right = np.linalg.norm(seen_gradient)
+        dual = _Dual(system, B.shape, preconditioner, scale)
+        length, residual = dual.length, 1.0 if right else 0.0
         for epoch in range(1, self.max_epochs + 1):
-            gradient, squares = np.zeros_like(weights), 0.0
             order = draw.permutation(n)
             for first in range(0, n, size):
                 at = np.sort(order[first : first + size])
-                rows = gram.rows(at)
-                if system.root is not None:
-                    rows = rows * system.root[at, None].astype(rows.dtype)
-                error = rows @ weights.astype(rows.dtype) + system.ridge * dual[at] - B[at]
-                folded = (rows.T @ error.astype(rows.dtype)).astype(np.float64)
-                squares += np.sum(error * error)
-                # noise takes it above where it started, but not far
-                if not squares <= 4 * start:
-                    return None
-                gradient += folded
-                if epoch == 1:
-                    right += rows.T @ B[at]
-                dual[at] -= step * preconditioner.step * error
-                preconditioner.move(dual, weights, folded, step)
-            length = np.linalg.norm(gradient)
-            if epoch == self.max_epochs or length <= self.tol * np.linalg.norm(right):
+                rows = _rooted_rows(system, at)
+                error = (rows @ weights.astype(rows.dtype)) - B[at]
+                change = error - seen[at]
+                of_batch = (rows.T @ change.astype(rows.dtype)).astype(np.float64)
+                gradient = (n / size) * of_batch + seen_gradient + system.ridge * weights
+                along = preconditioner.directions.T @ gradient
+                weights -= length * (gradient - preconditioner.to_weights @ along)
+                dual.move(at, seen[at], (n / size) * change, along)
+                seen[at] = error
+                seen_gradient += of_batch
+            found = np.linalg.norm(seen_gradient + system.ridge * weights)
+            if not found <= 10 * right:
+                return None
+            if epoch == self.max_epochs or found <= self.tol * right:
                 residual = _residual(system, B, weights)
                 if residual <= self.tol:
                     break
-            if length > SLOW * before:
-                # what is left is the noise of the batches, which is smaller with smaller steps
-                step /= 2
-            before = length
-        return dual, residual, epoch
+        return dual.finished(seen), residual, epoch
+
+
+class _Dual:
+    """Dual coefficients a with w = Φᵀ a, which fall by h + λ a in each step, and in more places at the batch.
+
+    What all rows do alike is done when a row is seen again: h has not changed meanwhile.
+    """
+
+    def __init__(self, system, shape, preconditioner, scale):
+        self.length = scale * preconditioner.step * preconditioner.batch_size / shape[0]
+        self._shrink = 1 - self.length * system.ridge
+        self._coefficients, self._last, self._now = np.zeros(shape), np.zeros(shape[0], int), 0
+        self._of_sample, self._preconditioner = np.zeros((preconditioner.n_sample, shape[1])), preconditioner
+
+    def move(self, at, seen, change, along):
+        """Take a step at rows ``at``, whose errors were ``seen`` and ``change``, and along the eigenvectors."""
+        self._coefficients[at] = self._at_present(at, seen, 1) - self.length * change
+        self._now += 1
+        self._last[at] = self._now
+        self._of_sample = self._shrink * self._of_sample + self.length * (self._preconditioner.to_dual @ along)
+
+    def _at_present(self, at, seen, more=0):
+        """Return the coefficients of rows after the steps that they have not been told of."""
+        factor = self._shrink ** (self._now + more - self._last[at])[:, None]
+        steps = (self._now + more - self._last[at])[:, None].astype(float)
+        if self._shrink != 1:
+            steps = (1 - factor) / (1 - self._shrink)
+        return factor * self._coefficients[at] - self.length * steps * seen
+
+    def finished(self, seen):
+        """Return all coefficients (n, T)."""
+        found = self._at_present(slice(None), seen)
+        found[self._preconditioner.sample] += self._of_sample
+        return found
+
+
+def _rooted_rows(system, at):
+    """Return rows of W^½ Φ."""
+    rows = system.gram.rows(at)
+    return rows if system.root is None else rows * system.root[at, None].astype(rows.dtype)
+
+
+def _folded(system, V):
+    """Compute Φᵀ W^½ V in one pass."""
+    return system.gram.fold(V if system.root is None else system.root[:, None] * V).astype(np.float64)
 
 
 def _residual(system, B, weights) -> float:
@@ -196,9 +238,3 @@ class _Preconditioner:
         largest = float(np.maximum(squares - parts @ damping, 0).max())
         self.batch_size = batch
         self.step = 1 / (largest + system.ridge + (batch - 1) * level / n)
-
-    def move(self, dual, weights, folded, scale):
-        """Take a step along -P Φᵀ r, given Φᵀ r; the rows of the batch have moved in ``dual`` already."""
-        along = self.directions.T @ folded
-        weights -= scale * self.step * (folded - self.to_weights @ along)
-        dual[self.sample] += scale * self.step * (self.to_dual @ along)

@@ -135,17 +135,18 @@ class ConjugateGradient(IterativeSolver):
         R, found = B, lengths
         while not (done := bool((found <= targets).all())) and n_iter < self.max_iter:
             # all columns, since those that are done help the others
-            steps, more, size = _recursion(system, precondition, R, targets, self.max_iter - n_iter)
+            steps, more, size, within = _recursion(system, precondition, R, targets, self.max_iter - n_iter)
             X, n_iter, norm, before = X + steps, n_iter + more, max(norm, size), found
             R = B - system.product(X)
             found = _lengths(R)
-            # what rounding leaves does not become smaller
-            if done := bool((found <= np.maximum(targets, 8 * _eps(system) * norm * _lengths(X))).all()):
+            # what rounding of the products leaves does not become smaller
+            floor = _eps(system) * norm * _lengths(X)
+            if done := within and bool((found <= np.maximum(targets, floor)).all()):
                 break
             if not (found < before / 2).any():
                 break
         relative = float((found / np.where(lengths > 0, lengths, 1)).max())
-        return X, SolveReport(self, n_iter, relative, done, detail)
+        return X, SolveReport(self, n_iter, relative, done, system.ridge, detail)
 
     def _preconditioner(self, system):
         """Return the function V ↦ P⁻¹ V, and a word on it."""
@@ -179,7 +180,8 @@ def _recursion(system, precondition, R, targets, max_iter):
     Directions are made orthonormal in each iteration, and those that depend on others are left out, so right-hand
     sides may be linearly dependent (O'Leary 1980; Ji & Li 2017 on breakdown).
 
-    Returns steps X (n, k), the number of iterations, and the largest ‖A p‖ / ‖p‖, which is at most ‖A‖.
+    Returns steps X (n, k), the number of iterations, the largest ‖A p‖ / ‖p‖, which is at most ‖A‖, and whether
+    the targets were reached.
     """
     xp = array_namespace(R)
     X, norm = xp.zeros_like(R), 0.0
@@ -192,11 +194,11 @@ def _recursion(system, precondition, R, targets, max_iter):
         step = system.array(np.linalg.solve(curvature, to_numpy(P.T @ R)))
         X, R = X + P @ step, R - Q @ step
         if (_lengths(R) <= targets).all():
-            return X, n_iter, norm
+            return X, n_iter, norm, True
         Z = precondition(R)
         Z = Z - P @ system.array(np.linalg.solve(curvature, to_numpy(Q.T @ Z)))
         P = _orthonormal(system, Z)
-    return X, max_iter, norm
+    return X, max_iter, norm, False
 
 
 def _orthonormal(system, V):

@@ -115,7 +115,7 @@ class Nystrom(IterativeSolver):
         X = np.zeros(tuple(B.shape))
         X[pivots] = to_numpy(solve_triangular(corner, coefficients, transposed=True))
         detail = f"{len(pivots)} landmarks, which leave {max(left, 0.0):.1e} of the trace"
-        return system.array(X), SolveReport(self, 1, residual, residual <= self.tol, detail)
+        return system.array(X), SolveReport(self, 1, residual, residual <= self.tol, system.ridge, detail)
 
 
 def _small_ridge(system, square: Any, right: Any) -> tuple[Any, float]:

@@ -154,9 +154,10 @@ def _operator_solve(gram, targets, alpha, solver, sample_weight):
         )
     weight = None if sample_weight is None else _checked_weight(sample_weight, targets)
     weight = None if weight is None else np.repeat(weight, per_sample)
-    scale = _positive_scale(np.average(np.asarray(gram.diagonal(), np.float64), weights=weight))
+    diagonal = np.asarray(gram.diagonal(), np.float64)
+    scale = _positive_scale(np.average(diagonal, weights=weight))
     root = None if weight is None else np.sqrt(weight)
-    system, rows = RidgeSystem(gram, alpha * scale, root), targets.reshape(size, -1)
+    system, rows = RidgeSystem(gram, alpha * scale, root, diagonal), targets.reshape(size, -1)
     u, report = solver.run(system, rows if root is None else root[:, None] * rows)
     u = _checked_answer(u, rows, solver)
     return (u if root is None else root[:, None] * u).reshape(targets.shape), report
@@ -184,7 +185,7 @@ def _ridge_solve(gram, targets, ridge, root, solver):
             A *= root[None, :]
         diagonal = xp.reshape(A, (size * size,))[:: size + 1]
         diagonal += ridge
-        u, report = getattr(solver, "solve_in_place", solver)(A, targets), SolveReport(solver)
+        u, report = getattr(solver, "solve_in_place", solver)(A, targets), SolveReport(solver, ridge=ridge)
     u = _checked_answer(u, targets, solver)
     return (u if root is None else root[:, None] * u), report
 

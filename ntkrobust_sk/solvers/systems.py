@@ -25,6 +25,8 @@ class RidgeSystem:
         λ.
     root : array (n,) or None
         The square roots of the weights.
+    known_diagonal : array (n,) or None
+        That of K, where it is known.
 
     Examples
     --------
@@ -37,6 +39,7 @@ class RidgeSystem:
     gram: Any
     ridge: float = 0.0
     root: AnyArray | None = None
+    known_diagonal: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,7 +87,9 @@ class RidgeSystem:
 
     def diagonal(self) -> np.ndarray:
         """Return the diagonal (n,) of W^½ K W^½, in NumPy."""
-        if self.is_operator:
+        if self.known_diagonal is not None:
+            diagonal = np.array(self.known_diagonal)
+        elif self.is_operator:
             diagonal = np.array(self.gram.diagonal(), np.float64)
         else:
             diagonal = np.array(to_numpy(array_namespace(self.gram).linalg.diagonal(self.gram)), np.float64)
