@@ -109,8 +109,12 @@ from .saving import saved_as as saved_as
 from .sklearn_kernels import NTKKernel as NTKKernel
 from .sklearn_models import as_model as as_model
 from .solvers import Cholesky as Cholesky
+from .solvers import ConjugateGradient as ConjugateGradient
+from .solvers import EigenPro as EigenPro
 from .solvers import Eigh as Eigh
+from .solvers import FeatureGram as FeatureGram
 from .solvers import InaccurateSolveError as InaccurateSolveError
+from .solvers import Nystrom as Nystrom
 from .solvers import SingularGramError as SingularGramError
 from .solvers import solve as solve
 from .tangent import Linearized as Linearized

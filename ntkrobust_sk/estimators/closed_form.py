@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from .._arrays import to_numpy
 from .._validation import fitting, require_resolution
 from ..execution.memory import parse_memory
 from ..execution.tiles import machine_rows
@@ -154,14 +153,3 @@ def _rank(kernel, model, X) -> int:
         return kernel.rank
     x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     return jax.eval_shape(kernel, model, x, x).ndim
-
-
-def mean_diagonal(gram: Any, n: int, sample_weight: np.ndarray | None) -> float:
-    """Return the weighted mean over n samples, and over outputs, of the diagonal of a Gram matrix or operator."""
-    # (n,), (C, n) or (C, C, n) of a matrix, and of an operator (n C,), sample by sample
-    diagonal = np.asarray(to_numpy(gram.diagonal()), np.float64)
-    if diagonal.ndim == 1:
-        by_sample = diagonal.reshape(n, -1)
-    else:
-        by_sample = diagonal.T if diagonal.ndim == 2 else np.diagonal(diagonal)
-    return float(np.average(by_sample.mean(1), weights=sample_weight))

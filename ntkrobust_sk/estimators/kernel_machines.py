@@ -36,9 +36,13 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     alpha : float, default=1e-2
         Ridge, dimensionless: λ = alpha · mean(diag K), so that one value serves every network and kernel
         (:class:`sklearn.kernel_ridge.KernelRidge` takes λ itself).
-    solver : {"cholesky", "eigh", "sgd"} or callable, default="cholesky"
-        Closed-form kernel regression, or "sgd": gradient descent in the tangent space on the cross-entropy, which
-        with an ``attack`` is the paper's adversarial training on a frozen kernel.
+    solver : {"cholesky", "eigh", "cg", "nystrom", "eigenpro", "auto", "sgd"} or callable, default="cholesky"
+        Of kernel regression: "cholesky" and "eigh" are exact, "cg" is exact to a tolerance, "nystrom" solves on
+        landmarks, "eigenpro" on tangent features (of the trace, pseudo or a projected kernel). "cg" and "nystrom"
+        take the kernel as an operator (see :func:`~ntkrobust_sk.gram_operator`) where its matrix and a copy do not
+        fit in ``memory``. "auto" chooses by size, memory and kernel; ``solver_`` says what. Or "sgd": gradient
+        descent in the tangent space on the cross-entropy, which with an ``attack`` is the paper's adversarial
+        training on a frozen kernel.
     dynamics : {"centered", "linearized"}, default="centered"
         With "sgd": f(x) = J(x) ω, or f(x; θ_t) + J(x) ω.
     attack : callable, default=None
@@ -57,7 +61,7 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
         Fit the temperature of ``predict_proba`` to leave-one-out scores, in closed form. Takes an
         eigendecomposition of the Gram matrix, ten to thirty times the work of the Cholesky solver.
     memory : str or int, default="2GiB"
-        Budget for tangent features.
+        Budget for tangent features, and for the Gram matrix of iterative solvers.
     cache : path or joblib.Memory, default=None
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
@@ -86,7 +90,13 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     prior_variance_ : array (C,)
         σ² of the Gaussian process whose mean the scores are.
     weight_fit_ : array (n,) or None
-        These seven with the closed-form solvers only.
+        These seven with all solvers but "sgd".
+    solver_ : callable or "sgd"
+        The solver that was taken, with its parameters.
+    n_iter_ : int
+        Iterations or epochs, of iterative solvers.
+    residual_ : float
+        The relative residual that an iterative solver has left; above its tolerance ``fit`` warns.
     input_shape_ : tuple of int
     n_features_in_ : int
 
@@ -144,9 +154,13 @@ class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
     alpha : float, default=1e-2
         Ridge, dimensionless: λ = alpha · mean(diag K), so that one value serves every network and kernel
         (:class:`sklearn.kernel_ridge.KernelRidge` takes λ itself).
-    solver : {"cholesky", "eigh", "sgd"} or callable, default="cholesky"
-        Closed-form kernel regression, or "sgd": gradient descent in the tangent space on the squared error, which
-        with an ``attack`` is the paper's adversarial training on a frozen kernel.
+    solver : {"cholesky", "eigh", "cg", "nystrom", "eigenpro", "auto", "sgd"} or callable, default="cholesky"
+        Of kernel regression: "cholesky" and "eigh" are exact, "cg" is exact to a tolerance, "nystrom" solves on
+        landmarks, "eigenpro" on tangent features (of the trace, pseudo or a projected kernel). "cg" and "nystrom"
+        take the kernel as an operator (see :func:`~ntkrobust_sk.gram_operator`) where its matrix and a copy do not
+        fit in ``memory``. "auto" chooses by size, memory and kernel; ``solver_`` says what. Or "sgd": gradient
+        descent in the tangent space on the squared error, which with an ``attack`` is the paper's adversarial
+        training on a frozen kernel.
     dynamics : {"centered", "linearized"}, default="centered"
         With "sgd": f(x) = J(x) ω, or f(x; θ_t) + J(x) ω.
     attack : callable, default=None
@@ -161,7 +175,7 @@ class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
     input_shape : tuple of int, default=None
         Shape (h, w, c) of the images that rows of X hold. None takes it from ``estimator`` or X.
     memory : str or int, default="2GiB"
-        Budget for tangent features.
+        Budget for tangent features, and for the Gram matrix of iterative solvers.
     cache : path or joblib.Memory, default=None
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
@@ -189,7 +203,13 @@ class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
     noise_std_ : array (T,)
         √(σ² λ), the standard deviation of its noise.
     weight_fit_ : array (n,) or None
-        These seven with the closed-form solvers only.
+        These seven with all solvers but "sgd".
+    solver_ : callable or "sgd"
+        The solver that was taken, with its parameters.
+    n_iter_ : int
+        Iterations or epochs, of iterative solvers.
+    residual_ : float
+        The relative residual that an iterative solver has left; above its tolerance ``fit`` warns.
     input_shape_ : tuple of int
     n_features_in_ : int
 

@@ -21,9 +21,9 @@ class EigenPro(IterativeSolver):
 
     The leading eigenvectors of a sample of rows damp the directions in which steps would have to be small, so a
     batch may take long ones (Ma & Belkin 2019, arXiv:1806.06144; Abedsoltan, Belkin & Pandit 2023,
-    arXiv:2302.02605). The noise of the batches vanishes at the solution, since the errors that rows had before are
-    remembered (Defazio, Bach & Lacoste-Julien 2014, arXiv:1407.0202). It takes the memory of one batch of features,
-    of the eigenvectors, and of two numbers for each row and target: for a million rows.
+    arXiv:2302.02605). The noise of the batches vanishes at the solution, since the errors that rows had before
+    are remembered (Defazio, Bach & Lacoste-Julien 2014, arXiv:1407.0202). It takes the memory of one batch of
+    features, of the eigenvectors, and of two numbers for each row and target: for a million rows.
 
     Parameters
     ----------
