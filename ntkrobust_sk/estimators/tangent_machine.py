@@ -54,6 +54,11 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
             return self
         rank, n_targets, memory = self._kernel_rank(kernel, X), targets.shape[1], parse_memory(self.memory)
         form = kernel_form(self.solver, kernel, rank, len(X), n_targets, alpha=self.alpha, memory=memory)
+        if form.form != "matrix" and vars(self).get("calibrate"):
+            raise ValueError(
+                f"calibrate=True takes leave-one-out scores from the Gram matrix, which is not formed with solver="
+                f"{self.solver!r} and memory={self.memory!r}; give more memory, or calibrate=False"
+            )
         if form.form == "matrix":
             job = self._training_job(kernel, X, n_targets, getattr(form.solver, "n_arrays", 1))
             K = self._training_gram(job)
