@@ -225,6 +225,7 @@ def _add_evolve(commands):
             "action": argparse.BooleanOptionalAction,
             "help": "keep batch-norm statistics in stage 2",
         },
+        "n_kernel": {"type": _count_or_all, "help": "training examples for kernels, or 'all'"},
         "memory": {"help": "for kernels and regression, such as 8GiB"},
         "precision": {"choices": PRECISIONS, "help": "of products; float32 if it is left out"},
         "fractions": {"nargs": "*", "type": float, "help": "epochs, besides whole ones, at which states are kept"},
@@ -268,6 +269,10 @@ def _add_attack(commands):
     given.add_argument("--no-bounds", dest="bounds", action="store_const", const=None, help="any number is valid")
     parser.add_argument("--random-state", type=int, default=0, help="seed of the attack and of the test examples")
     parser.add_argument("--out", default="adversarial.npz", help="file for the adversarial examples")
+
+
+def _count_or_all(text: str) -> int | str:
+    return text if text == "all" else int(text)
 
 
 def _number_type(annotation: Any) -> type:

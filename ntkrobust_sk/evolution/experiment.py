@@ -30,7 +30,7 @@ from ..tangent.linearization import DYNAMICS
 from .results import EvolutionResult, brief_epochs
 from .run_directory import RunDirectory
 from .schedule import OrderedResults, Schedule
-from .setting_checks import check_numbers, several, start_of_stage_two
+from .setting_checks import check_numbers, count_or_all, n_matrix, several, start_of_stage_two
 from .states import States
 from .tasks import Measurements, tasks_of
 from .workers import Workplace, count_processes, share, started
@@ -55,8 +55,10 @@ class KernelEvolution:
     network : {"mlp", "cnn", "resnet18"}, default="cnn"
     n_train, n_test : int
         Examples for training and for scoring; all of the latter are attacked.
-    n_kernel : int, default=200
-        Training examples, balanced over the classes, on which kernels are measured.
+    n_kernel : int or "all", default=200
+        Training examples, balanced over the classes, on which kernels are measured. "all" estimates effective
+        rank, top mass and alignments on all of them, by some 40 products with a kernel that is never formed, with
+        ``standard_errors`` in the record; the rest takes 200.
     epsilon : float, default=0.15
         L∞ radius, in units of the data.
     attack : {"pgd", "fgsm", "n-fgsm"}, default="pgd"
@@ -123,7 +125,7 @@ class KernelEvolution:
     network: str = "cnn"
     n_train: int = 1397
     n_test: int = 400
-    n_kernel: int = 200
+    n_kernel: int | str = 200
     epsilon: float = 0.15
     attack: str = "pgd"
     train_steps: int = 10
@@ -163,6 +165,7 @@ class KernelEvolution:
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS, "None")
         parse_memory(self.memory)
+        object.__setattr__(self, "n_kernel", count_or_all("n_kernel", self.n_kernel))
         check_numbers(self)
         check_path("data", self.data)
         if self.data_dir is not None:
@@ -269,15 +272,14 @@ class KernelEvolution:
         RuntimeWarning
             When a worker was lost, such as one that the system has killed for its memory; its task is done again.
         """
-        n_workers = count_processes(n_jobs)
-        out = check_path("out", out)
+        n_workers, out = count_processes(n_jobs), check_path("out", out)
         if splits is not None and not isinstance(splits, Splits):
             raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {brief(splits)}")
         splits = splits or load_splits(
             self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
         )
         experiment = self.fitting(len(splits.y), len(np.unique(splits.y)))
-        require_enough(splits.y, experiment.n_kernel)
+        require_enough(splits.y, min(n_matrix(experiment.n_kernel), len(splits.y)))
         with heard(), RunDirectory.session(out, settings_of(experiment, splits)) as run:
             written = run.results()
             measurements = Measurements(States(experiment, run, splits), [*run.waiting.read(), *written])
@@ -310,8 +312,12 @@ class KernelEvolution:
                 f"n_validation={self.n_validation:,} leaves {max(left, 0):,} of {n_train:,} training examples "
                 f"for {n_classes} classes; ask for fewer"
             )
-        n_kernel = no_more("n_kernel", self.n_kernel, left, "training examples")
-        n_features = no_more("n_features", self.n_features, n_kernel, "eigenvectors of the kernel")
+        n_kernel = self.n_kernel
+        if not isinstance(n_kernel, str):
+            n_kernel = no_more("n_kernel", n_kernel, left, "training examples")
+        n_features = no_more(
+            "n_features", self.n_features, min(n_matrix(n_kernel), left), "eigenvectors of the kernel"
+        )
         return replace(self, n_kernel=n_kernel, n_features=n_features)
 
 

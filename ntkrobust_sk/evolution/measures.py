@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.sparse.linalg import LinearOperator
 
 from ..analysis import metrics, spectra
 from .records import ClassMetrics, LayerMetrics
@@ -13,13 +14,13 @@ from .records import ClassMetrics, LayerMetrics
 TOP = 10
 
 
-def kernel_metrics(K: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Compute scalars of one Gram matrix (n, n) of examples with labels y (n,)."""
+def kernel_metrics(K: np.ndarray | LinearOperator, y: np.ndarray) -> dict[str, float]:
+    """Compute scalars of a Gram matrix (n, n), or estimate an operator's, of examples with labels y (n,)."""
     Y = np.eye(int(y.max()) + 1)[y]
     return {
         "effective_rank": spectra.effective_rank(K),
         "participation_ratio": spectra.effective_rank(K, "participation"),
-        "top_mass": spectra.top_mass(K, min(TOP, len(K))),
+        "top_mass": spectra.top_mass(K, min(TOP, len(y))),
         "target_alignment": metrics.target_alignment(K, Y),
         "centered_target_alignment": metrics.target_alignment(K, Y, centered=True),
     }

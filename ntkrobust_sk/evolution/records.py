@@ -64,6 +64,8 @@ class Checkpoint(_StateRecord, Scores, KernelMetrics, ClassMetrics):
     n_kernel: int
     validation: NotRequired[float]
     kernels: dict[str, str]
+    # of the kernel's numbers, where they are estimates
+    standard_errors: NotRequired[dict[str, float]]
 
 
 class Stopped(_StateRecord):

@@ -11,7 +11,7 @@ from .._validation import LARGEST_SEED, brief, flag, integer, number
 
 # How settings of an experiment, and of the demo, are checked.
 CHECKS = {
-    integer: "n_train n_test n_kernel batch_size seeds test_steps train_steps patience",
+    integer: "n_train n_test batch_size seeds test_steps train_steps patience",
     partial(integer, low=0): "epochs max_epochs stage2_epochs n_validation n_features",
     partial(integer, low=0, high=LARGEST_SEED): "random_state",
     partial(number, low=0): "alpha epsilon flip_epoch",
@@ -30,6 +30,29 @@ def check_numbers(settings: Any) -> None:
                 found = check(field.name, value)
                 # what is plain stays as it was written
                 object.__setattr__(settings, field.name, value if isinstance(value, int | float) else found)
+
+
+def count_or_all(name: str, value: Any) -> int | str:
+    """Return a count, or "all", or raise.
+
+    >>> count_or_all("n_kernel", "some")
+    Traceback (most recent call last):
+    ValueError: n_kernel must be a positive integer or 'all', got 'some'
+    """
+    if isinstance(value, str):
+        if value != "all":
+            raise ValueError(f"{name} must be a positive integer or 'all', got {brief(value)}")
+        return value
+    return integer(name, value)
+
+
+def n_matrix(n_kernel: int | str) -> int:
+    """Return how many examples kernels have that are matrices, which "all" are too many for.
+
+    >>> n_matrix("all"), n_matrix(50)
+    (200, 50)
+    """
+    return 200 if isinstance(n_kernel, str) else n_kernel
 
 
 def several(name: str, values: Any) -> tuple:

@@ -22,6 +22,7 @@ from ..training.resumable import TrainingConfig, checkpointed_states, state_file
 from ..training.state import TrainState
 from .records import Record
 from .run_directory import RunDirectory
+from .setting_checks import n_matrix
 
 if TYPE_CHECKING:
     from .experiment import KernelEvolution
@@ -59,7 +60,7 @@ def choose_examples(experiment: KernelEvolution, splits: Splits) -> Examples:
         validation = X[held_out], y[held_out]
         left = np.setdiff1d(np.arange(len(y)), held_out)
         X, y = X[left], y[left]
-    chosen = chosen_indices(y, min(experiment.n_kernel, len(y)), seed)
+    chosen = chosen_indices(y, min(n_matrix(experiment.n_kernel), len(y)), seed)
     # by class, so that a kernel shows its blocks
     chosen = chosen[np.argsort(y[chosen], kind="stable")]
     return Examples((X, y), (splits.X_test, splits.y_test), (X[chosen], y[chosen]), validation)

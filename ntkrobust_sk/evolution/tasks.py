@@ -13,6 +13,7 @@ import numpy as np
 
 from ..analysis.eigenfeatures import ntk_features
 from ..analysis.images import class_eigenvectors, eigenfeature_images, regression_coefficients
+from ..analysis.sketches import Estimate
 from ..attacks.tiled import attack_in_tiles
 from ..execution.devices import one_thread_each
 from ..execution.memory import parse_memory
@@ -20,6 +21,7 @@ from ..execution.tiles import evaluate, machine_rows, network_rows
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
+from ..kernels.operator import gram_operator
 from ..kernels.predictors import make_predictor
 from ..kernels.store import NamedStore
 from ..networks.model import Model
@@ -30,6 +32,7 @@ from .measures import class_correlations, class_metrics, kernel_metrics
 from .records import Checkpoint, Record
 from .result_lines import digest
 from .results import IMAGES, kernel_name, read_kernel
+from .setting_checks import n_matrix
 from .states import States, own_epochs
 
 if TYPE_CHECKING:
@@ -204,17 +207,31 @@ class Measurements:
             scores["validation"] = accuracy(model, self._adversarial(model, X, y, seed), y)
         X, y = examples.kernel
         X_adv = self._adversarial(model, X, y, seed)
-        kernels, measured = {}, {}
+        kernels, measured, memory = {}, {}, self.experiment.memory
         for images, X_seen in zip(IMAGES, (X, X_adv), strict=True):
             store = self._kernel_store(seed, regime, epoch, images)
-            K = np.asarray(gram("trace", model, X_seen, memory=self.experiment.memory, store=store))
+            K = np.asarray(gram("trace", model, X_seen, memory=memory, store=store))
             kernels[images] = hash_arrays([K])
             measured |= {f"{images}_{name}": value for name, value in kernel_metrics(K, y).items()}
-        layers = cast(dict, gram("class", model, X, memory=self.experiment.memory, by_layer=True))
+        layers = cast(dict, gram("class", model, X, memory=memory, by_layer=True))
         sizes = {"n_train": len(examples.training[1]), "n_test": len(examples.test[1]), "n_kernel": len(y)}
+        if self.experiment.n_kernel == "all":
+            measured |= self._of_all_examples(model, seed)
+            sizes["n_kernel"] = sizes["n_train"]
         loss = float(state.loss) if np.isfinite(state.loss) else None
         numbers = {"steps": int(state.step), "loss": loss, **sizes, **scores, "kernels": kernels, **measured}
         return "checkpoint", {**numbers, **class_metrics(layers, y)}
+
+    def _of_all_examples(self, model, seed) -> dict[str, Any]:
+        """Estimate the numbers of the kernel of all training examples, with their standard errors."""
+        X, y = self.states.examples.training
+        found: dict[str, float] = {}
+        for images in IMAGES:
+            X_seen = X if images == "clean" else self._adversarial(model, X, y, seed)
+            K = gram_operator("trace", model, X_seen, memory=self.experiment.memory)
+            found |= {f"{images}_{name}": value for name, value in kernel_metrics(K, y).items()}
+        errors = {name: cast(Estimate, value).standard_error for name, value in found.items()}
+        return {name: float(value) for name, value in found.items()} | {"standard_errors": errors}
 
     def closed_form(self, seed: int, regime: str, epoch: float) -> Measured:
         """Score kernel regression on the kernel set."""
@@ -247,7 +264,7 @@ class Measurements:
     def features(self, seed: int, regime: str, epoch: float) -> Measured:
         """Score the kernel's leading eigenfeatures at the end of stage 1, clean and attacked."""
         experiment, model = self.experiment, self.model(seed, regime, epoch)
-        X_test, y_test = (values[: experiment.n_kernel] for values in self.states.examples.test)
+        X_test, y_test = (values[: n_matrix(experiment.n_kernel)] for values in self.states.examples.test)
         found = ntk_features(
             "trace",
             model,

@@ -388,6 +388,31 @@ def test_rows_of_a_table_are_reported_without_images(tmp_path):
 
 
 @pytest.mark.slow
+def test_kernels_of_all_examples_are_estimated_and_those_of_some_are_kept(tmp_path):
+    few = replace(TINY, stage2=(), stage2_from=(), n_features=0, regimes=("benign",), epochs=1, fractions=())
+    splits = table_and_images()
+    every = replace(few, n_kernel="all").run(tmp_path / "all", splits=splits, progress=False)
+    # so few that the matrices hold all of them too
+    matrix = replace(few, n_kernel=30).run(tmp_path / "matrix", splits=splits, progress=False)
+    assert every.experiment.n_kernel == "all" and load_evolution(every.path) == every
+    for found, exact in zip(every.of_kind("checkpoint"), matrix.of_kind("checkpoint"), strict=True):
+        assert found["n_kernel"] == found["n_train"] == 30 and "standard_errors" not in exact
+        for name, error in found["standard_errors"].items():
+            # the attack on all examples starts elsewhere than that on some
+            share = 1e-4 if name.startswith("clean") else 0.1
+            assert abs(found[name] - exact[name]) <= 4 * error + share * abs(exact[name]), name
+        assert len(found["standard_errors"]) == 10
+    np.testing.assert_array_equal(every.kernel(0, "benign", 0.0), matrix.kernel(0, "benign", 0.0))
+    write_report(every)
+
+
+@pytest.mark.parametrize("n", ["some", 0, 1.5, None])
+def test_a_number_of_kernel_examples_is_a_count_or_all(n):
+    with pytest.raises(ValueError, match="n_kernel must be a positive integer"):
+        replace(TINY, n_kernel=n)
+
+
+@pytest.mark.slow
 def test_more_than_there_is_of_kernel_examples_and_eigenfeatures_is_told_of_and_not_stated(tmp_path):
     experiment = replace(TINY, n_kernel=99_999, n_features=10_000, stage2=(), stage2_from=())
     with pytest.warns(RuntimeWarning) as told:
