@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import ArrayLike
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from .._validation import brief
 from ..execution.keys import key_of
 from ..targets.target import Seed
 from .target import attackable
@@ -105,12 +106,25 @@ class RobustScorer:
     attack: Callable
     random_state: int | None = 0
     request: bool | str | None = None
+    metric: str | Callable | None = None
+    response_method: str | tuple[str, ...] | None = None
 
     def __call__(self, estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return :func:`robust_accuracy` under this attack."""
-        return robust_accuracy(
-            estimator, X, y, self.attack, sample_weight=sample_weight, random_state=self.random_state
-        )
+        """Return the metric on adversarial examples; without one of its own :func:`robust_accuracy`.
+
+        Raises
+        ------
+        TypeError
+            If the metric needs answers that the estimator does not give.
+        """
+        options: dict[str, Any] = {"sample_weight": sample_weight, "random_state": self.random_state}
+        if self.metric is None:
+            return robust_accuracy(estimator, X, y, self.attack, **options)
+        scorer = _scorer(self.metric, self.response_method)
+        _require_answers(estimator, self.metric, scorer)
+        X_adv = perturb(estimator, X, y, self.attack, random_state=self.random_state)
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return float(scorer(estimator, X_adv, y, **weights))
 
     def set_score_request(self, *, sample_weight: bool | str | None) -> RobustScorer:
         """Return a scorer that asks for ``sample_weight``, or for metadata of this name, where they are routed."""
@@ -123,13 +137,28 @@ class RobustScorer:
         return routing
 
 
-def make_robust_scorer(attack: Callable, *, random_state: int | None = 0) -> RobustScorer:
+def make_robust_scorer(
+    attack: Callable,
+    *,
+    metric: str | Callable | None = None,
+    response_method: str | Sequence[str] | None = None,
+    random_state: int | None = 0,
+) -> RobustScorer:
     """Make a scorer for ``GridSearchCV``, ``cross_validate`` and wherever scikit-learn takes ``scoring``.
 
     Parameters
     ----------
     attack : callable
-        ``attack(model, x, y, key=key)``, such as :class:`~ntkrobust_sk.PGD`.
+        ``attack(model, x, y, key=key)``, such as :class:`~ntkrobust_sk.PGD`. It raises the model's loss, whatever
+        the metric is.
+    metric : str or callable, default=None
+        What is measured on the adversarial examples: a name of :func:`sklearn.metrics.get_scorer_names`, such as
+        "balanced_accuracy", "roc_auc" or "neg_mean_absolute_error"; a scorer of
+        :func:`sklearn.metrics.make_scorer`, which also says whether less is better; or a function
+        ``metric(y_true, y_pred)`` of which more is better. None is the estimator's own score.
+    response_method : str or sequence of str, default=None
+        Of a function: which of the estimator's methods gives ``y_pred``, "predict", "predict_proba" or
+        "decision_function", or the first there is of several. None is "predict".
     random_state : int or None, default=0
         Seed of the attack; the same for every fold and candidate.
 
@@ -137,6 +166,13 @@ def make_robust_scorer(attack: Callable, *, random_state: int | None = 0) -> Rob
     -------
     RobustScorer
         Called as ``scorer(estimator, X, y)``; higher is better.
+
+    Raises
+    ------
+    TypeError
+        For what is no attack and no metric, and for a ``response_method`` beside a name or a scorer.
+    ValueError
+        For a name that scikit-learn does not know.
 
     Examples
     --------
@@ -147,7 +183,54 @@ def make_robust_scorer(attack: Callable, *, random_state: int | None = 0) -> Rob
     >>> scorer = make_robust_scorer(PGD(epsilon=0.3, n_steps=5, bounds=None))
     >>> cross_val_score(EmpiricalNTKClassifier(random_state=0), X, y, scoring=scorer, cv=3).shape
     (3,)
+
+    Another metric than accuracy:
+
+    >>> from sklearn.naive_bayes import GaussianNB
+    >>> attack = PGD(epsilon=0.3, n_steps=5, bounds=None)
+    >>> by_probability = make_robust_scorer(attack, metric="neg_log_loss")
+    >>> by_probability(GaussianNB().fit(X, y), X, y) < -0.1
+    True
     """
     if not callable(attack) or isinstance(attack, type):
         raise TypeError(f"make_robust_scorer needs an attack such as PGD(epsilon=8/255), got {attack!r}")
-    return RobustScorer(attack, random_state)
+    several = response_method is not None and not isinstance(response_method, str)
+    methods: Any = tuple(response_method) if several else response_method
+    if metric is None:
+        if methods is not None:
+            raise TypeError("response_method says what a metric is given: give metric= too")
+    else:
+        _scorer(metric, methods)
+    return RobustScorer(attack, random_state, metric=metric, response_method=methods)
+
+
+def _scorer(metric, response_method) -> Callable:
+    """Return scikit-learn's scorer of a metric."""
+    from sklearn.metrics import get_scorer, make_scorer
+
+    is_scorer = hasattr(metric, "_score_func") or (callable(metric) and hasattr(metric, "get_metadata_routing"))
+    if not (isinstance(metric, str) or callable(metric)) or isinstance(metric, type):
+        raise TypeError(
+            f"metric must be a name such as 'balanced_accuracy', a scorer or a function, got {brief(metric)}"
+        )
+    if isinstance(metric, RobustScorer):
+        raise TypeError("metric must be one of unattacked answers, got a RobustScorer: give its metric")
+    if isinstance(metric, str) or is_scorer:
+        if response_method is not None:
+            raise TypeError(f"{brief(metric)} says itself which answers it takes: leave response_method out")
+        return get_scorer(metric) if isinstance(metric, str) else metric
+    return make_scorer(metric, response_method="predict" if response_method is None else response_method)
+
+
+def _require_answers(estimator, metric, scorer) -> None:
+    """Raise TypeError, before anything is attacked, if an estimator has not what a scorer asks it for."""
+    methods = getattr(scorer, "_response_method", "predict")
+    methods = (methods,) if isinstance(methods, str) else tuple(methods)
+    known = ("predict", "predict_proba", "decision_function")
+    asked = [method for method in methods if method in known]
+    if asked and not any(hasattr(estimator, method) for method in asked):
+        name = getattr(metric, "__name__", metric)
+        raise TypeError(
+            f"the metric {name!r} needs {' or '.join(asked)}, which {type(estimator).__name__} does not have; "
+            "choose a metric of labels, such as 'balanced_accuracy', or calibrate it by CalibratedClassifierCV"
+        )

@@ -15,19 +15,27 @@ import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, make_classification
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    log_loss,
+    make_scorer,
+    matthews_corrcoef,
+    r2_score,
+    roc_auc_score,
+)
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 
 from ntkrobust_sk import (
     MLP,
@@ -456,3 +464,74 @@ def test_what_an_estimator_says_of_its_inputs_is_said_and_not_of_an_attack_s():
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
         warnings.simplefilter("ignore")
         robust_accuracy(forest, far, Y, Square(0.1, 10, bounds=None))
+
+
+METRICS_X, METRICS_Y = make_classification(90, 5, n_informative=4, n_redundant=0, weights=[0.7], random_state=3)
+BOUNDLESS = PGD(0.3, 5, bounds=None)
+
+
+@pytest.mark.parametrize(
+    "metric, own",
+    [
+        ("balanced_accuracy", lambda fitted, X, y: balanced_accuracy_score(y, fitted.predict(X))),
+        ("roc_auc", lambda fitted, X, y: roc_auc_score(y, fitted.decision_function(X))),
+        ("neg_log_loss", lambda fitted, X, y: -log_loss(y, fitted.predict_proba(X))),
+        (matthews_corrcoef, lambda fitted, X, y: matthews_corrcoef(y, fitted.predict(X))),
+        (
+            make_scorer(log_loss, greater_is_better=False, response_method="predict_proba"),
+            lambda fitted, X, y: -log_loss(y, fitted.predict_proba(X)),
+        ),
+    ],
+)
+def test_any_metric_is_that_of_the_adversarial_examples(metric, own):
+    X, y = METRICS_X, METRICS_Y
+    fitted = LogisticRegression().fit(X, y)
+    scorer = make_robust_scorer(BOUNDLESS, metric=metric)
+    assert scorer(fitted, X, y) == pytest.approx(own(fitted, perturb(fitted, X, y, BOUNDLESS), y), abs=1e-12)
+    assert scorer(fitted, X, y) < own(fitted, X, y)
+    assert repr(pickle.loads(pickle.dumps(scorer))) == repr(scorer)
+
+
+def test_a_metric_takes_the_answers_that_are_asked_for_and_weights():
+    X, y = METRICS_X, METRICS_Y
+    fitted = LogisticRegression().fit(X, y)
+
+    def mean_margin(labels, scores, sample_weight=None):
+        return float(np.average(np.where(labels == 1, 1, -1) * scores, weights=sample_weight))
+
+    scorer = make_robust_scorer(BOUNDLESS, metric=mean_margin, response_method="decision_function")
+    X_adv = perturb(fitted, X, y, BOUNDLESS)
+    assert scorer(fitted, X, y) == pytest.approx(mean_margin(y, fitted.decision_function(X_adv)))
+    weights = np.arange(90.0)
+    assert scorer(fitted, X, y, sample_weight=weights) == pytest.approx(
+        mean_margin(y, fitted.decision_function(X_adv), weights)
+    )
+
+
+def test_a_regressor_is_measured_by_another_metric_in_a_search():
+    X, y = METRICS_X, METRICS_X @ np.arange(5.0)
+    scorer = make_robust_scorer(BOUNDLESS, metric="neg_mean_absolute_error")
+    search = GridSearchCV(Ridge(), {"alpha": [0.1, 1000.0]}, scoring=scorer, cv=3).fit(X, y)
+    assert search.best_params_ == {"alpha": 0.1} and search.best_score_ < 0
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"metric": "accurate"}, ValueError, "'accurate'"),
+        ({"metric": 3}, TypeError, "metric must be a name"),
+        ({"response_method": "predict"}, TypeError, "give metric= too"),
+        ({"metric": "roc_auc", "response_method": "predict"}, TypeError, "leave response_method out"),
+        ({"metric": make_robust_scorer(BOUNDLESS)}, TypeError, "RobustScorer"),
+        ({"metric": log_loss, "response_method": "probabilities"}, ValueError, "response_method"),
+    ],
+)
+def test_a_metric_that_is_none_is_refused_when_the_scorer_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        make_robust_scorer(BOUNDLESS, **options)
+
+
+def test_a_metric_of_probabilities_says_that_there_are_none():
+    fitted = LinearSVC().fit(METRICS_X, METRICS_Y)
+    with pytest.raises(TypeError, match="'neg_log_loss' needs predict_proba, which LinearSVC does not have"):
+        make_robust_scorer(BOUNDLESS, metric="neg_log_loss")(fitted, METRICS_X, METRICS_Y)
