@@ -91,8 +91,8 @@ def polar(K_t: Any, K_start: Any, K_end: Any, probes: Probes) -> tuple[Estimate,
 def target_alignment(K: LinearOperator, Y: np.ndarray, probes: Probes, *, centered: bool = False) -> Estimate:
     """Return the cosine of a kernel and Y Yᵀ; targets (n, C) are checked, and centred if the kernel is to be."""
     K = _as_asked("K", K, centered)
-    made = sketch(probes, K=K)
-    both, of_targets = float(np.vdot(Y, products(K, Y, "K"))), float(np.linalg.norm(Y.T @ Y))
+    made = sketch(probes, Y, K=K)
+    both, of_targets = float(np.vdot(Y, made.of_extra[0])), float(np.linalg.norm(Y.T @ Y))
     return jackknifed(lambda square: _cosine(both, square, of_targets**2), made.inner(0, 0))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -121,14 +121,15 @@ class Sketch:
         Orthonormal: the directions in which the matrices are largest.
     G : array (n, r)
         Random columns less their part in Q.
-    KQ, KG : list of arrays
-        Products of each matrix.
+    KQ, KG, of_extra : sequences of arrays
+        Products of each matrix with these columns, and with further ones.
     """
 
     Q: np.ndarray
     G: np.ndarray
-    KQ: list[np.ndarray]
-    KG: list[np.ndarray]
+    KQ: Sequence[np.ndarray]
+    KG: Sequence[np.ndarray]
+    of_extra: Sequence[np.ndarray]
 
     def inner(self, a: int, b: int) -> np.ndarray:
         """Return what each random column gives for ⟨K_a, K_b⟩, whose mean is the estimate."""
@@ -139,12 +140,14 @@ class Sketch:
         return np.vdot(self.Q, self.KQ[a]) + (self.G * self.KG[a]).sum(0)
 
 
-def sketch(probes: Probes, **kernels: Any) -> Sketch:
+def sketch(probes: Probes, extra: np.ndarray | None = None, **kernels: Any) -> Sketch:
     """Multiply matrices or operators of the same samples with columns in which they are large, and random ones.
 
     Parameters
     ----------
     probes : Probes
+    extra : array (n, t), default=None
+        Further columns, which the second products take with them.
     **kernels : LinearOperator or array (n, n)
         By the names that errors give them.
 
@@ -168,13 +171,13 @@ def sketch(probes: Probes, **kernels: Any) -> Sketch:
     Q = np.linalg.qr(np.hstack(seen))[0]
     for _ in range(2):  # once more, for what rounding has left
         G -= Q @ (Q.T @ G)
-    found = [
-        products(operator, np.hstack([Q, G]), name) for operator, name in zip(operators, kernels, strict=True)
-    ]
-    KQ, KG = ([part[:, columns] for part in found] for columns in (slice(n_range), slice(n_range, None)))
+    columns = np.hstack([Q, G] if extra is None else [Q, G, extra])
+    found = [products(operator, columns, name) for operator, name in zip(operators, kernels, strict=True)]
+    ends = np.cumsum([n_range, probes.n_random])
+    KQ, KG, of_extra = zip(*(np.split(part, ends, axis=1) for part in found), strict=True)
     for name, of_range, of_random in zip(kernels, KQ, KG, strict=True):
         _require_symmetric_products(name, Q, G, of_range, of_random)
-    return Sketch(Q, G, KQ, KG)
+    return Sketch(Q, G, KQ, KG, of_extra)
 
 
 def checked_operator(name: str, K: Any) -> LinearOperator:
