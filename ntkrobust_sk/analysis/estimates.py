@@ -63,7 +63,7 @@ def entropy_rank(K: LinearOperator, probes: Probes) -> Estimate:
 def alignment(K1: Any, K2: Any, probes: Probes, *, centered: bool = False) -> Estimate:
     """Return the cosine of two kernels."""
     kernels = {"K1": K1, "K2": K2}
-    made = sketch(probes, **{name: _as_asked(name, K, centered) for name, K in kernels.items()})
+    made = sketch(probes, None, **{name: _as_asked(name, K, centered) for name, K in kernels.items()})
     return jackknifed(_cosine, made.inner(0, 1), made.inner(0, 0), made.inner(1, 1))
 
 
