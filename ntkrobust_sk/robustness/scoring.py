@@ -194,8 +194,9 @@ def make_robust_scorer(
     """
     if not callable(attack) or isinstance(attack, type):
         raise TypeError(f"make_robust_scorer needs an attack such as PGD(epsilon=8/255), got {attack!r}")
-    several = response_method is not None and not isinstance(response_method, str)
-    methods: Any = tuple(response_method) if several else response_method
+    methods: Any = response_method
+    if response_method is not None and not isinstance(response_method, str):
+        methods = tuple(response_method)
     if metric is None:
         if methods is not None:
             raise TypeError("response_method says what a metric is given: give metric= too")
