@@ -15,18 +15,24 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from math import log10
 from pathlib import Path
 
 import jax
 import numpy as np
-from documents import BENCHMARKS, HISTORY, bar, machine, now, table_of_bars, write_part
+import scipy.linalg
+from documents import BENCHMARKS, HISTORY, alternating_seconds, bar, machine, now, table_of_bars, write_part
 from scipy.sparse.linalg import aslinearoperator
+from sklearn.model_selection import GridSearchCV
 
 from ntkrobust_sk import (
+    CNN,
     MLP,
+    EmpiricalNTKClassifier,
     Model,
     effective_rank,
     gram,
@@ -36,6 +42,7 @@ from ntkrobust_sk import (
     kernel_norm,
     kernel_trace,
     load_digits_images,
+    solve,
     target_alignment,
 )
 from ntkrobust_sk.analysis import Probes
@@ -44,6 +51,9 @@ from ntkrobust_sk.evolution.experiment import load_evolution
 from ntkrobust_sk.evolution.run_directory import RunDirectory
 from ntkrobust_sk.evolution.states import States
 from ntkrobust_sk.execution.devices import one_thread_each
+from ntkrobust_sk.kernels import workers
+from ntkrobust_sk.solvers.filters import Ridge
+from ntkrobust_sk.solvers.spectrum import spectrum
 
 SCRIPT = "bench_solvers.py"
 PACKAGES = ("jax", "numpy", "scipy", "scikit-learn")
@@ -211,6 +221,121 @@ def cifar(options) -> dict:
         True,
         f"{found['seconds'] / 60:.1f} minutes, {found['bytes'] / 2**20:,.0f} MiB; all 50,000 would take "
         f"{found['all'] / 60:.0f} minutes by that count, their matrix {4 * 50_000**2 / 2**30:.1f} GiB",
+    )
+
+
+# Model selection
+
+
+def drawn_kernel(n: int):
+    """Draw a kernel matrix of random features, and ten targets."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(n, 2 * n)) / np.sqrt(2 * n)
+    return features @ features.T, random.normal(size=(n, 10))
+
+
+@case("leave-one-out")
+def leave_one_out(options) -> dict:
+    """Exact leave-one-out errors of 50 alphas, beside one eigendecomposition of SciPy's."""
+    (K, Y), alphas = drawn_kernel(2000), np.logspace(-4, 2, 50)
+
+    def errors():
+        found = spectrum(K, Y)
+        return [((found.left_out(Ridge(alpha)) - Y) ** 2).mean() for alpha in alphas]
+
+    ours, eigh = alternating_seconds(errors, lambda: scipy.linalg.eigh(K), repeats=options.repeats)
+    return bar(
+        "exact leave-one-out of 50 alphas / one `scipy.linalg.eigh`, N=2,000, 10 targets",
+        "≤ 1.5",
+        ours / eigh,
+        ours / eigh <= 1.5,
+        f"{ours} and {eigh}",
+    )
+
+
+@case("leave-one-out-error")
+def leave_one_out_error(options) -> dict:
+    """Leave-one-out in closed form against a fit without each row, weights included."""
+    K, Y = drawn_kernel(100)
+    weight, worst = np.random.default_rng(0).integers(1, 4, size=100).astype(float), 0.0
+    for alpha, given in product((1e-3, 1e-1, 10.0), (None, weight)):
+        found = spectrum(K, Y, given).left_out(Ridge(alpha))
+        for i in range(100):
+            rest = np.delete(np.arange(100), i)
+            of_rest = None if given is None else given[rest]
+            offset = np.average(Y[rest], axis=0, weights=of_rest)
+            dual = solve(K[np.ix_(rest, rest)], Y[rest] - offset, alpha=alpha, sample_weight=of_rest)
+            worst = max(worst, abs(offset + K[i, rest] @ dual - found[i]).max())
+    return bar(
+        "exact leave-one-out against refits, N=100: largest difference",
+        "≤ 1e-6",
+        f"{worst:.1e}",
+        worst <= 1e-6,
+        "three alphas, with weights and without",
+    )
+
+
+def searched(alphas, n_jobs: int | None) -> list[str]:
+    """Search over alphas with an empty cache, and return the names of its files."""
+    X, y = (part[:900] for part in load_digits_images())
+    network = CNN(n_outputs=10, widths=(16, 32), strides=(1, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        estimator = EmpiricalNTKClassifier(network, cache=folder, random_state=0)
+        GridSearchCV(estimator, {"alpha": alphas}, cv=3, n_jobs=n_jobs).fit(X, y)
+        return sorted(path.name for path in Path(folder).iterdir())
+
+
+def search(options, n_jobs: int | None) -> dict:
+    """A grid search over 8 alphas beside one over a single alpha, both with an empty cache."""
+    alphas, names = np.logspace(-4, 1, 8), []
+    one, all_ = alternating_seconds(
+        lambda: names.append(searched(alphas[:1], n_jobs)),
+        lambda: names.append(searched(alphas, n_jobs)),
+        repeats=min(options.repeats, 3),
+    )
+    return bar(
+        f"`GridSearchCV` over 8 alphas / over one, cv=3, with a cache, n_jobs={n_jobs}",
+        "≤ 1.3",
+        all_ / one,
+        all_ / one <= 1.3 and all(files == names[0] for files in names),
+        f"{all_} and {one}; 900 digits, CNN 16-32, trace kernel; the same {len(names[0])} matrices are kept",
+    )
+
+
+@case("search")
+def search_here(options) -> dict:
+    """By this process."""
+    return search(options, None)
+
+
+@case("search-jobs")
+def search_by_workers(options) -> dict:
+    """By two workers."""
+    return search(options, 2)
+
+
+@case("search-tiles")
+def search_tiles(options) -> dict:
+    """Tiles of both searches, counted."""
+    computed, compute, alphas = [], workers.compute_tiles, np.logspace(-4, 1, 8)
+
+    def counting(job, tiles):
+        computed.extend(tiles)
+        return compute(job, tiles)
+
+    workers.compute_tiles = counting
+    counts = []
+    for some in (alphas[:1], alphas):
+        computed.clear()
+        searched(some, None)
+        counts.append(len(computed))
+    workers.compute_tiles = compute
+    return bar(
+        "tiles computed by `GridSearchCV` over 8 alphas, and over one",
+        "the same",
+        f"{counts[1]} and {counts[0]}",
+        counts[0] == counts[1] > 0,
+        "the searches above, in one process",
     )
 
 

@@ -120,6 +120,16 @@ def test_a_time_fits_as_its_flow_does_step_by_step():
     np.testing.assert_allclose(spectrum(gram, y).dual(GradientFlow(5.0)), dual, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("of", [Ridge(1e-2), Ridge(10.0), GradientFlow(30.0)], ids=str)
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_series_in_the_rows_ridges_gives_what_divisions_for_each_row_give(rank, of, monkeypatch):
+    found = spectrum(gram_of(rank, 60), TARGETS[:60], WEIGHT[:60])
+    by_series = found.left_out(of)
+    monkeypatch.setattr("ntkrobust_sk.solvers.spectrum.SLOW_SERIES", -1)
+    assert found._terms(found.systems[0], of.resolvents()[0][1], found._scales_left_out()) is None
+    np.testing.assert_allclose(by_series, found.left_out(of), atol=1e-10)
+
+
 def test_a_filter_is_the_sum_of_its_resolvents():
     eigenvalues = np.array([0.0, 1e-9, 1e-3, 0.5, 3.0, 1e4])
     for of in (Ridge(0.3), GradientFlow(0.1), GradientFlow(1e5)):
