@@ -35,6 +35,7 @@ LEFT_OUT = {
     "sklearn_on_gram": "attacks three support vector machines",
     "spectrum": "attacks twenty eigenfeatures, draws twenty images",
     "tangent_features": "takes features of 100,000 points",
+    "uncertainty": "compiles three attacks on kernel machines",
 }
 
 
