@@ -26,10 +26,10 @@ class EmpiricalNTKClassifierCV(TangentClassifier, SelectingMachine):
         Where the kernel comes from, as for :class:`EmpiricalNTKClassifier`.
     kernel : {"trace", "class", "full", "pseudo"} or callable, default="trace"
         See :mod:`ntkrobust_sk.kernels`.
-    alphas : array-like of float, default=(1e-6, ..., 100)
-        Candidate ridges, each >= 0 and dimensionless as ``alpha`` of :class:`EmpiricalNTKClassifier`; the
-        default has two for each power of ten. Those that regularise too little for the precision of the Gram
-        matrix are left out with a warning.
+    alphas : array-like of float, default=None
+        Candidate ridges, each >= 0 and dimensionless as ``alpha`` of :class:`EmpiricalNTKClassifier`. Those that
+        regularise too little for the precision of the Gram matrix are left out with a warning. None: from 1e-6, or
+        as soon as the precision allows, to 100, two for each power of ten.
     stopping_times : array-like of float, default=None
         Times at which gradient flow on the squared error is stopped, candidates in place of ``alphas``. A
         time is in units of one over the mean diagonal of the Gram matrix: t fits about as much as alpha = 1/t.
@@ -132,10 +132,10 @@ class EmpiricalNTKRegressorCV(TangentRegressor, SelectingMachine):
         Where the kernel comes from, as for :class:`EmpiricalNTKRegressor`.
     kernel : {"trace", "class", "full", "pseudo"} or callable, default="trace"
         See :mod:`ntkrobust_sk.kernels`.
-    alphas : array-like of float, default=(1e-6, ..., 100)
-        Candidate ridges, each >= 0 and dimensionless as ``alpha`` of :class:`EmpiricalNTKRegressor`; the
-        default has two for each power of ten. Those that regularise too little for the precision of the Gram
-        matrix are left out with a warning.
+    alphas : array-like of float, default=None
+        Candidate ridges, each >= 0 and dimensionless as ``alpha`` of :class:`EmpiricalNTKRegressor`. Those that
+        regularise too little for the precision of the Gram matrix are left out with a warning. None: from 1e-6, or
+        as soon as the precision allows, to 100, two for each power of ten.
     stopping_times : array-like of float, default=None
         Times at which gradient flow on the squared error is stopped, candidates in place of ``alphas``. A
         time is in units of one over the mean diagonal of the Gram matrix: t fits about as much as alpha = 1/t.

@@ -22,7 +22,7 @@ from ..solvers.spectrum import Spectrum, spectrum
 from .closed_form import ClosedFormMachine
 from .shared import allowed
 
-# From hardly to heavily regularised, two for each power of ten.
+# From hardly to heavily regularised, two for each power of ten; precision may not allow for the first ones.
 ALPHAS = tuple(float(f"{alpha:.3g}") for alpha in np.logspace(-6, 2, 17))
 # Arrays of the size of one system that an eigendecomposition takes.
 N_ARRAYS = 5
@@ -34,7 +34,7 @@ class SelectingMachine(ClosedFormMachine):
 
     SCORINGS: ClassVar[tuple[str, ...]] = ("squared_error", "gcv", "robust")
 
-    alphas: Any = field(default=ALPHAS, metadata=allowed("array-like"))
+    alphas: Any = field(default=None, metadata=allowed("array-like", None))
     stopping_times: Any = field(default=None, metadata=allowed("array-like", None))
     scoring: str = "squared_error"
     cv: Any = field(default=5, metadata=allowed("cv_object"))
@@ -48,7 +48,8 @@ class SelectingMachine(ClosedFormMachine):
     def _candidates(self) -> list[Filter]:
         """Return the candidates as filters, in their own order."""
         if self.stopping_times is None:
-            return [Ridge(alpha) for alpha in _numbers("alphas", self.alphas, low=0)]
+            alphas = ALPHAS if self.alphas is None else self.alphas
+            return [Ridge(alpha) for alpha in _numbers("alphas", alphas, low=0)]
         return [GradientFlow(time) for time in _numbers("stopping_times", self.stopping_times, above=0)]
 
     def _select(self, X, y, targets, sample_weight, labels, given):
@@ -80,7 +81,7 @@ class SelectingMachine(ClosedFormMachine):
                 "stopping_times"
             )
         refused = [of for of, score in zip(candidates, scores, strict=True) if np.isnan(score)]
-        if refused:
+        if refused and (self.alphas is not None or self.stopping_times is not None):
             warnings.warn(
                 f"{brief(refused)} regularise too little for the precision of this Gram matrix, and are left out",
                 UserWarning,

@@ -113,6 +113,8 @@ def test_alphas_that_regularise_too_little_are_left_out_with_a_warning():
     with pytest.warns(UserWarning, match=r"Ridge\(alpha=0.*left out"):
         chosen = regressor(alphas=[0.0, 0.1]).fit(twice, np.r_[TARGETS, TARGETS])
     assert chosen.alpha_ == 0.1 and np.isnan(chosen.scores_[0])
+    # those of the default are left out without a word
+    assert np.isnan(regressor(alphas=None).fit(twice, np.r_[TARGETS, TARGETS]).scores_[0])
     with pytest.raises(SingularGramError, match="larger alphas"):
         regressor(alphas=[0.0]).fit(twice, np.r_[TARGETS, TARGETS])
 
