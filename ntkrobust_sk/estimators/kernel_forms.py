@@ -96,6 +96,7 @@ def not_formed(form: KernelForm, kernel: Kernel, rank: int, model: Model, X: Any
         rows = FeatureRows(kernel, model, X, memory, min(ROWS, len(X)))
         kept = len(X) * rows.n_features * params_dtype(model.variables.params).itemsize <= memory / 2
         return FeatureGram(rows(X)) if kept else FeatureGram(X, rows)
+    if is_nystrom and rank == 2:
+        return GramRows(kernel, model, X, memory)
     # products in single precision would let conjugate gradients end at a residual of 1e-4
-    operator = gram_operator(kernel, model, X, memory=memory, dtype=None if is_nystrom else "float64")
-    return GramRows.of(operator) if is_nystrom and rank == 2 else operator
+    return gram_operator(kernel, model, X, memory=memory, dtype=None if is_nystrom else "float64")

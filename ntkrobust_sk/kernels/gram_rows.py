@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from scipy.sparse.linalg import LinearOperator
 
+from ..networks.model import Model
 from .gram_matrix import gram
-from .operator import GramOperator
+from .ntk import Kernel
+from .operator import gram_operator
 
 
-class GramRows(GramOperator):
-    """A :class:`GramOperator` of a kernel of one number a pair that gives blocks of its entries, too.
+class GramRows(LinearOperator):
+    """The :func:`.gram_operator` of a kernel of one number a pair, which gives blocks of its entries, too.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Of rank 2.
+    model : Model
+    X : array (n, ...)
+        As :func:`.host_inputs` gives them.
+    memory : int
+        Budget in bytes.
 
     Examples
     --------
     >>> import jax
-    >>> from ntkrobust_sk import MLP, Model, gram_operator
+    >>> from ntkrobust_sk import MLP, TraceNTK
     >>> network = MLP(n_outputs=3)
     >>> model = Model(network, network.init(jax.random.key(0), (4,)))
-    >>> K = GramRows.of(gram_operator("trace", model, np.eye(4)))
+    >>> K = GramRows(TraceNTK(), model, np.eye(4, dtype=np.float32), 2**28)
     >>> K.block(slice(0, 3), [0, 2]).shape
     (3, 2)
     """
 
-    @classmethod
-    def of(cls, operator: GramOperator) -> GramRows:
-        """Return the same matrix, of one set of inputs."""
-        return cls(
-            operator.kernel,
-            operator.model,
-            operator.X,
-            None,
-            n_outputs=operator.n_outputs,
-            memory=operator.memory,
-            n_jobs=operator.n_jobs,
-            dtype=cast(np.dtype, operator.dtype),
-        )
+    def __init__(self, kernel: Kernel, model: Model, X: np.ndarray, memory: int):
+        self.kernel, self.model, self.X, self.memory = kernel, model, X, memory
+        self._operator = gram_operator(kernel, model, X, memory=memory)
+        super().__init__(self._operator.dtype, self._operator.shape)
+
+    def _matmat(self, X):
+        return self._operator.matmat(X)
+
+    def _adjoint(self):
+        return self
+
+    def diagonal(self) -> np.ndarray:
+        """Compute the diagonal (n,)."""
+        return self._operator.diagonal()
+
+    def columns(self, indices: Any) -> np.ndarray:
+        """Compute some columns (n, k)."""
+        return self._operator.columns(indices)
 
     def block(self, rows: slice | np.ndarray, columns: Any) -> np.ndarray:
         """Compute the entries (r, c) of some rows and columns."""
         sides = self.X[rows], self.X[np.asarray(columns)]
-        options = {"memory": self.memory, "dtype": cast(np.dtype, self.dtype).name, "n_jobs": self.n_jobs}
-        return np.asarray(gram(self.kernel, self.model, *sides, **options))
+        return np.asarray(gram(self.kernel, self.model, *sides, memory=self.memory))
 
     def subset(self, indices: np.ndarray) -> GramRows:
         """Return the matrix of some of the inputs."""
-        part = GramRows.of(self)
-        part.X = self.X[indices]
-        part.shape = (len(part.X), len(part.X))
-        return part
+        return GramRows(self.kernel, self.model, self.X[indices], self.memory)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_cupy_array
+from array_api_compat import array_namespace, device, is_cupy_array, is_numpy_array
 from scipy.sparse.linalg import LinearOperator
 
 from .._arrays import AnyArray, as_array_like, gpu_bytes_free
@@ -171,7 +171,9 @@ def _ridge_solve(gram, targets, ridge, root, solver):
     if root is not None:
         targets = root[:, None] * targets
     if isinstance(solver, IterativeSolver):
-        A = xp.reshape(xp.astype(gram, xp.float64, copy=False), (size, size))
+        A = xp.reshape(gram, (size, size))
+        if not (is_numpy_array(A) and A.dtype == np.float32):
+            A = xp.astype(A, xp.float64, copy=False)
         require_symmetric(A, "the matrix")
         _require_finite_targets(targets)
         u, report = solver.run(RidgeSystem(A, ridge, root), targets)

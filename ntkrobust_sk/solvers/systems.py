@@ -11,6 +11,9 @@ from scipy.sparse.linalg import LinearOperator
 from .._arrays import AnyArray, as_array_like, to_numpy
 from .._validation import is_finite
 
+# Of a matrix in single precision, brought to double precision.
+ROWS_AT_ONCE = 256
+
 
 @dataclass(frozen=True, eq=False)
 class RidgeSystem:
@@ -20,7 +23,8 @@ class RidgeSystem:
 
     Attributes
     ----------
-    gram : array (n, n) in double precision, or LinearOperator
+    gram : array (n, n), or LinearOperator
+        An array in double precision; one of NumPy may be in single precision, too.
     ridge : float
         λ.
     root : array (n,) or None
@@ -50,7 +54,7 @@ class RidgeSystem:
     @property
     def dtype(self) -> Any:
         """The precision in which products are taken."""
-        return self.gram.dtype
+        return np.dtype(np.float64) if self.is_single else self.gram.dtype
 
     @property
     def is_operator(self) -> bool:
@@ -77,9 +81,29 @@ class RidgeSystem:
             return self.root[:, None] * self._plain_product(self.root[:, None] * V)
         return self._plain_product(V)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether products can be taken in single precision, in half of the time of those in double precision."""
+        return isinstance(self.gram, np.ndarray) and self.gram.dtype == np.float32
+
+    def rough_product(self, V: AnyArray) -> AnyArray:
+        """Compute the same as :meth:`product`, in single precision where the matrix has no more."""
+        if not self.is_single:
+            return self.product(V)
+        root = 1.0 if self.root is None else self.root[:, None]
+        # each column in its own units
+        units = np.maximum(np.abs(V).max(axis=0), np.finfo(float).tiny)
+        narrow = np.asfortranarray(root * V / units, np.float32)
+        return root * ((self.gram @ narrow).astype(np.float64) * units) + self.ridge * V
+
     def _plain_product(self, V):
+        if self.is_single:
+            blocks = (self.gram[at : at + ROWS_AT_ONCE] for at in range(0, self.shape[0], ROWS_AT_ONCE))
+            V = np.asfortranarray(V)
+            return np.concatenate([block.astype(np.float64) @ V for block in blocks])
         if not self.is_operator:
-            return self.gram @ V
+            # BLAS takes half of the time for columns that lie together
+            return self.gram @ (np.asfortranarray(V) if isinstance(V, np.ndarray) else V)
         found = np.asarray(self.gram.matmat(V), np.float64)
         if not is_finite(found):
             raise FloatingPointError(f"a product with {self.gram!r} has entries that are not finite")
@@ -102,7 +126,7 @@ class RidgeSystem:
         else:
             # rows of a symmetric matrix, which lie together
             xp = array_namespace(self.gram)
-            columns = xp.take(self.gram, self._indices(indices), axis=0).T
+            columns = xp.astype(xp.take(self.gram, self._indices(indices), axis=0).T, xp.float64, copy=False)
         if self.root is None:
             return columns
         xp = array_namespace(columns)

@@ -324,3 +324,14 @@ def test_what_a_solver_cannot_take_is_refused_with_what_to_take(solver, gram, al
 def test_wrong_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_a_matrix_in_single_precision_is_solved_to_double_precision(weight):
+    single = SMOOTH.astype(np.float32)
+    given = {"alpha": 1e-4, "sample_weight": weight, "solver": ConjugateGradient(tol=1e-10, rank=20)}
+    dual, report = solve(single, TARGETS, return_report=True, **given)
+    _, exactly = solve(single.astype(float), TARGETS, return_report=True, **given)
+    assert report.converged and report.residual <= 1e-10
+    assert report.n_iter <= 2 * exactly.n_iter
+    assert relative(dual, solve(single, TARGETS, alpha=1e-4, sample_weight=weight)) < 1e-6

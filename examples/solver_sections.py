@@ -1,0 +1,245 @@
+"""Cases of examples/bench_solvers.py: solvers of kernel regression against SciPy's and scikit-learn's.
+
+Each case is a function without arguments that returns one row of the table. Memory is that of processes of their
+own: ``python examples/solver_sections.py --peak WHICH`` prints what one solution adds to the resident size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import scipy.linalg
+from documents import alternating_seconds, bar, table_of_bars
+from sklearn.kernel_approximation import Nystroem, RBFSampler
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+
+from ntkrobust_sk import Cholesky, ConjugateGradient, EigenPro, EmpiricalNTKClassifier, FeatureGram, Nystrom, solve
+
+N, N_OUTPUTS, ALPHA = 8000, 10, 1e-3
+N_ROWS, N_FEATURES = 1_000_000, 20
+
+
+def smooth_kernel(n: int = N, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A Gaussian kernel of random points in eight dimensions, in double precision, and targets."""
+    draw = np.random.default_rng(seed)
+    X = draw.normal(size=(n, 8))
+    squares = np.sum(X**2, axis=1)
+    K = X @ X.T
+    K *= 2
+    K -= squares
+    K -= squares[:, None]
+    K /= 2 * 8
+    return np.exp(K, out=K), np.sin(X @ draw.normal(size=(8, N_OUTPUTS)))
+
+
+def image_kernel(n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    """The trace kernel of an MLP at initialisation on shifted scans of digits, in single precision; targets."""
+    from ntkrobust_sk import MLP, AdversarialKernelTrainer, gram, load_digits_images
+
+    images, labels = load_digits_images()
+    draw = np.random.default_rng(0)
+    shifts = draw.permutation(9 * len(images))[:n]
+    rows, columns = shifts // 9 % len(images), shifts % 9
+    X = np.stack(
+        [
+            np.roll(images[i].reshape(8, 8), (s // 3 - 1, s % 3 - 1), (0, 1))
+            for i, s in zip(rows, columns, strict=True)
+        ]
+    )
+    X = X.reshape(n, 64).astype(np.float32)
+    trained = AdversarialKernelTrainer(MLP(widths=(256, 256)), max_epochs=0, random_state=0).fit(X, labels[rows])
+    Y = np.eye(N_OUTPUTS)[labels[rows]]
+    return np.asarray(gram("trace", trained.model_, X)), Y - Y.mean(0)
+
+
+def with_ridge(K: np.ndarray) -> np.ndarray:
+    """The system that a solver gets."""
+    A = K.astype(float)
+    A.flat[:: len(A) + 1] += ALPHA * np.trace(K) / len(K)
+    return A
+
+
+def direct_time():
+    """Cholesky beside SciPy's solver and KernelRidge, in time."""
+    K, Y = smooth_kernel()
+    A, ridge = with_ridge(K), ALPHA * np.trace(K) / len(K)
+    machine = KernelRidge(alpha=ridge, kernel="precomputed")
+    ours, whole, theirs, sklearns = alternating_seconds(
+        lambda: Cholesky()(A, Y),
+        lambda: solve(K, Y, alpha=ALPHA),
+        lambda: scipy.linalg.solve(A, Y, assume_a="pos"),
+        lambda: machine.fit(K, Y).dual_coef_,
+        repeats=5,
+    )
+    holds = ours / theirs <= 1.15 and whole < sklearns
+    detail = f"Cholesky {ours}, SciPy {theirs}; solve {whole}, KernelRidge {sklearns}"
+    figure = f"{ours / theirs:.2f}; {whole / sklearns:.2f} of KernelRidge"
+    case = f"N={N:,} dense, 10 outputs: Cholesky / scipy.linalg.solve(assume_a='pos'), time"
+    return bar(case, "<= 1.15; faster than KernelRidge", figure, holds, detail)
+
+
+def direct_memory():
+    """The same, in peak memory."""
+    ours, whole, theirs = (peak(which) for which in ("cholesky", "solve", "scipy"))
+    detail = f"arrays of the size of the matrix: Cholesky {ours:.2f}, solve {whole:.2f}, SciPy {theirs:.2f}"
+    case = f"N={N:,} dense, 10 outputs: Cholesky / scipy.linalg.solve(assume_a='pos'), memory besides the matrix"
+    return bar(case, "<= 1.15", ours / theirs, ours / theirs <= 1.15, detail)
+
+
+def cg_time(kernel, what: str):
+    """Conjugate gradients beside Cholesky."""
+    K, Y = kernel()
+    found = {}
+
+    def by(name, solver):
+        found[name] = solve(K, Y, alpha=ALPHA, solver=solver, return_report=True)
+
+    ours, direct = alternating_seconds(
+        lambda: by("cg", "cg"), lambda: by("cholesky", "cholesky"), repeats=5 if len(K) == N else 1
+    )
+    report = found["cg"][1]
+    detail = f"{report.n_iter} iterations to {report.residual:.1e}; cg {ours}, Cholesky {direct}; {report.detail}"
+    case = f"N={N:,}, alpha 1e-3, 10 outputs, {what}: cg / Cholesky, time"
+    return bar(case, "<= 1/3", ours / direct, ours / direct <= 1 / 3 and report.residual <= 1e-6, detail)
+
+
+def operator_predictions(n: int = 2000):
+    """Predictions of a machine whose kernel is never formed, beside those of a dense solution."""
+    from ntkrobust_sk import load_digits_images
+
+    images, labels = load_digits_images()
+    rows = np.random.default_rng(0).integers(0, len(images), n + 500)
+    X = images.reshape(-1, 64)[rows] + np.random.default_rng(1).normal(0, 0.05, (n + 500, 64))
+    X, y, X_test = X[:n].astype(np.float32), labels[rows][:n], X[n:].astype(np.float32)
+    given = {"alpha": ALPHA, "random_state": 0}
+    dense = EmpiricalNTKClassifier("mlp", **given).fit(X, y)
+    never = EmpiricalNTKClassifier("mlp", solver="cg", memory="40MiB", **given).fit(X, y)
+    scores = dense.decision_function(X_test)
+    error = abs(never.decision_function(X_test) - scores).max() / abs(scores).max()
+    detail = f"{never.n_iter_} iterations to {never.residual_:.1e}; the largest difference of 500 rows' scores"
+    case = f"N={n:,}, alpha 1e-3: predictions of solver='cg' with an operator, against a dense solution"
+    return bar(case, "<= 1e-4", error, error <= 1e-4, detail)
+
+
+def tabular(n: int = N_ROWS, seed: int = 0):
+    """Synthetic rows of 20 features in two classes: the sign of a random function of waves and products."""
+    draw = np.random.default_rng(seed)
+    X = draw.normal(size=(n + 20_000, N_FEATURES)).astype(np.float32)
+    waves = np.sin(X @ draw.normal(size=(N_FEATURES, 40)).astype(np.float32) / 3) @ draw.normal(size=40)
+    y = (waves + 2 * X[:, 0] * X[:, 1] + draw.normal(size=len(X)) > 0).astype(int)
+    return X[:n], y[:n], X[n:], y[n:]
+
+
+def million(which: str, n: int = N_ROWS) -> dict:
+    """Fit one machine on a million rows, in this process: accuracy, seconds and the largest resident size."""
+    X, y, X_test, y_test = tabular(n)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    if which == "sklearn":
+        # as many landmarks as take about the time of the others
+        machine = make_pipeline(
+            Nystroem(gamma=1 / 40, n_components=500, random_state=0), RidgeClassifier(alpha=1.0)
+        )
+        accuracy = machine.fit(X, y).score(X_test, y_test)
+    elif which == "nystrom":
+        machine = EmpiricalNTKClassifier(
+            "mlp", solver=Nystrom(n_landmarks=500), kernel="pseudo", alpha=1e-5, random_state=0
+        )
+        accuracy = machine.fit(X, y).score(X_test, y_test)
+    else:
+        features = RBFSampler(gamma=1 / 40, n_components=800, random_state=0).fit(X[:2])
+        Y = np.eye(2)[y]
+        K = FeatureGram(X, features.transform)
+        dual = solve(K, Y - Y.mean(0), alpha=1e-5, solver=EigenPro(max_epochs=3))
+        weights = K.fold(dual)
+        accuracy = np.mean((features.transform(X_test) @ weights).argmax(1) == y_test)
+    seconds = time.perf_counter() - start
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"accuracy": float(accuracy), "seconds": seconds, "peak": largest * 1024, "data": before * 1024}
+
+
+def million_rows(which: str, bar_of: str = "within 4 GiB; accuracy beside scikit-learn's"):
+    """One of ours beside Nystroem and RidgeClassifier, each in a process of its own."""
+    ours, theirs = in_a_process("--million", which), in_a_process("--million", "sklearn")
+    gib = ours["peak"] / 2**30
+    case = f"{N_ROWS:,} rows of 20 features, synthetic, solver={which!r}: accuracy on 20,000 others"
+    detail = (
+        f"{ours['seconds']:.0f} s and {gib:.1f} GiB; Nystroem(500) + RidgeClassifier {theirs['accuracy']:.3f} in "
+        f"{theirs['seconds']:.0f} s and {theirs['peak'] / 2**30:.1f} GiB"
+    )
+    holds = gib <= 4 and ours["accuracy"] >= theirs["accuracy"] - 0.005
+    return bar(case, bar_of, ours["accuracy"], holds, detail)
+
+
+def peak(which: str) -> float:
+    """What one solution adds to the largest resident size, in matrices, in a process of its own."""
+    return in_a_process("--peak", which)["arrays"]
+
+
+def peak_here(which: str) -> dict:
+    """Solve once, and look."""
+    K, Y = smooth_kernel()
+    A = K if which == "solve" else with_ridge(K)
+    del K
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = resident()
+    solvers = {
+        "cholesky": lambda: Cholesky()(A, Y),
+        "solve": lambda: solve(A, Y, alpha=ALPHA),
+        "scipy": lambda: scipy.linalg.solve(A, Y, assume_a="pos"),
+        "cg": lambda: ConjugateGradient()(A, Y),
+    }
+    solvers[which]()
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"arrays": 1024 * (max(largest, before) - held) / A.nbytes}
+
+
+def resident() -> int:
+    """The KiB that this process has in memory now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() // 1024
+
+
+def in_a_process(*arguments: str) -> dict:
+    """Run this script, and return what it prints."""
+    command = [sys.executable, __file__, *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+SECTIONS = {
+    "direct-time": direct_time,
+    "direct-memory": direct_memory,
+    "cg-smooth": lambda: cg_time(smooth_kernel, "Gaussian kernel of points in 8 dimensions"),
+    "cg-digits": lambda: cg_time(image_kernel, "trace kernel of an MLP on shifted digits"),
+    "operator-predictions": operator_predictions,
+    "million-nystrom": lambda: million_rows("nystrom"),
+    "million-eigenpro": lambda: million_rows("eigenpro"),
+}
+
+
+def main() -> None:
+    """Print the rows that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=list(SECTIONS), default=[])
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--million", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=N_ROWS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print(json.dumps(peak_here(options.peak)))
+    elif options.million:
+        print(json.dumps(million(options.million, options.rows)))
+    for name in options.only:
+        print(table_of_bars("case", [SECTIONS[name]()]).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
