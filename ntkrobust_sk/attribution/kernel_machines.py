@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 from .._validation import array, brief, integer, is_finite, job_count
 from ..execution.memory import parse_memory, readable
 from ..kernels.gram_matrix import checked_sides
+from ..kernels.ntk import Kernel
 from ..kernels.plan import make_plan
 from ..kernels.tiles import TileJob, own_digits
 from ..kernels.workers import finished_tiles
@@ -110,7 +112,7 @@ def contributions(
     >>> terms.shape, bool(np.allclose(terms.sum(1), gram("trace", model, X_fit[:3], X_fit) @ dual))
     ((3, 4, 2), True)
     """
-    kernel, model, X, X_fit = checked_sides(kernel, model, X, X_fit, ("X", "X_fit"))
+    kernel, model, X, X_fit = checked_inputs(kernel, model, X, X_fit)
     dual_coef = _checked_coefficients(X_fit, dual_coef)
     shape = (len(X), *dual_coef.shape)
     _require_room(shape, memory)
@@ -163,7 +165,7 @@ def top_contributions(
     >>> top.helpful, top.harmful
     (array([[0, 1]]), array([[2, 3]]))
     """
-    kernel, model, X, X_fit = checked_sides(kernel, model, X, X_fit, ("X", "X_fit"))
+    kernel, model, X, X_fit = checked_inputs(kernel, model, X, X_fit)
     dual_coef = _checked_coefficients(X_fit, dual_coef)
     readout = array("readout", readout, ndim=2, finite=True).astype(np.float64)
     if readout.shape != (wanted := (len(X), dual_coef.shape[1])):
@@ -181,6 +183,14 @@ def top_contributions(
         np.concatenate(parts) for parts in zip(*(best[at] for at in sorted(best)), strict=True)
     )
     return TopContributions(helpful, values, *_negated(harmful, negated))
+
+
+def checked_inputs(
+    kernel: str | Callable, model: Model | None, X: ArrayLike, X_fit: ArrayLike
+) -> tuple[Kernel, Model, np.ndarray, np.ndarray]:
+    """Return kernel, model, inputs and training inputs, in NumPy, if they fit each other."""
+    kernel, model, inputs, training = checked_sides(kernel, model, X, X_fit, ("X", "X_fit"))
+    return kernel, model, inputs, cast(np.ndarray, training)
 
 
 def _tiles(

@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike
 from .._validation import brief, integer, number
 from ..execution.memory import parse_memory, readable
 from ..execution.tiles import evaluate, network_rows
-from ..kernels.gram_matrix import checked_sides
 from ..kernels.plan import make_plan
 from ..kernels.projected import ProjectedNTK
 from ..kernels.tiles import tile_program
@@ -28,6 +27,7 @@ from ..networks.inputs import LogitsAndState, PyTree
 from ..networks.model import Model, Network, Variables, check_model, require_model
 from ..solvers.ridge import solve
 from ..targets.labels import encode_labels
+from .kernel_machines import checked_inputs
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def trak_scores(
     products, doubts = [], []
     for model in models:
         margins = Model(Margins(model.network), model.variables)
-        _, _, queries, training = checked_sides(kernel, margins, X, X_fit, ("X", "X_fit"))
+        _, _, queries, training = checked_inputs(kernel, margins, X, X_fit)
         n_logits = check_model(margins, training.shape[1:], training.dtype)
         if n_logits < 2:
             raise ValueError(f"margins need two logits or more, but the network has {n_logits}")

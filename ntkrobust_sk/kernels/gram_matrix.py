@@ -193,7 +193,7 @@ def checked_sides(
     X: ArrayLike,
     Y: ArrayLike | None,
     names: tuple[str, str] = ("X", "Y"),
-) -> tuple[Kernel, Model, np.ndarray, Any]:
+) -> tuple[Kernel, Model, np.ndarray, np.ndarray | None]:
     """Return kernel, model, and the inputs of rows and columns in NumPy, if model and kernel take them."""
     of_rows, of_columns = names
     kernel = resolve_kernel(kernel)
