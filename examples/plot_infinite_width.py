@@ -12,15 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from ntkrobust_sk import (
-    PGD,
-    EmpiricalNTKClassifier,
-    InfiniteNTK,
-    gram,
-    kernel_distance,
-    load_digits_images,
-    solve,
-)
+from ntkrobust_sk import PGD, EmpiricalNTKClassifier, InfiniteNTK, gram, kernel_distance, load_digits_images, solve
 
 X, y = load_digits_images()
 X = X.reshape(len(X), -1)
@@ -32,8 +24,7 @@ Y_train = np.eye(10)[y_train] - np.eye(10)[y_train].mean(0)
 
 def fully_connected(width):
     def network(stax):
-        hidden = [stax.Dense(width), stax.Relu()] * 2
-        return stax.serial(*hidden, stax.Dense(10))
+        return stax.serial(*[stax.Dense(width), stax.Relu()] * 2, stax.Dense(10))
 
     return InfiniteNTK(network)
 

@@ -14,6 +14,7 @@ EXAMPLES = {
     for path in sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
 }
 RUN_HERE = [
+    "attribution",
     "boundary",
     "broken_kernel",
     "certificates",
@@ -30,6 +31,7 @@ LEFT_OUT = {
     "evolution": "trains six networks",
     "flax_layers": "compiles a network with batch norm twice",
     "grid_search": "attacks thirty kernel machines",
+    "infinite_width": "draws 32 networks of four widths",
     "norms": "compiles four attacks",
     "robustness_curves": "attacks a kernel machine at five radii",
     "sklearn_on_gram": "attacks three support vector machines",
