@@ -92,6 +92,10 @@ class AbstractFeatures:
 
         return rounded
 
+    def features(self, n_directions: int) -> PyTree:
+        """Return the features of one row, with shapes in place of arrays; traced once."""
+        return _shapes(self, n_directions)
+
     def row_bytes(self, n_directions: int) -> int:
         """Count the bytes of one row's features."""
         leaves = jax.tree.leaves(_shapes(self, n_directions))

@@ -26,6 +26,7 @@ from ..networks.inputs import shapes_of
 from ..networks.model import Model, Variables
 from ..tangent.gradient_lists import split_biases
 from ..tangent.jaxpr import subjaxprs
+from .abstract_features import abstract_features
 
 # Rows that are compared: more than one, since they must not see each other.
 ROWS = 2
@@ -104,7 +105,7 @@ def relative_error_to_backward(kernel, n_directions: int, model: Model, x: np.nd
     with enable_x64(True), suppress(Exception):
         program = _both_ways.trace(kernel, *jax.tree.map(_double, (model, x)), directions, weights)
         traced = program, program.lower()
-    if traced and _form(traced[0].out_info[0]) == _own_form(kernel, n_directions, model, x):
+    if traced and _form(traced[0].out_info[0]) == _own_form(kernel, model, x):
         # a host callback that knows single precision alone fails when it runs
         with enable_x64(True), suppress(jax.errors.JaxRuntimeError):
             found = _run(traced[1], *jax.tree.map(_double, (model, x)), directions, weights)
@@ -222,15 +223,10 @@ def _double(leaf):
     return np.asarray(leaf, np.float64) if jnp.issubdtype(dtype, jnp.floating) else leaf
 
 
-def _own_form(kernel, n_directions, model, x):
-    """Return the form of the features in the network's own precision."""
-    n_logits = kernel.output_directions(model, x).shape[1]
-    directions = jax.ShapeDtypeStruct((n_directions, n_logits), np.float32)
-
-    def features(model, x, directions):
-        return kernel.features(model, x, directions)
-
-    return _form(jax.eval_shape(features, model, x, directions))
+def _own_form(kernel, model, x):
+    """Return the form of the features in the network's own precision, as they were traced to plan a matrix."""
+    abstract = abstract_features(kernel, model, x.shape[1:], x.dtype)
+    return _form(abstract.features(abstract.n_directions))
 
 
 def _form(features) -> list:
