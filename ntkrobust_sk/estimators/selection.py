@@ -63,7 +63,7 @@ class SelectingMachine(ClosedFormMachine):
         if self.scoring == "robust":
             scores = self._robust_scores(candidates, K, targets, sample_weight, given, key_attack)
         else:
-            scores = [self._score_of(found, of, targets, labels, sample_weight) for of in candidates]
+            scores = self._scores_of_each(found, candidates, targets, labels, sample_weight)
         best = self._chosen(candidates, np.array(scores))
         self._keep(job, found.dual(best), found.offset)
         self.left_out_ = found.left_out(best)
@@ -97,14 +97,18 @@ class SelectingMachine(ClosedFormMachine):
             self.stopping_time_ = best.time
         return best
 
-    def _score_of(self, found: Spectrum, of, targets, labels, sample_weight) -> float:
-        """Return the score of a filter, higher is better; NaN where it regularises too little."""
-        try:
-            if self.scoring == "gcv":
-                return -found.gcv(of)
-            predicted = found.left_out(of)
-        except SingularGramError:
-            return np.nan
+    def _scores_of_each(self, found: Spectrum, candidates, targets, labels, sample_weight) -> list[float]:
+        """Return the score of each filter, higher is better; NaN where it regularises too little."""
+        usable = [of for of in candidates if found.holds(of)]
+        if self.scoring == "gcv":
+            scores = {of: -found.gcv(of) for of in usable if found.leaves_freedom(of)}
+        else:
+            left_out = zip(usable, found.left_out_each(usable), strict=True)
+            scores = {of: self._score_of(each, targets, labels, sample_weight) for of, each in left_out}
+        return [scores.get(of, np.nan) for of in candidates]
+
+    def _score_of(self, predicted, targets, labels, sample_weight) -> float:
+        """Return the score of what was predicted for rows (n, T) that were left out."""
         if self.scoring == "squared_error":
             return -float(np.average(((predicted - targets) ** 2).mean(1), weights=sample_weight))
         if self.scoring == "accuracy":
@@ -135,11 +139,10 @@ class SelectingMachine(ClosedFormMachine):
         job = training_job(kernel, model, inputs, targets.shape[1], memory=self.memory)
         X_test, y_test, scores = _safe_indexing(X, test), _safe_indexing(y, test), []
         for of in candidates:
-            try:
-                dual = found.dual(of)
-            except SingularGramError:
+            if not found.holds(of):
                 scores.append(np.nan)
                 continue
+            dual = found.dual(of)
             self.predictor_ = make_predictor(
                 kernel, model, inputs, dual, found.offset, memory=self.memory, plan=job.plan, features=job.kept
             )

@@ -1,7 +1,7 @@
 """Kernel regression with every filter from one eigendecomposition, and its answers to rows that are left out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from .filters import Filter
 from .matrices import require_symmetric, rounding, solver_array
 from .ridge import _checked_weight, _mean_diagonal, _require_kernel_system
 
+# Columns of a product of eigenvectors at once: few would have the eigenvectors read again and again.
+COLUMNS = 1024
 # Numbers of a block of rows that are divided at once.
 BLOCK = 2**18
 # What is left out of the series in the rows' own ridges, relative to its sum, and from what ratio of two terms on
@@ -80,13 +82,20 @@ class Spectrum:
         """The weighted mean diagonal."""
         return float(self.weight @ self.diagonal / self.weight.sum())
 
-    def require(self, of: Filter) -> None:
-        """Raise SingularGramError where a filter is not defined on these eigenvalues, known to rounding."""
+    def holds(self, of: Filter) -> bool:
+        """Tell whether a filter is defined on these eigenvalues, which are known to rounding."""
+        return all(self._holds(of, system) for system in self.systems)
+
+    def _holds(self, of, system):
         scales = self._scales_left_out() if np.count_nonzero(self.weight) > 1 else np.array([self.scale])
+        unsure = rounding(len(system.eigenvalues), system.vectors) * system.norm
+        return all(of.holds(float(system.eigenvalues[0]), s, unsure) for s in (scales.min(), scales.max()))
+
+    def require(self, of: Filter) -> None:
+        """Raise SingularGramError unless a filter is defined on these eigenvalues."""
         for system in self.systems:
-            smallest = float(system.eigenvalues[0])
-            unsure = rounding(len(system.eigenvalues), system.vectors) * system.norm
-            if not all(of.holds(smallest, scale, unsure) for scale in (scales.min(), scales.max())):
+            if not self._holds(of, system):
+                smallest = float(system.eigenvalues[0])
                 raise SingularGramError(
                     f"{of} is too little regularisation for this Gram matrix: its smallest eigenvalue is "
                     f"{smallest:.3g}, the largest {system.eigenvalues[-1]:.3g}, the mean diagonal {self.scale:.3g}"
@@ -109,6 +118,10 @@ class Spectrum:
             centred = system.targets - system.ones @ own
             found.append(system.vectors @ (of(system.eigenvalues, scale)[:, None] * centred))
         return self._in_rows([np.sqrt(self._seen)[:, None, None] * self._by_example(part) for part in found])
+
+    def leaves_freedom(self, of: Filter) -> bool:
+        """Tell whether a filter does not fit all targets whatever they are, as a ridge of zero does."""
+        return any(of.left(system.eigenvalues, self.scale).sum() > 0 for system in self.systems)
 
     def gcv(self, of: Filter) -> float:
         """Return the generalised cross-validation score: the mean squared error over the freedom left.
@@ -147,27 +160,49 @@ class Spectrum:
         SingularGramError
             If the filter is not defined here.
         """
+        return self.left_out_each([of])[0]
+
+    def left_out_each(self, filters: Sequence[Filter]) -> list[np.ndarray]:
+        """Return :meth:`left_out` of several filters, by fewer and larger products."""
         if np.count_nonzero(self.weight) < 2:
             raise ValueError(
                 "leaving one sample out needs two of positive weight or more, got n_samples = "
                 f"{len(self.weight)}, {np.count_nonzero(self.weight)} of them with a weight"
             )
-        self.require(of)
+        for of in filters:
+            self.require(of)
         scales, means = self._scales_left_out(), self._means_left_out()
-        found = []
-        for at, system in enumerate(self.systems):
+        found = [[] for _ in filters]
+        for at in range(len(self.systems)):
             mean = self._columns(means)[at]
             root = np.sqrt(self._seen)[:, None, None]
-            own, total = root * (self._columns(self._seen_targets)[at] - mean), np.zeros(mean.shape)
-            for gamma, zeta in of.resolvents():
-                n_terms = self._terms(system, zeta, scales) if system.ones.shape[1] == 1 else None
-                if n_terms is not None:
-                    residual = self._residual_by_series(at, zeta, scales, mean, n_terms)
-                else:
-                    residual = self._residual_by_rows(system, zeta, scales, mean)
-                total += (gamma * (own - residual)).real
-            found.append(mean + total / root)
-        return self._in_rows(found, self.dual(of) if len(self.unseen) else None)
+            own = root * (self._columns(self._seen_targets)[at] - mean)
+            totals = [np.zeros(mean.shape) for _ in filters]
+            parts = [(k, gamma, zeta) for k, of in enumerate(filters) for gamma, zeta in of.resolvents()]
+            residuals = self._residuals(at, [zeta for _, _, zeta in parts], scales, mean)
+            for (k, gamma, _), residual in zip(parts, residuals, strict=True):
+                totals[k] += (gamma * (own - residual)).real
+            for k, total in enumerate(totals):
+                found[k].append(mean + total / root)
+        duals = [self.dual(of) if len(self.unseen) else None for of in filters]
+        return [self._in_rows(parts, dual) for parts, dual in zip(found, duals, strict=True)]
+
+    def _residuals(self, at, zetas, scales, mean) -> Iterator[np.ndarray]:
+        """Yield z_i less what the others predict (n, b, t) for each resolvent of one system."""
+        system = self.systems[at]
+        width = system.targets.shape[1] + 1
+        waiting: list[tuple[complex, int]] = []
+        for zeta in zetas:
+            n_terms = self._terms(system, zeta, scales) if system.ones.shape[1] == 1 else None
+            if waiting and (n_terms is None or width * (n_terms + sum(n for _, n in waiting)) > COLUMNS):
+                yield from self._residuals_by_series(at, waiting, scales, mean)
+                waiting = []
+            if n_terms is None:
+                yield self._residual_by_rows(system, zeta, scales, mean)
+            else:
+                waiting.append((zeta, n_terms))
+        if waiting:
+            yield from self._residuals_by_series(at, waiting, scales, mean)
 
     def _terms(self, system, zeta, scales) -> int | None:
         """Return how many terms a series in the differences of rows' own ridges takes, or None if it is slow."""
@@ -177,23 +212,30 @@ class Spectrum:
             return None
         return 1 if ratio < LEFT_OF_SERIES else math.ceil(math.log(LEFT_OF_SERIES) / math.log(ratio))
 
-    def _residual_by_series(self, at, zeta, scales, mean, n_terms):
-        """Return z_i less what the others predict (n, 1, t), by products of matrices alone.
+    def _residuals_by_series(self, at, resolvents, scales, mean) -> Iterator[np.ndarray]:
+        """Yield z_i less what the others predict (n, 1, t), by products of matrices alone.
 
         With d_i = ζ (s_i - s), by which a row's own ridge differs, and r = 1 / (λ + ζ s),
         1 / (λ + ζ s + d_i) = Σ_m (-d_i)^m r^(m + 1).
         """
         system = self.systems[at]
-        inverse = 1 / (system.eigenvalues + zeta * self.scale)
-        powers = inverse[:, None] ** np.arange(1, n_terms + 1)
         right = np.concatenate([system.targets, system.ones], axis=1)
-        columns = (powers[:, :, None] * right[:, None, :]).reshape(len(inverse), -1)
-        both = _real_product(system.vectors, columns).reshape(len(inverse), n_terms, -1)
-        diagonal = _real_product(self._squares[at], powers)
-        steps = (-zeta * (scales - self.scale))[:, None] ** np.arange(n_terms)
-        both = np.einsum("nm,nmc->nc", steps, both)[:, None, :]
-        diagonal = np.einsum("nm,nm->n", steps, diagonal)[:, None, None]
-        return (both[..., :-1] - both[..., -1:] * mean) / diagonal
+        n, width = right.shape
+        powers = [
+            (1 / (system.eigenvalues + zeta * self.scale))[:, None] ** np.arange(1, n_terms + 1)
+            for zeta, n_terms in resolvents
+        ]
+        joined = np.concatenate(powers, axis=1)
+        diagonals = _real_product(self._squares[at], joined)
+        both = _real_product(system.vectors, (joined[:, :, None] * right[:, None, :]).reshape(n, -1))
+        start = 0
+        for zeta, n_terms in resolvents:
+            steps = (-zeta * (scales - self.scale))[:, None] ** np.arange(n_terms)
+            own = both[:, start * width : (start + n_terms) * width].reshape(n, n_terms, width)
+            own = np.einsum("nm,nmc->nc", steps, own)[:, None, :]
+            diagonal = np.einsum("nm,nm->n", steps, diagonals[:, start : start + n_terms])[:, None, None]
+            start += n_terms
+            yield (own[..., :-1] - own[..., -1:] * mean) / diagonal
 
     @cached_property
     def _squares(self):
