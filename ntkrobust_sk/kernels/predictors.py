@@ -170,7 +170,7 @@ def make_predictor(
 def kernel_scores(block: np.ndarray, dual_coef: np.ndarray) -> np.ndarray:
     """Return Σ_j K(x_i, x_j) dual_j (n, T) in double precision, of a kernel's block of rank 2, 3 or 4."""
     equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
-    return np.einsum(equation, block, dual_coef, optimize=True, dtype=np.float64, casting="unsafe")
+    return np.einsum(equation, block.astype(np.float64, copy=False), dual_coef, optimize=True)
 
 
 def training_job(
