@@ -277,7 +277,10 @@ def _load_skops(path: Path) -> Any:
         import skops.io
     except ImportError as error:
         raise ImportError("reading .skops files needs skops: pip install skops") from error
-    return skops.io.load(path, trusted=[f"{kind.__module__}.{kind.__qualname__}" for kind in TRUSTED])
+    from ..sklearn_kernels.ntk_kernel import NTKKernel
+
+    known = [f"{kind.__module__}.{kind.__qualname__}" for kind in (*TRUSTED, NTKKernel)]
+    return skops.io.load(path, trusted=known)
 
 
 def load_test_examples(

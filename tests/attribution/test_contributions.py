@@ -9,6 +9,7 @@ from ntkrobust_sk import (
     CNN,
     MLP,
     EmpiricalNTKClassifier,
+    EmpiricalNTKClassifierCV,
     EmpiricalNTKRegressor,
     Model,
     ProjectedNTK,
@@ -58,6 +59,16 @@ def test_in_double_precision_they_sum_to_the_last_digits(kernel):
         machine = EmpiricalNTKClassifier(model, kernel=kernel, alpha=1e-6).fit(X, y)
         summed = machine.attribute(QUERIES).sum(1) + machine.intercept_
         np.testing.assert_allclose(summed, machine.decision_function(QUERIES), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["nystrom", "cg"])
+def test_machines_of_other_solvers_and_of_a_search_are_taken_apart_too(solver):
+    for machine in (
+        EmpiricalNTKClassifier(MODEL, solver=solver, alpha=0.1).fit(X, y),
+        EmpiricalNTKClassifierCV(MODEL, alphas=[0.1, 1.0]).fit(X, y),
+    ):
+        summed = machine.attribute(QUERIES).sum(1) + machine.intercept_
+        np.testing.assert_allclose(summed, machine.decision_function(QUERIES), rtol=0, atol=1e-6)
 
 
 def test_of_two_classes_they_sum_to_the_one_decision():

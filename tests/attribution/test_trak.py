@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 from sklearn.datasets import load_digits
 
-from ntkrobust_sk import CNN, MLP, AdversarialKernelTrainer, Model, Stateless, Variables, trak_scores
+from ntkrobust_sk import MLP, AdversarialKernelTrainer, Model, Stateless, Variables, trak_scores
 from ntkrobust_sk.attribution import trak
 
 rng = np.random.default_rng(0)
@@ -74,13 +74,6 @@ def test_a_projection_is_that_of_its_row_in_any_company():
     np.testing.assert_array_equal(alone, trak_scores(MODELS[0], X, y, QUERIES[:1], ANSWERS[:1], n_components=16))
     other = trak_scores(MODELS[0], X, y, QUERIES[:1], ANSWERS[:1], n_components=16, random_state=1)
     assert not np.allclose(alone, other, rtol=1e-2)
-
-
-def test_images_and_shared_weights_are_taken():
-    network = CNN(n_outputs=3, widths=(2,), strides=(2,))
-    model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
-    images = rng.uniform(size=(9, 4, 4, 1))
-    assert trak_scores(model, images, y[:9], images[:2], y[:2], n_components=8).shape == (2, 9)
 
 
 @pytest.mark.slow

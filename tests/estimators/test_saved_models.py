@@ -25,7 +25,9 @@ from ntkrobust_sk import (
     AdversarialKernelTrainer,
     Box,
     EmpiricalNTKClassifier,
+    EmpiricalNTKClassifierCV,
     EmpiricalNTKRegressor,
+    EmpiricalNTKRegressorCV,
     MixedPrecision,
     Model,
     Normalized,
@@ -64,6 +66,8 @@ FITTED = {
         small(), solver="sgd", max_epochs=1, attack=PGD(0.1, 1, bounds=Box(0, 1, mask=[True, True, False, True]))
     ).fit(X, Y),
     "regressor": lambda: EmpiricalNTKRegressor(small(), kernel="pseudo").fit(X, X[:, :2] * 3),
+    "cross-validated machine": lambda: EmpiricalNTKClassifierCV(small(), kernel="pseudo").fit(X, Y),
+    "cross-validated regressor": lambda: EmpiricalNTKRegressorCV(small()).fit(X, X[:, 0]),
     "normalised network": lambda: EmpiricalNTKClassifier(
         Model(Normalized(small().network, (0.5,), (0.3,)), small().variables)
     ).fit(X, Y),

@@ -19,6 +19,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC, SVR
 
 from ntkrobust_sk import CNN, MLP, PGD, Model, NTKKernel, as_model, gram, perturb
+from ntkrobust_sk.cli.attack import load_estimator
 from ntkrobust_sk.sklearn_kernels import ntk_kernel
 
 rng = np.random.default_rng(0)
@@ -74,10 +75,26 @@ def test_it_is_cloned_compared_printed_and_kept():
     assert set(KERNEL.get_params()) == {"model", "kernel", "scale", "scale_bounds", "input_shape", "memory"}
     assert "NTKKernel(Model(MLP(" in repr(KERNEL) and "scale=0.5" in repr(KERNEL + RBF())
     assert not KERNEL.is_stationary()
-    data = skops.io.dumps(KERNEL)
-    again = skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
-    for other in (again, pickle.loads(pickle.dumps(KERNEL))):
+    for other in (through_skops(KERNEL), pickle.loads(pickle.dumps(KERNEL))):
         np.testing.assert_array_equal(other(X), KERNEL(X))
+
+
+def through_skops(fitted):
+    data = skops.io.dumps(fitted)
+    return skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
+
+
+@pytest.mark.parametrize("machine", [KernelRidge(kernel=KERNEL), GaussianProcessRegressor(KERNEL + WhiteKernel())])
+def test_a_machine_on_it_is_saved_by_skops_to_the_bit(machine):
+    fitted = clone(machine).fit(X, y)
+    np.testing.assert_array_equal(through_skops(fitted).predict(X), fitted.predict(X))
+
+
+def test_a_support_vector_machine_on_it_is_read_by_the_command(tmp_path):
+    machine = make_pipeline(MinMaxScaler(), SVC(kernel=KERNEL)).fit(X, y)
+    skops.io.dump(machine, tmp_path / "machine.skops")
+    again = load_estimator(tmp_path / "machine.skops")
+    np.testing.assert_array_equal(again.decision_function(X), machine.decision_function(X))
 
 
 def test_sums_products_and_powers_are_those_of_the_matrices():
