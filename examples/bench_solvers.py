@@ -189,7 +189,7 @@ def of_cifar(folder: str, data: str, minutes: float) -> dict:
     splits = load_splits("cifar10", data, n_train=50_000, n_test=10)
     model = States(experiment, RunDirectory(Path(folder)), splits).at(0, "benign", 10.0).model
     X, Y = splits.X, np.eye(10)[splits.y]
-    probes, few = Probes(n_range=8, n_random=16), 256
+    probes, few = Probes(n_range=8, n_random=16), 128
 
     def measured(n):
         K, start = gram_operator("trace", model, X[:n]), time.perf_counter()
