@@ -8,8 +8,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._validation import array, brief, integer
+from .._validation import array, brief, integer, number
 from ..analysis.metrics import kernel_distance, kernel_specialization
+from ..analysis.sketches import PROBES, Probes, is_operator
+from ..analysis.spectra import kernel_trace, top_eigenpairs
 from ..estimators.shared import TangentEstimator
 from ..evolution.results import EvolutionResult
 from ..targets.labels import encode_labels
@@ -69,9 +71,25 @@ class KernelDistanceDisplay(Display):
         def kernel_of(name, estimator):
             return _gram(estimator, X, kernel)
 
-        grams = mapping_of("estimators", estimators, "fitted estimators", kernel_of).values()
-        distances = [[kernel_distance(a, b) for b in grams] for a in grams]
-        return cls(distances, list(estimators)).plot(ax)
+        return cls.from_kernels(mapping_of("estimators", estimators, "fitted estimators", kernel_of), ax=ax)
+
+    @classmethod
+    def from_kernels(cls, kernels: dict, *, probes: Probes = PROBES, ax: Axes | None = None) -> Self:
+        """Draw the distances between kernels of the same samples, from a dict by name.
+
+        Parameters
+        ----------
+        kernels : dict
+            Matrices or operators (n, n) by name.
+        probes : Probes
+            With which operators are measured.
+        ax : Axes, default=None
+        """
+        found = list(mapping_of("kernels", kernels, "Gram matrices or operators", _kernel_of).values())
+        distances = np.zeros((len(found), len(found)))
+        for i, j in zip(*np.triu_indices(len(found), 1), strict=True):
+            distances[i, j] = distances[j, i] = kernel_distance(found[i], found[j], probes=probes)
+        return cls(distances, list(kernels)).plot(ax)
 
     def plot(self, ax: Axes | None = None, *, cmap: str = "magma_r") -> Self:
         """Draw into the given axes, or into new ones."""
@@ -106,6 +124,8 @@ class SpectrumDisplay(Display):
     ----------
     eigenvalues : dict
         Eigenvalues by name, largest first.
+    traces : dict, default=None
+        The sums of all eigenvalues by name, where only the first of them are there.
 
     Examples
     --------
@@ -114,8 +134,12 @@ class SpectrumDisplay(Display):
     array([0.8, 0.2])
     """
 
-    def __init__(self, eigenvalues: dict):
+    def __init__(self, eigenvalues: dict, traces: dict | None = None):
         self.eigenvalues = mapping_of("eigenvalues", eigenvalues, "eigenvalues", _spectrum_of)
+        sums = {name: float(np.sum(values)) for name, values in self.eigenvalues.items()}
+        if traces is not None:
+            sums |= mapping_of("traces", traces, "numbers", lambda name, value: number(name, value, above=0))
+        self.traces = sums
 
     @classmethod
     def from_evolution(
@@ -153,11 +177,35 @@ class SpectrumDisplay(Display):
         name = type(estimator).__name__ if name is None else str(name)
         return cls({name: spectrum(_gram(estimator, X, kernel))}).plot(ax)
 
+    @classmethod
+    def from_kernels(cls, kernels: dict, *, k: int = 50, probes: Probes = PROBES, ax: Axes | None = None) -> Self:
+        """Draw the spectra of kernels, from a dict by name.
+
+        Parameters
+        ----------
+        kernels : dict
+            Matrices (n, n) by name, of which all eigenvalues are drawn, or operators.
+        k : int, default=50
+            So many eigenvalues are drawn of an operator, as shares of its trace.
+        probes : Probes
+            With which the trace is estimated of operators that have no diagonal.
+        ax : Axes, default=None
+        """
+        k, eigenvalues, traces = integer("k", k), {}, {}
+        for name, K in mapping_of("kernels", kernels, "Gram matrices or operators", _kernel_of).items():
+            if is_operator(K):
+                found = top_eigenpairs(K, min(k, K.shape[0]), probes=probes).eigenvalues
+                eigenvalues[name], traces[name] = np.maximum(found, 0), float(kernel_trace(K, probes=probes))
+            else:
+                eigenvalues[name] = spectrum(K)
+                traces[name] = float(np.sum(eigenvalues[name], dtype=np.float64))
+        return cls(eigenvalues, traces).plot(ax)
+
     def plot(self, ax: Axes | None = None) -> Self:
         """Draw into the given axes, or into new ones."""
         ax, known = self._axes(ax), []
         for place, (name, values) in enumerate(self.eigenvalues.items()):
-            shares, index = values / np.sum(values), np.arange(1, len(values) + 1)
+            shares, index = values / self.traces[name], np.arange(1, len(values) + 1)
             ax.loglog(index, shares, color=drawing.color_of(name, place), label=name, lw=1.8)
             rounding = np.finfo(np.result_type(values, np.float32)).eps
             known.append(shares[shares > rounding * shares.max()])
@@ -227,6 +275,10 @@ def spectrum(K: ArrayLike) -> np.ndarray:
     K = square_matrix("K", K)
     eigenvalues = np.linalg.eigvalsh(K.astype(np.float64))[::-1]
     return np.maximum(eigenvalues, 0).astype(np.result_type(K, np.float32))
+
+
+def _kernel_of(name, K):
+    return K if is_operator(K) else square_matrix(name, K)
 
 
 def _spectrum_of(name, values) -> np.ndarray:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from scipy.sparse.linalg import aslinearoperator
 
 from ntkrobust_sk import (
     MLP,
@@ -30,6 +31,32 @@ Y = np.array(["a", "b", "c"] * 4)
 @pytest.fixture(scope="module")
 def trainer():
     return AdversarialKernelTrainer(MLP(widths=(3,)), max_epochs=1, random_state=0).fit(X, Y)
+
+
+def test_kernels_are_drawn_as_matrices_and_as_operators():
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(40, 60)) * np.arange(1, 61) ** -1.5 for _ in range(2)]
+    matrices = {name: F @ F.T for name, F in zip("ab", features, strict=True)}
+    operators = {name: aslinearoperator(K) for name, K in matrices.items()}
+    exact, estimated = (KernelDistanceDisplay.from_kernels(kernels) for kernels in (matrices, operators))
+    np.testing.assert_allclose(exact.distances[0, 1], kernel_distance(*matrices.values()))
+    np.testing.assert_allclose(estimated.distances, exact.distances, atol=0.02)
+    whole = SpectrumDisplay.from_kernels(matrices)
+    first = SpectrumDisplay.from_kernels({"a": operators["a"], "b": matrices["b"]}, k=5)
+    shares = [[line.get_ydata() for line in display.ax_.lines] for display in (whole, first)]
+    assert [len(line) for line in shares[1]] == [5, 40]
+    np.testing.assert_allclose(shares[1][0], shares[0][0][:5], rtol=0.05)
+    np.testing.assert_allclose(shares[1][1], shares[0][1])
+    assert whole.eigenvalues["a"].sum() == pytest.approx(np.trace(matrices["a"]))
+
+
+@pytest.mark.parametrize("made", [KernelDistanceDisplay, SpectrumDisplay])
+def test_what_is_no_kernel_is_not_drawn(made):
+    for kernels, error in (([np.eye(2)], TypeError), ({"a": np.ones((2, 3))}, ValueError), ({}, TypeError)):
+        with pytest.raises(error, match="kernels"):
+            made.from_kernels(kernels)
+    with pytest.raises(ValueError, match="traces"):
+        SpectrumDisplay({"a": [1.0]}, {"a": 0.0})
 
 
 @pytest.fixture(autouse=True)
