@@ -143,7 +143,7 @@ def operator_error(options) -> dict:
         "K V by `gram_operator` against the dense matrix, N=2,000: largest difference, of the largest entry",
         "≤ 1e-5",
         f"{errors[0]:.1e}",
-        errors[0] <= 1e-5,
+        bool(errors[0] <= 1e-5),
         f"{errors[1]:.1e} in double precision, against single-precision features",
     )
 
