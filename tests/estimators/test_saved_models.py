@@ -67,7 +67,7 @@ FITTED = {
     ).fit(X, Y),
     "regressor": lambda: EmpiricalNTKRegressor(small(), kernel="pseudo").fit(X, X[:, :2] * 3),
     "cross-validated machine": lambda: EmpiricalNTKClassifierCV(small(), kernel="pseudo").fit(X, Y),
-    "cross-validated regressor": lambda: EmpiricalNTKRegressorCV(small()).fit(X, X[:, 0]),
+    "cross-validated regressor": lambda: EmpiricalNTKRegressorCV(small()).fit(X, X[:, :2]),
     "normalised network": lambda: EmpiricalNTKClassifier(
         Model(Normalized(small().network, (0.5,), (0.3,)), small().variables)
     ).fit(X, Y),
