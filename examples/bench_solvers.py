@@ -291,7 +291,7 @@ def search(options, n_jobs: int | None) -> dict:
     one, all_ = alternating_seconds(
         lambda: names.append(searched(alphas[:1], n_jobs)),
         lambda: names.append(searched(alphas, n_jobs)),
-        repeats=min(options.repeats, 3),
+        repeats=options.repeats,
     )
     return bar(
         f"`GridSearchCV` over 8 alphas / over one, cv=3, with a cache, n_jobs={n_jobs}",
