@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import fitting, require_resolution
+from ..execution.devices import threads_for
 from ..execution.memory import parse_memory
 from ..execution.tiles import machine_rows
 from ..kernels.cached_gram import cached_gram
@@ -97,7 +98,9 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
             return super()._scores_of(X)
         # as many as a validation fold has: what it is asked at other alphas too
         X = host_inputs("X", X, self.model_.variables.params)
-        return kernel_scores(self._kernel_of(self.kernel, X, self.X_fit_), self.dual_coef_) + self.intercept_
+        K = self._kernel_of(self.kernel, X, self.X_fit_)
+        with threads_for(len(self.X_fit_)):
+            return kernel_scores(K, self.dual_coef_) + self.intercept_
 
     def _require_matching_outputs(self, model, dtype, n_targets, what):
         """Raise ValueError unless the network has one output for each target, in the order of the same classes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -12,6 +14,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from .._arrays import to_numpy
 from .._validation import brief
+from ..execution.devices import threads_for
 from ..execution.memory import parse_memory
 from ..execution.tiles import NETWORK_ROWS, movable, network_rows
 from ..kernels.ntk import resolve_kernel
@@ -66,14 +69,15 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
             job, X = None, self._training_inputs(kernel, X, n_targets)
             K = not_formed(form, kernel, rank, model, X, memory)
         offset = np.average(targets, axis=0, weights=sample_weight)
-        dual, report = solve(
-            K,
-            targets - offset,
-            alpha=self.alpha,
-            solver=form.solver,
-            sample_weight=sample_weight,
-            return_report=True,
-        )
+        with threads_for(math.isqrt(K.size)) if form.form == "matrix" else nullcontext():
+            dual, report = solve(
+                K,
+                targets - offset,
+                alpha=self.alpha,
+                solver=form.solver,
+                sample_weight=sample_weight,
+                return_report=True,
+            )
         self.solver_ = form.solver
         if report.residual is not None:
             self.n_iter_, self.residual_ = report.n_iter, report.residual
