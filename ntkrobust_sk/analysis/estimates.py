@@ -18,7 +18,12 @@ NO_WEIGHT = 1e-12
 def exact_trace(K: Any) -> float | None:
     """Return the sum of the diagonal where an operator has one, and None where it does not."""
     diagonal = getattr(K, "diagonal", None)
-    return None if diagonal is None else float(np.sum(np.asarray(diagonal(), np.float64)))
+    if diagonal is None:
+        return None
+    found = np.asarray(diagonal(), np.float64)
+    if not np.isfinite(found).all():
+        raise ValueError("K must be finite, but its diagonal has NaN or infinity")
+    return float(found.sum())
 
 
 def trace(K: LinearOperator, probes: Probes) -> Estimate:

@@ -176,7 +176,7 @@ def _working_bytes(step, abstract, rows, directions, columns) -> int:
 
 @lru_cache(maxsize=256)
 def compiled_step(step, abstract: AbstractFeatures, rows: int, directions: int, columns: int):
-    """Compile one of the two steps for a tile of ``rows``, some directions and some columns."""
+    """Compile one of the three steps for a tile of ``rows``, some directions and some columns."""
     kernel, model = abstract.kernel, abstract.model
     dtype = params_dtype(model.variables.params)
     tangents = [

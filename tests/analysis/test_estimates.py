@@ -190,6 +190,8 @@ def test_eigenpairs_that_are_not_found_in_time_come_with_a_warning():
         (lambda: polar_dynamics(OTHER, aslinearoperator(K), K), "K_end equals K_start"),
         (lambda: top_eigenpairs(aslinearoperator(np.eye(3)), 4), "k must be a positive integer, at most 3"),
         (lambda: top_mass(aslinearoperator(np.eye(3)), 0), "k must be a positive integer, at most 3"),
+        (lambda: kernel_trace(WithDiagonal(np.diag([1.0, np.nan]))), "K must be finite, but its diagonal"),
+        (lambda: kernel_alignment(np.eye(3), aslinearoperator(np.ones((3, 3))), centered=True), "K2"),
         (lambda: Probes(n_random=1), "n_random must be an integer >= 2"),
     ],
 )
