@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 
 from .._validation import integer, number
 from .convergence import SolveReport
@@ -194,6 +195,20 @@ def _residual(system, B, weights) -> float:
     return float(np.linalg.norm(gradient - right) / scale) if scale else float(np.linalg.norm(gradient))
 
 
+def _leading(rows):
+    """Return the eigenvalues of rows (s, k) times their transpose, and eigenvectors (s, r) and (k, r) on both sides.
+
+    From the smaller of both matrices, the largest first, without those that are zero to rounding.
+    """
+    n, n_features = rows.shape
+    values, vectors = scipy.linalg.eigh(rows @ rows.T if n <= n_features else rows.T @ rows)
+    kept = values > 1e-10 * max(values[-1], np.finfo(float).tiny)
+    values, vectors = values[kept][::-1], vectors[:, kept][:, ::-1]
+    if n <= n_features:
+        return values, vectors, rows.T @ (vectors / np.sqrt(values))
+    return values, rows @ (vectors / np.sqrt(values)), vectors
+
+
 class _Preconditioner:
     """The leading eigenvectors of a sample of rows, and the batch and the step that they allow."""
 
@@ -207,11 +222,11 @@ class _Preconditioner:
         if system.root is not None:
             rows = rows * system.root[self.sample, None]
         lengths = np.sum(rows * rows, axis=1)
-        values, vectors = np.linalg.eigh(rows @ rows.T)
-        values, vectors = values[::-1] * (len(usable) / self.n_sample), vectors[:, ::-1]
+        values, vectors, directions = _leading(rows)
+        values = values * (len(usable) / self.n_sample)
         most = max(64, min(n // 8, 4096, 2**27 // (8 * gram.n_features)))
         batch = min(n, most if solver.batch_size is None else solver.batch_size)
-        rank = int((values > 1e-10 * max(values[0], 0)).sum())
+        rank = len(values)
         if solver.n_eigenvectors is None:
             # further ones would allow larger batches than this: what is left of a row, without the leading ones
             short = np.maximum(lengths.mean() - (np.cumsum(values) - values) / len(usable), 0)
@@ -220,7 +235,7 @@ class _Preconditioner:
             wanted = solver.n_eigenvectors
         self.n_eigenvectors = q = min(wanted, rank)
         own = values[:q] * self.n_sample / len(usable)
-        self.directions = rows.T @ (vectors[:, :q] / np.sqrt(own))
+        self.directions = directions[:, :q]
         # other rows than those that the eigenvectors were fitted to
         others = np.setdiff1d(draw.choice(usable, min(1000, len(usable)), replace=False), self.sample)
         seen = rows
