@@ -28,6 +28,7 @@ import scipy.linalg
 from documents import BENCHMARKS, HISTORY, alternating_seconds, bar, machine, now, table_of_bars, write_part
 from scipy.sparse.linalg import aslinearoperator
 from sklearn.model_selection import GridSearchCV
+from solver_sections import SECTIONS
 
 from ntkrobust_sk import (
     CNN,
@@ -338,6 +339,11 @@ def search_tiles(options) -> dict:
         "the searches above, in one process",
     )
 
+
+# Solvers, in a file of their own
+
+
+CASES.update(SECTIONS)
 
 CHILDREN = {
     "products": lambda small, large, repeats: products(int(small), int(large), int(repeats)),

@@ -1,7 +1,7 @@
 """Cases of examples/bench_solvers.py: solvers of kernel regression against SciPy's and scikit-learn's.
 
-Each case is a function without arguments that returns one row of the table. Memory is that of processes of their
-own: ``python examples/solver_sections.py --peak WHICH`` prints what one solution adds to the resident size.
+Each case is a function of that script's options, and returns one row of its table. Memory is that of processes of
+their own: ``python examples/solver_sections.py --peak WHICH`` prints what one solution adds to the resident size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import scipy.linalg
-from documents import alternating_seconds, bar, table_of_bars
+from documents import alternating_seconds, bar
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import RidgeClassifier
@@ -67,7 +67,7 @@ def with_ridge(K: np.ndarray) -> np.ndarray:
     return A
 
 
-def direct_time():
+def direct_time(options):
     """Cholesky beside SciPy's solver and KernelRidge, in time."""
     K, Y = smooth_kernel()
     A, ridge = with_ridge(K), ALPHA * np.trace(K) / len(K)
@@ -77,7 +77,7 @@ def direct_time():
         lambda: solve(K, Y, alpha=ALPHA),
         lambda: scipy.linalg.solve(A, Y, assume_a="pos"),
         lambda: machine.fit(K, Y).dual_coef_,
-        repeats=5,
+        repeats=options.repeats,
     )
     holds = ours / theirs <= 1.15 and whole < sklearns
     detail = f"Cholesky {ours}, SciPy {theirs}; solve {whole}, KernelRidge {sklearns}"
@@ -86,7 +86,7 @@ def direct_time():
     return bar(case, "<= 1.15; faster than KernelRidge", figure, holds, detail)
 
 
-def direct_memory():
+def direct_memory(options):
     """The same, in peak memory."""
     ours, whole, theirs = (peak(which) for which in ("cholesky", "solve", "scipy"))
     detail = f"arrays of the size of the matrix: Cholesky {ours:.2f}, solve {whole:.2f}, SciPy {theirs:.2f}"
@@ -94,7 +94,7 @@ def direct_memory():
     return bar(case, "<= 1.15", ours / theirs, ours / theirs <= 1.15, detail)
 
 
-def cg_time(kernel, what: str):
+def cg_time(options, kernel, what: str):
     """Conjugate gradients beside Cholesky."""
     K, Y = kernel()
     found = {}
@@ -103,7 +103,7 @@ def cg_time(kernel, what: str):
         found[name] = solve(K, Y, alpha=ALPHA, solver=solver, return_report=True)
 
     ours, direct = alternating_seconds(
-        lambda: by("cg", "cg"), lambda: by("cholesky", "cholesky"), repeats=5 if len(K) == N else 1
+        lambda: by("cg", "cg"), lambda: by("cholesky", "cholesky"), repeats=options.repeats
     )
     report = found["cg"][1]
     detail = f"{report.n_iter} iterations to {report.residual:.1e}; cg {ours}, Cholesky {direct}; {report.detail}"
@@ -111,7 +111,7 @@ def cg_time(kernel, what: str):
     return bar(case, "<= 1/3", ours / direct, ours / direct <= 1 / 3 and report.residual <= 1e-6, detail)
 
 
-def operator_predictions(n: int = 2000):
+def operator_predictions(options, n: int = 2000):
     """Predictions of a machine whose kernel is never formed, beside those of a dense solution."""
     from ntkrobust_sk import load_digits_images
 
@@ -217,18 +217,17 @@ def in_a_process(*arguments: str) -> dict:
 SECTIONS = {
     "direct-time": direct_time,
     "direct-memory": direct_memory,
-    "cg-smooth": lambda: cg_time(smooth_kernel, "Gaussian kernel of points in 8 dimensions"),
-    "cg-digits": lambda: cg_time(image_kernel, "trace kernel of an MLP on shifted digits"),
+    "cg-smooth": lambda options: cg_time(options, smooth_kernel, "Gaussian kernel of points in 8 dimensions"),
+    "cg-digits": lambda options: cg_time(options, image_kernel, "trace kernel of an MLP on shifted digits"),
     "operator-predictions": operator_predictions,
-    "million-nystrom": lambda: million_rows("nystrom"),
-    "million-eigenpro": lambda: million_rows("eigenpro"),
+    "million-nystrom": lambda options: million_rows("nystrom"),
+    "million-eigenpro": lambda options: million_rows("eigenpro"),
 }
 
 
 def main() -> None:
-    """Print the rows that are asked for."""
+    """Look at one process, for a case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=list(SECTIONS), default=[])
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--million", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, default=N_ROWS, help=argparse.SUPPRESS)
@@ -237,8 +236,6 @@ def main() -> None:
         print(json.dumps(peak_here(options.peak)))
     elif options.million:
         print(json.dumps(million(options.million, options.rows)))
-    for name in options.only:
-        print(table_of_bars("case", [SECTIONS[name]()]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def _residual(system, B, weights) -> float:
 
 
 def _leading(rows):
-    """Return the eigenvalues of rows (s, k) times their transpose, and eigenvectors (s, r) and (k, r) on both sides.
+    """Return eigenvalues of rows (s, k) times their transpose, and eigenvectors (s, r) and (k, r) on both sides.
 
     From the smaller of both matrices, the largest first, without those that are zero to rounding.
     """
