@@ -19,8 +19,8 @@ SOLVERS = {
     "nystrom": Nystrom(),
     "eigenpro": EigenPro(),
 }
-# Up to so many equations a direct solver takes a few seconds at most, and is exact.
-DIRECT_SIZE = 5_000
+# Up to so many equations a direct solver takes a few seconds, and is exact.
+DIRECT_SIZE = 10_000
 # Below, conjugate gradients need many iterations.
 SMALL_ALPHA = 1e-5
 
@@ -61,7 +61,7 @@ def resolve_solver(solver: str | Callable) -> Callable | None:
 def chosen_solver(gram: Any, alpha: float) -> Callable:
     """Return the solver that "auto" stands for, by what holds the kernel, its size and the ridge.
 
-    A matrix of more than 5,000 equations, and any operator, is solved by conjugate gradients; without a ridge, or
+    A matrix of more than 10,000 equations, and any operator, is solved by conjugate gradients; without a ridge, or
     with a very small one, a matrix is solved directly. Rows of features are solved by EigenPro.
 
     Parameters

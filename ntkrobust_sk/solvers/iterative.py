@@ -21,6 +21,8 @@ from .systems import RidgeSystem
 SMALLEST_SHIFT = 1e-12
 # Residuals of products in single precision are computed anew, in double precision, when they fall by this.
 RELIABLE = 0.03
+# A preconditioner that leaves no more than this of the ridge, on average of the diagonal, has enough columns.
+ENOUGH = 0.1
 # Directions with less than this of their own, in squares, are left out of a block.
 DEPENDENT = 1e-12
 
@@ -96,8 +98,9 @@ class ConjugateGradient(IterativeSolver):
         Largest accepted relative residual ‖A x - b‖ / ‖b‖ of each right-hand side. It is computed anew at the end.
     max_iter : int, default=1000
     rank : int, default=None
-        Columns of the preconditioner; 0 is none. None is min(500, 4 √n). An operator that does not tell its
-        ``diagonal()`` and ``columns(indices)`` has none.
+        Most columns of the preconditioner; 0 is none. None is min(1000, n / 8) of a matrix, and min(500, 4 √n) of
+        an operator, whose columns cost more. They end where little of the diagonal is left beside the ridge.
+        An operator that does not tell its ``diagonal()`` and ``columns(indices)`` has none.
     seed : int, default=0
         Of the pivots.
 
@@ -153,14 +156,20 @@ class ConjugateGradient(IterativeSolver):
     def _preconditioner(self, system):
         """Return the function V ↦ P⁻¹ V, and a word on it."""
         n = system.shape[0]
-        rank = min(500, math.ceil(4 * math.sqrt(n))) if self.rank is None else self.rank
-        rank = min(rank, n)
+        if self.rank is not None:
+            rank = min(self.rank, n)
+        elif system.is_operator:
+            rank = min(500, math.ceil(4 * math.sqrt(n)), n)
+        else:
+            rank = min(1000, math.ceil(n / 8))
         if rank == 0 or not system.has_columns:
             why = "" if rank == 0 else ": the operator has no diagonal() and columns(indices)"
             return (lambda V: V), f"no preconditioner{why}"
-        factor, pivots = pivoted_cholesky(system, rank, seed=self.seed)
-        xp = array_namespace(factor)
         diagonal = system.diagonal()
+        trace = float(diagonal.sum())
+        enough = ENOUGH * system.ridge * n / trace if trace > 0 else 0.0
+        factor, pivots = pivoted_cholesky(system, rank, tol=enough, seed=self.seed)
+        xp = array_namespace(factor)
         left = max(float(diagonal.sum()) - float(xp.sum(factor * factor)), 0.0)
         if len(pivots) < min(rank, n - 1) and system.ridge == 0:
             raise SingularGramError(

@@ -280,10 +280,10 @@ def test_conjugate_gradients_solve_any_gram_matrix_with_a_ridge(n, seed, alpha):
 
 def test_auto_chooses_by_size_ridge_and_kind():
     assert isinstance(chosen_solver(np.eye(3), 1e-2), Cholesky)
-    large = np.broadcast_to(1.0, (8000, 8000))
+    large = np.broadcast_to(1.0, (12000, 12000))
     assert isinstance(chosen_solver(large, 1e-2), ConjugateGradient)
     assert isinstance(chosen_solver(large, 0.0), Cholesky)
-    assert isinstance(chosen_solver(np.broadcast_to(1.0, (900, 900, 10, 10)), 1e-2), ConjugateGradient)
+    assert isinstance(chosen_solver(np.broadcast_to(1.0, (1200, 1200, 10, 10)), 1e-2), ConjugateGradient)
     assert isinstance(chosen_solver(MatrixOperator(SMOOTH), 0.0), ConjugateGradient)
     _, report = solve(FeatureGram(FEATURES), TARGETS, alpha=1e-1, solver="auto", return_report=True)
     assert isinstance(report.solver, EigenPro)
