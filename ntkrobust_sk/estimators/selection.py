@@ -77,8 +77,8 @@ class SelectingMachine(ClosedFormMachine):
         """Return the candidate of the highest score; of several the most regularised one."""
         if np.isnan(scores).all():
             raise SingularGramError(
-                f"none of {brief(candidates)} regularises this Gram matrix enough: try larger alphas, or shorter "
-                "stopping_times"
+                f"none of {brief(candidates)} suits this Gram matrix: small alphas and long stopping_times leave "
+                "it singular to its precision, where larger alphas or shorter times help; huge alphas overflow"
             )
         refused = [of for of, score in zip(candidates, scores, strict=True) if np.isnan(score)]
         if refused and (self.alphas is not None or self.stopping_times is not None):

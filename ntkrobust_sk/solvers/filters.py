@@ -5,6 +5,7 @@ algorithms for supervised learning*). Ridge regression and gradient flow stopped
 sums of resolvents Σ_k γ_k (K + ζ_k)⁻¹, for each of which the answer to a row that is left out has a closed form.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,7 @@ class Ridge:
 
     def holds(self, smallest: float, scale: float, rounding: float) -> bool:
         """Tell whether g is finite and positive with this smallest eigenvalue, known to within ``rounding``."""
-        return smallest + self.alpha * scale > rounding
+        return math.isfinite(self.alpha * scale) and smallest + self.alpha * scale > rounding
 
 
 @dataclass(frozen=True)
