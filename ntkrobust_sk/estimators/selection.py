@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from sklearn.base import is_classifier
-from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing
 
 from .._validation import array, brief, check_choice, number
@@ -121,6 +120,8 @@ class SelectingMachine(ClosedFormMachine):
         """Return the mean score under attack of each filter over folds, with one decomposition for each."""
         X, y = given
         seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
+        from sklearn.model_selection import check_cv
+
         splitter = check_cv(self.cv, np.asarray(y), classifier=is_classifier(self))
         folds = [
             self._fold_scores(candidates, K, targets, sample_weight, train, test, X, y, seed)

@@ -215,7 +215,7 @@ def _scorer(metric, response_method) -> Callable:
             f"metric must be a name such as 'balanced_accuracy', a scorer or a function, got {brief(metric)}"
         )
     if isinstance(metric, RobustScorer):
-        raise TypeError("metric must be one of unattacked answers, got a RobustScorer: give its metric")
+        raise TypeError("a RobustScorer attacks by itself: give make_robust_scorer what it measures")
     if isinstance(metric, str) or is_scorer:
         if response_method is not None:
             raise TypeError(f"{brief(metric)} says itself which answers it takes: leave response_method out")
