@@ -138,7 +138,7 @@ gram('class', <model:Model model>, <X:images X>, <Y:images? X>)
 gram('full', <model:Model model>, <X:images X>, <store:path? None>, <dtype:any None>)
 gram(<kernel:kernel 'pseudo'>, <model:Model image_model>, <X:images images>)
 gram_operator(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, <Y:images? None>, <memory:memory '2GiB'>,
-    <dtype:any None>, <n_jobs:integer? None>) @ np.ones((12, 2)) # X
+    <dtype:any None>, <n_jobs:integer? None>).matmat(np.ones((12, 2))) # X
 TraceNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 ClassNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 FullNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
@@ -153,7 +153,7 @@ make_predictor(kernels.TraceNTK(), <model:Model model>, <X:images X>, <dual_coef
     <offset:any np.zeros(3)>, <memory:memory '2GiB'>)(X)
 plan.parse_memory(<memory:memory '2GiB'>)
 store.read_gram(<path:path folder + '/K.zarr'>)
-kernels.open_gram(<path:path folder + '/K.zarr'>) @ np.ones(12) # X
+kernels.open_gram(<path:path folder + '/K.zarr'>).matvec(np.ones(12)) # X
 gram_operator('class', model, X).columns(<indices:integers np.array([3, 0])>)
 solve(<gram:matrix K>, <targets:matrix Y>, <alpha:number 0.1>, <solver:solver 'cholesky'>,
     <sample_weight:vector? None>) # targets
@@ -163,10 +163,10 @@ solve(<gram:matrix K4>, <targets:matrix Y>, <alpha:number 0.1>) # targets
 Cholesky(<max_residual:number? None>)(<A:matrix K + np.eye(12)>, <B:matrix Y>) # B
 Eigh(<max_residual:number? None>, <rcond:number? None>)(<A:matrix K + np.eye(12)>, <B:matrix Y>) # B
 kernel_trace(<K:matrix K>)
-kernel_norm(<K:matrix K>, probes=<probes:any analysis.Probes()>)
+kernel_norm(<K:matrix K>, <probes:any analysis.Probes()>)
 top_eigenpairs(<K:matrix K>, <k:integer 3>)
 effective_rank(<K:matrix K>, <kind:choice 'entropy'>)
-effective_rank(gram_operator('trace', model, X), <kind:choice 'entropy'>, probes=<probes:any analysis.Probes()>)
+effective_rank(gram_operator('trace', model, X), <kind:choice 'entropy'>, <probes:any analysis.Probes()>)
 kernel_alignment(<K1:matrix K>, <K2:matrix K_other>, <centered:flag False>)
 kernel_distance(<K1:matrix K>, <K2:matrix K_other>)
 kernel_specialization(<K_classes:matrix K3>, <Y:matrix Y>, <normalization:choice 'kernels'>,

@@ -20,7 +20,14 @@ X, Y = load_iris(return_X_y=True)
 X, Y = X[::3] / 8, np.array(["a", "b", "c"])[Y[::3]]
 ATTACK = PGD(0.05, 3)
 # Private attributes of scikit-learn's own estimators, which nothing public tells.
-THEIRS = {"_fields", "_gamma", "_transformer_to_input_indices"}
+THEIRS = {
+    "_fields",
+    "_gamma",
+    "_n_features_outs",
+    "_response_method",
+    "_score_func",
+    "_transformer_to_input_indices",
+}
 
 
 @pytest.fixture(scope="module")
