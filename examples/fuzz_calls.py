@@ -162,6 +162,13 @@ solve(<gram:matrix K3>, <targets:matrix Y>, <alpha:number 0.1>, <solver:solver '
 solve(<gram:matrix K4>, <targets:matrix Y>, <alpha:number 0.1>) # targets
 Cholesky(<max_residual:number? None>)(<A:matrix K + np.eye(12)>, <B:matrix Y>) # B
 Eigh(<max_residual:number? None>, <rcond:number? None>)(<A:matrix K + np.eye(12)>, <B:matrix Y>) # B
+ConjugateGradient(<tol:number 1e-6>, <max_iter:integer 100>, <rank:integer? None>,
+    <seed:integer 0>)(<A:matrix K + np.eye(12)>, <B:matrix Y>) # B
+solve(<gram:matrix K>, <targets:matrix Y>, <alpha:number 0.1>, solver=Nystrom(<n_landmarks:integer? None>,
+    <tol:number 1e-8>, <seed:integer 0>)) # targets
+solve(FeatureGram(<inputs:rows X>), <targets:matrix Y>, <alpha:number 0.1>, solver=EigenPro(<tol:number 1e-3>,
+    <max_epochs:integer 20>, <batch_size:integer? None>, <n_eigenvectors:integer? None>,
+    <n_sample:integer 2000>, <seed:integer 0>)) # targets
 kernel_trace(<K:matrix K>)
 kernel_norm(<K:matrix K>, <probes:any analysis.Probes()>)
 top_eigenpairs(<K:matrix K>, <k:integer 3>)
@@ -198,10 +205,10 @@ EmpiricalNTKRegressor(<estimator:source net>, <kernel:kernel 'pseudo'>, <alpha:n
     <max_epochs:integer 1>, <batch_size:integer 16>, <input_shape:any None>, <random_state:seed? 0>).
     fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).predict(X)
 EmpiricalNTKClassifierCV(<estimator:source model>, <kernel:kernel 'trace'>, <alphas:vector np.array([0.1, 1.0])>,
-    <scoring:choice 'accuracy'>, <attack:attack? None>, <cv:integer 2>, <class_weight:any None>, <cache:any None>,
+    <scoring:choice 'accuracy'>, <attack:attack? None>, <cv:any 2>, <class_weight:any None>, <cache:any None>,
     <memory:memory '2GiB'>, <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).
     predict_proba(<X:rows X>)
-EmpiricalNTKClassifierCV(model, alphas=[1.0], scoring='robust', <attack:attack pgd>, <cv:integer 2>,
+EmpiricalNTKClassifierCV(model, alphas=[1.0], scoring='robust', <attack:attack pgd>, <cv:any 2>,
     <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>).predict(X)
 EmpiricalNTKRegressorCV(<estimator:source net>, <kernel:kernel 'pseudo'>,
     <stopping_times:vector? np.array([1.0, 10.0])>, <scoring:choice 'gcv'>, <input_shape:any None>,

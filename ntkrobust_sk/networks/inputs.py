@@ -37,13 +37,17 @@ def shapes_of(leaves: list) -> tuple[tuple[tuple[int, ...], np.dtype], ...]:
     >>> shapes_of([jnp.zeros(2), 1.0])
     (((2,), dtype('float32')), ((), dtype('float32')))
     """
+    return tuple(_shape_of(leaf) for leaf in leaves)
+
+
+def _shape_of(leaf):
     # what JAX makes of a dtype is asked only where that may be another one: it takes longer than all the rest
-    return tuple(
-        (leaf.shape, SINGLE)
-        if isinstance(leaf, jax.Array) and leaf.dtype == SINGLE
-        else (jnp.shape(leaf), jnp.result_type(leaf))
-        for leaf in leaves
-    )
+    if isinstance(leaf, jax.Array) and leaf.dtype == SINGLE:
+        return leaf.shape, SINGLE
+    try:
+        return jnp.shape(leaf), jnp.result_type(leaf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"the variables of a model must be arrays, got {brief(leaf)}") from error
 
 
 def as_inputs(x, params: PyTree, name: str = "x") -> jax.Array:
