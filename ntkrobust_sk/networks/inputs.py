@@ -45,7 +45,7 @@ def _shape_of(leaf):
     if isinstance(leaf, jax.Array) and leaf.dtype == SINGLE:
         return leaf.shape, SINGLE
     try:
-        return jnp.shape(leaf), jnp.result_type(leaf)
+        return tuple(jnp.shape(leaf)), jnp.result_type(leaf)
     except (TypeError, ValueError) as error:
         raise TypeError(f"the variables of a model must be arrays, got {brief(leaf)}") from error
 
