@@ -21,6 +21,7 @@ RUN_HERE = [
     "fewer_digits",
     "frame_pipeline",
     "gram_on_disk",
+    "kernel_of_many",
     "nearest_points",
     "transfer",
 ]
