@@ -49,9 +49,9 @@ for name, model in models.items():
     ]
 
 # %%
-# Bars are three standard errors. From 512 images on the measures hardly change, so a few hundred are enough to tell
-# these two kernels apart. Without the constant part, more of a kernel is outside of the few directions in which sums
-# are exact, and alignments are known less well.
+# Bars are three standard errors. From 512 images on the measures hardly change, so a few hundred are enough to
+# tell these two kernels apart. Without the constant part, more of a kernel is outside of the few directions in
+# which sums are exact, and alignments are known less well.
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 for ax, found, label in zip(axes, (ranks, alignments), ("participation ratio", "centred alignment"), strict=True):
