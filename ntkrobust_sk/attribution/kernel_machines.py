@@ -203,7 +203,7 @@ def _tiles(
     job_count(n_jobs)
     budget, n_rows = parse_memory(memory), max(len(X), len(X_fit))
     # terms are large and of both signs where the ridge is small, so their sum shows the rounding of each
-    dtype = own_digits(kernel, model) or "float64"
+    dtype = own_digits(kernel, model) or ("float64" if kernel.is_tangent else None)
     plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=n_rows, dtype=dtype, inputs=X.dtype)
     job = TileJob(kernel, model, X, X_fit, plan, dtype)
     for (i, j), (block,) in finished_tiles(job, job.tiles(), n_jobs, width=plan.panel):

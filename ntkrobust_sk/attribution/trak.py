@@ -17,7 +17,7 @@ import numpy as np
 import scipy.special
 from numpy.typing import ArrayLike
 
-from .._validation import brief, integer, number
+from .._validation import LARGEST_SEED, brief, integer, number
 from ..execution.memory import parse_memory, readable
 from ..execution.tiles import evaluate, network_rows
 from ..kernels.plan import make_plan
@@ -114,7 +114,8 @@ def trak_scores(
     (5, 150)
     """
     models = _checked_models(models)
-    kernel = ProjectedNTK(integer("n_components", n_components, low=1), random_state, of="pseudo")
+    seed = integer("random_state", random_state, low=0, high=LARGEST_SEED)
+    kernel = ProjectedNTK(integer("n_components", n_components, low=1), seed, of="pseudo")
     alpha, budget = number("alpha", alpha, above=0), parse_memory(memory)
     products, doubts = [], []
     for model in models:

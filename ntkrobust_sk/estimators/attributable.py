@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import integer
+from .._validation import brief, integer
 from ..attribution.kernel_machines import TopContributions, contributions, top_contributions
 from ..targets.labels import encode_labels
 from .attackable import AttackableEstimator
@@ -105,7 +105,12 @@ class AttributableMachine(KernelSource, AttackableEstimator):
         n_targets = self.dual_coef_.shape[1]
         if is_classifier(self):
             labels: ArrayLike = self._answers(self._evaluate(X)) if target is None else target
-            readout = np.eye(n_targets)[encode_labels(labels, self.classes_, len(X))]
+            try:
+                readout = np.eye(n_targets)[encode_labels(labels, self.classes_, len(X))]
+            except (TypeError, ValueError) as error:
+                raise type(error)(
+                    f"target must hold a label for each input, got {brief(target)}: {error}"
+                ) from None
             return 2 * readout - 1 if n_targets == 2 else readout
         if target is None and n_targets > 1:
             raise ValueError(f"this machine has {n_targets} targets: give target=0, ..., or {n_targets - 1}")

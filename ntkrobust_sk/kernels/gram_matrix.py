@@ -61,7 +61,8 @@ def gram(
         A kernel of :mod:`ntkrobust_sk.kernels`, or any hashable ``kernel(model, x1, x2) -> block`` whose
         block has axes (n, m, ...).
     model : Model
-        Or None for a kernel that is a function of the inputs alone, such as :class:`InfiniteNTK`.
+        Or None for a kernel that is a function of the inputs alone, such as :class:`InfiniteNTK`; one of your own
+        says so by an attribute ``needs_model = False``.
     X : array (n, ...)
     Y : array (m, ...), default=None
         The columns' inputs; None means X, and gives an exactly symmetric matrix.

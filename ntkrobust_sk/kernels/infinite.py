@@ -27,7 +27,8 @@ class InfiniteNTK:
     so of :class:`TraceNTK` (Jacot et al. 2018, arXiv:1806.07572; Lee et al. 2019, arXiv:1902.06720). It is a
     function of the inputs alone: give ``None`` where :func:`~ntkrobust_sk.gram` takes a model. It goes wherever a
     kernel goes: into stores, estimators and attacks. In single precision entries of near inputs have four digits
-    where the network has ReLUs, since the angle between these inputs is the arc cosine of a number next to 1.
+    where the network has ReLUs, since the angle between these inputs is the arc cosine of a number next to 1;
+    ``gram(..., dtype="float64")`` computes in double precision.
 
     Parameters
     ----------

@@ -6,7 +6,6 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ntkrobust_sk import (
-    CNN,
     MLP,
     EmpiricalNTKClassifier,
     EmpiricalNTKClassifierCV,
@@ -134,7 +133,7 @@ def test_of_equal_contributions_the_first_come_first():
 
 
 def test_rows_images_and_integers_are_taken_as_by_predict():
-    network = CNN(n_outputs=2, widths=(2,), strides=(2,))
+    network = MLP(n_outputs=2, widths=(3,))
     model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
     images = rng.integers(0, 3, size=(12, 4, 4, 1))
     machine = EmpiricalNTKClassifier(model, alpha=0.1).fit(images, np.array(["a", "b"] * 6))

@@ -77,6 +77,9 @@ def test_a_store_of_it_goes_on_without_a_model_and_knows_another_kernel(tmp_path
 
 
 def test_it_keeps_the_laws_of_a_kernel_and_takes_double_precision():
+    # the angles of single precision would be off by 1e-4
+    double = gram(KERNEL, None, X, dtype="float64")
+    np.testing.assert_allclose(double, arc_cosine(X.astype(float), X.astype(float))[0], rtol=1e-7, atol=1e-9)
     with enable_x64(True):
         assert gram(KERNEL, None, X.astype(float)).dtype == np.float64
         check_kernel(KERNEL, KERNEL.finite(jax.random.key(0), (4,)), X.astype(float), tangent=False)

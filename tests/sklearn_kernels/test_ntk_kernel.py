@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC, SVR
 
-from ntkrobust_sk import CNN, MLP, PGD, Model, NTKKernel, as_model, gram, perturb
+from ntkrobust_sk import MLP, PGD, Model, NTKKernel, as_model, gram, perturb
 from ntkrobust_sk.cli.attack import load_estimator
 from ntkrobust_sk.sklearn_kernels import ntk_kernel
 
@@ -181,7 +181,7 @@ def test_a_pipeline_on_it_is_attacked_by_its_gradient():
 
 
 def test_rows_are_images_of_the_shape_that_is_said():
-    network = CNN(n_outputs=2, widths=(2,), strides=(2,))
+    network = MLP(n_outputs=2, widths=(3,))
     model = Model(network, network.init(jax.random.key(0), (4, 4, 1)))
     images = rng.uniform(size=(6, 4, 4, 1))
     rows, kernel = images.reshape(6, 16), NTKKernel(model, input_shape=(4, 4, 1))
