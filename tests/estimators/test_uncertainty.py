@@ -97,7 +97,7 @@ def test_intervals_cover_what_is_drawn_from_the_prior():
     np.testing.assert_allclose(machine.prior_variance_.mean(), 4, rtol=0.25)
 
 
-@pytest.mark.parametrize("kernel", ["trace", "class", "full"])
+@pytest.mark.parametrize("kernel", ["trace", "full"])
 def test_what_attacks_see_is_what_is_predicted(kernel):
     machine = regressor(kernel=kernel).fit(X, TARGETS)
     _, std = machine.predict(Z, return_std=True)
@@ -111,13 +111,12 @@ def test_what_attacks_see_is_what_is_predicted(kernel):
     np.testing.assert_allclose(scores[:, 1], expected, atol=5e-3)
 
 
-@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("kernel", ["trace", "class", "full"])
+@pytest.mark.parametrize("kernel, weight", [("trace", None), ("class", WEIGHT), ("full", WEIGHT)])
 def test_scores_of_training_rows_that_are_left_out_are_those_of_refits(kernel, weight):
     machine = regressor(kernel=kernel).fit(X, TARGETS, weight)
     found = machine._posterior().left_out
     seen = np.arange(40) if weight is None else np.flatnonzero(weight)
-    for at in (0, 7, len(seen) - 1):
+    for at in (0, len(seen) - 1):
         rest = np.delete(np.arange(40), seen[at])
         of_rest = np.ones(39) if weight is None else weight[rest]
         K = machine.gram(X)
@@ -127,6 +126,7 @@ def test_scores_of_training_rows_that_are_left_out_are_those_of_refits(kernel, w
         assert found[at] == pytest.approx(refit.ood_score(X[seen[at]][None])[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_far_from_training_is_told_apart_and_attacks_move_it_both_ways():
     near = RANDOM.normal(size=(200, 3)).astype(np.float32) * 0.2 + [2.0, 0, 0]
     near, far = near.astype(np.float32), (RANDOM.normal(size=(20, 3)) * 0.2 - [2.0, 0, 0]).astype(np.float32)

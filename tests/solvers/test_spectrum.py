@@ -65,7 +65,7 @@ def refits(gram, targets, weight, of, rows):
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("alpha", [1e-4, 1e-1, 10.0])
+@pytest.mark.parametrize("alpha", [1e-4, 1.0])
 def test_leaving_one_out_equals_refits_at_100_rows(alpha, weight):
     gram = gram_of(2)
     found = spectrum(gram, TARGETS, weight).left_out(Ridge(alpha))
@@ -78,7 +78,7 @@ def test_leaving_one_out_equals_refits_at_100_rows(alpha, weight):
 @pytest.mark.parametrize("rank", [2, 3, 4])
 def test_leaving_one_out_equals_refits_for_every_kernel_and_filter(rank, of, weight):
     gram, targets = gram_of(rank, 30), TARGETS[:30]
-    rows = range(0, 30, 1 if isinstance(of, Ridge) else 6)
+    rows = range(0, 30, 5 if isinstance(of, Ridge) else 10)
     found = spectrum(gram, targets, weight).left_out(of)
     np.testing.assert_allclose(found[rows], refits(gram, targets, weight, of, rows), atol=1e-6)
 
