@@ -101,6 +101,26 @@ def target_alignment(K: LinearOperator, Y: np.ndarray, probes: Probes, *, center
     return jackknifed(lambda square: _cosine(both, square, of_targets**2), made.inner(0, 0))
 
 
+def alignments(K: LinearOperator, Y: np.ndarray, probes: Probes, *, centered: bool = False) -> np.ndarray:
+    """Return the cosines (C,) of a kernel with each y yᵀ; targets (n, C) are those of :func:`target_alignment`."""
+    made = sketch(probes, Y, K=_as_asked("K", K, centered))
+    return (Y * made.of_extra[0]).sum(0) / (math.sqrt(made.inner(0, 0).mean()) * (Y * Y).sum(0))
+
+
+class OfClass(LinearOperator):
+    """The kernel (n, n) of one output, of a class kernel (n·C, n·C) in the order of examples."""
+
+    def __init__(self, K: LinearOperator, c: int, n_classes: int):
+        self.K, self.c, self.n_classes = K, c, n_classes
+        super().__init__(np.dtype(np.float64), (K.shape[0] // n_classes,) * 2)
+
+    def _matmat(self, X):
+        whole = np.zeros((len(X), self.n_classes, X.shape[1]))
+        whole[:, self.c] = X
+        found = products(self.K, whole.reshape(-1, X.shape[1]), "K_classes")
+        return found.reshape(whole.shape)[:, self.c]
+
+
 def top_mass(K: LinearOperator, k: int, probes: Probes) -> Estimate:
     """Return the share of the top k eigenvalues in the squared spectrum; the rest is estimated."""
     found, rng = block_lanczos(K, k, random_state=probes.random_state), np.random.default_rng(probes.random_state)

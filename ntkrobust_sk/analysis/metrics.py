@@ -219,7 +219,12 @@ def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False, *, probes
 
 
 def kernel_specialization(
-    K_classes: AnyArray, Y: AnyArray, normalization: str = "kernels", centered: bool = False
+    K_classes: AnyArray,
+    Y: AnyArray,
+    normalization: str = "kernels",
+    centered: bool = False,
+    *,
+    probes: Probes = PROBES,
 ) -> AnyArray:
     """Compute how much the kernel of each output prefers its own class, from M(c, d) = A(K_c, y_d y_dᵀ).
 
@@ -240,13 +245,16 @@ def kernel_specialization(
 
     Parameters
     ----------
-    K_classes : array (n, n, C)
-        The class kernel: ``K_classes[:, :, c]`` is the Gram matrix of output c.
+    K_classes : array (n, n, C), or operator (n·C, n·C)
+        The class kernel: ``K_classes[:, :, c]`` is the Gram matrix of output c. An operator has the order of
+        examples, row i·C + c, and takes two products for each class.
     Y : array (n, C)
         Targets, column d for class d, such as one-hot classes.
     normalization : {"kernels", "targets", None}, default="kernels"
     centered : bool, default=False
         Centre kernels and targets first, as in :func:`target_alignment`.
+    probes : Probes
+        For operators, whose norms are estimated; standard errors are those of :func:`target_alignment`.
 
     Returns
     -------
@@ -270,8 +278,13 @@ def kernel_specialization(
     axes = {"kernels": 0, "targets": 1, None: None}
     check_choice("normalization", normalization, axes)
     flag("centered", centered)
-    K_classes, Y = array("K_classes", K_classes, kinds=COMPLEX), array("Y", Y, kinds=COMPLEX)
-    shape = K_classes.shape
+    Y, of_operator = array("Y", Y, kinds=COMPLEX), are_operators(probes, K_classes=K_classes)
+    if of_operator:
+        n_classes, size = max(1, Y.shape[-1]), checked_operator("K_classes", K_classes).shape[0]
+        shape = (size // n_classes, size // n_classes, n_classes) if size % n_classes == 0 else (size, size)
+    else:
+        K_classes = array("K_classes", K_classes, kinds=COMPLEX)
+        shape = K_classes.shape
     if len(shape) != 3 or Y.shape != shape[1:] or 0 in shape:
         raise ValueError(f"K_classes must have shape (n, n, C) and Y (n, C); got {shape} and {Y.shape}")
     n, Y = shape[0], checked_targets("Y", Y, shape[0], centered)
@@ -282,7 +295,12 @@ def kernel_specialization(
             "needs samples"
         )
     rows = []
-    for c in range(K_classes.shape[2]):
+    for c in range(shape[2]):
+        if of_operator:
+            rows.append(
+                estimates.alignments(estimates.OfClass(K_classes, c, shape[2]), Y, probes, centered=centered)
+            )
+            continue
         K, norm = checked_gram(K_classes[:, :, c], f"K_classes[:, :, {c}]", centered)
         rows.append(np.sum(Y * (K @ Y), axis=0) / (norm * squares))
     M = np.stack(rows)

@@ -14,6 +14,7 @@ from ntkrobust_sk import (
     kernel_alignment,
     kernel_distance,
     kernel_norm,
+    kernel_specialization,
     kernel_trace,
     kernel_velocity,
     polar_dynamics,
@@ -130,6 +131,21 @@ def test_a_matrix_smaller_than_the_range_is_measured_exactly(name, monkeypatch):
         measure = partial(measure.func, **given)
     found = measure(aslinearoperator(few), probes=Probes(n_range=27))
     assert found == pytest.approx(measure(few), rel=1e-7) and found.standard_error < 1e-7
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_class_kernel_that_is_an_operator_is_specialised_as_its_matrix(centered):
+    n, n_classes = 40, 3
+    kernels = np.stack([spectrum_like_a_kernel(n, seed) for seed in range(n_classes)], -1)
+    whole = np.einsum("nmc,cd->ncmd", kernels, np.eye(n_classes)).reshape(n * n_classes, -1)
+    Y = np.eye(n_classes)[np.arange(n) % n_classes]
+    for normalization in ("kernels", None):
+        found = kernel_specialization(
+            aslinearoperator(whole), Y, normalization, centered, probes=Probes(n_range=40)
+        )
+        np.testing.assert_allclose(found, kernel_specialization(kernels, Y, normalization, centered), rtol=1e-9)
+    with pytest.raises(ValueError, match="K_classes must have shape"):
+        kernel_specialization(aslinearoperator(np.eye(40)), Y)
 
 
 def test_the_same_seed_gives_the_same_number_and_another_one_another():
