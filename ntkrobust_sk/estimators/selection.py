@@ -122,7 +122,7 @@ class SelectingMachine(ClosedFormMachine):
         seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
         from sklearn.model_selection import check_cv
 
-        splitter = check_cv(self.cv, np.asarray(y), classifier=is_classifier(self))
+        splitter: Any = check_cv(self.cv, np.asarray(y), classifier=is_classifier(self))
         folds = [
             self._fold_scores(candidates, K, targets, sample_weight, train, test, X, y, seed)
             for train, test in splitter.split(self.X_fit_, np.asarray(y))

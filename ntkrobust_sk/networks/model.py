@@ -238,13 +238,13 @@ def require_model(model: object, name: str = "model") -> Model:
             "Model(network, Variables(params)), or Variables(params, state) where the network has a state"
         )
     leaves = jax.tree.leaves(model.variables.params)
+    for i, leaf in enumerate(leaves):
+        if not _is_real(leaf):
+            raise _no_parameter(f"{name}.variables.params", model.variables.params, i)
     if sum(math.prod(jnp.shape(leaf)) for leaf in leaves) == 0:
         raise ValueError(
             f"{name} has no parameters, so it has no gradients: its params are {brief(model.variables[0])}"
         )
-    for i, leaf in enumerate(leaves):
-        if not _is_real(leaf):
-            raise _no_parameter(f"{name}.variables.params", model.variables.params, i)
     if not are_finite(leaves):
         at = next(i for i, leaf in enumerate(leaves) if not all_finite([leaf]))
         raise ValueError(

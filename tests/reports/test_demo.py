@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ntkrobust_sk._files import held
+from ntkrobust_sk._locks import held
 from ntkrobust_sk.cli import command as cli
 from ntkrobust_sk.evolution.experiment import preset
 from ntkrobust_sk.reports import demo
