@@ -15,7 +15,7 @@ from .convergence import SolveReport, warn_unless_converged
 from .direct import SingularGramError, prepared
 from .matrices import require_symmetric
 from .pivoting import pivoted_cholesky
-from .systems import RidgeSystem
+from .systems import RidgeSystem, together
 
 # The preconditioner's ridge is no smaller than this part of its largest eigenvalue.
 SMALLEST_SHIFT = 1e-12
@@ -182,7 +182,7 @@ class ConjugateGradient(IterativeSolver):
         triangle = cholesky_factor(square + shift * xp.eye(len(pivots), dtype=square.dtype))
         factor = solve_triangular(triangle, factor.T).T
         detail = f"preconditioner of rank {len(pivots)}, without {left / diagonal.sum():.1e} of the trace"
-        return (lambda V: (V - factor @ (factor.T @ V)) / shift), detail
+        return (lambda V: (V - factor @ (factor.T @ together(V))) / shift), detail
 
 
 def _recursion(system, precondition, R, targets, max_iter):
