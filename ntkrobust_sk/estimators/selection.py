@@ -60,7 +60,11 @@ class SelectingMachine(ClosedFormMachine):
         K = np.asarray(self._training_gram(job))
         found = spectrum(K, targets, sample_weight)
         if self.scoring == "robust":
-            scores = self._robust_scores(candidates, K, targets, sample_weight, given, key_attack)
+            # of folds, whose matrices are smaller, some more could be fitted
+            usable = [of for of in candidates if found.holds(of)]
+            robust = self._robust_scores(usable, K, targets, sample_weight, given, key_attack)
+            known = dict(zip(usable, robust, strict=True))
+            scores = [known.get(of, np.nan) for of in candidates]
         else:
             scores = self._scores_of_each(found, candidates, targets, labels, sample_weight)
         best = self._chosen(candidates, np.array(scores))
@@ -129,7 +133,7 @@ class SelectingMachine(ClosedFormMachine):
         ]
         # the machine of the last fold and candidate
         vars(self).pop("predictor_", None)
-        return list(np.mean(folds, axis=0))
+        return np.mean(folds, axis=0).tolist()
 
     def _fold_scores(self, candidates, K, targets, sample_weight, train, test, X, y, seed):
         """Return the score under attack on one fold of each filter fitted on the others."""
