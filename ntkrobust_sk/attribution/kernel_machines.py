@@ -210,6 +210,11 @@ def _tiles(
         rows, columns = (
             slice(at * plan.rows, min((at + 1) * plan.rows, len(of))) for at, of in ((i, X), (j, X_fit))
         )
+        if block.ndim > 2 and block.shape[2] != dual_coef.shape[1]:
+            raise ValueError(
+                f"dual_coef must have a column for each of the {block.shape[2]} outputs of {brief(kernel)}, got "
+                f"shape {dual_coef.shape}"
+            )
         block = np.asarray(block, np.float64)[: rows.stop - rows.start, : columns.stop - columns.start]
         yield rows, columns, _terms(block, dual_coef[columns], None if readout is None else readout[rows])
 

@@ -35,7 +35,8 @@ class AttributableMachine(KernelSource, AttackableEstimator):
         Summed over the training points, and with ``intercept_`` (of two classes the second's minus the first's),
         they are what ``decision_function`` or, of a regressor, ``predict`` gives. That holds for each kernel: the
         class kernel's contributions are K_c(x, x_i) α_ic, the full kernel's Σ_d K_cd(x, x_i) α_id. They say how
-        this answer is put together, not what it would be after training without the point.
+        this answer is put together, not what it would be after training without the point. With a network in
+        mixed precision they sum to the answer within its digits.
 
         Parameters
         ----------

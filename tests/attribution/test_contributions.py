@@ -187,6 +187,8 @@ def test_without_the_most_helpful_fifth_true_scores_fall_more_than_without_any_f
             ValueError,
             r"dual_coef must be \(m, T\)",
         ),
+        (lambda m: terms(np.ones((40, 2)), kernel="class"), ValueError, "a column for each of the 3 outputs"),
+        (lambda m: terms(np.ones((40, 2)), kernel="full"), ValueError, "a column for each of the 3 outputs"),
         (lambda m: terms(np.ones((40, 2)), None), TypeError, "model must be"),
         (lambda m: terms(np.full((40, 2), np.inf)), ValueError, "dual_coef"),
         (lambda m: terms(np.full((40, 2), 1e308)), FloatingPointError, "not finite"),
@@ -203,10 +205,10 @@ def test_what_does_not_fit_is_said(call, error, said, machines):
         call(machines("trace"))
 
 
-def terms(dual, model=MODEL, readout=None):
+def terms(dual, model=MODEL, readout=None, kernel="trace"):
     if readout is None:
-        return contributions("trace", model, X, X, dual)
-    return top_contributions("trace", model, X, X, dual, readout, 1)
+        return contributions(kernel, model, X, X, dual)
+    return top_contributions(kernel, model, X, X, dual, readout, 1)
 
 
 def by_descent():
