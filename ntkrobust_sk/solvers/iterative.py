@@ -66,7 +66,7 @@ class IterativeSolver:
             If the residual stays above the tolerance; the answer is returned all the same.
         """
         if isinstance(A, LinearOperator):
-            B = array("B", B, finite=True)
+            B = np.asarray(array("B", B, finite=True), np.float64)
             if A.shape[0] != A.shape[1] or B.ndim not in (1, 2) or len(B) != A.shape[0]:
                 raise ValueError(
                     f"A must be (n, n) and B (n,) or (n, k), got an operator of shape {A.shape} and {B.shape}"
