@@ -36,6 +36,7 @@ LEFT_OUT = {
     "norms": "compiles four attacks",
     "robustness_curves": "attacks a kernel machine at five radii",
     "sklearn_on_gram": "attacks three support vector machines",
+    "solvers": "solves 36 systems",
     "spectrum": "attacks twenty eigenfeatures, draws twenty images",
     "tangent_features": "takes features of 100,000 points",
     "uncertainty": "compiles three attacks on kernel machines",

@@ -207,13 +207,13 @@ class Measurements:
             scores["validation"] = accuracy(model, self._adversarial(model, X, y, seed), y)
         X, y = examples.kernel
         X_adv = self._adversarial(model, X, y, seed)
-        kernels, measured, memory = {}, {}, self.experiment.memory
+        kernels, measured, experiment = {}, {}, self.experiment
         for images, X_seen in zip(IMAGES, (X, X_adv), strict=True):
             store = self._kernel_store(seed, regime, epoch, images)
-            K = np.asarray(gram("trace", model, X_seen, memory=memory, store=store))
+            K = np.asarray(gram("trace", model, X_seen, memory=experiment.memory, store=store))
             kernels[images] = hash_arrays([K])
             measured |= {f"{images}_{name}": value for name, value in kernel_metrics(K, y).items()}
-        layers = cast(dict, gram("class", model, X, memory=memory, by_layer=True))
+        layers = cast(dict, gram("class", model, X, memory=experiment.memory, by_layer=True))
         sizes = {"n_train": len(examples.training[1]), "n_test": len(examples.test[1]), "n_kernel": len(y)}
         if self.experiment.n_kernel == "all":
             measured |= self._of_all_examples(model, seed)

@@ -695,9 +695,9 @@ def test_everything_that_takes_memory_is_given_the_experiments():
         node
         for node in ast.walk(ast.parse(inspect.getsource(sys.modules["ntkrobust_sk.evolution.tasks"])))
         if isinstance(node, ast.Call)
-        and getattr(node.func, "id", "") in ("gram", "make_predictor", "ntk_features")
+        and getattr(node.func, "id", "") in ("gram", "gram_operator", "make_predictor", "ntk_features")
     ]
-    assert len(calls) >= 6
+    assert len(calls) >= 7
     for call in calls:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert given.get("memory", "").endswith("experiment.memory"), ast.unparse(call)

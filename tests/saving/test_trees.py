@@ -169,6 +169,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Linearized": {"network": ResNet18(), "centered": True},
     "Stateless": {"apply_fn": "apply_fn"},
     "CallableKernel": {"function": "kernel"},
+    "InfiniteNTK": {"network": "infinite", "kind": "nngp"},
     "Model": {"network": MLP(), "variables": Variables(())},
     "Variables": {"params": (1.5,)},
     "PrimalPredictor": {"kernel": "k", "model": None, "tangents": (), "offset": 0},
@@ -189,6 +190,10 @@ def kernel(model, x1, x2):
     return x1 @ x2.T
 
 
+def infinite(stax):
+    return stax.serial(stax.Dense(1))
+
+
 def linear(a, b):
     return a @ b.T
 
@@ -199,8 +204,10 @@ def test_every_name_in_the_table_is_that_of_a_class_that_is_saved(name, through)
     assert kind.__name__ == name and name_of(kind) == name
     saved_as("tests.apply_fn")(apply_fn)
     saved_as("tests.kernel")(kernel)
-    arguments = {k: {"apply_fn": apply_fn, "kernel": kernel}.get(v, v) if isinstance(v, str) else v
-                 for k, v in ARGUMENTS.get(name, {}).items()}  # fmt: skip
+    saved_as("tests.infinite")(infinite)
+    functions = {"apply_fn": apply_fn, "kernel": kernel, "infinite": infinite}
+    given = ARGUMENTS.get(name, {})
+    arguments = {k: functions.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
     value = kind(**arguments)
     again = through(value)
     assert type(again) is kind and repr(again) == repr(value)
