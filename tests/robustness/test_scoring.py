@@ -365,7 +365,7 @@ def test_scikit_learn_s_estimators_are_attacked_through_their_gradients(estimato
 def test_what_has_no_gradient_is_attacked_as_a_black_box(monkeypatch):
     monkeypatch.setattr(targets, "QUERIES", 60)
     forest = RandomForestClassifier(5, random_state=0).fit(X, Y)
-    calibrated = CalibratedClassifierCV(FrozenEstimator(fitted_classifier())).fit(X, Y)
+    calibrated = CalibratedClassifierCV(FrozenEstimator(forest)).fit(X, Y)
     attacks = (PGD(0.05), PGD(0.1, norm="l2"), PGD(0.05))
     for fitted, attack in zip((forest, make_pipeline(MinMaxScaler(), forest), calibrated), attacks, strict=True):
         fitted.fit(X, Y)

@@ -204,7 +204,7 @@ def test_every_name_in_the_table_is_that_of_a_class_that_is_saved(name, through)
     assert kind.__name__ == name and name_of(kind) == name
     saved_as("tests.apply_fn")(apply_fn)
     saved_as("tests.kernel")(kernel)
-    saved_as("tests.infinite")(infinite)
+    saved_as("tests.of_infinite_width")(infinite)
     functions = {"apply_fn": apply_fn, "kernel": kernel, "infinite": infinite}
     given = ARGUMENTS.get(name, {})
     arguments = {k: functions.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
