@@ -49,13 +49,14 @@ class InfiniteNTK:
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from ntkrobust_sk import InfiniteNTK, gram
+    ``gram(kernel, None, X)`` is its Gram matrix; neural-tangents is imported then.
+
+    >>> from ntkrobust_sk import InfiniteNTK
     >>> def network(stax):
     ...     return stax.serial(stax.Dense(512), stax.Relu(), stax.Dense(10))
-    >>> K = gram(InfiniteNTK(network), None, np.eye(4))
-    >>> K.shape, bool((K == K.T).all())
-    ((4, 4), True)
+    >>> kernel = InfiniteNTK(network)
+    >>> kernel.kind, kernel.rank, kernel.needs_model
+    ('ntk', 2, False)
     """
 
     network: Any
