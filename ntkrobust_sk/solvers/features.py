@@ -78,7 +78,7 @@ class FeatureGram(LinearOperator):
     def block(self, rows: Any, columns: Any) -> np.ndarray:
         """Return the entries of some rows and columns."""
         right = self.rows(np.asarray(columns)).astype(np.float64)
-        if rows == slice(None):
+        if isinstance(rows, slice) and rows == slice(None):
             return np.concatenate([left @ right.T for _, left in self.blocks()])
         return self.rows(rows) @ right.T
 

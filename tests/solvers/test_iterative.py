@@ -243,6 +243,13 @@ def test_eigenpro_reads_rows_as_a_transformer_makes_them():
     assert max(seen) <= N and seen.count(32) > 5
 
 
+def test_blocks_of_a_gram_matrix_of_features_take_slices_and_indices():
+    rows = np.random.default_rng(0).normal(size=(6, 3))
+    K, dense = FeatureGram(rows), rows @ rows.T
+    for at in (slice(None), slice(1, 3), np.array([4, 1]), [4, 1]):
+        np.testing.assert_allclose(K.block(at, [0, 2]), dense[at][:, [0, 2]])
+
+
 def test_a_gram_matrix_of_features_is_their_products():
     K, dense = FeatureGram(FEATURES), FEATURES @ FEATURES.T
     np.testing.assert_allclose(K @ TARGETS, dense @ TARGETS)
