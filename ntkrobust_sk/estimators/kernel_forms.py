@@ -13,7 +13,7 @@ from ..kernels.operator import gram_operator
 from ..kernels.projected import ProjectedNTK
 from ..networks.inputs import params_dtype
 from ..networks.model import Model
-from ..solvers.choice import DIRECT_SIZE, SMALL_ALPHA, SOLVERS, resolve_solver
+from ..solvers.choice import SOLVERS, resolve_solver, solver_of_matrix
 from ..solvers.eigenpro import EigenPro
 from ..solvers.features import FeatureGram
 from ..solvers.iterative import IterativeSolver
@@ -72,7 +72,7 @@ def kernel_form(
     has_rows = rank == 2 and kernel.is_tangent
     if found is None:
         if fits:
-            found = SOLVERS["cholesky" if size <= DIRECT_SIZE or alpha < SMALL_ALPHA else "cg"]
+            found = solver_of_matrix(size, alpha)
         elif n <= OPERATOR_SIZE or not has_rows:
             found = SOLVERS["cg"]
         else:

@@ -81,4 +81,13 @@ def chosen_solver(gram: Any, alpha: float) -> Callable:
     if isinstance(gram, LinearOperator):
         return SOLVERS["cg"]
     size = gram.shape[0] * (gram.shape[2] if len(gram.shape) == 4 else 1)
+    return solver_of_matrix(size, alpha)
+
+
+def solver_of_matrix(size: int, alpha: float) -> Callable:
+    """Return the solver that "auto" stands for, of a matrix with so many equations.
+
+    >>> solver_of_matrix(500, 1e-2)
+    Cholesky(max_residual=None)
+    """
     return SOLVERS["cholesky" if size <= DIRECT_SIZE or alpha < SMALL_ALPHA else "cg"]
