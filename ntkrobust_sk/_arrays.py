@@ -232,6 +232,19 @@ def _raising(A, function):
         return function(A)
 
 
+def cholesky_solve(L, B):
+    """Solve L Lᵀ X = B on the host, for an (n, n) L of :func:`cholesky_factor` and an (n, k) B.
+
+    Examples
+    --------
+    >>> cholesky_solve(cholesky_factor(np.array([[4.0, 2.0], [2.0, 5.0]])), np.array([[8.0], [4.0]]))
+    array([[2.],
+           [0.]])
+    """
+    (potrs,) = scipy.linalg.get_lapack_funcs(("potrs",), (L, B))
+    return potrs(L, B, lower=True)[0]
+
+
 def solve_triangular(L, B, *, transposed=False):
     """Solve L X = B, or Lᵀ X = B, for a lower triangular (n, n) L and an (n, k) B.
 

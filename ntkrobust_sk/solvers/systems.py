@@ -96,6 +96,18 @@ class RidgeSystem:
         narrow = together((root * V / units).astype(np.float32))
         return root * ((self.gram @ narrow).astype(np.float64) * units) + self.ridge * V
 
+    def narrow(self, scale: float) -> np.ndarray:
+        """Return a copy of W^½ K W^½ / scale in single precision, of a matrix of NumPy."""
+        n = self.shape[0]
+        copy = np.empty((n, n), np.float32)
+        for at in range(0, n, ROWS_AT_ONCE):
+            rows = slice(at, at + ROWS_AT_ONCE)
+            left = 1 / scale if self.root is None else self.root[rows, None] / scale
+            np.multiply(self.gram[rows], left, out=copy[rows], casting="same_kind")
+            if self.root is not None:
+                copy[rows] *= self.root
+        return copy
+
     def _plain_product(self, V):
         if self.is_single:
             blocks = (self.gram[at : at + ROWS_AT_ONCE] for at in range(0, self.shape[0], ROWS_AT_ONCE))

@@ -89,6 +89,37 @@ def test_a_preconditioner_of_more_columns_spares_iterations():
     assert iterations[0] > iterations[1] > 2 * iterations[2]
 
 
+@pytest.mark.parametrize("weight", [None, WEIGHTS], ids=["plain", "weighted"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_a_factor_in_single_precision_leaves_few_iterations_in_all_units(weight, dtype, scale):
+    K = (SMOOTH * scale).astype(dtype)
+    given = {"alpha": 1e-4, "sample_weight": weight}
+    dual, report = solve(K, TARGETS, solver=ConjugateGradient(tol=1e-10), return_report=True, **given)
+    assert "single precision" in report.detail and report.n_iter <= 6 and report.converged
+    expected = solve(K.astype(float), TARGETS, **given)
+    assert relative(dual, expected) < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [1e-5, 1e-6, 1e-7])
+def test_a_ridge_below_the_rounding_of_single_precision_still_converges(alpha):
+    K = np.tile(FEATURES @ FEATURES.T, (3, 3))
+    targets = K @ RNG.normal(size=(len(K), 2))
+    dual, report = solve(K, targets, alpha=alpha, solver="cg", return_report=True)
+    assert report.converged and report.n_iter < 100
+    assert relative(K @ dual, K @ solve(K, targets, alpha=alpha)) < 1e-4
+
+
+def test_an_indefinite_kernel_is_solved_where_the_ridge_makes_it_definite_and_refused_where_it_does_not():
+    # one eigenvalue is -0.8
+    K = np.eye(N) - 0.9 * np.ones((N, N)) / N * 2
+    dual, report = solve(K, TARGETS, alpha=0.9, solver="cg", return_report=True)
+    assert report.converged
+    np.testing.assert_allclose(dual, solve(K, TARGETS, alpha=0.9), rtol=1e-4, atol=1e-6)
+    with pytest.raises(SingularGramError):
+        solve(K, TARGETS, alpha=0.5, solver="cg")
+
+
 def test_right_hand_sides_that_depend_on_each_other_are_no_breakdown():
     y = np.eye(3)[RNG.integers(0, 3, N)]
     y = y - y.mean(0)
@@ -142,7 +173,7 @@ def test_iterative_solvers_stay_in_the_arrays_library():
 
 
 def test_what_has_not_converged_is_kept_with_a_warning_that_has_the_residual_and_advice():
-    cg = ConjugateGradient(max_iter=3)
+    cg = ConjugateGradient(max_iter=3, rank=0)
     with pytest.warns(
         ConvergenceWarning, match=r"after 3 iterations.*residual is .*above tol=1.0e-06.*Raise alpha"
     ):
