@@ -1,4 +1,4 @@
-"""Conjugate gradients for several right-hand sides, preconditioned by a Cholesky factor of few columns or few digits."""
+"""Conjugate gradients for several right-hand sides, preconditioned by a factor of few columns or few digits."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -97,7 +97,8 @@ class ConjugateGradient(IterativeSolver):
     max_iter : int, default=1000
     rank : int, default=None
         Most columns of the preconditioner; 0 is none. None is the complete factor where that is taken, and else
-        min(1000, n / 8) of a matrix, and min(500, 4 √n) of an operator, whose columns cost more. They end where little of the diagonal is left beside the ridge.
+        min(1000, n / 8) of a matrix, and min(500, 4 √n) of an operator, whose columns cost more. They end where
+        little of the diagonal is left beside the ridge.
         An operator that does not tell its ``diagonal()`` and ``columns(indices)`` has none.
     seed : int, default=0
         Of the pivots.

@@ -25,7 +25,7 @@ class Preconditioner(NamedTuple):
 COMPLETE_SIZE = 20_000
 # A preconditioner's ridge is no smaller than this part of its largest eigenvalue.
 SMALLEST_SHIFT = 1e-12
-# A factor of few columns that leaves no more than this of the ridge, on average of the diagonal, has enough of them.
+# A factor that leaves no more than this of the ridge, on average of the diagonal, has enough columns.
 ENOUGH = 0.1
 
 
@@ -37,8 +37,9 @@ def complete(system: RidgeSystem) -> Preconditioner | None:
 
     Returns
     -------
-    preconditioner, or None where there is no such factor: of an operator, of a matrix on a device, without a ridge,
-    with more than 20,000 rows, or of a matrix that is indefinite beyond rounding.
+    Preconditioner, or None where there is no such factor
+        Of an operator, of a matrix on a device, without a ridge, with more than 20,000 rows, or of a matrix that is
+        indefinite beyond rounding.
     """
     n = system.shape[0]
     if not is_numpy_array(system.gram) or system.ridge == 0 or n > COMPLETE_SIZE:
