@@ -38,7 +38,7 @@ def complete(system: RidgeSystem) -> Preconditioner | None:
     Returns
     -------
     Preconditioner, or None where there is no such factor
-        Of an operator, of a matrix on a device, without a ridge, with more than 20,000 rows, or of a matrix that is
+        Of an operator, of a matrix on a device, without a ridge, with more than 20,000 rows, or of one that is
         indefinite beyond rounding.
     """
     n = system.shape[0]
