@@ -70,7 +70,9 @@ class GradientDescent:
 class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
     """A classifier or a regressor that is a differentiable function, and is attacked by itself."""
 
-    attack: Callable | None = field(default=None, metadata=allowed(callable, None))
+    attack: Callable | None = field(
+        default=None, metadata=allowed(callable, None, such_as="an attack, such as PGD(epsilon=8/255)")
+    )
     verbose: int = field(default=0, metadata=allowed("verbose"))
     classes_: np.ndarray = field(init=False)
 

@@ -15,14 +15,16 @@ from .._validation import brief, integer
 from ..attribution.kernel_machines import TopContributions, contributions, top_contributions
 from ..targets.labels import encode_labels
 from .attackable import AttackableEstimator
-from .shared import KernelSource
+from .shared import KernelSource, allowed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class AttributableMachine(KernelSource, AttackableEstimator):
     """A machine whose scores are sums over its training points, with dual coefficients."""
 
-    kernel: str | Callable = "trace"
+    kernel: str | Callable = field(
+        default="trace", metadata=allowed(such_as="a kernel with parameters, such as ProjectedNTK(1000)")
+    )
     X_fit_: np.ndarray = field(init=False)
     dual_coef_: np.ndarray = field(init=False)
     intercept_: np.ndarray = field(init=False)

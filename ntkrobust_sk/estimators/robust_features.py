@@ -84,7 +84,9 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
     """
 
     kernel: str = field(default="trace", metadata=allowed(StrOptions({"trace", "pseudo"})))
-    attack: Callable | None = field(default=None, metadata=allowed(callable, None))
+    attack: Callable | None = field(
+        default=None, metadata=allowed(callable, None, such_as="an attack, such as PGD(epsilon=8/255)")
+    )
     n_features: int = field(default=10, metadata=allowed(at_least(1)))
     n_candidates: int = field(default=30, metadata=allowed(at_least(1)))
     criterion: str = field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from numbers import Integral
@@ -31,7 +31,7 @@ from ..execution.memory import parse_memory
 from ..kernels.cached_gram import cached_gram, make_job
 from ..kernels.gram_matrix import gram
 from ..networks.model import Model
-from ..networks.named import initial_model
+from ..networks.named import NETWORKS, initial_model
 from ..networks.precision import PRECISIONS, with_precision
 from ..saving.content_cache import ContentCache, resolve_cache
 from ..saving.savable import Savable
@@ -39,13 +39,20 @@ from ..tables.frames import require_own_names
 from ..targets.target import Seed
 from .fitted_before import fitted_as_before
 from .inputs import as_rows, input_shape, kept_dtypes, require_finite_targets, require_resolved
+from .nested import NestedParameters
 
+# What a message shows of networks with parameters.
+NETWORK = "a network, such as MLP(widths=(64,))"
 SITE = "https://ntkrobust-sk.readthedocs.io/en/stable"
 
 
-def allowed(*constraints: Any) -> dict[str, list]:
-    """Return the metadata of a parameter that takes what scikit-learn's constraints say; without it, anything."""
-    return {"constraints": list(constraints)}
+def allowed(*constraints: Any, named: Mapping[str, Any] | None = None, such_as: str = "") -> dict[str, Any]:
+    """Return the metadata of a parameter that takes what scikit-learn's constraints say; without it, anything.
+
+    Fields of what it holds are parameters too (``solver__max_residual``): ``named`` are the objects that strings
+    stand for, and ``such_as`` is the text of an object that has fields, for messages.
+    """
+    return {"constraints": list(constraints) or "no_validation", "named": named or {}, "such_as": such_as}
 
 
 def at_least(low: int, kind: type = Integral) -> Interval:
@@ -53,8 +60,12 @@ def at_least(low: int, kind: type = Integral) -> Interval:
     return Interval(kind, low, None, closed="left")
 
 
+def _metadata_of(estimator, name) -> Mapping[str, Any]:
+    return next((f.metadata for f in fields(estimator) if f.name == name), {})
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
-class TangentEstimator(Savable, BaseEstimator):
+class TangentEstimator(NestedParameters, Savable, BaseEstimator):
     """An estimator of inputs that are flat rows or images, with a seed.
 
     The fields of ``__init__`` are the parameters.
@@ -76,6 +87,12 @@ class TangentEstimator(Savable, BaseEstimator):
     @property
     def _parameter_constraints(self) -> dict[str, Any]:
         return {f.name: f.metadata.get("constraints", "no_validation") for f in fields(self) if f.init}
+
+    def _objects_by_name(self, name: str) -> Mapping[str, Any]:
+        return _metadata_of(self, name).get("named", {})
+
+    def _examples_of(self, name: str) -> str:
+        return _metadata_of(self, name).get("such_as", "")
 
     def __getstate__(self):
         state: Any = super().__getstate__()
@@ -146,7 +163,7 @@ class TangentEstimator(Savable, BaseEstimator):
 class KernelSource(TangentEstimator):
     """An estimator that takes its kernel from another one, from a network or from a model: ``estimator``."""
 
-    estimator: Any = field(default=None, kw_only=False)
+    estimator: Any = field(default=None, kw_only=False, metadata=allowed(named=NETWORKS, such_as=NETWORK))
     memory: str | int = field(default="2GiB", metadata=allowed(str, at_least(1)))
     cache: Any = None
     estimator_: Any = field(init=False)

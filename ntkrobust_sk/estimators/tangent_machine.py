@@ -36,7 +36,12 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
     """A kernel machine on a network's tangent kernel, fitted in closed form or by gradient descent."""
 
     alpha: float = field(default=1e-2, metadata=allowed(at_least(0, Real)))
-    solver: str | Callable = field(default="cholesky", metadata=allowed(StrOptions(NAMES), callable))
+    solver: str | Callable = field(
+        default="cholesky",
+        metadata=allowed(
+            StrOptions(NAMES), callable, named=SOLVERS, such_as="a solver, such as ConjugateGradient()"
+        ),
+    )
     dynamics: str = field(default="centered", metadata=allowed(StrOptions({"linearized", "centered"})))
 
     def _fit_machine(self, X, y, targets, sample_weight, labels):

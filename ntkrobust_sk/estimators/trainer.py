@@ -18,7 +18,7 @@ from ..attacks.threat_model import admitted
 from ..execution.tiles import NETWORK_ROWS, movable, network_rows
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.model import Model
-from ..networks.named import initial_model, n_logits
+from ..networks.named import NETWORKS, initial_model, n_logits
 from ..networks.precision import with_precision
 from ..tangent.linearization import DYNAMICS, linearize
 from ..training.loop import train
@@ -26,7 +26,7 @@ from ..training.optimizers import sgd
 from ..training.state import TrainingDivergedError, initial_state, with_hyperparameters
 from .attackable import POSITIVE, GradientDescent, TangentClassifier
 from .inputs import require_resolved
-from .shared import allowed
+from .shared import NETWORK, allowed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -100,7 +100,7 @@ class AdversarialKernelTrainer(GradientDescent, TangentClassifier):
     (10, 10)
     """
 
-    network: Any = field(default=None, kw_only=False)
+    network: Any = field(default=None, kw_only=False, metadata=allowed(named=NETWORKS, such_as=NETWORK))
     dynamics: str = field(default="standard", metadata=allowed(StrOptions(set(DYNAMICS))))
     learning_rate: float = field(default=0.05, metadata=POSITIVE)
 
