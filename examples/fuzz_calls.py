@@ -59,7 +59,9 @@ from ntkrobust_sk import kernels, testing, training
 from ntkrobust_sk.analysis import images as eigenfeatures
 from ntkrobust_sk.execution import memory as plan
 from ntkrobust_sk.kernels import store
-from ntkrobust_sk.cli.attack import attack_examples, load_estimator, make_attack
+from ntkrobust_sk.cli.attacked_examples import attack_examples
+from ntkrobust_sk.cli.named_attacks import make_attack
+from ntkrobust_sk.cli.saved_models import load_estimator
 from ntkrobust_sk.kernels.predictors import make_predictor
 from ntkrobust_sk.datasets.splits import load_splits
 r = np.random.default_rng(0)

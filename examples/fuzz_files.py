@@ -532,7 +532,7 @@ def make_model(folder: Path) -> None:
 
 def read_model(folder: Path):
     """Its scores."""
-    from ntkrobust_sk.cli.attack import load_estimator
+    from ntkrobust_sk.cli.saved_models import load_estimator
 
     return load_estimator(folder / "model.skops").decision_function(_fitted()[1])
 
@@ -540,7 +540,7 @@ def read_model(folder: Path):
 def make_examples(folder: Path) -> None:
     """Adversarial examples of ``ntkrobust attack``."""
     from ntkrobust_sk import FGSM
-    from ntkrobust_sk.cli.attack import attack_examples, write_examples
+    from ntkrobust_sk.cli.attacked_examples import attack_examples, write_examples
 
     estimator, X = _fitted()
     found = attack_examples(estimator, X, np.arange(12) % 3, FGSM(0.1))
@@ -549,7 +549,7 @@ def make_examples(folder: Path) -> None:
 
 def read_examples(folder: Path):
     """Arrays and settings."""
-    from ntkrobust_sk.cli.attack import read_examples
+    from ntkrobust_sk.cli.attacked_examples import read_examples
 
     return read_examples(folder / "adversarial.npz")
 

@@ -16,7 +16,8 @@ import pytest
 from ntkrobust_sk import MLP, Model, _files, gram, load
 from ntkrobust_sk._files import is_part, read_json, read_npz, write_atomically, written_atomically
 from ntkrobust_sk._locks import held
-from ntkrobust_sk.cli.attack import load_estimator, read_examples
+from ntkrobust_sk.cli.attacked_examples import read_examples
+from ntkrobust_sk.cli.saved_models import load_estimator
 from ntkrobust_sk.datasets.splits import load_splits
 from ntkrobust_sk.evolution.run_directory import RunDirectory
 from ntkrobust_sk.kernels.store import read_gram

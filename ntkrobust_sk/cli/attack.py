@@ -1,347 +1,102 @@
-"""An attack on a saved estimator: its adversarial examples, what they show, and a file that holds them."""
+"""``ntkrobust attack``."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+import sys
 from typing import Any
 
-import joblib
-import numpy as np
-from numpy.typing import ArrayLike
-from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
-from sklearn.utils.validation import check_is_fitted
+from .options import Parser, fraction, help_of
+from .signatures import parameters
+from .sources import output_file, say_where_from
 
-from .. import __version__
-from .._files import read_npz, require_file, write_atomically
-from .._portable import SavedArray
-from .._validation import brief, check_choice, check_path, require_numbers
-from ..attacks import APGD, DDN, FAB, FGSM, FMN, NORMS, PGD, AutoAttack, SigmaZero, Square
-from ..attacks.capabilities import Reports
-from ..datasets import load_splits
-from ..execution.keys import key_of, keys_of
-from ..kernels.fingerprint import hash_arrays
-from ..robustness.intervals import clopper_pearson
-from ..robustness.target import classifier_under_attack
-from ..saving import SavedFileError, load
-from ..saving.archive import is_saved_file
-from ..saving.registry import own_classes
-from ..sklearn_models.guard import frame_of
-
-ATTACKS = {
-    "apgd": APGD,
-    "autoattack": AutoAttack,
-    "ddn": DDN,
-    "fab": FAB,
-    "fgsm": FGSM,
-    "fmn": FMN,
-    "pgd": PGD,
-    "sigma-zero": SigmaZero,
-    "square": Square,
-}
-# Norms that --norm takes: those in which most attacks exist, and the only ones of some.
-KNOWN_NORMS = tuple(dict.fromkeys([*NORMS, *(kind.norm for kind in ATTACKS.values())]))
-CONFIDENCE = 0.95
-# The arrays of a file of adversarial examples.
-EXAMPLES = ("X", "X_adv", "y", "clean_predictions", "predictions", "fooled")
-# Types that a file of skops may build besides scikit-learn's: data alone, which runs nothing when it is built.
-TRUSTED = (*own_classes(), SavedArray)
-# How files of ``save`` are named, if nobody names them otherwise; what a file holds decides.
-SUFFIX = ".ntk"
+HELP = "attack a saved estimator and write the adversarial examples"
+DESCRIPTION = (
+    "Attack a fitted classifier on the test examples of a data set, print its clean and robust accuracy, and "
+    "write the adversarial examples to an .npz file. Loading a file of joblib runs whatever code is in it: attack "
+    "only models that you trust. One of an estimator's save, or of skops, runs none. In brackets: defaults."
+)
 
 
-@dataclass(frozen=True, eq=False)
-class AttackedExamples:
-    """Adversarial examples against a classifier, with its answers.
-
-    Attributes
-    ----------
-    X, X_adv : array (n, ...)
-        Inputs in the precision in which they were attacked, and adversarial examples in the same.
-    y, clean_predictions, predictions : array (n,)
-        Labels; answers to X and to X_adv.
-    members : dict from str to float
-        AutoAttack's accuracies: on the inputs as they are ("clean"), and after each of its members.
-    flags : tuple of str
-        What AutoAttack holds against its own result.
-    attack : str
-        What has run: Square instead of an attack with gradients where there are none.
-    """
-
-    X: np.ndarray
-    X_adv: np.ndarray
-    y: np.ndarray
-    clean_predictions: np.ndarray
-    predictions: np.ndarray
-    members: dict[str, float]
-    flags: tuple[str, ...]
-    attack: str = ""
-
-    @property
-    def fooled(self) -> np.ndarray:
-        """Tell where the answer to the adversarial example is wrong (n,)."""
-        return self.predictions != self.y
-
-    def __str__(self):
-        rows = (("clean", self.clean_predictions), ("robust", self.predictions))
-        lines = []
-        for name, predictions in rows:
-            right, n = np.sum(predictions == self.y), len(self.y)
-            low, high = clopper_pearson(right, n, CONFIDENCE)
-            interval = f"[{low:.3f}, {high:.3f}]"
-            lines.append(
-                f"{name + ' accuracy':<16} {right / n:.3f}  {interval} at {CONFIDENCE:.0%}, {right} of {n}"
-            )
-        accuracies = list(self.members.values())
-        for name, before, after in zip(list(self.members)[1:], accuracies[:-1], accuracies[1:], strict=True):
-            lines.append(f"  after {name:<10} {after:.3f}  {round((before - after) * len(self.y))} more fell")
-        return "\n".join(lines + [f"flag: {flag}" for flag in self.flags])
-
-
-def attack_examples(
-    estimator: Any, X: ArrayLike, y: ArrayLike, attack: Any, *, random_state: Any = 0
-) -> AttackedExamples:
-    """Attack a classifier, and return adversarial examples with its answers.
-
-    Parameters
-    ----------
-    estimator : fitted classifier
-        Whatever :func:`~ntkrobust_sk.robust_accuracy` takes, but no regressor.
-    X : array (n, ...)
-        Images are given to the estimator as flat rows. One that was fitted on a data frame is given a frame, whose
-        columns are the array's, in the order of ``feature_names_in_``.
-    y : array (n,)
-    attack : attack
-    random_state : int, RandomState or None, default=0
-
-    Returns
-    -------
-    AttackedExamples
-    """
-    require_numbers("X", X)
-    X = np.asarray(X)
-    if X.ndim < 2 or not len(X):
-        raise ValueError(f"X must be an array (n, ...) with one row or more, got shape {X.shape}")
-    target = classifier_under_attack("attack", estimator, _as_fitted(estimator, X.reshape(len(X), -1)), y)
-    attack, keys = target.attack_for(attack), keys_of(key_of(random_state), len(X))
-    members, flags = {}, ()
-    if isinstance(attack, Reports):
-        found = target.reported(attack, keys)
-        X_adv, flags = found.x_adv, found.flags
-        members = dict(zip(found.names, found.accuracies, strict=True))
-    else:
-        X_adv = target.perturb(attack, keys)
-    # arrays of strings, not of objects, which only pickle could write
-    classes = np.array(target.classes.tolist())
-    return AttackedExamples(
-        np.asarray(target.in_original_form(target.X)).reshape(X.shape),
-        np.asarray(target.in_original_form(X_adv)).reshape(X.shape),
-        classes[target.y],
-        classes[target.answers(target.X)],
-        classes[target.answers(X_adv)],
-        members,
-        flags,
-        repr(attack),
+def add_arguments(parser: Parser) -> None:
+    """Add the options of ``ntkrobust attack``."""
+    described = parameters("cli/named_attacks.py", "make_attack")
+    group = parser.add_argument_group("model and data")
+    group.add_argument(
+        "--model",
+        required=True,
+        help="fitted estimator: a file of its own save method (.ntk; best), of skops.io.dump (.skops), or of "
+        "joblib.dump (loading runs code in it, so it must be trusted)",
+    )
+    group.add_argument(
+        "--data", required=True, help="digits, cifar10, fashion-mnist, mnist, or an .npz file with X and y"
+    )
+    group.add_argument("--data-dir", metavar="FOLDER", help="folder with the data set's canonical files")
+    group.add_argument(
+        "--n-test", type=int, metavar="N", default=500, help="test examples at most, all of them attacked [500]"
+    )
+    group = parser.add_argument_group("attack")
+    group.add_argument("--attack", choices=described["name"].choices, default="autoattack", help="[autoattack]")
+    group.add_argument(
+        "--epsilon",
+        type=fraction,
+        required=True,
+        metavar="NUMBER",
+        help="radius in units of the data, such as 4/255",
+    )
+    group.add_argument(
+        "--norm", choices=described["norm"].choices, help="[linf, or the only one that the attack knows]"
+    )
+    group.add_argument("--steps", type=int, metavar="N", help=help_of(described["n_steps"]))
+    given = group.add_mutually_exclusive_group()
+    given.add_argument(
+        "--bounds",
+        nargs=2,
+        type=fraction,
+        metavar=("LOW", "HIGH"),
+        default=(0.0, 1.0),
+        help="range of valid inputs [0 1]",
+    )
+    given.add_argument("--no-bounds", dest="bounds", action="store_const", const=None, help="any number is valid")
+    group.add_argument(
+        "--random-state", type=int, metavar="N", default=0, help="seed of the attack and of the test examples [0]"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out", default="adversarial.npz", help="file for the adversarial examples [adversarial.npz]"
     )
 
 
-def _as_fitted(estimator: Any, X: np.ndarray) -> Any:
-    """Return rows (n, d) as a data frame, if the estimator was fitted on one."""
-    names = getattr(estimator, "feature_names_in_", None)
-    if names is None:
-        return X
-    if len(names) != X.shape[1]:
+def run(options: dict[str, Any]) -> int:
+    """Run ``ntkrobust attack``."""
+    from .attacked_examples import attack_examples, load_test_examples, write_examples
+    from .command import EXPECTED
+    from .named_attacks import make_attack
+    from .saved_models import load_estimator
+
+    bounds = options["bounds"] and tuple(options["bounds"])
+    chosen = make_attack(
+        options["attack"], options["epsilon"], norm=options["norm"], n_steps=options["steps"], bounds=bounds
+    )
+    out = output_file(options["out"], options["model"], options["data"])
+    say_where_from("attack", options["data"], options["data_dir"])
+    estimator = load_estimator(options["model"], lambda line: print(f"ntkrobust attack: {line}", file=sys.stderr))
+    seed = options["random_state"]
+    X, y = load_test_examples(options["data"], options["data_dir"], n_test=options["n_test"], random_state=seed)
+    if bounds is not None and (X.min() < bounds[0] or X.max() > bounds[1]):
         raise ValueError(
-            f"X has {X.shape[1]} columns, but {type(estimator).__name__} was fitted on a data frame with "
-            f"{len(names)}, {brief(list(names))}: give all of them, in this order, as numbers; a frame with other "
-            "columns is attacked in Python, by robust_accuracy(estimator, frame, y, attack)"
+            f"the data range from {X.min():.6g} to {X.max():.6g}, out of the bounds {bounds[0]:g} to "
+            f"{bounds[1]:g}; give --bounds LOW HIGH or --no-bounds"
         )
-    return frame_of(names, X)
-
-
-def make_attack(
-    name: str,
-    epsilon: float,
-    *,
-    norm: str | None = None,
-    n_steps: int | None = None,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
-) -> Any:
-    """Make one of ``ATTACKS`` by name; the norm is L∞, or the only one that the attack knows.
-
-    Raises
-    ------
-    ValueError
-        If the attack is not one in that norm, or takes no steps.
-    """
-    check_choice("name", name, ATTACKS)
-    kind = ATTACKS[name]
-    if norm is not None:
-        check_choice("norm", norm, KNOWN_NORMS)
-    stated = {field.name for field in fields(kind)}
-    given = {"epsilon": epsilon, "bounds": bounds}
-    if norm is not None and "norm" in stated:
-        given["norm"] = norm
-    elif norm not in (None, kind.norm):
-        raise ValueError(f"{name} is an attack in the norm {kind.norm}, not {norm}")
-    if n_steps is not None:
-        steps = next((field for field in ("n_steps", "n_queries") if field in stated), None)
-        if steps is None:
-            raise ValueError(f"{name} has one step; leave --steps out")
-        given[steps] = n_steps
-    return kind(**given)
-
-
-def load_estimator(path: str | os.PathLike, say: Callable[[str], object] | None = None) -> Any:
-    """Load a fitted estimator from a file of its ``save``, of skops or of joblib; what the file holds says which.
-
-    A file of ``save`` is data, of which :func:`~ntkrobust_sk.load` makes objects of registered classes.
-    skops builds only objects of types that are known to be harmless: scikit-learn's, and this library's own.
-    Loading a file of joblib runs whatever code is in it: load only what you trust. Only the first two have
-    checksums, so only there is a changed file sure to be found.
-
-    Parameters
-    ----------
-    path : path
-    say : callable, default=None
-        Called with one line of text before a file of joblib is loaded, and where another version of scikit-learn
-        has written it.
-
-    Raises
-    ------
-    FileNotFoundError, ImportError
-        If there is no such file, or no skops to read it.
-    ValueError
-        If the file cannot be read, or holds something else than a fitted estimator.
-    """
-    path = check_path("path", path)
-    if not path.is_dir():
-        require_file(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file {path}; the path of a fitted estimator is expected, saved with its save method, or "
-            "with skops.io.dump or joblib.dump"
-        )
-    with path.open("rb") as file:
-        archive = file.read(4) == b"PK\x03\x04"
-    own = is_saved_file(path) or path.suffix.lower() == SUFFIX
-    if path.suffix.lower() == ".skops" and not archive and not own:
-        raise ValueError(
-            f"{path} is named as a skops file, but is none, or its beginning is damaged; if joblib wrote it, name "
-            "it .joblib"
-        )
-    if not (archive or own) and say is not None:
-        say(f"loading {path} with joblib runs whatever code is in it; a file of save or of skops does not")
     try:
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            loaded = load(path) if own else _load_skops(path) if archive else joblib.load(path)
-    except (ImportError, SavedFileError):
+        found = attack_examples(estimator, X, y, chosen, random_state=seed)
+    except EXPECTED:
         raise
-    except Exception as error:  # whatever the code in a pickle may raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read by {'skops' if archive else 'joblib'}: {said}") from error
-    _tell_of(warned, path, say)
-    if isinstance(loaded, type) or not (hasattr(loaded, "fit") and hasattr(loaded, "predict")):
-        raise ValueError(f"{path} holds {type(loaded).__name__}, which is no estimator that predicts")
-    try:
-        check_is_fitted(loaded)
-    except (NotFittedError, TypeError) as error:
-        raise ValueError(f"{path} holds an estimator that is not fitted: {error}") from error
-    return loaded
-
-
-def _tell_of(warned: list[warnings.WarningMessage], path: Path, say: Callable[[str], object] | None) -> None:
-    """Say one line for all estimators of another version of scikit-learn, and warn of all else as it was."""
-    of_versions = [one.message for one in warned if isinstance(one.message, InconsistentVersionWarning)]
-    for one in warned:
-        if say is None or one.message not in of_versions:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    if say is not None and of_versions:
-        first = of_versions[0]
-        say(
-            f"{path} was written with scikit-learn {first.original_sklearn_version}, and here is "
-            f"{first.current_sklearn_version}: it may fail, or give other answers"
-        )
-
-
-def _load_skops(path: Path) -> Any:
-    """Load a file of skops, which builds only objects of types that are known to be harmless."""
-    try:
-        import skops.io
-    except ImportError as error:
-        raise ImportError("reading .skops files needs skops: pip install skops") from error
-    from ..sklearn_kernels.ntk_kernel import NTKKernel
-
-    known = [f"{kind.__module__}.{kind.__qualname__}" for kind in (*TRUSTED, NTKKernel)]
-    return skops.io.load(path, trusted=known)
-
-
-def load_test_examples(
-    data: str | os.PathLike,
-    data_dir: str | os.PathLike | None = None,
-    *,
-    n_test: int,
-    random_state: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the test examples (X, y) of a data set, with the labels that a file itself has.
-
-    The same examples as those of :func:`~ntkrobust_sk.datasets.load_splits` under this seed; where no others would
-    be left, all are test examples.
-    """
-    # the training examples decide which test examples are taken out of one set
-    splits = load_splits(data, data_dir, n_train=None, n_test=n_test, random_state=random_state, at_most=True)
-    if not str(data).endswith(".npz"):
-        return splits.X_test, splits.y_test
-    return splits.X_test, np.unique(read_npz(data, ["y"])["y"])[splits.y_test]
-
-
-def write_examples(path: str | os.PathLike, found: AttackedExamples, settings: dict[str, Any]) -> None:
-    """Write what was found to an ``.npz`` file, whole or not at all.
-
-    It holds X, X_adv, y, clean_predictions, predictions, fooled, and the settings as JSON, with a checksum of all
-    of it, which :func:`read_examples` looks at.
-    """
-    arrays = {name: getattr(found, name) for name in EXAMPLES}
-    settings = json.loads(json.dumps(settings | {"ran": found.attack, "ntkrobust_sk": __version__}))
-    file = io.BytesIO()
-    stated = np.array(json.dumps(settings | {"ran": found.attack, "sha256": _digest(arrays, settings)}))
-    np.savez_compressed(file, settings=stated, **arrays)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, file.getvalue())
-
-
-def read_examples(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read arrays by name and settings from a file that ``ntkrobust attack`` has written.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        Naming the file, if it is of something else, or not what was written.
-    """
-    path = check_path("path", path)
-    arrays = read_npz(path)
-    if missing := {*EXAMPLES, "settings"} ^ set(arrays):
-        raise ValueError(f"{path} holds no adversarial examples of ntkrobust attack: {', '.join(sorted(missing))}")
-    try:
-        settings = json.loads(str(arrays.pop("settings")))
-        stated = settings.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} states no settings with a checksum: attack the model again") from error
-    if stated != _digest(arrays, settings):
-        raise ValueError(f"{path} is damaged: it is not what was written; attack the model again")
-    return arrays, settings
-
-
-def _digest(arrays, settings) -> str:
-    of_arrays = hash_arrays([arrays[name] for name in EXAMPLES])
-    return hashlib.sha256(f"{json.dumps(settings, sort_keys=True)}{of_arrays}".encode()).hexdigest()
+    except Exception as error:  # what cannot be attacked, and whatever a stranger's estimator raises
+        kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
+        said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        raise ValueError(f"{options['model']} cannot be attacked: {kind}{said}") from error
+    write_examples(out, found, options | {"attack": repr(chosen), "norm": chosen.norm})
+    print(f"{options['model']}, {chosen!r}")
+    print(found)
+    print(f"Examples: {out.resolve()}")
+    return 0

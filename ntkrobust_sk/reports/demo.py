@@ -46,7 +46,7 @@ class Demo:
     data_dir : str or None
         Folder with the canonical files; not needed for digits.
     network : str
-        Name of the network, as :class:`~ntkrobust_sk.AdversarialKernelTrainer` takes it.
+        Name of the network, of those that :class:`~ntkrobust_sk.AdversarialKernelTrainer` knows.
     n_train, n_test : int
         Images for training and for scoring, balanced over the classes (digits: all that remain).
     n_kernel : int
@@ -60,6 +60,7 @@ class Demo:
     alpha : float
         Ridge of the closed-form regression.
     random_state : int
+        Seed.
     """
 
     data: str = "digits"

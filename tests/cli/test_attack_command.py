@@ -21,7 +21,9 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, robust_accuracy
 from ntkrobust_sk.cli import command as cli
-from ntkrobust_sk.cli.attack import ATTACKS, load_estimator, make_attack, read_examples
+from ntkrobust_sk.cli.attacked_examples import read_examples
+from ntkrobust_sk.cli.named_attacks import ATTACKS, make_attack
+from ntkrobust_sk.cli.saved_models import load_estimator
 from ntkrobust_sk.datasets.splits import load_splits
 
 RANDOM = np.random.default_rng(0)
@@ -212,7 +214,7 @@ GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "f
         ({"model": "mixed.joblib"}, "fitted on a data frame with 7, ['a', 'b', 'c', 'd', 'e', 'f', 'g']"),
         ({"data": "other.npz"}, "labels that were not seen in fit: ['unknown']"),
         ({"data": "wide.npz"}, "give --bounds LOW HIGH or --no-bounds"),
-        ({"data-dir": "."}, "data_dir is the folder of cifar10, fashion-mnist, mnist; 'two.npz' needs none"),
+        ({"data-dir": "."}, "--data-dir is the folder of cifar10, fashion-mnist, mnist; 'two.npz' needs none"),
         ({"n-test": "1"}, "cannot hold one of each of the 2 classes"),
         ({"epsilon": "-0.1"}, "epsilon must be a finite number >= 0"),
         ({"epsilon": "nan"}, "epsilon must be a finite number >= 0"),
@@ -301,7 +303,9 @@ def command_of(options):
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(out, message, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     before = (folder / "two.npz").read_bytes()
-    monkeypatch.setattr(cli, "load_estimator", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "ntkrobust_sk.cli.saved_models.load_estimator", lambda *_: pytest.fail("the work has begun")
+    )
     assert cli.main(["attack", *shlex.split(command_of(GOOD)), "--out", out]) == 2
     assert message in capsys.readouterr().err and (folder / "two.npz").read_bytes() == before
 
@@ -313,7 +317,9 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_before_the_work_and_stays(
     pipe = tmp_path / "pipe.npz"
     os.mkfifo(pipe)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli, "attack_examples", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "ntkrobust_sk.cli.attacked_examples.attack_examples", lambda *_, **__: pytest.fail("the work has begun")
+    )
     options = GOOD | {"out": tmp_path / "out.npz"} | {option: pipe}
     assert cli.main(["attack", *shlex.split(command_of(options))]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -402,7 +408,7 @@ def test_the_help_says_that_models_run_code(capsys):
 def test_the_commands_of_the_documentation_are_understood(file, monkeypatch):
     text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
     seen = []
-    monkeypatch.setattr(cli, "attack", lambda options: seen.append(options) or 0)
+    monkeypatch.setattr("ntkrobust_sk.cli.attack.run", lambda options: seen.append(options) or 0)
     (command,) = re.findall(r"^\$ ntkrobust (attack .+)$", text, re.MULTILINE)
     assert cli.main(shlex.split(command)) == 0
     assert seen[0]["epsilon"] == 4 / 255 and seen[0]["out"] == "adversarial.npz"

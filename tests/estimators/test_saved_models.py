@@ -38,7 +38,7 @@ from ntkrobust_sk import (
     robust_accuracy,
 )
 from ntkrobust_sk._portable import SavedArray
-from ntkrobust_sk.cli.attack import TRUSTED, load_estimator
+from ntkrobust_sk.cli.saved_models import TRUSTED, load_estimator
 
 rng = np.random.default_rng(0)
 X = rng.uniform(size=(20, 4)).astype(np.float32)

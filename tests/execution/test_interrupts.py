@@ -69,7 +69,7 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_ends_the_block():
 
 
 def test_the_command_ends_with_130_though_a_callback_has_swallowed_the_interrupt(monkeypatch, capsys):
-    monkeypatch.setattr("ntkrobust_sk.cli.command.run_demo", lambda *_: lose_an_interrupt())
+    monkeypatch.setattr("ntkrobust_sk.reports.demo.run_demo", lambda *_: lose_an_interrupt())
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "ntkrobust demo: stopped\n"
 

@@ -111,7 +111,7 @@ def test_a_run_prints_every_predictor_and_claim(finished):
     ],
 )
 def test_the_exit_status_says_whether_the_claims_hold(arguments, held, status, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, "run_demo", lambda settings, out: held)
+    monkeypatch.setattr("ntkrobust_sk.reports.demo.run_demo", lambda settings, out: held)
     assert run(arguments, tmp_path) == status
     assert ("a claim does not hold" in capsys.readouterr().err) == (status == 1)
 
@@ -130,11 +130,11 @@ def test_the_commands_of_the_documentation_are_understood(monkeypatch):
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     (asked,) = re.findall(r"^\$ ntkrobust (demo [^#\n]+?) *(?:#.*)?$", text, re.MULTILINE)
     seen = []
-    monkeypatch.setattr(cli, "run_demo", lambda settings, out: seen.append(settings) or True)
+    monkeypatch.setattr("ntkrobust_sk.reports.demo.run_demo", lambda settings, out: seen.append(settings) or True)
     assert cli.main(shlex.split(asked)) == 0
     assert seen == [demo.settings_for("cifar10", data_dir="DIR", n_train=2000)]
 
-    monkeypatch.setattr(cli, "evolve", lambda options: seen.append(options) or 0)
+    monkeypatch.setattr("ntkrobust_sk.cli.evolve.run", lambda options: seen.append(options) or 0)
     commands = re.findall(r"^\$ ntkrobust (evolve [^#\n]+?) *(?:#.*)?$", text, re.MULTILINE)
     for command in commands:
         assert cli.main(shlex.split(command)) == 0
@@ -175,14 +175,14 @@ def test_a_missing_data_folder_is_named(data, tmp_path, capsys):
     [
         ("--epsilon -1", "epsilon must be a finite number >= 0"),
         ("--alpha -1", "alpha must be a finite number >= 0, got -1.0"),
-        ("--max-epochs -1", "max_epochs must be an integer >= 0, got -1"),
+        ("--max-epochs -1", "--max-epochs must be an integer >= 0, got -1"),
         ("--epsilon inf", "epsilon must be a finite number >= 0"),
-        ("--train-steps 0", "train_steps must be a positive integer"),
-        ("--random-state -1", "random_state must be an integer >= 0"),
-        ("--test-steps 0", "test_steps must be a positive integer"),
-        ("--n-kernel 3", "n_kernel=3 cannot hold one of each of the 10 classes"),
-        ("--n-train -5", "n_train must be a positive integer"),
-        ("--n-test 5000", "n_test=5,000 leaves too few"),
+        ("--train-steps 0", "--train-steps must be a positive integer"),
+        ("--random-state -1", "--random-state must be an integer >= 0"),
+        ("--test-steps 0", "--test-steps must be a positive integer"),
+        ("--n-kernel 3", "--n-kernel=3 cannot hold one of each of the 10 classes"),
+        ("--n-train -5", "--n-train must be a positive integer"),
+        ("--n-test 5000", "--n-test=5,000 leaves too few"),
     ],
 )
 def test_settings_that_cannot_work_are_named_before_any_training(arguments, message, tmp_path, capsys):

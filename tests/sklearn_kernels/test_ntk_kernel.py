@@ -19,7 +19,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC, SVR
 
 from ntkrobust_sk import MLP, PGD, Model, NTKKernel, as_model, gram, perturb
-from ntkrobust_sk.cli.attack import load_estimator
+from ntkrobust_sk.cli.saved_models import load_estimator
 from ntkrobust_sk.sklearn_kernels import ntk_kernel
 
 rng = np.random.default_rng(0)

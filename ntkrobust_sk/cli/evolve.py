@@ -1,0 +1,82 @@
+"""``ntkrobust evolve``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from importlib.util import find_spec
+from typing import Any
+
+from .options import Parser, add_parameters
+from .signatures import constant, parameters
+from .sources import say_where_from
+
+HELP = "the two-stage experiment: kernels over the epochs, training on them, claims, a report"
+DESCRIPTION = (
+    "Train benignly, adversarially, and first one and then the other; measure the kernel at every epoch; train "
+    "what the kernels can do; write a report. A stopped run goes on where it was when the same command is given "
+    "again. In brackets: defaults."
+)
+GROUPS = {
+    "data": ("data", "data_dir", "n_train", "n_test", "n_kernel", "normalize"),
+    "network and training": (
+        "network",
+        "regimes",
+        "epochs",
+        "flip_epoch",
+        "fractions",
+        "learning_rate",
+        "momentum",
+        "batch_size",
+        "average_decay",
+        "patience",
+        "n_validation",
+        "clean_step",
+    ),
+    "attack": ("attack", "epsilon", "train_steps", "test_steps"),
+    "stage 2": ("stage2_from", "stage2_epochs", "stage2_learning_rate", "dynamics", "stage2", "freeze_state"),
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of ``ntkrobust evolve``: the settings of the experiment, by groups."""
+    described = parameters("evolution/experiment.py", "KernelEvolution")
+    in_groups = {name for names in GROUPS.values() for name in names}
+    rest = {"measures, and how they are computed": tuple(name for name in described if name not in in_groups)}
+    special = {"stage2_from": {"nargs": "*", "type": _start, "metavar": "REGIME:EPOCH"}}
+    for title, names in (GROUPS | rest).items():
+        group = parser.add_argument_group(title)
+        given = [described[name] for name in names]
+        add_parameters(group, given, constant("evolution/experiment.py", "PRESETS"), **special)
+    parser.set_defaults(data="digits")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", required=True, help="folder of the run")
+    group.add_argument("--jobs", type=int, metavar="N", help="processes that share the work; -1 is all cores [1]")
+
+
+def run(options: dict[str, Any]) -> int:
+    """Run ``ntkrobust evolve``."""
+    from .._files import require_file
+    from .._validation import check_path
+    from ..evolution.experiment import preset
+    from ..reports.run_report import write_report
+
+    start, out, n_jobs = time.perf_counter(), options.pop("out"), options.pop("jobs")
+    say_where_from("evolve", options["data"], options["data_dir"])
+    experiment = preset(**options)
+    if missing := [name for name in ("safetensors", "zarr", "matplotlib", "jinja2") if find_spec(name) is None]:
+        # the report, which comes last, needs them too
+        raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
+    require_file(check_path("--out", out) / "report.html")
+    result = experiment.run(out) if n_jobs is None else experiment.run(out, n_jobs=n_jobs)
+    report = write_report(result)
+    print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")
+    return 0
+
+
+def _start(text: str) -> tuple[str, float]:
+    regime, _, epoch = text.partition(":")
+    try:
+        return regime, float(epoch)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected REGIME:EPOCH, such as adversarial:20, got {text!r}") from None
