@@ -263,6 +263,7 @@ robustness_report(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <epsilons:
     <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <attacks:attacks FGSM(0.1)>,
     <nearest:attack? FAB(0.1, n_steps=2)>, <confidence:number 0.95>, <random_state:seed? 0>).accuracies
 report.quantiles(<q:any 0.5>)
+report.plot(<ax:any None>, line_kw=<line_kw:any None>, fill_between_kw=<fill_between_kw:any None>)
 minimal_perturbations(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack FAB(0.1, n_steps=2)>,
     <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <random_state:seed? 0>) < 9
 transfer_matrix(<estimators:any {'a': lr}>, <X:rows X>, <y:labels y>, <attack:attack pgd>,

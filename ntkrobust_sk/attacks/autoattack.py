@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .. import _html
+from .._drawing import COLORS, Axes, axes_of, finish, styled
 from .._validation import integer
 from ..execution.devices import on_host
 from ..execution.tiles import NO_ANSWER, ROWS_ACCELERATOR, answers, as_pytree, evaluate, pad_rows
@@ -179,6 +181,44 @@ class AutoAttackReport:
     def robust_accuracy(self) -> float:
         """Return the share of examples that still stand."""
         return self.accuracies[-1]
+
+    def plot(self, ax: Axes | None = None, *, bar_kw: dict | None = None) -> Axes:
+        """Draw the accuracy that each member has left, as bars; the title says if there are flags.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+        bar_kw : dict, default=None
+            Keywords for ``ax.bar``.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        bar_kw = styled("bar_kw", bar_kw, color=COLORS["robust"])
+        ax = axes_of(ax)
+        bars = ax.bar(self._steps(), self.accuracies, **bar_kw)
+        ax.bar_label(bars, [f"{accuracy:.3f}" for accuracy in self.accuracies], padding=2)
+        title = f"not to be trusted: {len(self.flags)} flags" if self.flags else ""
+        finish(ax, ylabel="accuracy", ylim=(0, 1.08), title=title)
+        return ax
+
+    def _repr_html_(self):
+        n, broken = (
+            len(self.fallen_to),
+            np.bincount(self.fallen_to[self.fallen_to >= 0], minlength=len(self.names)),
+        )
+        found = zip(self._steps(), broken, self.accuracies, strict=True)
+        rows = [[name, f"{count:,}", f"{accuracy:.3f}"] for name, count, accuracy in found]
+        caption = f"AutoAttack on {n:,} examples: robust accuracy {self.robust_accuracy:.3f}"
+        return _html.table(
+            caption, ["", "fallen", "accuracy left"], rows, [f"flag: {flag}" for flag in self.flags]
+        )
+
+    def _steps(self) -> list[str]:
+        first, *members = self.names
+        return [first, *(f"after {name}" for name in members)]
 
 
 def flags(

@@ -8,12 +8,13 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._drawing import Axes, styled
 from .._validation import array, brief, integer
 from ..attribution.kernel_machines import TopContributions
 from ..estimators.attackable import TangentClassifier
 from ..estimators.attributable import AttributableMachine
 from ..networks.inputs import host_inputs
-from .drawing import Axes, Display, names_of, unfrozen
+from .drawing import Display, Style, names_of, unfrozen
 from .images import pictures
 
 # Of an image's width: between images, and between the groups of images.
@@ -88,6 +89,7 @@ class AttributionDisplay(Display):
         labels: Iterable[Any] | None = None,
         random_state: Any = 0,
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
         """Draw what the answers of a fitted kernel machine rest on, and under attack what the wrong ones do.
 
@@ -109,7 +111,10 @@ class AttributionDisplay(Display):
         random_state : int, RandomState or None, default=0
             Of the attack.
         ax : matplotlib Axes, default=None
+        **style
+            Keywords of ``plot``.
         """
+        cls._require_style(style)
         machine = unfrozen(estimator)
         if not isinstance(machine, AttributableMachine) or not isinstance(machine, TangentClassifier):
             raise TypeError(f"estimator must be a fitted EmpiricalNTKClassifier, got {brief(estimator)}")
@@ -126,10 +131,19 @@ class AttributionDisplay(Display):
         said = [f"{names[at % len(rows)]}: {answer}" for at, answer in enumerate(answers)]
         shape = tuple(machine.input_shape_)
         images = host_inputs("X", inputs, machine.model_.variables.params).reshape(-1, *shape)
-        return cls(images, machine.X_fit_, top, said, labels).plot(ax)
+        return cls(images, machine.X_fit_, top, said, labels).plot(ax, **style)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw into the given axes, or into new ones."""
+    def plot(self, ax: Axes | None = None, *, im_kw: Style = None, text_kw: Style = None) -> Self:
+        """Draw into the given axes, or into new ones.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+        im_kw, text_kw : dict, default=None
+            Keywords for ``ax.imshow``, of each image, and for ``ax.text``, of what is written under it.
+        """
+        im_kw = styled("im_kw", im_kw, interpolation="nearest")
+        text_kw = styled("text_kw", text_kw, ha="center", va="top", fontsize="small")
         new, ax = ax is None, self._axes(ax)
         n, k = self.top.helpful.shape
         ratio = self.images.shape[1] / self.images.shape[2]
@@ -141,15 +155,15 @@ class AttributionDisplay(Display):
         )
         tops = -np.arange(n) * (ratio + TEXT)
         for row, top in enumerate(tops):
-            _show(ax, self.images[row], 0, top, ratio)
+            _show(ax, self.images[row], 0, top, ratio, im_kw)
         for start, (title, places, values) in zip(starts, sides, strict=True):
             ax.text(start + side / 2, GAP, title, ha="center", va="bottom")
             for (row, at), place in np.ndenumerate(places):
                 left, top = start + at * (1 + GAP), tops[row]
-                _show(ax, self.training_images[place], left, top, ratio)
+                _show(ax, self.training_images[place], left, top, ratio, im_kw)
                 label = "" if self.labels is None else f"{self.labels[place]}: "
                 words = f"{label}{values[row, at]:+.2g}"
-                ax.text(left + 0.5, top - ratio - GAP / 3, words, ha="center", va="top", fontsize="small")
+                ax.text(left + 0.5, top - ratio - GAP / 3, words, **text_kw)
         ax.set_yticks(tops - ratio / 2, self.names or [""] * n)
         ax.set_xticks([])
         ax.tick_params(length=0)
@@ -161,9 +175,9 @@ class AttributionDisplay(Display):
         return self
 
 
-def _show(ax, image, left, top, ratio) -> None:
+def _show(ax, image, left, top, ratio, im_kw) -> None:
     """Draw an image of width 1 with its upper left corner at a place."""
     drawn = np.clip(image.astype(float), 0, 1)
     drawn = drawn[:, :, 0] if drawn.shape[2] == 1 else drawn
     colors = {"cmap": "gray", "vmin": 0, "vmax": 1} if drawn.ndim == 2 else {}
-    ax.imshow(drawn, extent=(left, left + 1, top - ratio, top), interpolation="nearest", **colors)
+    ax.imshow(drawn, **colors | im_kw | {"extent": (left, left + 1, top - ratio, top)})

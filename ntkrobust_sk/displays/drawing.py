@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.frozen import FrozenEstimator
 
-from .._validation import array, brief, check_choice, integer, number
+from .._drawing import STYLED, Axes, axes_of, styled
+from .._validation import array, brief, check_choice, flag, integer, number
+from ..evolution.experiment import load_evolution
 from ..evolution.results import EvolutionResult, require_result
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure, SubFigure
-else:
-    Axes = Any
 
-COLORS = {
-    "benign": "#2f6db3",
-    "adversarial": "#c44e36",
-    "flip": "#7a4fa3",
-    "clean": "#8fa8bf",
-    "robust": "#22507a",
-    "initial": "#8a8a8a",
-}
 # The regimes of a run that are drawn; None is all.
 Regimes = Iterable[str] | None
+# A run's results, or its folder.
+Run = EvolutionResult | str | os.PathLike
+# Keywords for matplotlib.
+Style = dict[str, Any] | None
 # Numbers that would have to be smaller, in points, are not written into a matrix.
 SMALLEST_NUMBER = 5
-OTHER_COLORS = ("#2f6db3", "#c44e36", "#3a8f5c", "#7a4fa3", "#b8860b", "#5a5a5a")
 LABELS = {
     "robust": "robust accuracy",
     "clean": "clean accuracy",
@@ -46,7 +43,7 @@ LABELS = {
 }
 
 
-class Display:
+class Display(ABC):
     """A figure in an axes of the caller's, or in one of its own.
 
     Attributes
@@ -58,38 +55,36 @@ class Display:
     ax_: Axes
     figure_: Figure | SubFigure
 
+    @abstractmethod
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw into the given axes, or into new ones."""
+
     def _axes(self, ax: Axes | None) -> Axes:
         """Take the caller's axes, or make some."""
-        try:
-            import matplotlib.pyplot as plt
-            from matplotlib import axes
-        except ImportError as error:
-            raise ImportError("figures need matplotlib: pip install 'ntkrobust_sk[plot]'") from error
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        if not isinstance(ax, axes.Axes):
-            raise TypeError(f"ax must be a matplotlib Axes, such as plt.gca(), or None, got {brief(ax)}")
+        ax = axes_of(ax)
         self.ax_, self.figure_ = ax, ax.figure
         return ax
 
-    def _matrix(self, ax: Axes | None, matrix: np.ndarray, label: str, **colors: Any) -> Axes:
+    def _matrix(
+        self, ax: Axes | None, matrix: np.ndarray, label: str, colorbar: Any, im_kw: Style, **colors
+    ) -> Axes:
         """Draw a matrix as colours, with a bar that says what they mean."""
-        ax = self._axes(ax)
-        ax.figure.colorbar(ax.imshow(matrix, **colors), ax=ax, shrink=0.8, label=label)
+        colors = styled("im_kw", im_kw, **colors)
+        colorbar, ax = flag("colorbar", colorbar), self._axes(ax)
+        image = ax.imshow(matrix, **colors)
+        if colorbar:
+            ax.figure.colorbar(image, ax=ax, shrink=0.8, label=label)
         return ax
 
-
-def finish(ax: Axes, loc: Any = "best", **labels: Any) -> None:
-    """Label the axes and the lines, and take away the frame's upper and right sides."""
-    ax.set(**labels)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, loc=loc)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def color_of(name: str, place: int) -> str:
-    """Return the colour of a name, or of its place among the lines of a figure."""
-    return COLORS.get(name, OTHER_COLORS[place % len(OTHER_COLORS)])
+    @classmethod
+    def _require_style(cls, style: dict[str, Any]) -> None:
+        """Raise a TypeError for keywords that ``plot`` does not take, before anything is computed."""
+        known = [name for name in inspect.signature(cls.plot).parameters if name not in ("self", "ax")]
+        for name, value in style.items():
+            if name not in known:
+                raise TypeError(f"{cls.__name__} takes the keywords {', '.join(known)} for plot, got {name!r}")
+            if name in STYLED:
+                styled(name, value)
 
 
 def unfrozen(estimator: Any) -> Any:
@@ -143,9 +138,14 @@ def curve_of(name: str, curve: Any) -> tuple[np.ndarray, np.ndarray]:
     return epochs, values
 
 
+def result_of(result: Run) -> EvolutionResult:
+    """Return the results of a run, read from its folder if that is what was given, or raise."""
+    return require_result(load_evolution(result) if isinstance(result, str | os.PathLike) else result)
+
+
 def regimes_of(result: EvolutionResult, regimes: Regimes) -> list[str]:
     """Return the regimes that are asked for, or all that a run has."""
-    known = require_result(result).experiment.regimes
+    known = result.experiment.regimes
     if regimes is None:
         return list(known)
     if isinstance(regimes, str) or not isinstance(regimes, Iterable):
@@ -168,18 +168,24 @@ def epoch_of(
     return epochs[0 if first else -1]
 
 
-def write_numbers(ax: Axes, matrix: np.ndarray, digits: str) -> None:
+def write_numbers(ax: Axes, matrix: np.ndarray, digits: str, text_kw: Style = None) -> None:
     """Write numbers into the cells of a drawn matrix, as large as the cells let them, or not at all."""
     from matplotlib import rcParams
 
-    words = [f"{value:{digits}}" for value in matrix.flat]
+    try:
+        words = [f"{value:{digits}}" for value in matrix.flat]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"values_format must be a format of numbers, such as '.2f', got {brief(digits)}"
+        ) from None
+    text_kw = styled("text_kw", text_kw)
     inches = min(ax.get_window_extent().size) / ax.figure.dpi
     # labels and a bar of colours take about a quarter of that; a digit is 0.65 times as wide as its font is high
     fitting = 0.75 * 72 * inches / len(matrix) / (0.65 * max(map(len, words)))
-    if fitting < SMALLEST_NUMBER:
+    if fitting < SMALLEST_NUMBER and "fontsize" not in text_kw:
         return
     size = min(fitting, rcParams["font.size"])
     bright = ax.images[-1].to_rgba(matrix)[..., :3] @ (0.299, 0.587, 0.114)
     for (i, j), word in zip(np.ndindex(matrix.shape), words, strict=True):
         color = "black" if bright[i, j] > 0.55 else "white"
-        ax.text(j, i, word, ha="center", va="center", fontsize=size, color=color)
+        ax.text(j, i, word, **styled("text_kw", text_kw, ha="center", va="center", fontsize=size, color=color))

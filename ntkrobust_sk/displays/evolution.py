@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from .._drawing import LINE_STYLES, Axes, color_of, finish, styled
 from .._validation import flag
 from ..analysis.metrics import kernel_distance
-from ..evolution.results import EvolutionResult
-from .drawing import LABELS, Axes, Display, Regimes, color_of, curve_of, finish, mapping_of, regimes_of
+from .drawing import LABELS, Display, Regimes, Run, Style, curve_of, mapping_of, regimes_of, result_of
 
 
 class EvolutionDisplay(Display):
@@ -38,29 +38,59 @@ class EvolutionDisplay(Display):
 
     @classmethod
     def from_evolution(
-        cls, result: EvolutionResult, name: str = "velocity", *, regimes: Regimes = None, ax: Axes | None = None
+        cls,
+        result: Run,
+        name: str = "velocity",
+        *,
+        regimes: Regimes = None,
+        ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
         """Draw "velocity", "distance_to_start", or a number measured at each state, such as "robust".
 
         Seeds that were stopped early are cut to the epochs that all have.
+
+        Parameters
+        ----------
+        result : EvolutionResult or path
+            A run's results, or its folder.
+        name : str, default="velocity"
+        regimes : sequence of str, default=None
+            None is all of the run.
+        ax : matplotlib Axes, default=None
+        **style
+            Keywords of ``plot``.
         """
-        curves = {}
+        cls._require_style(style)
+        result, curves = result_of(result), {}
         for regime in regimes_of(result, regimes):
             seeds = [s for s in range(result.experiment.seeds) if len(result.epochs(s, regime)) > 1]
             found = [_curve(result, seed, regime, name) for seed in seeds]
             if found:
                 size = min(len(epochs) for epochs, _ in found)
                 curves[regime] = found[0][0][:size], np.stack([values[:size] for _, values in found])
-        return cls(curves, LABELS.get(name, name.replace("_", " ")), log=name == "velocity").plot(ax)
+        return cls(curves, LABELS.get(name, name.replace("_", " ")), log=name == "velocity").plot(ax, **style)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw into the given axes, or into new ones."""
+    def plot(self, ax: Axes | None = None, *, line_kw: Style = None, fill_between_kw: Style = None) -> Self:
+        """Draw into the given axes, or into new ones.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+        line_kw, fill_between_kw : dict, default=None
+            Keywords for ``ax.plot`` and ``ax.fill_between``: of the means, and of the ranges over seeds.
+        """
+        drawn = []
+        for place, (regime, curve) in enumerate(self.curves.items()):
+            color, ls = color_of(regime, place), LINE_STYLES.get(regime, "-")
+            line = styled("line_kw", line_kw, color=color, label=regime, lw=1.8, ls=ls)
+            area = styled("fill_between_kw", fill_between_kw, color=line["color"], alpha=0.18, lw=0)
+            drawn.append((*curve, line, area))
         ax = self._axes(ax)
-        for place, (regime, (epochs, values)) in enumerate(self.curves.items()):
-            color = color_of(regime, place)
-            ax.plot(epochs, values.mean(0), color=color, label=regime, lw=1.8)
+        for epochs, values, line, area in drawn:
+            ax.plot(epochs, values.mean(0), **line)
             if len(values) > 1:
-                ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.18, lw=0)
+                ax.fill_between(epochs, values.min(0), values.max(0), **area)
         if self.log:
             ax.set_yscale("log")
         finish(ax, xlabel="epoch", ylabel=self.label)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._drawing import Axes, styled
 from .._validation import array, check_choice, integer
-from ..evolution.results import EvolutionResult
-from .drawing import Axes, Display, Regimes, mapping_of, names_of, regimes_of
+from .drawing import Display, Regimes, Run, Style, mapping_of, names_of, regimes_of, result_of
 
 
 class ImageGridDisplay(Display):
@@ -43,24 +43,30 @@ class ImageGridDisplay(Display):
     @classmethod
     def from_evolution(
         cls,
-        result: EvolutionResult,
+        result: Run,
         kind: str = "regression",
         *,
         seed: int = 0,
         regimes: Regimes = None,
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
-        """Draw what maximises each class's direction in each regime's kernel: "regression" or "eigenvector"."""
-        images = {}
+        """Draw what maximises each class's direction in each regime's kernel: "regression" or "eigenvector".
+
+        ``result`` is a run's results, or its folder; ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
+        result, images = result_of(result), {}
         for regime in regimes_of(result, regimes):
             found = result.images(integer("seed", seed, low=0), regime)
             check_choice("kind", kind, found)
             images[regime] = found[kind]
         n_classes = len(next(iter(images.values())))
-        return cls(images, [f"class {c}" for c in range(n_classes)]).plot(ax)
+        return cls(images, [f"class {c}" for c in range(n_classes)]).plot(ax, **style)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw into the given axes, or into new ones."""
+    def plot(self, ax: Axes | None = None, *, im_kw: Style = None) -> Self:
+        """Draw into the given axes, or into new ones; ``im_kw`` are keywords for ``ax.imshow``."""
+        im_kw = styled("im_kw", im_kw, interpolation="nearest")
         ax = self._axes(ax)
         rows = [np.clip(images.astype(float), 0, 1) for images in self.images.values()]
         height, width = rows[0].shape[1:3]
@@ -75,7 +81,7 @@ class ImageGridDisplay(Display):
                 ]
                 canvas[at][..., :3] = np.broadcast_to(image, (height, width, 3)) if image.shape[-1] == 1 else image
                 canvas[at][..., 3] = 1
-        ax.imshow(canvas, interpolation="nearest")
+        ax.imshow(canvas, **im_kw)
         ax.set_yticks([i * (height + gap) + height / 2 for i in range(len(rows))], list(self.images))
         titles = self.titles or [""] * len(rows[0])
         ax.set_xticks([j * (width + gap) + width / 2 for j in range(len(titles))], titles)

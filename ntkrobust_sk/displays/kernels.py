@@ -8,15 +8,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._validation import array, brief, integer, number
+from .._drawing import Axes, color_of, finish, styled
+from .._validation import array, brief, flag, integer, number
 from ..analysis.metrics import kernel_distance, kernel_specialization
 from ..analysis.sketches import PROBES, Probes, is_operator
 from ..analysis.spectra import kernel_trace, top_eigenpairs
 from ..estimators.shared import TangentEstimator
-from ..evolution.results import EvolutionResult
 from ..targets.labels import encode_labels
 from . import drawing
-from .drawing import Axes, Display, Regimes, finish, mapping_of, square_matrix
+from .drawing import Display, Regimes, Run, Style, mapping_of, square_matrix
 
 
 class KernelDistanceDisplay(Display):
@@ -47,34 +47,46 @@ class KernelDistanceDisplay(Display):
     @classmethod
     def from_evolution(
         cls,
-        result: EvolutionResult,
+        result: Run,
         *,
         seed: int = 0,
         regimes: Regimes = None,
         images: str = "clean",
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
-        """Draw the distances between all states of some regimes of a run."""
+        """Draw the distances between all states of some regimes of a run.
+
+        ``result`` is a run's results, or its folder; ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
+        result = drawing.result_of(result)
         seed, regimes = integer("seed", seed, low=0), drawing.regimes_of(result, regimes)
         regimes = [r for r in regimes if result.epochs(seed, r)]
         states = [(seed, regime, epoch) for regime in regimes for epoch in result.epochs(seed, regime)]
         groups = [(regime, len(result.epochs(seed, regime))) for regime in regimes]
         labels = [f"{epoch:g}" for _, _, epoch in states]
-        return cls(result.distances(states, images=images), labels, groups).plot(ax)
+        return cls(result.distances(states, images=images), labels, groups).plot(ax, **style)
 
     @classmethod
     def from_estimator(
-        cls, estimators: dict, X: ArrayLike, *, kernel: Any = "trace", ax: Axes | None = None
+        cls, estimators: dict, X: ArrayLike, *, kernel: Any = "trace", ax: Axes | None = None, **style: Any
     ) -> Self:
-        """Draw the distances between fitted estimators' kernels on inputs X (n, ...), from a dict by name."""
+        """Draw the distances between fitted estimators' kernels on inputs X (n, ...), from a dict by name.
+
+        ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
 
         def kernel_of(name, estimator):
             return _gram(estimator, X, kernel)
 
-        return cls.from_kernels(mapping_of("estimators", estimators, "fitted estimators", kernel_of), ax=ax)
+        return cls.from_kernels(
+            mapping_of("estimators", estimators, "fitted estimators", kernel_of), ax=ax, **style
+        )
 
     @classmethod
-    def from_kernels(cls, kernels: dict, *, probes: Probes = PROBES, ax: Axes | None = None) -> Self:
+    def from_kernels(cls, kernels: dict, *, probes: Probes = PROBES, ax: Axes | None = None, **style: Any) -> Self:
         """Draw the distances between kernels of the same samples, from a dict by name.
 
         Parameters
@@ -83,21 +95,49 @@ class KernelDistanceDisplay(Display):
             Matrices or operators (n, n) by name.
         probes : Probes
             With which operators are measured.
-        ax : Axes, default=None
+        ax : matplotlib Axes, default=None
+        **style
+            Keywords of ``plot``.
         """
+        cls._require_style(style)
         found = list(mapping_of("kernels", kernels, "Gram matrices or operators", _kernel_of).values())
         distances = np.zeros((len(found), len(found)))
         for i, j in zip(*np.triu_indices(len(found), 1), strict=True):
             distances[i, j] = distances[j, i] = kernel_distance(found[i], found[j], probes=probes)
-        return cls(distances, list(kernels)).plot(ax)
+        return cls(distances, list(kernels)).plot(ax, **style)
 
-    def plot(self, ax: Axes | None = None, *, cmap: str = "magma_r") -> Self:
-        """Draw into the given axes, or into new ones."""
-        ax = self._matrix(ax, self.distances, "kernel distance", cmap=cmap, vmin=0)
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        cmap: Any = "magma_r",
+        include_values: bool = True,
+        values_format: str = ".3f",
+        colorbar: bool = True,
+        im_kw: Style = None,
+        text_kw: Style = None,
+    ) -> Self:
+        """Draw into the given axes, or into new ones.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+        cmap : str or matplotlib Colormap, default="magma_r"
+        include_values : bool, default=True
+            Write the numbers, where they fit into the cells and kernels have no groups.
+        values_format : str, default=".3f"
+        colorbar : bool, default=True
+        im_kw, text_kw : dict, default=None
+            Keywords for ``ax.imshow`` and for ``ax.text`` of the numbers.
+        """
+        styled("text_kw", text_kw)
+        flag("include_values", include_values)
+        ax = self._matrix(ax, self.distances, "kernel distance", colorbar, im_kw, cmap=cmap, vmin=0)
         if self.groups is None:
             ax.set_xticks(range(len(self.labels)), self.labels, rotation=45, ha="right")
             ax.set_yticks(range(len(self.labels)), self.labels)
-            drawing.write_numbers(ax, self.distances, ".3f")
+            if include_values:
+                drawing.write_numbers(ax, self.distances, values_format, text_kw)
             return self
         ends = np.cumsum([0] + [size for _, size in self.groups])
         for end in ends[1:-1]:
@@ -144,15 +184,21 @@ class SpectrumDisplay(Display):
     @classmethod
     def from_evolution(
         cls,
-        result: EvolutionResult,
+        result: Run,
         *,
         seed: int = 0,
         regimes: Regimes = None,
         epoch: float | None = None,
         images: str = "clean",
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
-        """Draw the spectra of the regimes' kernels at an epoch (None is the last), and of the first kernel."""
+        """Draw the spectra of the regimes' kernels at an epoch (None is the last), and of the first kernel.
+
+        ``result`` is a run's results, or its folder; ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
+        result = drawing.result_of(result)
         found = {}
         for regime in drawing.regimes_of(result, regimes):
             first, at = (
@@ -161,7 +207,7 @@ class SpectrumDisplay(Display):
             )
             found.setdefault("initial", spectrum(result.kernel(seed, regime, first, images)))
             found[regime] = spectrum(result.kernel(seed, regime, at, images))
-        return cls(found).plot(ax)
+        return cls(found).plot(ax, **style)
 
     @classmethod
     def from_estimator(
@@ -172,13 +218,20 @@ class SpectrumDisplay(Display):
         kernel: Any = "trace",
         name: str | None = None,
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
-        """Draw the spectrum of a fitted estimator's kernel on inputs X (n, ...)."""
+        """Draw the spectrum of a fitted estimator's kernel on inputs X (n, ...).
+
+        ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
         name = type(estimator).__name__ if name is None else str(name)
-        return cls({name: spectrum(_gram(estimator, X, kernel))}).plot(ax)
+        return cls({name: spectrum(_gram(estimator, X, kernel))}).plot(ax, **style)
 
     @classmethod
-    def from_kernels(cls, kernels: dict, *, k: int = 50, probes: Probes = PROBES, ax: Axes | None = None) -> Self:
+    def from_kernels(
+        cls, kernels: dict, *, k: int = 50, probes: Probes = PROBES, ax: Axes | None = None, **style: Any
+    ) -> Self:
         """Draw the spectra of kernels, from a dict by name.
 
         Parameters
@@ -189,8 +242,11 @@ class SpectrumDisplay(Display):
             So many eigenvalues are drawn of an operator, as shares of its trace.
         probes : Probes
             With which the trace is estimated of operators that have no diagonal.
-        ax : Axes, default=None
+        ax : matplotlib Axes, default=None
+        **style
+            Keywords of ``plot``.
         """
+        cls._require_style(style)
         k, eigenvalues, traces = integer("k", k), {}, {}
         for name, K in mapping_of("kernels", kernels, "Gram matrices or operators", _kernel_of).items():
             if is_operator(K):
@@ -199,14 +255,18 @@ class SpectrumDisplay(Display):
             else:
                 eigenvalues[name] = spectrum(K)
                 traces[name] = float(np.sum(eigenvalues[name], dtype=np.float64))
-        return cls(eigenvalues, traces).plot(ax)
+        return cls(eigenvalues, traces).plot(ax, **style)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw into the given axes, or into new ones."""
+    def plot(self, ax: Axes | None = None, *, line_kw: Style = None) -> Self:
+        """Draw into the given axes, or into new ones; ``line_kw`` are keywords for ``ax.loglog``."""
+        lines = [
+            styled("line_kw", line_kw, color=color_of(name, place), label=name, lw=1.8)
+            for place, name in enumerate(self.eigenvalues)
+        ]
         ax, known = self._axes(ax), []
-        for place, (name, values) in enumerate(self.eigenvalues.items()):
+        for (name, values), line in zip(self.eigenvalues.items(), lines, strict=True):
             shares, index = values / self.traces[name], np.arange(1, len(values) + 1)
-            ax.loglog(index, shares, color=drawing.color_of(name, place), label=name, lw=1.8)
+            ax.loglog(index, shares, **line)
             rounding = np.finfo(np.result_type(values, np.float32)).eps
             known.append(shares[shares > rounding * shares.max()])
         drawn = np.concatenate(known)
@@ -236,33 +296,62 @@ class SpecializationDisplay(Display):
     @classmethod
     def from_evolution(
         cls,
-        result: EvolutionResult,
+        result: Run,
         regime: str,
         *,
         seed: int = 0,
         epoch: float | None = None,
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
-        """Draw the matrix of a state of a run; None is the last epoch."""
+        """Draw the matrix of a state of a run; None is the last epoch.
+
+        ``result`` is a run's results, or its folder; ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
+        result = drawing.result_of(result)
         (regime,) = drawing.regimes_of(result, [regime])
         epoch = drawing.epoch_of(result, seed, regime, epoch)
         matrix = result.at(seed, regime, epoch)["specialization_matrix"]
-        return cls(matrix, f"{regime}, epoch {epoch:g}").plot(ax)
+        return cls(matrix, f"{regime}, epoch {epoch:g}").plot(ax, **style)
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, ax: Axes | None = None) -> Self:
-        """Draw the matrix of a fitted classifier's class kernel on X (n, ...) with labels y (n,)."""
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, y: ArrayLike, *, ax: Axes | None = None, **style: Any
+    ) -> Self:
+        """Draw the matrix of a fitted classifier's class kernel on X (n, ...) with labels y (n,).
+
+        ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
         K, held = _gram(estimator, X, "class"), drawing.unfrozen(estimator)
         if not hasattr(held, "classes_"):
             raise TypeError(f"estimator must be a classifier, with classes_, got {brief(held)}")
         Y = np.eye(len(held.classes_))[encode_labels(y, held.classes_, len(K))]
-        return cls(kernel_specialization(K, Y), type(held).__name__).plot(ax)
+        return cls(kernel_specialization(K, Y), type(held).__name__).plot(ax, **style)
 
-    def plot(self, ax: Axes | None = None, *, cmap: str = "PuOr") -> Self:
-        """Draw into the given axes, or into new ones."""
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        cmap: Any = "PuOr",
+        colorbar: bool = True,
+        im_kw: Style = None,
+    ) -> Self:
+        """Draw into the given axes, or into new ones.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+        cmap : str or matplotlib Colormap, default="PuOr"
+        colorbar : bool, default=True
+        im_kw : dict, default=None
+            Keywords for ``ax.imshow``.
+        """
         reach = max(abs(self.matrix - 1).max(), 1e-12)
-        label = "alignment over that of the mean kernel"
-        ax = self._matrix(ax, self.matrix, label, cmap=cmap, vmin=1 - reach, vmax=1 + reach)
+        # in two lines: one is longer than the bar
+        label = "alignment over that\nof the mean kernel"
+        ax = self._matrix(ax, self.matrix, label, colorbar, im_kw, cmap=cmap, vmin=1 - reach, vmax=1 + reach)
         ticks = range(len(self.matrix)) if len(self.matrix) <= 12 else []
         ax.set_xticks(ticks)
         ax.set_yticks(ticks)

@@ -9,13 +9,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._validation import array, brief, integer
+from .._drawing import Axes, color_of, finish, styled
+from .._validation import array, brief, flag, integer
 from ..attacks.entry import require_attack
-from ..evolution.results import EvolutionResult, require_result
 from ..robustness.report import radii
 from ..robustness.scoring import robust_accuracy
 from ..robustness.transfer import transfer_matrix
-from .drawing import Axes, Display, color_of, finish, mapping_of, names_of, square_matrix, write_numbers
+from .drawing import Display, Run, Style, mapping_of, names_of, result_of, square_matrix, write_numbers
 
 
 class RobustnessCurveDisplay(Display):
@@ -55,6 +55,7 @@ class RobustnessCurveDisplay(Display):
         epsilons: ArrayLike | None = None,
         random_state: Any = 0,
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
         """Draw the curve of one fitted estimator, or of several by name, under an attack at several radii.
 
@@ -66,7 +67,12 @@ class RobustnessCurveDisplay(Display):
         attack : PGD or another dataclass with ``epsilon``
         epsilons : array (e,), default=None
             None is 0 and nine steps up to twice the attack's own.
+        random_state : int, RandomState or None, default=0
+        ax : matplotlib Axes, default=None
+        **style
+            Keywords of ``plot``.
         """
+        cls._require_style(style)
         require_attack(attack)
         epsilon = getattr(attack, "epsilon", None)
         if not is_dataclass(attack) or isinstance(attack, type) or epsilon is None:
@@ -82,13 +88,17 @@ class RobustnessCurveDisplay(Display):
             return [robust_accuracy(estimator, X, y, one, random_state=random_state) for one in attacks]
 
         accuracies = mapping_of("estimators", estimators, "fitted estimators", curve)
-        return cls(epsilons, accuracies).plot(ax)
+        return cls(epsilons, accuracies).plot(ax, **style)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw into the given axes, or into new ones."""
+    def plot(self, ax: Axes | None = None, *, line_kw: Style = None) -> Self:
+        """Draw into the given axes, or into new ones; ``line_kw`` are keywords for ``ax.plot``."""
+        lines = [
+            styled("line_kw", line_kw, marker="o", ms=4, color=color_of(name, place), label=name)
+            for place, name in enumerate(self.accuracies)
+        ]
         ax = self._axes(ax)
-        for place, (name, values) in enumerate(self.accuracies.items()):
-            ax.plot(self.epsilons, values, marker="o", ms=4, color=color_of(name, place), label=name)
+        for values, line in zip(self.accuracies.values(), lines, strict=True):
+            ax.plot(self.epsilons, values, **line)
         finish(ax, xlabel="epsilon", ylabel="accuracy", ylim=(0, 1.02))
         return self
 
@@ -113,12 +123,17 @@ class TransferDisplay(Display):
         self.names = names_of("names", names, len(self.matrix))
 
     @classmethod
-    def from_evolution(cls, result: EvolutionResult, *, seed: int = 0, ax: Axes | None = None) -> Self:
-        """Draw the matrix of the models that stage 2 of a run has made."""
-        found = require_result(result).of_kind("transfer", seed=integer("seed", seed, low=0))
+    def from_evolution(cls, result: Run, *, seed: int = 0, ax: Axes | None = None, **style: Any) -> Self:
+        """Draw the matrix of the models that stage 2 of a run has made.
+
+        ``result`` is a run's results, or its folder; ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
+        result = result_of(result)
+        found = result.of_kind("transfer", seed=integer("seed", seed, low=0))
         if not found:
             raise LookupError(f"{result.path} has no transfer matrix for seed {seed}: stage 2 is not finished")
-        return cls(found[0]["matrix"], found[0]["names"]).plot(ax)
+        return cls(found[0]["matrix"], found[0]["names"]).plot(ax, **style)
 
     @classmethod
     def from_estimators(
@@ -130,17 +145,47 @@ class TransferDisplay(Display):
         *,
         random_state: Any = 0,
         ax: Axes | None = None,
+        **style: Any,
     ) -> Self:
-        """Draw the matrix of fitted classifiers or models by name, as ``transfer_matrix`` takes them."""
-        found = transfer_matrix(estimators, X, y, attack, random_state=random_state)
-        return cls(found.matrix, found.names).plot(ax)
+        """Draw the matrix of fitted classifiers or models by name, as ``transfer_matrix`` takes them.
 
-    def plot(self, ax: Axes | None = None, *, cmap: str = "viridis") -> Self:
-        """Draw into the given axes, or into new ones."""
-        ax = self._matrix(ax, self.matrix, "accuracy", cmap=cmap, vmin=0, vmax=1)
+        ``style`` are keywords of ``plot``.
+        """
+        cls._require_style(style)
+        found = transfer_matrix(estimators, X, y, attack, random_state=random_state)
+        return cls(found.matrix, found.names).plot(ax, **style)
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        cmap: Any = "viridis",
+        include_values: bool = True,
+        values_format: str = ".2f",
+        colorbar: bool = True,
+        im_kw: Style = None,
+        text_kw: Style = None,
+    ) -> Self:
+        """Draw into the given axes, or into new ones.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+        cmap : str or matplotlib Colormap, default="viridis"
+        include_values : bool, default=True
+            Write the numbers, where they fit into the cells.
+        values_format : str, default=".2f"
+        colorbar : bool, default=True
+        im_kw, text_kw : dict, default=None
+            Keywords for ``ax.imshow`` and for ``ax.text`` of the numbers.
+        """
+        styled("text_kw", text_kw)
+        flag("include_values", include_values)
+        ax = self._matrix(ax, self.matrix, "accuracy", colorbar, im_kw, cmap=cmap, vmin=0, vmax=1)
         places = range(len(self.names))
         ax.set_xticks(places, self.names, rotation=60, ha="right", rotation_mode="anchor")
         ax.set_yticks(places, self.names)
         ax.set(xlabel="evaluated on", ylabel="examples made on")
-        write_numbers(ax, self.matrix, ".2f")
+        if include_values:
+            write_numbers(ax, self.matrix, values_format, text_kw)
         return self

@@ -20,6 +20,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
+from .._drawing import COLORS
 from .._files import explained, require_file, write_atomically, written_atomically
 from .._locks import held
 from .._validation import check_path
@@ -27,7 +28,6 @@ from ..analysis.metrics import kernel_distance
 from ..analysis.spectra import effective_rank
 from ..attacks.pgd import PGD
 from ..datasets.splits import chosen_indices, load_splits, no_more
-from ..displays.drawing import COLORS
 from ..displays.kernels import KernelDistanceDisplay, SpectrumDisplay, spectrum
 from ..estimators.kernel_machines import EmpiricalNTKClassifier
 from ..estimators.trainer import AdversarialKernelTrainer

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 
 from .. import __version__
+from .._drawing import COLORS, finish
 from .._files import require_file, write_atomically
 from .._validation import check_path
-from ..displays.drawing import COLORS, LABELS, finish
+from ..displays.drawing import LABELS
 from ..displays.evolution import EvolutionDisplay
 from ..displays.images import ImageGridDisplay
 from ..displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum

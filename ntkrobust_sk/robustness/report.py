@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._drawing import Axes
 from .._validation import array, brief, check_choice, number
 from ..attacks.autoattack import AutoAttack
 from ..attacks.capabilities import InBall, Reports
@@ -25,11 +26,11 @@ from ..attacks.valid_points import lengths_of
 from ..execution.keys import key_of, keys_of
 from ..tables.frames import fields_of
 from ..targets.target import Seed
+from . import report_views
 from .distances import distances_by, require_nearest
 from .intervals import clopper_pearson
+from .report_views import QUANTILES
 from .target import classifier_under_attack
-
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def robustness_report(
@@ -255,28 +256,31 @@ class RobustnessReport:
             rows.append((*cell, label, len(members), accuracy, float(low), float(high)))
         return pd.DataFrame(rows, columns=["attack", "epsilon", "class", "n", "accuracy", "low", "high"])
 
+    def plot(
+        self, ax: Axes | None = None, *, line_kw: dict | None = None, fill_between_kw: dict | None = None
+    ) -> Axes:
+        """Draw accuracy over epsilon, from that on the examples as they are on: a line for each attack.
+
+        Bands are the intervals. Where there are several attacks, a dotted line is the share that stands under all.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+        line_kw, fill_between_kw : dict, default=None
+            Keywords for ``ax.plot`` and ``ax.fill_between``, as scikit-learn's displays take them.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        return report_views.draw(self, ax, line_kw, fill_between_kw)
+
     def __str__(self):
-        low, high = clopper_pearson(np.sum(self.fell_at[0] > 0), len(self.y), self.confidence)
-        width = max(24, *(len(name) + 2 for name in self.names))
-        lines = [
-            f"{len(self.y):,} examples, norm {self.norm}, intervals of {self.confidence:.0%} (Clopper–Pearson)",
-            f"clean accuracy {self.clean_accuracy:.3f} [{low:.3f}, {high:.3f}]",
-            "",
-            f"{'epsilon':<10}" + "".join(f"{name:<{width}}" for name in (*self.names, "all of them")),
-        ]
-        rows = zip(self.epsilons, self.accuracies.T, self.intervals.transpose(1, 0, 2), strict=True)
-        for (epsilon, accuracies, intervals), worst in zip(rows, self.worst_accuracies, strict=True):
-            cells = [f"{a:.3f} [{lo:.3f}, {hi:.3f}]" for a, (lo, hi) in zip(accuracies, intervals, strict=True)]
-            lines.append(f"{epsilon:<10.4g}" + "".join(f"{cell:<{width}}" for cell in cells) + f"{worst:.3f}")
-        by_class = self.class_accuracies[:, :, -1].min(1)
-        if not np.isnan(by_class).all():
-            worst = np.nanargmin(by_class)
-            where = f"at epsilon {self.epsilons[-1]:.4g}"
-            lines += ["", f"worst class {where}: {self.classes[worst]} with {by_class[worst]:.3f}"]
-        found = ", ".join(f"{q:.0%} {at:.4g}" for q, at in zip(QUANTILES, self.quantiles(), strict=True))
-        lines.append(f"minimal perturbation at most: {found}")
-        lines += [f"flag: {flag}" for flag in self.flags]
-        return "\n".join(line.rstrip() for line in lines)
+        return report_views.text_of(self)
+
+    def _repr_html_(self):
+        return report_views.html_of(self)
 
     def _standing(self):
         return self.fell_at[:, None, :] > np.array(self.epsilons)[:, None]

@@ -223,6 +223,65 @@ def test_an_axes_that_is_given_is_drawn_into():
     assert TransferDisplay([[0.5]], ["one"]).plot().ax_ is not ax
 
 
+STYLED = [
+    (
+        EvolutionDisplay({"a": ([0, 1], [[1, 2], [2, 3]])}, "a"),
+        {"line_kw": {"linewidth": 7}},
+        lambda ax: ax.lines[0],
+    ),
+    (
+        EvolutionDisplay({"a": ([0, 1], [[1, 2], [2, 3]])}, "a"),
+        {"fill_between_kw": {"linewidth": 7}},
+        lambda ax: ax.collections[0],
+    ),
+    (SpectrumDisplay({"a": [2.0, 1.0]}), {"line_kw": {"linewidth": 7}}, lambda ax: ax.lines[0]),
+    (RobustnessCurveDisplay([0, 1], {"a": [1, 0]}), {"line_kw": {"lw": 7}}, lambda ax: ax.lines[0]),
+    (TransferDisplay(np.eye(2), ["a", "b"]), {"im_kw": {"alpha": 0.7}}, lambda ax: ax.images[0]),
+    (TransferDisplay(np.eye(2), ["a", "b"]), {"text_kw": {"alpha": 0.7}}, lambda ax: ax.texts[0]),
+    (KernelDistanceDisplay(np.zeros((2, 2)), ["a", "b"]), {"im_kw": {"alpha": 0.7}}, lambda ax: ax.images[0]),
+    (KernelDistanceDisplay(np.zeros((2, 2)), ["a", "b"]), {"text_kw": {"alpha": 0.7}}, lambda ax: ax.texts[0]),
+    (SpecializationDisplay(np.eye(2)), {"im_kw": {"alpha": 0.7}}, lambda ax: ax.images[0]),
+    (ImageGridDisplay({"a": np.zeros((2, 4, 4, 1))}), {"im_kw": {"alpha": 0.7}}, lambda ax: ax.images[0]),
+]
+
+
+@pytest.mark.parametrize("display, style, drawn", STYLED)
+def test_keywords_of_style_reach_matplotlib(display, style, drawn):
+    artist = drawn(display.plot(**style).ax_)
+    # under whichever alias they were given
+    assert (artist.get_alpha() == 0.7) or np.all(artist.get_linewidth() == 7)
+    ((name, _),) = style.items()
+    for wrong, message in (
+        ({"colr": "red"}, f"{name}: matplotlib's .* has no 'colr'"),
+        (5, f"{name} must be a dict"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            display.plot(**{name: wrong})
+    with pytest.raises(TypeError, match="aliases"):
+        RobustnessCurveDisplay([0, 1], {"a": [1, 0]}).plot(line_kw={"lw": 1, "linewidth": 2})
+
+
+def test_numbers_of_a_matrix_are_left_out_and_written_as_asked():
+    display = TransferDisplay([[0.25]], ["a"])
+    assert display.plot(values_format=".0%").ax_.texts[0].get_text() == "25%"
+    bare = display.plot(include_values=False, colorbar=False)
+    assert not bare.ax_.texts and len(bare.figure_.axes) == 1
+    with pytest.raises(ValueError, match="values_format must be a format of numbers"):
+        display.plot(values_format="d")
+
+
+def test_keywords_of_style_are_handed_on_and_refused_before_anything_is_computed(monkeypatch):
+    display = EvolutionDisplay.from_evolution(fake_result(), "robust", line_kw={"color": "black"})
+    assert {line.get_color() for line in display.ax_.lines} == {"black"}
+    assert SpectrumDisplay.from_kernels({"a": np.eye(3)}, line_kw={"lw": 5}).ax_.lines[0].get_linewidth() == 5
+    monkeypatch.setattr(
+        "ntkrobust_sk.displays.robustness.robust_accuracy", lambda *a, **k: pytest.fail("computed")
+    )
+    for style in ({"line_kw": {"colr": "red"}}, {"line_kws": {}}, {"im_kw": {}}):
+        with pytest.raises(TypeError, match=r"colr|takes the keywords line_kw for plot"):
+            RobustnessCurveDisplay.from_estimator(object(), X, Y, PGD(0.1), **style)
+
+
 def test_an_estimator_that_is_not_fitted_is_refused():
     from sklearn.exceptions import NotFittedError
 
@@ -241,7 +300,7 @@ def test_an_estimator_that_is_not_fitted_is_refused():
         (lambda: KernelDistanceDisplay(np.eye(2), ["a", "b"], groups=[("a", 3)]), "groups must have sizes"),
         (lambda: KernelDistanceDisplay.from_estimator([1], X), "estimators must be a dict"),
         (lambda: KernelDistanceDisplay.from_estimator({"a": 5}, X), "estimator must be one with a tangent kernel"),
-        (lambda: KernelDistanceDisplay.from_evolution("runs"), r"write load_evolution\('runs'\)"),
+        (lambda: KernelDistanceDisplay.from_evolution(5), "result must be an EvolutionResult, got 5"),
         (lambda: KernelDistanceDisplay.from_evolution(fake_result(), regimes="benign"), "regimes must be"),
         (lambda: KernelDistanceDisplay.from_evolution(fake_result(), regimes=["flap"]), "unknown regime"),
         (lambda: EvolutionDisplay({"a": [1]}, "a"), "must be .epochs"),

@@ -9,10 +9,21 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from ntkrobust_sk import KernelEvolution, load_evolution, write_report
+from ntkrobust_sk import (
+    EvolutionDisplay,
+    ImageGridDisplay,
+    KernelDistanceDisplay,
+    KernelEvolution,
+    SpecializationDisplay,
+    SpectrumDisplay,
+    TransferDisplay,
+    load_evolution,
+    write_report,
+)
 from ntkrobust_sk.datasets.splits import load_splits
 from ntkrobust_sk.evolution.claims import check_claims
 from ntkrobust_sk.evolution.run_directory import RunDirectory
@@ -178,6 +189,27 @@ def test_every_claim_has_figures_among_the_examples_and_the_documents_table_is_t
     assert len(rows) == len(result.of_kind("stage 2")) + len(result.of_kind("closed form"))
     for row in rows:
         assert all(f"<td>{cell}</td>" in page for cell in row.split(" | ")[:3])
+
+
+@pytest.mark.parametrize(
+    "draw, drawn",
+    [
+        (lambda run: EvolutionDisplay.from_evolution(run, "robust"), lambda ax: ax.lines[1].get_ydata()),
+        (KernelDistanceDisplay.from_evolution, lambda ax: ax.images[0].get_array()),
+        (SpectrumDisplay.from_evolution, lambda ax: ax.lines[1].get_ydata()),
+        (lambda run: SpecializationDisplay.from_evolution(run, "flip"), lambda ax: ax.images[0].get_array()),
+        (TransferDisplay.from_evolution, lambda ax: ax.images[0].get_array()),
+        (ImageGridDisplay.from_evolution, lambda ax: ax.images[0].get_array()),
+    ],
+    ids=["evolution", "distances", "spectra", "specialisation", "transfer", "images"],
+)
+def test_a_display_takes_the_folder_of_a_run_in_place_of_its_results(result, tmp_path, draw, drawn):
+    expected, *found = (np.asarray(drawn(draw(run).ax_)) for run in (result, result.path, str(result.path)))
+    for one in found:
+        np.testing.assert_array_equal(one, expected)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        draw(tmp_path / "nothing")
+    plt.close("all")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Evaluation: several attacks and radii at once, intervals, distances, transfer."""
 
 from dataclasses import dataclass, replace
+from html.parser import HTMLParser
 from importlib.util import find_spec
 
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from ntkrobust_sk import (
     Box,
     Clean,
     EmpiricalNTKClassifier,
+    RobustnessReport,
     TransferDisplay,
     as_model,
     minimal_perturbations,
@@ -34,6 +36,7 @@ from ntkrobust_sk import (
     robustness_report,
     transfer_matrix,
 )
+from ntkrobust_sk.attacks.autoattack import AutoAttackReport
 from ntkrobust_sk.robustness import target as targets
 from ntkrobust_sk.robustness.intervals import clopper_pearson
 
@@ -297,6 +300,76 @@ def test_transfer_from_and_to_an_infinitely_wide_network(linear):
 
 def _numbers(labels):
     return np.searchsorted(["a", "b", "c"], labels)
+
+
+HOSTILE = "<script>alert('x')</script>&\"'"
+
+
+def hostile_report():
+    return RobustnessReport(
+        epsilons=(0.1, 0.2),
+        norm="linf",
+        names=(HOSTILE, "PGD"),
+        classes=np.array([HOSTILE, "b"]),
+        y=np.array([0, 0, 1, 1]),
+        fell_at=np.array([[0.0, 0.2, np.inf, np.inf], [0.0, 0.2, 0.1, np.inf]]),
+        distances=np.array([0.0, 0.15, 0.05, np.inf]),
+        flags=(HOSTILE,),
+        confidence=0.95,
+    )
+
+
+def texts_of(markup):
+    """The texts of a piece of HTML, and the names of its elements."""
+    texts, tags, parser = [], set(), HTMLParser()
+    parser.handle_data = texts.append
+    parser.handle_starttag = lambda tag, attributes: tags.add(tag)
+    parser.feed(markup)
+    return [text.strip() for text in texts if text.strip()], tags
+
+
+def test_a_report_in_a_notebook_says_what_it_prints_and_names_cannot_be_code():
+    report = hostile_report()
+    texts, tags = texts_of(report._repr_html_())
+    assert tags <= {"table", "caption", "thead", "tbody", "tr", "th", "td", "p"}
+    printed = str(report)
+    for cell in texts:
+        assert all(part in printed for part in cell.split("; "))
+    assert HOSTILE in texts and f"flag: {HOSTILE}" in texts
+    assert any(cell == f"worst class at epsilon 0.2: {HOSTILE} with 0.000" for cell in texts)
+
+
+def test_an_autoattack_report_in_a_notebook_says_what_each_member_did_and_names_cannot_be_code():
+    report = AutoAttackReport(np.zeros((4, 2)), np.array([0, 1, -1, 2]), ("clean", HOSTILE, "square"), (HOSTILE,))
+    texts, tags = texts_of(report._repr_html_())
+    assert tags <= {"table", "caption", "thead", "tbody", "tr", "th", "td", "p"}
+    assert texts[:1] == ["AutoAttack on 4 examples: robust accuracy 0.250"] and texts[-1] == f"flag: {HOSTILE}"
+    assert texts[3:-1] == ["clean", "1", "0.750", f"after {HOSTILE}", "1", "0.500", "after square", "1", "0.250"]
+
+
+def test_a_report_is_drawn_with_its_intervals_and_with_keywords_of_style():
+    report = hostile_report()
+    ax = report.plot(line_kw={"lw": 4})
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), [0.75, *report.accuracies[1]])
+    np.testing.assert_allclose(ax.lines[2].get_ydata(), [0.75, *report.worst_accuracies])
+    assert {line.get_linewidth() for line in ax.lines} == {4}
+    band = ax.collections[1].get_paths()[0].vertices
+    assert [report.intervals[1, 1].min(), report.intervals[1, 1].max()] == pytest.approx(
+        [band[band[:, 0] == 0.2, 1].min(), band[band[:, 0] == 0.2, 1].max()]
+    )
+    assert report.plot(ax) is ax
+    with pytest.raises(TypeError, match="line_kw: matplotlib's Line2D has no 'widht'"):
+        report.plot(line_kw={"widht": 4})
+
+
+def test_an_autoattack_report_is_drawn_as_bars_and_says_that_there_are_flags():
+    found = np.zeros((4, 2)), np.array([0, 1, -1, 2]), ("clean", "apgd", "square")
+    ax = AutoAttackReport(*found, ()).plot(bar_kw={"alpha": 0.5})
+    assert [bar.get_height() for bar in ax.patches] == [0.75, 0.5, 0.25] and ax.patches[0].get_alpha() == 0.5
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["clean", "after apgd", "after square"]
+    assert ax.get_title() == "" and "not to be trusted" in AutoAttackReport(*found, ("odd",)).plot().get_title()
+    with pytest.raises(TypeError, match="bar_kw must be a dict"):
+        AutoAttackReport(*found, ()).plot(bar_kw="red")
 
 
 # Bad input
