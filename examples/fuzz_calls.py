@@ -116,7 +116,9 @@ AutoAttack(<epsilon:number 0.1>, <norm:choice 'linf'>, <n_steps:integer 2>, <n_q
 AutoAttack(0.1, n_steps=2, n_queries=2, n_targets=2).run(<model:model model>, <X:images X>, <y:integers y>,
     <key:key key>, <rows:integer? 64>)
 AutoAttack(0.1).members(<n_classes:integer 3>)
-Box(<low:any 0.0>, <high:any 1.0>, <mask:any None>, <integers:any ()>, <one_hot:any ()>)
+Box(<low:any 0.0>, <high:any 1.0>, <mask:any None>, <integers:any ()>, <one_hot:any ()>, <categories:any ()>,
+    <n_changes:integer? None>)
+Box.from_data(<X:any X>)
 MLP(<n_outputs:integer? 3>, <widths:any (5,)>, <activation:choice 'relu'>,
     <zero_last_layer:flag False>).init(<key:key key>, <input_shape:any (4,)>)
 CNN(<n_outputs:integer? 3>, <widths:any (2,)>, <strides:any (1,)>, <kernel_size:integer 3>,

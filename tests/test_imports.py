@@ -15,7 +15,7 @@ PACKAGE = Path(ntkrobust_sk.__file__).parent
 # Packages and modules, by levels. Each imports from levels above its own, and within itself without a circle.
 LEVELS = """
 _validation
-_arrays _drawing _files _html _portable
+_arrays _drawing _files _frames _html _portable
 _locks
 saving
 execution datasets solvers

@@ -2,6 +2,7 @@
 
 from .apgd import APGD as APGD
 from .autoattack import AutoAttack as AutoAttack
+from .boxes import Box as Box
 from .entry import require_attack as require_attack
 from .fab import FAB as FAB
 from .fmn import DDN as DDN
@@ -17,5 +18,4 @@ from .sigma_zero import SigmaZero as SigmaZero
 from .skeleton import Attack as Attack
 from .skeleton import Outcome as Outcome
 from .square import Square as Square
-from .threat_model import Box as Box
 from .tiled import attack_in_tiles as attack_in_tiles

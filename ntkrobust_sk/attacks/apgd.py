@@ -17,12 +17,13 @@ import numpy as np
 from .._validation import check_choice
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
+from .boxes import Box
 from .entry import Given
 from .losses import LOSSES, answers_wrongly, check_classes, gradient_of
 from .norms import L1, NORMS
 from .pgd import known, stronger_example
 from .skeleton import Attack, Outcome
-from .threat_model import Box, free, project, samples, steepest, unusable, usable
+from .threat_model import free, project, samples, steepest, unusable, usable
 
 # Share of the momentum term in a step: where the step leads, and where the last one came from.
 MOMENTUM = 0.75

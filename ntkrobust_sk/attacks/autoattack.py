@@ -18,12 +18,12 @@ from .._validation import integer
 from ..execution.devices import on_host
 from ..execution.tiles import NO_ANSWER, ROWS_ACCELERATOR, answers, as_pytree, evaluate, pad_rows
 from .apgd import APGD
+from .boxes import Box
 from .entry import checked_model, fitting_model
 from .fab import FAB
 from .losses import example_losses
 from .skeleton import AttackSettings
 from .square import Square
-from .threat_model import Box
 from .tiled import all_tiles, checked_data, finite_or_inputs
 
 # Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many.

@@ -21,8 +21,9 @@ from ..execution.keys import Keys, example_keys
 from ..execution.loops import form_of, without_numbers
 from ..execution.tiles import as_pytree, on_rows
 from ..networks.model import failure
+from .boxes import plain_bounds
 from .norms import LENGTHS
-from .threat_model import Ball, admitted, ball_around, check_floating, plain_bounds
+from .threat_model import Ball, admitted, ball_around, check_floating
 
 # How an attack is called.
 CALL = "attack(model, x, y, key=key)"

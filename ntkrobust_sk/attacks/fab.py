@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
+from .boxes import Box
 from .losses import answers_wrongly, gradient_of, scores_at
 from .minimum_norm import MinimumNorm
 from .norms import NORMS
 from .planes import to_plane
-from .threat_model import Box, samples
+from .threat_model import samples
 
 # Largest share of a step that goes towards the input, α_max in the paper.
 ALPHA_MAX = 0.1

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .boxes import Box
 from .losses import answers_wrongly, gradient_of, log_odds, margin
 from .minimum_norm import MinimumNorm, Walk
 from .norms import NORMS
-from .threat_model import Box, free, project
+from .threat_model import free, project
 
 # Where steps end, as a share of the first one, and where the relative change of the radius ends.
 LEAST_STEP, LEAST_GAMMA = 0.01, 1e-4

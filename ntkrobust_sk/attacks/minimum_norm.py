@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from ..execution.loops import repeat
+from .boxes import Box
 from .entry import Given, given
 from .losses import answers_wrongly, gradient_of, margin
 from .norms import LENGTHS
 from .planes import ROUNDING, to_plane
 from .skeleton import Attack, Outcome
-from .threat_model import Ball, Box, in_dtype_of, unusable, usable
+from .threat_model import Ball, in_dtype_of, unusable, usable
 
 # Number of rounds that refine what was found, number of halvings in each, and the share by which it ends beyond.
 ROUNDS, HALVINGS, BEYOND = 3, 6, 5e-4

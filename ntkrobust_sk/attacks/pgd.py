@@ -53,11 +53,12 @@ from .._validation import number
 from ..execution.convolutions import with_fast_convolutions
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
+from .boxes import Box
 from .entry import Given
 from .losses import answers_wrongly, ascent_losses, gradient_of
 from .norms import NORMS
 from .skeleton import Attack, Outcome
-from .threat_model import Box, ball_around, in_dtype_of, project, start_in_ball, steepest, unusable
+from .threat_model import ball_around, in_dtype_of, project, start_in_ball, steepest, unusable
 
 
 @dataclass(frozen=True)

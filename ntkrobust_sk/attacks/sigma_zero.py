@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from .._validation import number
 from ..execution.convolutions import with_fast_convolutions
+from .boxes import Box
 from .entry import Given
 from .fmn import cosine
 from .losses import margin
 from .minimum_norm import Found, MinimumNorm, Walk
 from .norms import LENGTHS
-from .threat_model import Box
 
 # The last step, as a share of the first one, and the change of the threshold, as a share of a step.
 LAST_STEP, THRESHOLD_RATE = 0.1, 0.01

@@ -28,9 +28,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from .._validation import check_choice, flag, integer, number
+from .boxes import Box, plain_bounds
 from .entry import Given, given
 from .norms import NORMS
-from .threat_model import Box, plain_bounds
 
 _length = partial(number, low=0, unit="in units of the data")
 # The checks of fields that mean the same in every attack; each returns a plain value.

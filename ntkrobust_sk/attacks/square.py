@@ -18,11 +18,12 @@ from .._validation import number
 from ..execution.convolutions import with_fast_convolutions
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
+from .boxes import Box
 from .entry import Given
 from .losses import margin
 from .norms import NORMS
 from .skeleton import Attack, Outcome
-from .threat_model import Box, project
+from .threat_model import project
 
 # Numbers of queries after which the share of features that a proposal changes is halved once more.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

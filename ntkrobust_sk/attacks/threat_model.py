@@ -1,13 +1,11 @@
 """Where an adversarial example may lie: the ball of a norm around its input, within bounds.
 
-Attacks state ``epsilon``, ``norm`` and ``bounds``; here is what those mean. Bounds may be a :class:`Box`, which
-also says which features may change, and to which values.
+Attacks state ``epsilon``, ``norm`` and ``bounds``; here is what those mean for arrays.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,107 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._validation import array, brief
+from .boxes import Box, brief_bounds
 from .capabilities import InBall
 from .norms import L0, LENGTHS, Norm
 
 # How far rounding may have put data outside of the bounds, as a share of these, by the bytes of the data's dtype:
 # what a scaler computes is wrong by some multiples of the last bit where the range is small against the values.
 ROUNDING = {2: 4e-3, 4: 1e-5, 8: 1e-9}
-
-
-@dataclass(frozen=True)
-class Box:
-    """Bounds of an attack that also say which features may change, and to which values.
-
-    Wherever an attack takes ``bounds=(low, high)``, it takes a Box. Fixed features are bounded by the input
-    itself, so every attack keeps to them and spends nothing on them. Integer and one-hot features are attacked as
-    if they were real; what comes back from the estimators, ``perturb``, ``robust_accuracy``, ``AutoAttack`` and
-    :func:`~ntkrobust_sk.attacks.attack_in_tiles` has valid values: the nearest ones that ball and bounds hold.
-    They come first, groups before integers; in the L1 and L2 norms the other features then have what is left of
-    epsilon. Another category of a one-hot group is 1 away in L∞, 2 in L1 and √2 in L2.
-
-    Parameters
-    ----------
-    low, high : float or array (n_features,), default=0.0 and 1.0
-        Range of what may change; infinite where there is none.
-    mask : array of bool (n_features,), default=None
-        Which features may change; None is all.
-    integers : sequence of int, default=()
-        Positions of features (of the flattened input) that hold integers.
-    one_hot : sequence of sequences of int, default=()
-        Groups of positions of which exactly one feature is 1 and the others are 0.
-
-    Raises
-    ------
-    ValueError
-        For bounds out of order, a mask that is not boolean, groups that overlap or have one member; when an attack
-        is called, for a mask or positions that do not fit the inputs, and inputs that are not valid themselves.
-
-    Examples
-    --------
-    >>> import jax
-    >>> from ntkrobust_sk import PGD, Box
-    >>> from ntkrobust_sk.attacks import attack_in_tiles
-    >>> box = Box(0, 10, mask=[True, True, False], integers=[1])
-    >>> model = jax.tree_util.Partial(lambda x: jax.numpy.stack([x.sum(1), -x.sum(1)], 1))
-    >>> X, y = np.array([[2.0, 5.0, 7.0]], np.float32), np.array([0])
-    >>> attack_in_tiles(PGD(1.5, bounds=box), model, X, y, key=jax.random.key(0), rows=1).round(3)
-    array([[0.5, 4. , 7. ]], dtype=float32)
-    """
-
-    low: float | tuple = 0.0
-    high: float | tuple = 1.0
-    mask: tuple[bool, ...] | None = None
-    integers: tuple[int, ...] = ()
-    one_hot: tuple[tuple[int, ...], ...] = ()
-
-    def __post_init__(self):
-        low, high = plain_bounds((self.low, self.high)) or (self.low, self.high)
-        object.__setattr__(self, "low", low)
-        object.__setattr__(self, "high", high)
-        if self.mask is not None:
-            try:
-                mask = np.asarray(self.mask)
-            except Exception:  # rows of different lengths, and whatever a stranger's conversion raises
-                mask = np.empty(0)
-            if mask.dtype != bool:
-                raise ValueError(
-                    f"mask must hold a boolean for each feature, True where it may change, got {brief(self.mask)}"
-                )
-            object.__setattr__(self, "mask", tuple(mask.ravel().tolist()))
-        object.__setattr__(self, "integers", _positions("integers", self.integers))
-        if np.ndim(self.one_hot) == 0 and not isinstance(self.one_hot, tuple | list):
-            raise ValueError(
-                f"one_hot must be groups of positions, such as ((4, 5, 6),), got {brief(self.one_hot)}"
-            )
-        groups = tuple(_positions("each group of one_hot", group) for group in self.one_hot)
-        object.__setattr__(self, "one_hot", groups)
-        if any(len(group) < 2 for group in groups):
-            raise ValueError(f"each group of one_hot must have two positions or more, got {groups}")
-        if len(set(self.discrete)) < len(self.discrete):
-            raise ValueError(
-                f"a feature has one kind of values, but integers={self.integers} and one_hot={groups} overlap"
-            )
-
-    def __iter__(self):
-        """Go through its bounds, low and high."""
-        return iter((self.low, self.high))
-
-    @property
-    def discrete(self) -> tuple[int, ...]:
-        """Return the positions of all integer and one-hot features."""
-        return (*self.integers, *(position for group in self.one_hot for position in group))
-
-
-def _positions(name, values) -> tuple[int, ...]:
-    try:
-        found = np.asarray(values)
-    except Exception:  # rows of different lengths, and whatever a stranger's conversion raises
-        found = np.empty((0, 0))
-    if found.ndim != 1 or (found.size and not (np.issubdtype(found.dtype, np.integer) and found.min() >= 0)):
-        raise ValueError(f"{name} must be positions of features, integers >= 0, got {brief(values)}")
-    return tuple(map(int, found))
 
 
 class Ball(NamedTuple):
@@ -229,7 +133,7 @@ def _clipped(bounds, X, lower, upper, rounding):
         feature = int(at[1]) if X.ndim == 2 else tuple(map(int, at[1:]))
         bounded = X[np.broadcast_to(lower < upper, X.shape) | (clipped != X)]
         raise ValueError(
-            f"the attack's bounds are {_brief(bounds)}, but X ranges from {bounded.min():.6g} to "
+            f"the attack's bounds are {brief_bounds(bounds)}, but X ranges from {bounded.min():.6g} to "
             f"{bounded.max():.6g} (feature {feature} is {X[at]} where it must be {clipped[at]} at "
             f"{'most' if X[at] > clipped[at] else 'least'}); "
             "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
@@ -285,10 +189,12 @@ def in_dtype_of(x: Any, *lengths: float) -> list[np.ndarray]:
 
 def limits_of(bounds: tuple | Box | None, x: Any) -> list:
     """Return lower and upper bounds in the dtype of ``x`` that fit its shape; of fixed features ``x`` itself."""
+    if isinstance(bounds, Box):
+        bounds.require_positions(f"x is an array of shape {tuple(x.shape)}")
     limits = [_bound(b, x).astype(np.dtype(x.dtype)) for b in ((-np.inf, np.inf) if bounds is None else bounds)]
-    if not isinstance(bounds, Box) or bounds.mask is None:
+    if not isinstance(bounds, Box) or (bounds.mask is None and not bounds.categories):
         return limits
-    free = _per_feature("the attack's mask has", np.asarray(bounds.mask), x)
+    free = _per_feature("the attack's mask has", bounds.free(math.prod(x.shape[1:])), x)
     where = np.where if isinstance(x, np.ndarray) else jnp.where
     return [where(free, limit, x) for limit in limits]
 
@@ -314,29 +220,6 @@ def _per_feature(what, values, x):
             f"{x.shape[1:]}); give one for each feature"
         )
     return values.reshape(1, *x.shape[1:])
-
-
-def plain_bounds(bounds: Any) -> tuple | Box | None:
-    """Return bounds as plain values: None, a Box, or (low, high) of float or tuples of float."""
-    if bounds is None or isinstance(bounds, Box):
-        return bounds
-    try:
-        if isinstance(bounds, str | bytes | dict | set | frozenset):
-            raise TypeError
-        low, high = (array("bounds", np.atleast_1d(b)).astype(float).reshape(np.shape(b)) for b in bounds)
-        ordered = ((low.ravel() <= high.ravel()) & (low.ravel() < np.inf) & (high.ravel() > -np.inf)).all()
-    except Exception:  # whatever a stranger raises when it is gone through
-        raise ValueError(
-            "bounds must be None or (low, high), each a number or one number for each feature, or a Box, got "
-            f"{brief(bounds)}"
-        ) from None
-    if not ordered:
-        raise ValueError(f"bounds must be (low, high) with low <= high and no NaN, got {_brief(bounds)}")
-    return tuple(b.item() if b.ndim == 0 else tuple(b.ravel().tolist()) for b in (low, high))
-
-
-def _brief(bounds):
-    return tuple(b if np.ndim(b) == 0 else f"<{np.size(b)} numbers>" for b in bounds)
 
 
 @partial(jax.jit, static_argnames=("norm",))

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .boxes import Box
 from .capabilities import InBall
 from .norms import LENGTHS
-from .threat_model import Box, limits_of
+from .threat_model import limits_of
 
 # Largest number of times that examples are moved inwards; once or twice is enough.
 MAX_INWARD_MOVES = 8

@@ -15,6 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
+from .._frames import require_own_names
 from .._portable import without_jax_arrays
 from .._validation import (
     brief,
@@ -35,7 +36,6 @@ from ..networks.named import NETWORKS, initial_model
 from ..networks.precision import PRECISIONS, with_precision
 from ..saving.content_cache import ContentCache, resolve_cache
 from ..saving.savable import Savable
-from ..tables.frames import require_own_names
 from ..targets.target import Seed
 from .fitted_before import fitted_as_before
 from .inputs import as_rows, input_shape, kept_dtypes, require_finite_targets, require_resolved

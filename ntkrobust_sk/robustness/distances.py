@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._validation import brief
+from ..attacks.boxes import Box
 from ..attacks.capabilities import FindsNearest
 from ..attacks.entry import require_attack
 from ..attacks.fab import FAB
-from ..attacks.threat_model import Box
 from ..attacks.tiled import warn_of_gradients
 from ..attacks.valid_points import lengths_of, move_to_valid_points
 from ..execution.keys import Keys, key_of, keys_of
@@ -79,7 +79,8 @@ def minimal_perturbations(
     if target.no_gradient_because is not None:
         raise TypeError(f"{target.no_gradient_because}, but minimal perturbations need gradients")
     keys = keys_of(key_of(random_state), len(target.X))
-    found = distances_by(target, target.within(attack), keys)
+    attack = target.within(attack)
+    found = distances_by(target, attack, keys)
     with target.precision():
         warn_of_gradients(attack, target.model, target.X, target.y, keys, target.rows)
     return found

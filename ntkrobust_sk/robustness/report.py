@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike
 from .._drawing import Axes
 from .._validation import array, brief, check_choice, number
 from ..attacks.autoattack import AutoAttack
+from ..attacks.boxes import plain_bounds
 from ..attacks.capabilities import InBall, Reports
 from ..attacks.entry import require_attack
 from ..attacks.fab import FAB
 from ..attacks.norms import NORMS
 from ..attacks.pgd import PGD
-from ..attacks.threat_model import plain_bounds
 from ..attacks.tiled import warn_of_gradients
 from ..attacks.valid_points import lengths_of
 from ..execution.keys import key_of, keys_of

@@ -19,13 +19,13 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from .._validation import brief, integer, number
+from ..attacks.boxes import Box
 from ..attacks.capabilities import InBall
 from ..attacks.entry import require_attack
 from ..attacks.losses import example_losses, margin
 from ..attacks.norms import NORMS
 from ..attacks.pgd import PGD
 from ..attacks.square import Square
-from ..attacks.threat_model import Box
 from ..attacks.valid_points import move_to_valid_points
 from ..execution.keys import example_keys, key_of, keys_of
 from ..targets.target import Seed

@@ -39,7 +39,7 @@ MODULES = {
     "ntkrobust_sk.attacks.fmn": "FMN DDN",
     "ntkrobust_sk.attacks.sigma_zero": "SigmaZero",
     "ntkrobust_sk.attacks.square": "Square",
-    "ntkrobust_sk.attacks.threat_model": "Box",
+    "ntkrobust_sk.attacks.boxes": "Box",
     "ntkrobust_sk.estimators.trainer": "AdversarialKernelTrainer",
     "ntkrobust_sk.estimators.kernel_machines": "EmpiricalNTKClassifier EmpiricalNTKRegressor",
     "ntkrobust_sk.estimators.kernel_machines_cv": "EmpiricalNTKClassifierCV EmpiricalNTKRegressorCV",

@@ -7,16 +7,15 @@ the number of the row that it came from, which leads back to whatever stands the
 from __future__ import annotations
 
 import dataclasses
-import sys
 import warnings
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .._frames import read_frame, require_own_names
 from .._validation import brief, require_regular
-from ..attacks.threat_model import Box
+from ..attacks.boxes import Box
 
 # Above it, neighbouring integers are one number in double precision.
 LARGEST_INTEGER = 2**53
@@ -89,16 +88,31 @@ class Table:
 
     def within(self, attack: Any) -> Any:
         """Return the attack with bounds that keep to the columns that may change, if it is one with bounds."""
-        if not self.fixed.any() or "bounds" not in fields_of(attack):
+        if "bounds" not in fields_of(attack):
+            return attack
+        if isinstance(attack.bounds, Box) and attack.bounds.names:
+            attack = replace(attack, bounds=self.by_position(attack.bounds))
+        if not self.fixed.any():
             return attack
         bounds = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
         box = bounds if isinstance(bounds, Box) else Box(bounds[0], bounds[1])
         free = ~self.fixed if box.mask is None else np.asarray(box.mask) & self._of_our_width(box.mask)
         held = [group for group in box.one_hot if not free[[at for at in group if at < len(free)]].all()]
         free[[at for group in held for at in group]] = False
+        if box.mask is not None and any(box.mask) and not free.any():
+            raise ValueError(
+                f"the attack's mask leaves no column that may change: {self.named}. Let columns of numbers "
+                "change, or name columns of categories in Box(categories=...)"
+            )
         integers = [at for at in box.integers if at >= len(free) or free[at]]
         groups = [group for group in box.one_hot if group not in held]
         return replace(attack, bounds=replace(box, mask=free, integers=integers, one_hot=groups))
+
+    def by_position(self, box: Box) -> Box:
+        """Return a Box by the positions of the columns that it names."""
+        if not self.has_names:
+            box.require_positions("X is an array")
+        return box.for_columns(self.names)
 
     def _of_our_width(self, mask):
         if len(mask) != len(self.reasons):
@@ -136,63 +150,27 @@ def as_table(X: Any) -> Table | None:
     """
     if isinstance(X, Table):
         return X
-    pandas, polars = (sys.modules.get(name) for name in ("pandas", "polars"))
-    if pandas is not None and isinstance(X, pandas.DataFrame):
-        names, kind, read = X.columns.tolist(), PandasTable, _pandas_column
-    elif polars is not None and isinstance(X, polars.DataFrame):
-        names, kind, read = X.columns, PolarsTable, _polars_column
-    else:
-        if hasattr(X, "collect_schema") or hasattr(X, "__dataframe__") or hasattr(X, "column_names"):
-            raise TypeError(
-                f"X must be an array or a data frame of pandas or polars, got {type(X).__module__}."
-                f"{type(X).__name__}; write X.to_pandas() (or, of a LazyFrame, X.collect())"
-            )
+    columns = read_frame(X)
+    if columns is None:
         return None
-    require_own_names(names)
-    read_columns = [read(X, at) for at in range(len(names))]
+    require_own_names([column.name for column in columns])
+    kind = PandasTable if hasattr(X, "iloc") else PolarsTable
+    read_columns = [_checked(column) for column in columns]
     numbers = [np.full(len(X), np.nan) if found is None else found for found, _ in read_columns]
     numbers = np.stack(numbers, 1) if numbers else np.zeros((len(X), 0))
     return kind(X, numbers, tuple(reason for _, reason in read_columns))
 
 
-def require_own_names(names: list) -> None:
-    """Raise ValueError for columns of one name."""
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"X has several columns named {twice[0]!r}; give each column a name of its own")
-
-
-def _checked(values, is_integer):
-    """Return a column of numbers, or None and why it stays as it is."""
+def _checked(column):
+    """Return a column's numbers, or None and why it stays as it is."""
+    if not column.is_number:
+        return column.values, column.dtype
+    values = column.values
     if not np.isfinite(values).all():
         return None, "missing or infinite values"
-    if is_integer and len(values) and np.abs(values).max() > LARGEST_INTEGER:
+    if column.is_integer and len(values) and np.abs(values).max() > LARGEST_INTEGER:
         return None, "integers above 2**53"
     return values, None
-
-
-def _pandas_column(frame, at):
-    import pandas as pd
-
-    column = frame.iloc[:, at]
-    types, dtype = pd.api.types, column.dtype
-    if types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
-        if column.isna().any():
-            return None, str(dtype)
-        return column.to_numpy(dtype=float), str(dtype)
-    if not types.is_numeric_dtype(dtype) or types.is_complex_dtype(dtype):
-        return None, str(dtype)
-    return _checked(column.to_numpy(dtype=float, na_value=np.nan), types.is_integer_dtype(dtype))
-
-
-def _polars_column(frame, at):
-    import polars as pl
-
-    column = frame.to_series(at)
-    if column.dtype == pl.Boolean and not column.null_count():
-        return column.cast(pl.Float64).to_numpy(), "bool"
-    if not column.dtype.is_numeric():
-        return None, str(column.dtype)
-    return _checked(column.cast(pl.Float64).to_numpy(), column.dtype.is_integer())
 
 
 class PandasTable(Table):
