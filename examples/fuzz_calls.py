@@ -143,6 +143,11 @@ gram('full', <model:Model model>, <X:images X>, <store:path? None>, <dtype:any N
 gram(<kernel:kernel 'pseudo'>, <model:Model image_model>, <X:images images>)
 gram_operator(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, <Y:images? None>, <memory:memory '2GiB'>,
     <dtype:any None>, <n_jobs:integer? None>).matmat(np.ones((12, 2))) # X
+gram('trace', model, X, params=<params:any 'dense_0'>)
+kernel_diag(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, memory=<memory:memory '2GiB'>,
+    dtype=<dtype:any None>, params=<params:any None>)
+parameter_names(<model:Model model>)
+networks.restricted(<model:Model model>, <params:any 'dense_0'>)
 TraceNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 ClassNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
 FullNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
@@ -200,8 +205,8 @@ eigenfeatures.regression_coefficients(<K_classes:matrix K3>, <y:integers y>, <al
 eigenfeatures.class_eigenvectors(<K_classes:matrix K3>, <y:integers y>, <index:integer 0>)
 EmpiricalNTKClassifier(<estimator:source model>, <kernel:kernel 'trace'>, <alpha:number 0.1>,
     <solver:solver 'cholesky'>, <dynamics:choice 'centered'>, <input_shape:any None>, <class_weight:any None>,
-    <memory:memory '2GiB'>, <precision:any 'bf16'>, <random_state:seed? 0>).fit(<X:rows X>, <y:labels y>,
-    <sample_weight:vector? None>).predict(X)
+    <memory:memory '2GiB'>, <precision:any 'bf16'>, <params:any None>, <random_state:seed? 0>).fit(<X:rows X>,
+    <y:labels y>, <sample_weight:vector? None>).predict(X)
 EmpiricalNTKClassifier(<estimator:source net>, <attack:attack? None>, <clean_step:flag True>,
     <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.01>, <momentum:number 0.9>,
     <random_state:seed? 0>, <verbose:any 0>).fit(<X:rows X>, <y:labels y>).predict(<X:rows X>)

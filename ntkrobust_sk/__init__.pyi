@@ -77,6 +77,7 @@ from .kernels import PseudoNTK as PseudoNTK
 from .kernels import TraceNTK as TraceNTK
 from .kernels import gram as gram
 from .kernels import gram_operator as gram_operator
+from .kernels import kernel_diag as kernel_diag
 from .networks import CNN as CNN
 from .networks import MLP as MLP
 from .networks import MixedPrecision as MixedPrecision
@@ -91,6 +92,7 @@ from .networks import from_flax as from_flax
 from .networks import from_haiku as from_haiku
 from .networks import from_nnx as from_nnx
 from .networks import from_stax as from_stax
+from .networks import parameter_names as parameter_names
 from .reports import write_report as write_report
 from .robustness import RobustnessReport as RobustnessReport
 from .robustness import TransferMatrix as TransferMatrix

@@ -66,6 +66,9 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
         integer ``random_state`` is computed from the same twice.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
+        :func:`~ntkrobust_sk.gram`. None is all of them.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products and of the kernel's, in ``fit``, predictions and attacks: see
@@ -180,6 +183,9 @@ class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
         integer ``random_state`` is computed from the same twice.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
+        :func:`~ntkrobust_sk.gram`. None is all of them.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products and of the kernel's, in ``fit``, predictions and attacks: see

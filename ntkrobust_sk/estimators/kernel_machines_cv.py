@@ -50,6 +50,9 @@ class EmpiricalNTKClassifierCV(TangentClassifier, SelectingMachine):
     cache : path or joblib.Memory, default=None
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from. See :doc:`/guide/select`.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
+        :func:`~ntkrobust_sk.gram`. None is all of them.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         As for :class:`EmpiricalNTKClassifier`.
@@ -154,6 +157,9 @@ class EmpiricalNTKRegressorCV(TangentRegressor, SelectingMachine):
     cache : path or joblib.Memory, default=None
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from. See :doc:`/guide/select`.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
+        :func:`~ntkrobust_sk.gram`. None is all of them.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         As for :class:`EmpiricalNTKRegressor`.

@@ -52,6 +52,9 @@ class RobustFeatureSelector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, K
     cache : path or joblib.Memory, default=None
         Folder in which Gram matrices and fits of an unfitted ``estimator`` are kept, by what they are computed
         from. See :doc:`/guide/select`.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
+        :func:`~ntkrobust_sk.gram`. None is all of them.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products and of the kernel's: see :class:`~ntkrobust_sk.MixedPrecision`. None leaves the

@@ -31,6 +31,8 @@ from ..execution.keys import key_of
 from ..execution.memory import parse_memory
 from ..kernels.cached_gram import cached_gram, make_job
 from ..kernels.gram_matrix import gram
+from ..kernels.ntk import resolve_kernel
+from ..kernels.without_model import model_for
 from ..networks.model import Model
 from ..networks.named import NETWORKS, initial_model
 from ..networks.precision import PRECISIONS, with_precision
@@ -166,6 +168,7 @@ class KernelSource(TangentEstimator):
     estimator: Any = field(default=None, kw_only=False, metadata=allowed(named=NETWORKS, such_as=NETWORK))
     memory: str | int = field(default="2GiB", metadata=allowed(str, at_least(1)))
     cache: Any = None
+    params: Any = field(default=None, metadata=allowed(str, "array-like", None))
     estimator_: Any = field(init=False)
 
     def _validate_params(self):
@@ -201,7 +204,7 @@ class KernelSource(TangentEstimator):
             model = initial_model(source, self.input_shape_, n_outputs, key, X.dtype)
             model = with_precision(model, self.precision)
             require_resolved(X, model)
-            return model
+            return self._restricted(model)
         if isinstance(source, type) or not hasattr(source, "get_params"):
             way = f"; write {source.__name__}(...)" if isinstance(source, type) else ""
             raise TypeError(f"estimator must be an instance of a scikit-learn estimator, got {brief(source)}{way}")
@@ -221,4 +224,9 @@ class KernelSource(TangentEstimator):
         if not isinstance(self.estimator_, TangentEstimator) or rounded.network is not model.network:
             # otherwise its own fit has looked
             require_resolved(X, rounded)
-        return rounded
+        return self._restricted(rounded)
+
+    def _restricted(self, model: Model) -> Model:
+        """Return the model with those parameters alone that ``params`` chooses, for kernels that have any."""
+        kernel = "trace" if vars(self).get("solver") == "sgd" else vars(self).get("kernel", "trace")
+        return model_for(resolve_kernel(kernel), model, self.params)

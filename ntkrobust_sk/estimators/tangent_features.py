@@ -48,6 +48,9 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelS
     cache : path or joblib.Memory, default=None
         Folder in which the fits of an unfitted ``estimator`` are kept, by what they are computed
         from. See :doc:`/guide/select`.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
+        :func:`~ntkrobust_sk.gram`. None is all of them.
     random_state : int, RandomState or None, default=None
     precision : {"bf16", "tf32"}, default=None
         Of the network's products: see :class:`~ntkrobust_sk.MixedPrecision`. None leaves the network as it is.

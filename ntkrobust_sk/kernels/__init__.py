@@ -1,5 +1,6 @@
 """Empirical tangent kernels: what they are, their Gram matrices in memory and on disk, and predictors on them."""
 
+from .diagonal import kernel_diag as kernel_diag
 from .gram_matrix import gram as gram
 from .infinite import InfiniteNTK as InfiniteNTK
 from .linear_operator import GramOperator as GramOperator

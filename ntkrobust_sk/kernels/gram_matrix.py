@@ -1,7 +1,7 @@
 """Gram matrices in tiles of fixed shape, within a stated amount of memory."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -44,6 +44,7 @@ def gram(
     by_layer: bool = False,
     store: str | os.PathLike | None = None,
     n_jobs: int | None = None,
+    params: str | Sequence[str] | None = None,
     plan: Plan | bool = False,
     progress: bool = False,
 ) -> Any:
@@ -88,6 +89,9 @@ def gram(
     n_jobs : int, default=None
         Worker processes, through joblib: None is this process, or what ``joblib.parallel_config`` says (with
         ``backend="dask"`` a Dask cluster). Each worker takes ``memory``.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken: names, or patterns such as "layers.3.*", of those that
+        :func:`~ntkrobust_sk.parameter_names` lists. Of the others none are formed. None is all of them.
     plan : Plan or bool, default=False
         True prints the plan before it is carried out; a Plan takes the place of one made for ``memory``.
     progress : bool, default=False
@@ -102,7 +106,7 @@ def gram(
     Raises
     ------
     ValueError
-        If the inputs' shapes do not fit each other, for a dtype that is none of these, and for "tf32" or "bf16"
+        If the inputs' shapes do not fit each other, for ``params`` that no parameter has, for a dtype that is none of these, and for "tf32" or "bf16"
         with parameters in double precision or a kernel without tangent features.
     MemoryError
         If not even two tiles of one row fit in ``memory``; or if a GPU has less than these and the result take.
@@ -128,7 +132,7 @@ def gram(
     >>> bool(abs(sum(layers.values()) - K).max() < 1e-5 * K.max())
     True
     """
-    kernel, model, X, Y = checked_sides(kernel, model, X, Y)
+    kernel, model, X, Y = checked_sides(kernel, model, X, Y, params=params)
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
     if by_layer and not kernel.is_tangent:
@@ -194,11 +198,12 @@ def checked_sides(
     X: ArrayLike,
     Y: ArrayLike | None,
     names: tuple[str, str] = ("X", "Y"),
+    params: str | Sequence[str] | None = None,
 ) -> tuple[Kernel, Model, np.ndarray, np.ndarray | None]:
     """Return kernel, model, and the inputs of rows and columns in NumPy, if model and kernel take them."""
     of_rows, of_columns = names
     kernel = resolve_kernel(kernel)
-    model = model_for(kernel, model)
+    model = model_for(kernel, model, params)
     X = _inputs(of_rows, X, model)
     Y = None if Y is None else _inputs(of_columns, Y, model)
     if Y is not None and Y.shape[1:] != X.shape[1:]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from .._validation import floating, job_count
 from ..execution.memory import parse_memory
 from ..networks.inputs import params_dtype
-from ..networks.model import Model, Variables
+from ..networks.model import Model
+from ..networks.restricted import map_parameters
 from ..tangent.gradients import DenseGradients
 from .gram_matrix import checked_sides, gram, store_gram
 from .linear_operator import GramOperator, add_tile
@@ -81,7 +81,7 @@ class TangentGram(NetworkGram):
         return TangentProducts(self.kernel, self.model, self.memory).squares(self.X, self.n_jobs)
 
 
-class FeatureGram(NetworkGram):
+class ProjectedGram(NetworkGram):
     """The Gram matrix of features of fixed length: Φ(X) (Φ(Y)ᵀ V).
 
     They are computed once and kept, if they fit in the memory, and for each product otherwise.
@@ -167,6 +167,7 @@ def gram_operator(
     dtype: DTypeLike | None = None,
     n_jobs: int | None = None,
     store: str | os.PathLike | None = None,
+    params: str | Sequence[str] | None = None,
 ) -> GramOperator:
     """Return the Gram matrix of a kernel over inputs as a linear operator, which is never formed.
 
@@ -199,6 +200,8 @@ def gram_operator(
     store : str or os.PathLike, default=None
         Folder of a zarr array, as for :func:`~ntkrobust_sk.gram`: the matrix is computed there once, or what it
         lacks, and products read it tile by tile.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken, as for :func:`~ntkrobust_sk.gram`.
 
     Returns
     -------
@@ -227,7 +230,7 @@ def gram_operator(
     >>> K.shape, bool(np.allclose(K @ V, gram("trace", model, X) @ V, rtol=1e-4))
     ((4, 4), True)
     """
-    kernel, model, X, Y = checked_sides(kernel, model, X, Y)
+    kernel, model, X, Y = checked_sides(kernel, model, X, Y, params=params)
     own = jnp.promote_types(params_dtype(model.variables.params), jnp.float32)
     wanted = np.dtype(own if dtype is None else floating("dtype", dtype, ("float32", "float64")))
     memory, n_jobs = parse_memory(memory), job_count(n_jobs)
@@ -250,13 +253,12 @@ def _class_for(kernel: Kernel, model: Model, X: np.ndarray) -> type[NetworkGram]
     x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
     features: Any = jax.eval_shape(kernel.features, model, x)
     is_one_vector = kernel.rank == 2 and all(isinstance(leaf, DenseGradients) for leaf in features)
-    return FeatureGram if is_one_vector else TiledGram
+    return ProjectedGram if is_one_vector else TiledGram
 
 
 def _with_parameters_in(model: Model, dtype: np.dtype) -> Model:
     """Return the model with parameters in another precision, in NumPy, which keeps it wherever they are sent."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), model.variables.params)
-    return replace(model, variables=Variables(params, model.variables.state))
+    return map_parameters(lambda leaf: np.asarray(leaf).astype(dtype), model)
 
 
 def _inputs_in(x: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Kernel predictors as models: callable pytrees from inputs to scores, dual and primal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
 from .room import require_device_memory
 from .tiles import TileJob, own_digits
+from .without_model import model_for
 
 
 @jax.tree_util.register_dataclass
@@ -94,6 +95,7 @@ def make_predictor(
     offset: ArrayLike,
     *,
     memory: str | int = "2GiB",
+    params: str | Sequence[str] | None = None,
     plan: Plan | None = None,
     features: dict | None = None,
 ) -> PrimalPredictor | DualPredictor:
@@ -117,6 +119,8 @@ def make_predictor(
     memory : str or int, default="2GiB"
         Budget that decides how many rows are folded at a time, and whether the tangents fit: one of each
         parameter for each target, and for the trace kernel for each pair of output and target.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken, as for :func:`~ntkrobust_sk.gram`.
     plan : Plan, default=None
         In place of one made for ``memory``.
     features : dict, default=None
@@ -134,7 +138,8 @@ def make_predictor(
         every call, fit in ``memory``.
     """
     kernel = resolve_kernel(kernel)
-    dtype = params_dtype(require_model(model).variables.params)
+    model = require_model(model) if params is None else model_for(kernel, model, params)
+    dtype = params_dtype(model.variables.params)
     X = _checked_inputs(kernel, model, X)
     dual_coef, offset = _checked_coefficients(X, dual_coef, offset)
     in_dtype, budget = fitting("dual_coef", dual_coef, dtype), parse_memory(memory)

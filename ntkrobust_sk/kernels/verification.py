@@ -24,6 +24,7 @@ from ..execution.precision import enable_x64, x64_enabled
 from ..execution.rewriting import rewritten
 from ..networks.inputs import shapes_of
 from ..networks.model import Model, Variables
+from ..networks.restricted import map_parameters
 from ..tangent.gradient_lists import split_biases
 from ..tangent.jaxpr import subjaxprs
 from .abstract_features import abstract_features
@@ -211,8 +212,7 @@ def _case(model, x, moved):
         change = np.where(leaf == 0, noise * (MOVED * size or MOVED), leaf * (MOVED * np.tanh(noise)))
         return (leaf + change).astype(leaf.dtype)
 
-    params = jax.tree.map(move, model.variables.params)
-    return Model(model.network, Variables(params, model.variables.state)), move(x)
+    return map_parameters(move, model), move(x)
 
 
 def _double(leaf):

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._validation import brief
 from ..networks.inputs import LogitsAndState, PyTree
 from ..networks.model import Model, Variables, require_model
+from ..networks.restricted import restricted
 from .ntk import Kernel
 
 
@@ -26,14 +28,23 @@ class NoNetwork:
         raise TypeError("this kernel has no model, and so no logits; give gram a model, not None")
 
 
-def model_for(kernel: Kernel, model: Any) -> Model:
-    """Return a kernel's model; None stands for one where the kernel needs none.
+def model_for(kernel: Kernel, model: Any, params: Any = None) -> Model:
+    """Return a kernel's model with the parameters that it takes; None stands for one where the kernel needs none.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`~ntkrobust_sk.networks.model.require_model`, also for None where the kernel needs a model.
+        As :func:`~ntkrobust_sk.networks.model.require_model`, also for None where the kernel needs a model; as
+        :func:`~ntkrobust_sk.networks.restricted.restricted`, and for ``params`` of a kernel that has none.
     """
+    if params is not None:
+        if not kernel.is_tangent:
+            raise ValueError(
+                f"params={brief(params)} restricts tangent kernels, which are sums over parameters, but {kernel!r} "
+                "is a function of the inputs or of your own; leave params out, or give a function the model "
+                "ntkrobust_sk.networks.restricted(model, params)"
+            )
+        return restricted(model, params)
     if model is None and not kernel.needs_model:
         return Model(NoNetwork(), Variables(jnp.zeros(1)))
     return require_model(model)

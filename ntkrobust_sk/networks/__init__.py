@@ -16,6 +16,9 @@ from .model import require_model as require_model
 from .named import NETWORKS as NETWORKS
 from .named import initial_model as initial_model
 from .precision import MixedPrecision as MixedPrecision
+from .restricted import Restricted as Restricted
+from .restricted import parameter_names as parameter_names
+from .restricted import restricted as restricted
 from .resnet import ResNet18 as ResNet18
 from .wrappers import Normalized as Normalized
 from .wrappers import Stateless as Stateless

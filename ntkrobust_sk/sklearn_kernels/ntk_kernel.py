@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,6 +57,8 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         they come.
     memory : str or int, default="2GiB"
         Budget as for :func:`~ntkrobust_sk.gram`.
+    params : str or sequence of str, default=None
+        Of which parameters gradients are taken, as for :func:`~ntkrobust_sk.gram`.
 
     Raises
     ------
@@ -96,6 +98,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         scale_bounds: tuple[float, float] | str = (1e-5, 1e5),
         input_shape: tuple[int, ...] | None = None,
         memory: str | int = "2GiB",
+        params: str | Sequence[str] | None = None,
     ):
         self.model = model
         self.kernel = kernel
@@ -103,6 +106,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         self.scale_bounds = scale_bounds
         self.input_shape = input_shape
         self.memory = memory
+        self.params = params
 
     @property
     def hyperparameter_scale(self) -> Hyperparameter:
@@ -175,7 +179,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         kernel = resolve_kernel(self.kernel)
         if kernel.rank not in (None, 2):
             raise ValueError(_wrong_rank(kernel))
-        return kernel, model_for(kernel, self.model)
+        return kernel, model_for(kernel, self.model, self.params)
 
     def _inputs(self, name, X) -> np.ndarray:
         X = array(name, X, finite=True)
@@ -204,18 +208,22 @@ class NTKKernel(DifferentiableCovariance, Kernel):
             return known
         K = self._matrix(X)
         if K.nbytes <= parse_memory(self.memory):
-            _KEPT.setdefault(self._owner(), {})[resolve_kernel(self.kernel)] = hash_arrays([X]), K
+            _KEPT.setdefault(self._owner(), {})[self._which()] = hash_arrays([X]), K
         return K
 
     def _known(self, X) -> np.ndarray | None:
         """Return the matrix of X that was computed before, if it is kept."""
-        content, K = _KEPT.get(self._owner(), {}).get(resolve_kernel(self.kernel), (None, None))
+        content, K = _KEPT.get(self._owner(), {}).get(self._which(), (None, None))
         return K if content == hash_arrays([X]) else None
+
+    def _which(self):
+        """Return what tells matrices of one owner apart: the kernel, and the parameters of the model."""
+        kernel, model = self._kernel_and_model()
+        return kernel, model.network
 
     def _owner(self):
         """Return what matrices are kept for: the model, or a kernel that needs none."""
-        _, model = self._kernel_and_model()
-        return self.kernel if self.model is None else model
+        return self.kernel if self.model is None else self.model
 
 
 # Of a model and a kernel, the last matrix of inputs with themselves, and the hash of the inputs.
