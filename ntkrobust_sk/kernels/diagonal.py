@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,7 @@ from ..execution.tiles import MACHINE_ROWS, one_ahead, pad_rows
 from ..networks.inputs import all_finite
 from ..networks.model import Model
 from .gram_matrix import checked_sides
-from .ntk import CallableKernel
-from .operator import gram_operator
+from .operator import NetworkGram, gram_operator
 from .tiles import own_precision
 
 
@@ -33,8 +33,8 @@ def kernel_diag(
 ) -> np.ndarray:
     """Compute the diagonal of a kernel's Gram matrix over inputs, k(x, x), without the matrix.
 
-    Each input meets itself alone: n entries are computed and not n², tile by tile, and memory does not grow with n.
-    The trace kernel's is (1/C) Σ_c ‖∇f_c(x)‖², the class and full kernels' are ‖∇f_c(x)‖² for each c.
+    Each input meets itself alone: n entries are computed and not n², tile by tile, and memory does not grow with
+    n. The trace kernel's is (1/C) Σ_c ‖∇f_c(x)‖², the class and full kernels' are ‖∇f_c(x)‖² for each c.
 
     Parameters
     ----------
@@ -75,17 +75,18 @@ def kernel_diag(
     >>> d.shape, bool(np.allclose(d, gram("trace", model, X).diagonal(), rtol=1e-5))
     ((4,), True)
     """
-    found, model, X, _ = checked_sides(kernel, model, X, None, params=params)
-    operator = gram_operator(found, model, X, memory=memory, dtype=dtype)
-    if not isinstance(found, CallableKernel):
+    found, chosen, inputs, _ = checked_sides(kernel, model, X, None, params=params)
+    operator = cast(NetworkGram, gram_operator(found, chosen, inputs, memory=memory, dtype=dtype))
+    if found.is_tangent:
         diagonal = operator.diagonal()
-        return diagonal.reshape(len(X), -1) if operator.rank > 2 else diagonal
-    model, X = operator.model, operator.X  # in the precision that was asked for
-    rows = min(MACHINE_ROWS, 2 ** math.ceil(math.log2(len(X))))
-    tiles = (pad_rows(X[at : at + rows], rows) for at in range(0, len(X), rows))
+        return diagonal.reshape(len(inputs), -1) if operator.rank > 2 else diagonal
+    # in the precision that was asked for
+    chosen, inputs = operator.model, operator.X
+    rows = min(MACHINE_ROWS, 2 ** math.ceil(math.log2(len(inputs))))
+    tiles = (pad_rows(inputs[at : at + rows], rows) for at in range(0, len(inputs), rows))
     with own_precision(operator):
-        parts = one_ahead(_own_entries(found, model, tile) for tile in tiles)
-        diagonal = np.concatenate([np.asarray(part) for part in parts])[: len(X)]
+        parts = one_ahead(_own_entries(found, chosen, tile) for tile in tiles)
+        diagonal = np.concatenate([np.asarray(part) for part in parts])[: len(inputs)]
     if not all_finite([diagonal]):
         raise FloatingPointError(f"the diagonal of {found!r} has entries that are not finite; look for overflow")
     return diagonal

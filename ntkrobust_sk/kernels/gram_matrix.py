@@ -106,8 +106,9 @@ def gram(
     Raises
     ------
     ValueError
-        If the inputs' shapes do not fit each other, for ``params`` that no parameter has, for a dtype that is none of these, and for "tf32" or "bf16"
-        with parameters in double precision or a kernel without tangent features.
+        If the inputs' shapes do not fit each other, for ``params`` that no parameter is called, for a dtype that
+        is none of these, and for "tf32" or "bf16" with parameters in double precision or a kernel without tangent
+        features.
     MemoryError
         If not even two tiles of one row fit in ``memory``; or if a GPU has less than these and the result take.
     FloatingPointError

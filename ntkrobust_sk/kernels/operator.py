@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .._validation import floating, job_count
 from ..execution.memory import parse_memory
+from ..networks.chosen_parameters import map_parameters
 from ..networks.inputs import params_dtype
 from ..networks.model import Model
-from ..networks.restricted import map_parameters
 from ..tangent.gradients import DenseGradients
 from .gram_matrix import checked_sides, gram, store_gram
 from .linear_operator import GramOperator, add_tile

@@ -22,9 +22,9 @@ from ..execution.convolutions import convolution_by_products, double_by_products
 from ..execution.devices import at_host
 from ..execution.precision import enable_x64, x64_enabled
 from ..execution.rewriting import rewritten
+from ..networks.chosen_parameters import map_parameters
 from ..networks.inputs import shapes_of
 from ..networks.model import Model, Variables
-from ..networks.restricted import map_parameters
 from ..tangent.gradient_lists import split_biases
 from ..tangent.jaxpr import subjaxprs
 from .abstract_features import abstract_features

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from .._validation import brief
+from ..networks.chosen_parameters import restricted
 from ..networks.inputs import LogitsAndState, PyTree
 from ..networks.model import Model, Variables, require_model
-from ..networks.restricted import restricted
 from .ntk import Kernel
 
 
@@ -35,14 +35,14 @@ def model_for(kernel: Kernel, model: Any, params: Any = None) -> Model:
     ------
     TypeError, ValueError
         As :func:`~ntkrobust_sk.networks.model.require_model`, also for None where the kernel needs a model; as
-        :func:`~ntkrobust_sk.networks.restricted.restricted`, and for ``params`` of a kernel that has none.
+        :func:`~ntkrobust_sk.networks.chosen_parameters.restricted`, and for ``params`` of a kernel that has none.
     """
     if params is not None:
         if not kernel.is_tangent:
             raise ValueError(
-                f"params={brief(params)} restricts tangent kernels, which are sums over parameters, but {kernel!r} "
-                "is a function of the inputs or of your own; leave params out, or give a function the model "
-                "ntkrobust_sk.networks.restricted(model, params)"
+                f"params={brief(params)} restricts tangent kernels, which are sums over parameters, but "
+                f"{kernel!r} is a function of the inputs or of your own; leave params out, or give a function the "
+                "model ntkrobust_sk.networks.restricted(model, params)"
             )
         return restricted(model, params)
     if model is None and not kernel.needs_model:

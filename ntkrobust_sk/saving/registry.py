@@ -22,7 +22,7 @@ MODULES = {
     "ntkrobust_sk.networks.resnet": "ResNet18",
     "ntkrobust_sk.networks.wrappers": "Normalized Stateless",
     "ntkrobust_sk.networks.precision": "MixedPrecision",
-    "ntkrobust_sk.networks.restricted": "Restricted",
+    "ntkrobust_sk.networks.chosen_parameters": "Restricted",
     "ntkrobust_sk.networks.model": "Model Variables",
     "ntkrobust_sk.tangent.linearization": "Linearized",
     "ntkrobust_sk.kernels.ntk": "TraceNTK ClassNTK FullNTK PseudoNTK CallableKernel",

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from .._validation import brief
+from .._validation import brief, unknown
 from .inputs import LogitsAndState, PyTree, params_dtype
 from .model import Model, Network, Variables, require_model, require_network
 
@@ -121,7 +121,7 @@ def restricted(model: Model, params: str | Iterable[str] | None) -> Model:
     if own != whole:
         raise ValueError(
             f"params={brief(params)} chooses parameters in {own} alone, but the network takes inputs in {whole}, "
-            f"that of its other parameters, which would be rounded; choose some in {whole}, too, or cast the network"
+            f"as its other parameters are: they would be rounded. Choose some in {whole}, too, or cast the network"
         )
     return found
 
@@ -158,10 +158,11 @@ def _chosen(patterns: tuple[str, ...], names: list[str]) -> list[str]:
             like = get_close_matches(pattern, names, n=LIKE, cutoff=0.4)
             shown = names if len(names) <= LISTED else like or names[:LISTED]
             more = len(names) - len(shown)
+            others = f"one of {more} others, or " if more else ""
             raise ValueError(
-                f"params names {pattern!r}, but no parameter of the network has such a name; known are "
-                f"{', '.join(map(repr, shown))}{f' and {more} others' if more else ''}. "
-                "parameter_names(model) lists them all"
+                unknown(
+                    "params", pattern, shown, f"{others}a pattern of such names; parameter_names(model) lists them"
+                )
             )
     return [name for name in names if any(_matches(pattern, name) for pattern in patterns)]
 
