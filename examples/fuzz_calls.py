@@ -295,12 +295,13 @@ load_mnist(<data_dir:path folder>, <split:choice 'test'>) # fails
 load_fashion_mnist(<data_dir:path folder>, <split:choice 'test'>) # fails
 load_splits(<data:any 'digits'>, <n_train:integer 30>, <n_test:integer 20>, <random_state:integer 0>)
 load_evolution(<path:path folder>) # fails
+load_experiment(<out:path folder>) # fails
 write_report(<result:any folder>, <path:path? None>) # fails
-KernelEvolution(<data:any 'digits'>, <network:choice 'cnn'>, <n_train:integer 1397>, <n_test:integer 400>,
-    <n_kernel:integer 200>, <epsilon:number 0.15>, <attack:choice 'pgd'>, <train_steps:integer 10>,
-    <test_steps:integer 20>, <clean_step:flag True>, <regimes:any ('benign',)>, <epochs:integer 20>,
-    <flip_epoch:integer? None>, <fractions:any (0.5,)>, <learning_rate:number 0.05>, <momentum:number 0.9>,
-    <batch_size:integer 128>, <normalize:flag False>)
+KernelEvolution(<data:any 'digits'>, <network:any 'cnn'>, <n_train:integer 1397>, <n_test:integer 400>,
+    <n_kernel:integer 200>, <epsilon:number? 0.15>, <attack:any 'pgd'>, <norm:choice? None>,
+    <train_steps:integer 10>, <test_steps:integer 20>, <clean_step:flag True>,
+    <regimes:any ('benign',)>, <epochs:integer 20>, <flip_epoch:integer? None>, <fractions:any (0.5,)>,
+    <learning_rate:number 0.05>, <momentum:number 0.9>, <batch_size:integer 128>, <normalize:flag False>)
 KernelEvolution(<average_decay:number? None>, <patience:integer? None>, <n_validation:integer 0>,
     <stage2_from:any None>, <stage2_epochs:integer 10>, <stage2_learning_rate:number 0.01>,
     <dynamics:any ('standard',)>, <stage2:any ('benign',)>, <freeze_state:flag True>, <alpha:number 0.01>,

@@ -69,6 +69,7 @@ from .estimators import TangentFeatures as TangentFeatures
 from .evolution import EvolutionResult as EvolutionResult
 from .evolution import KernelEvolution as KernelEvolution
 from .evolution import load_evolution as load_evolution
+from .evolution import load_experiment as load_experiment
 from .kernels import ClassNTK as ClassNTK
 from .kernels import FullNTK as FullNTK
 from .kernels import InfiniteNTK as InfiniteNTK

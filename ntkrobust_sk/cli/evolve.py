@@ -33,7 +33,7 @@ GROUPS = {
         "n_validation",
         "clean_step",
     ),
-    "attack": ("attack", "epsilon", "train_steps", "test_steps"),
+    "attack": ("attack", "epsilon", "norm", "train_steps", "test_steps"),
     "stage 2": ("stage2_from", "stage2_epochs", "stage2_learning_rate", "dynamics", "stage2", "freeze_state"),
 }
 

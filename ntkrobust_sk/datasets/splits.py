@@ -17,6 +17,8 @@ from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_
 # A seed as scikit-learn takes it.
 RandomState = int | np.random.RandomState | None
 LOADERS = {"cifar10": load_cifar10, "fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
+# What load_splits knows by name; all else are paths.
+NAMES = ("digits", *LOADERS)
 
 
 class Splits(NamedTuple):
@@ -99,7 +101,7 @@ def load_splits(
         if name not in LOADERS:
             way = "; write np.savez('data.npz', X=X, y=y)" if os.path.exists(name) else ""
             otherwise = f"the path of an .npz file with X and y{way}"
-            raise ValueError(unknown("data", name, ("digits", *LOADERS), otherwise))
+            raise ValueError(unknown("data", name, NAMES, otherwise))
         X, y = LOADERS[name](data_dir, split="train")
         X_test, y_test = LOADERS[name](data_dir, split="test")
         require_enough(y, n_train, n_test)

@@ -5,6 +5,7 @@ from .claims import check_claims as check_claims
 from .experiment import PRESETS as PRESETS
 from .experiment import KernelEvolution as KernelEvolution
 from .experiment import load_evolution as load_evolution
+from .experiment import load_experiment as load_experiment
 from .experiment import preset as preset
 from .result_lines import DamagedRunError as DamagedRunError
 from .results import EvolutionResult as EvolutionResult

@@ -11,35 +11,24 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
-import numpy as np
-from tqdm.auto import tqdm
-
-from .. import __version__
-from .._validation import brief, check_choice, check_path, number
-from ..attacks.pgd import FGSM, NFGSM, PGD
-from ..datasets.splits import Splits, load_splits, no_more, require_enough
-from ..execution.interrupts import heard
-from ..execution.memory import parse_memory
-from ..kernels.fingerprint import hash_arrays
-from ..networks.named import NETWORKS
-from ..networks.precision import PRECISIONS
+from .._validation import check_path, flag
+from ..attacks.pgd import PGD
+from ..datasets.splits import Splits, no_more
 from ..tangent.linearization import DYNAMICS
-from .results import EvolutionResult, brief_epochs
+from .own_objects import Stated
+from .results import EvolutionResult
 from .run_directory import RunDirectory
-from .schedule import OrderedResults, Schedule
-from .setting_checks import check_numbers, count_or_all, n_matrix, several, start_of_stage_two
-from .states import States
-from .tasks import Measurements, tasks_of
-from .workers import Workplace, count_processes, share, started
-
-REGIMES = ("benign", "adversarial", "flip")
-STAGE2 = ("benign", "adversarial")
-ATTACKS = ("pgd", "fgsm", "n-fgsm")
-# Epochs between whole ones, where the kernel moves fastest; the paper's.
-FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
+from .run_settings import settings_of as settings_of
+from .run_settings import settings_there
+from .running import carry_out
+from .schedule import skipped
+from .setting_checks import ATTACKS as ATTACKS
+from .setting_checks import FRACTIONS, STAGE2, check_settings, n_matrix, named_attack
+from .setting_checks import REGIMES as REGIMES
+from .workers import count_processes
 
 
 @dataclass(frozen=True)
@@ -52,19 +41,27 @@ class KernelEvolution:
         As for :func:`~ntkrobust_sk.datasets.load_splits`; inputs must lie in [0, 1].
     data_dir : path, default=None
         Folder with the canonical files.
-    network : {"mlp", "cnn", "resnet18"}, default="cnn"
+    network : {"mlp", "cnn", "resnet18"}, network or Model, default="cnn"
+        An object is a :class:`Network`, such as ``MLP(widths=(64,))``, one of your own, or ``from_flax(module)``.
+        One that leaves ``n_outputs`` None gets the number of classes. The weights of a Model are the first ones of
+        every seed.
     n_train, n_test : int
         Examples for training and for scoring; all of the latter are attacked.
     n_kernel : int or "all", default=200
         Training examples, balanced over the classes, on which kernels are measured. "all" estimates effective
         rank, top mass and alignments on all of them, by some 40 products with a kernel that is never formed, with
         ``standard_errors`` in the record; the rest takes 200.
-    epsilon : float, default=0.15
-        L∞ radius, in units of the data.
-    attack : {"pgd", "fgsm", "n-fgsm"}, default="pgd"
-        The attack in training. Scores are always taken under PGD.
+    epsilon : float, default=None
+        Radius in scoring, and of an attack in training that is given by its name, in units of the data. None is
+        that of ``attack`` if it is an object that states one, otherwise 0.15.
+    attack : {"pgd", "fgsm", "n-fgsm"} or attack, default="pgd"
+        The attack in training. An object is a frozen dataclass that is called as those of this library are, such
+        as ``PGD(8 / 255, n_steps=7)`` or one of your own. Scores are always taken under PGD.
+    norm : {"linf", "l2", "l1"}, default=None
+        Of the ball around each example, in training and in scoring. None is that of ``attack`` if it is an object
+        that states one, otherwise "linf".
     train_steps, test_steps : int
-        PGD steps in training and in scoring.
+        PGD steps in training (for an attack that is given by its name) and in scoring.
     clean_step : bool, default=True
         Adversarial training makes a clean update before each adversarial one, as the paper's code does.
     regimes : tuple of {"benign", "adversarial", "flip"}
@@ -113,21 +110,27 @@ class KernelEvolution:
     ------
     ValueError
         For settings that do not fit each other.
+    TypeError
+        For a network or an attack that is none.
 
     Examples
     --------
     >>> KernelEvolution(epochs=2, fractions=(0.5,)).checkpoints
     (0.0, 0.5, 1.0, 2.0)
+    >>> from ntkrobust_sk import MLP, PGD
+    >>> KernelEvolution(network=MLP(widths=(64,)), attack=PGD(0.5, norm="l2")).test_attack
+    PGD(epsilon=0.5, n_steps=20, step_size=None, norm='l2', random_start=True, n_restarts=1, bounds=(0.0, 1.0))
     """
 
     data: str = "digits"
     data_dir: str | None = None
-    network: str = "cnn"
+    network: Any = "cnn"
     n_train: int = 1397
     n_test: int = 400
     n_kernel: int | str = 200
-    epsilon: float = 0.15
-    attack: str = "pgd"
+    epsilon: float | None = None
+    attack: Any = "pgd"
+    norm: str | None = None
     train_steps: int = 10
     test_steps: int = 20
     clean_step: bool = True
@@ -156,48 +159,7 @@ class KernelEvolution:
     random_state: int = 0
 
     def __post_init__(self):
-        for name, known in (("regimes", REGIMES), ("dynamics", DYNAMICS), ("stage2", STAGE2)):
-            object.__setattr__(self, name, several(name, getattr(self, name)))
-            for value in getattr(self, name):
-                check_choice(f"entry of {name}", value, known)
-        check_choice("attack", self.attack, ATTACKS)
-        check_choice("network", self.network, NETWORKS)
-        if self.precision is not None:
-            check_choice("precision", self.precision, PRECISIONS, "None")
-        parse_memory(self.memory)
-        object.__setattr__(self, "n_kernel", count_or_all("n_kernel", self.n_kernel))
-        check_numbers(self)
-        check_path("data", self.data)
-        if self.data_dir is not None:
-            check_path("data_dir", self.data_dir)
-        if "flip" in self.regimes and "benign" not in self.regimes:
-            raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
-        fractions = several("fractions", self.fractions)
-        object.__setattr__(self, "fractions", tuple(number("each of fractions", f, low=0) for f in fractions))
-        beyond = [f for f in self.fractions if f > self.epochs]
-        if beyond and self.fractions != FRACTIONS:
-            raise ValueError(
-                f"fractions must be epochs of stage 1, 0 to {self.epochs}, got {brief_epochs(beyond)}"
-            )
-        kept = brief_epochs(self.checkpoints)
-        if self.flips_at not in self.checkpoints:
-            raise ValueError(f"flip_epoch must be an epoch that is kept, {kept}, got {self.flip_epoch}")
-        if (self.patience is None) != (self.n_validation == 0):
-            raise ValueError(
-                "patience and n_validation go together: examples held out, and how many epochs their robust "
-                f"accuracy may fail to rise; got {self.patience} and {self.n_validation}"
-            )
-        if self.stage2_from is not None:
-            object.__setattr__(
-                self, "stage2_from", tuple(map(start_of_stage_two, several("stage2_from", self.stage2_from)))
-            )
-        for regime, epoch in self.starts:
-            check_choice("regime in stage2_from", regime, self.regimes)
-            if epoch not in self.checkpoints:
-                raise ValueError(
-                    f"stage2_from asks for epoch {epoch:g}, but kept are {kept}. Add it to fractions, or raise "
-                    "epochs"
-                )
+        check_settings(self)
 
     @cached_property
     def checkpoints(self) -> tuple[float, ...]:
@@ -218,15 +180,14 @@ class KernelEvolution:
         return tuple((regime, float(self.epochs)) for regime in self.regimes if regime != "flip")
 
     @cached_property
-    def train_attack(self) -> PGD | FGSM | NFGSM:
-        """Make the attack in training."""
-        made = {"pgd": partial(PGD, n_steps=self.train_steps), "fgsm": FGSM, "n-fgsm": NFGSM}
-        return made[self.attack](self.epsilon)
+    def train_attack(self) -> Any:
+        """Return the attack in training."""
+        return self.attack if not isinstance(self.attack, str) else named_attack(self)
 
     @cached_property
     def test_attack(self) -> PGD:
         """Make the attack in scoring."""
-        return PGD(self.epsilon, n_steps=self.test_steps)
+        return PGD(cast(float, self.epsilon), n_steps=self.test_steps, norm=cast(str, self.norm))
 
     def run(
         self,
@@ -272,32 +233,7 @@ class KernelEvolution:
         RuntimeWarning
             When a worker was lost, such as one that the system has killed for its memory; its task is done again.
         """
-        n_workers, out = count_processes(n_jobs), check_path("out", out)
-        if splits is not None and not isinstance(splits, Splits):
-            raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {brief(splits)}")
-        splits = splits or load_splits(
-            self.data, self.data_dir, n_train=self.n_train, n_test=self.n_test, random_state=self.random_state
-        )
-        experiment = self.fitting(len(splits.y), len(np.unique(splits.y)))
-        require_enough(splits.y, min(n_matrix(experiment.n_kernel), len(splits.y)))
-        with heard(), RunDirectory.session(out, settings_of(experiment, splits)) as run:
-            written = run.results()
-            measurements = Measurements(States(experiment, run, splits), [*run.waiting.read(), *written])
-            measurements.forget_what_has_lost_its_files()
-            tasks, records, label = tasks_of(experiment), measurements.records, f"evolution of {self.data}"
-            there = {record["task"] for record in written} & records.keys()
-            results = OrderedResults(run, [task.name for task in tasks], records, there)
-            left = [task for task in tasks if task.name not in records]
-            bar = {"total": len(tasks), "initial": len(tasks) - len(left), "desc": label, "unit": "task"}
-            with tqdm(**bar, disable=not progress) as bar:
-                if (n_workers := min(n_workers, len(left))) > 1:
-                    with started(Workplace(experiment, run.path.absolute(), splits), n_workers) as workers:
-                        share(Schedule(measurements.states, records), results, workers, bar)
-                    left = []
-                for task in left:
-                    bar.set_postfix_str(task.name)
-                    results.add(measurements.take(task))
-                    bar.update()
+        carry_out(self, check_path("out", out), splits, flag("progress", progress), count_processes(n_jobs))
         return load_evolution(out)
 
     def fitting(self, n_train: int, n_classes: int) -> KernelEvolution:
@@ -341,13 +277,6 @@ def preset(data: str = "digits", **given: Any) -> KernelEvolution:
     return KernelEvolution(data=str(data), **PRESETS.get(data, {}) | given)
 
 
-def settings_of(experiment: KernelEvolution, splits: Splits) -> dict[str, Any]:
-    """List what two runs must agree in to be the same; a run may get more seeds, and its data may have moved."""
-    free = ("seeds", "data_dir", "memory")
-    settings = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.name not in free}
-    return settings | {"sha256_data": hash_arrays(splits), "version": __version__}
-
-
 def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     """Read the results in a run's folder, finished or not; nothing is written there.
 
@@ -379,11 +308,10 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     True
     """
     run = RunDirectory(check_path("path", path))
-    known = {field.name for field in fields(KernelEvolution)}
-    settings = {name: value for name, value in run.settings.items() if name in known}
     results = run.results()
-    experiment = KernelEvolution(**settings, seeds=1 + max((result["seed"] for result in results), default=0))
-    if gone := _skipped(experiment, {result["task"] for result in results}):
+    seeds = 1 + max((result["seed"] for result in results), default=0)
+    experiment = KernelEvolution(**settings_there(run, _names()), seeds=seeds)
+    if gone := skipped(experiment, {result["task"] for result in results}):
         warnings.warn(
             f"{run.path / 'results.jsonl'} lacks {len(gone)} results of tasks that come before others which are "
             f"there, the first of them {gone[0]!r}; run the experiment again, and only these are computed",
@@ -393,8 +321,69 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     return EvolutionResult(run.path, experiment, results)
 
 
-def _skipped(experiment, there) -> list[str]:
-    """List tasks that have no result though a later one has: a run that was stopped has none such."""
-    names = [task.name for task in tasks_of(experiment)]
-    last = max((at for at, name in enumerate(names) if name in there), default=0)
-    return [name for name in names[:last] if name not in there]
+def load_experiment(out: str | os.PathLike, **objects: Any) -> KernelEvolution:
+    """Read the experiment in a run's folder, with all that it takes to go on: ``load_experiment(out).run(out)``.
+
+    Parameters
+    ----------
+    out : path
+    **objects : network, attack
+        Objects that the folder states and does not hold: a network or an attack whose class has no name in files.
+        Those of this library, and those that :func:`~ntkrobust_sk.saved_as` has registered, are made again.
+
+    Returns
+    -------
+    KernelEvolution
+        With the folder's settings, seeds and memory. Its ``data`` is the path at which the file was, and
+        ``data_dir`` the folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no run.
+    DamagedRunError
+        If the settings are not what was written.
+    ValueError
+        If an object is stated, and neither in the folder nor given.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the run is of a version that did not state seeds, memory and where the data are; defaults stand in their
+        place, and the number of seeds is that of those that have begun.
+
+    See Also
+    --------
+    load_evolution : The results.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = KernelEvolution(regimes=(), seeds=3, memory="1GiB").run(folder, progress=False)
+    ...     load_experiment(folder).seeds, load_experiment(folder).memory
+    (3, '1GiB')
+    """
+    run = RunDirectory(check_path("out", out))
+    if unknown := sorted(objects.keys() - {"network", "attack"}):
+        raise TypeError(f"load_experiment takes network and attack besides the folder, got {', '.join(unknown)}")
+    settings = settings_there(run, _names()) | objects
+    for name, value in settings.items():
+        if isinstance(value, Stated):
+            raise value.missing(name)
+    more = run.going_on
+    if not more:
+        seeds = 1 + max((result["seed"] for result in run.results()), default=0)
+        warnings.warn(
+            f"{run.path} is of a version that did not state seeds, memory and data_dir: taken are seeds={seeds}, "
+            "memory='2GiB' and data_dir=None; write replace(experiment, seeds=...) for others",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return KernelEvolution(**settings, seeds=seeds)
+    free = {name: more[name] for name in ("seeds", "memory", "data_dir")}
+    return KernelEvolution(**settings | free | ({} if more["data"] is None else {"data": more["data"]}))
+
+
+def _names() -> tuple[str, ...]:
+    return tuple(field.name for field in fields(KernelEvolution))

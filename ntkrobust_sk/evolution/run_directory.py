@@ -19,9 +19,13 @@ import numpy as np
 
 from .._files import explained, is_part, read_json, write_atomically
 from .._locks import LOCK, held
+from .._validation import brief
 from ..training.checkpoints import load_checkpoint, read_arrays, save_checkpoint
 from .records import Record
 from .result_lines import DamagedRunError, ResultLines, digest
+
+# Where settings.json states what is free to differ.
+GOING_ON = "going_on"
 
 
 class RunMismatchError(ValueError):
@@ -49,8 +53,18 @@ class RunDirectory:
 
     @classmethod
     @contextmanager
-    def session(cls, path: str | os.PathLike, settings: dict[str, Any]) -> Iterator[RunDirectory]:
+    def session(
+        cls, path: str | os.PathLike, settings: dict[str, Any], going_on: dict[str, Any] | None = None
+    ) -> Iterator[RunDirectory]:
         """Open the folder for writing, while no other process does.
+
+        Parameters
+        ----------
+        path : path
+        settings : dict of what JSON can hold
+            In which two runs must agree to be the same.
+        going_on : dict of what JSON can hold, default=None
+            What else it takes to go on, in which they need not. What the folder states of it gives way.
 
         Raises
         ------
@@ -61,7 +75,11 @@ class RunDirectory:
         """
         path = _folder_of_a_run(path)
         with held(path):
-            yield cls.open(path, settings)
+            run = cls.open(path, settings)
+            if going_on is not None and json.loads(json.dumps(going_on)) != run.going_on:
+                run._write_settings(run.settings, going_on)
+                run = cls(path)
+            yield run
 
     @classmethod
     def open(cls, path: str | os.PathLike, settings: dict[str, Any]) -> RunDirectory:
@@ -82,25 +100,34 @@ class RunDirectory:
         """
         path, settings = _folder_of_a_run(path), json.loads(json.dumps(settings))
         if not (path / "settings.json").exists():
-            stated = settings | {"sha256": _fingerprint(settings)}
-            write_atomically(path / "settings.json", json.dumps(stated, indent=2).encode() + b"\n")
-            return cls(path)
-        there = cls(path).settings
-        differences = [
-            f"{name}: {there.get(name)!r} there, {settings.get(name)!r} here"
-            for name in settings | there
-            if there.get(name) != settings.get(name)
-        ]
-        if differences:
+            run = cls(path)
+            run._write_settings(settings, {})
+            return run
+        if found := differences(cls(path).settings, settings):
             raise RunMismatchError(
                 f"{path} holds a run with other settings, and nothing of it was changed. "
-                f"{'; '.join(differences)}. Use another folder, or delete this one"
+                f"{'; '.join(found)}. Use another folder, or delete this one"
             )
         return cls(path)
 
-    @cached_property
+    def _write_settings(self, settings, going_on):
+        stated = settings | {"sha256": _fingerprint(settings)}
+        if going_on:
+            stated[GOING_ON] = going_on | {"sha256": _fingerprint(going_on)}
+        write_atomically(self.path / "settings.json", json.dumps(stated, indent=2).encode() + b"\n")
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """Read the run's settings."""
+        """Read the run's settings, in which another one must agree to be the same."""
+        return self._stated[0]
+
+    @property
+    def going_on(self) -> dict[str, Any]:
+        """Read what else it takes to go on; runs of earlier versions state nothing of it."""
+        return self._stated[1]
+
+    @cached_property
+    def _stated(self) -> tuple[dict[str, Any], dict[str, Any]]:
         file = self.path / "settings.json"
         if not file.exists():
             raise FileNotFoundError(f"the path {self.path} holds no run: there is no settings.json")
@@ -113,9 +140,11 @@ class RunDirectory:
                 f"{file} has no checksum: the run is of an earlier version, and nothing says that its numbers are "
                 "still those that were measured. Use another folder, and run it again"
             )
-        if stated != _fingerprint(there):
+        more = there.pop(GOING_ON, {})
+        sums = [stated, more.pop("sha256", None) if isinstance(more, dict) else None]
+        if sums != [_fingerprint(there), _fingerprint(more) if more else None]:
             raise DamagedRunError(f"{file} was changed: its settings do not match their checksum")
-        return there
+        return there, more
 
     @cached_property
     def fingerprint(self) -> str:
@@ -183,6 +212,22 @@ def _folder_of_a_run(path: str | os.PathLike) -> Path:
     with explained(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """List what differs between two settings, field by field where both state an object.
+
+    >>> differences({"epochs": 1, "network": {"type": "MLP"}}, {"epochs": 2, "network": {"type": "CNN"}})
+    ['epochs: 1 there, 2 here', "network.type: 'MLP' there, 'CNN' here"]
+    """
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return [] if there == here else [f"{name}: {_shown(there)} there, {_shown(here)} here"]
+    parts = [(part, f"{name}.{part}".lstrip(".")) for part in here | there]
+    return [line for part, at in parts for line in differences(there.get(part), here.get(part), at)]
+
+
+def _shown(value) -> str:
+    return brief(value) if isinstance(value, dict) else repr(value)
 
 
 def _fingerprint(settings) -> str:

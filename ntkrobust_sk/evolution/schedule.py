@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 URGENT = (Measurements.closed_form, Measurements.transfer)
 
 
+def skipped(experiment: KernelEvolution, there: Collection[str]) -> list[str]:
+    """List tasks that have no result though a later one has: a run that was stopped has none such."""
+    names = [task.name for task in tasks_of(experiment)]
+    last = max((at for at, name in enumerate(names) if name in there), default=0)
+    return [name for name in names[:last] if name not in there]
+
+
 class OrderedResults:
     """The results of a run, written in the order of the tasks, whatever the order in which they come.
 

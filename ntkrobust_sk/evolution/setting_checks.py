@@ -5,9 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .._validation import LARGEST_SEED, brief, flag, integer, number
+from .._validation import LARGEST_SEED, brief, check_choice, check_path, flag, integer, number
+from ..attacks.entry import require_attack
+from ..attacks.norms import NORMS
+from ..attacks.pgd import FGSM, NFGSM, PGD
+from ..execution.memory import parse_memory
+from ..networks.model import Model, Network, advice, require_network
+from ..networks.named import NETWORKS
+from ..networks.precision import PRECISIONS
+from ..tangent.linearization import DYNAMICS
+from .results import brief_epochs
+
+if TYPE_CHECKING:
+    from .experiment import KernelEvolution
+
+REGIMES = ("benign", "adversarial", "flip")
+STAGE2 = ("benign", "adversarial")
+ATTACKS = ("pgd", "fgsm", "n-fgsm")
+# Epochs between whole ones, where the kernel moves fastest; the paper's.
+FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
+# Radius where neither the settings nor the attack state one.
+EPSILON = 0.15
 
 # How settings of an experiment, and of the demo, are checked.
 CHECKS = {
@@ -19,6 +39,127 @@ CHECKS = {
     partial(number, low=0, below=1): "momentum average_decay",
     flag: "clean_step normalize freeze_state",
 }
+
+
+def check_settings(experiment: KernelEvolution) -> None:
+    """Bring the settings of an experiment into plain values that fit each other, or raise."""
+    for name, known in (("regimes", REGIMES), ("dynamics", DYNAMICS), ("stage2", STAGE2)):
+        object.__setattr__(experiment, name, several(name, getattr(experiment, name)))
+        for value in getattr(experiment, name):
+            check_choice(f"entry of {name}", value, known)
+    if experiment.precision is not None:
+        check_choice("precision", experiment.precision, PRECISIONS, "None")
+    parse_memory(experiment.memory)
+    object.__setattr__(experiment, "n_kernel", count_or_all("n_kernel", experiment.n_kernel))
+    check_network(experiment.network)
+    check_attack(experiment)
+    check_numbers(experiment)
+    named_attack(experiment)
+    check_path("data", experiment.data)
+    if experiment.data_dir is not None:
+        check_path("data_dir", experiment.data_dir)
+    _check_epochs(experiment)
+    if (experiment.patience is None) != (experiment.n_validation == 0):
+        raise ValueError(
+            "patience and n_validation go together: examples held out, and how many epochs their robust "
+            f"accuracy may fail to rise; got {experiment.patience} and {experiment.n_validation}"
+        )
+    _check_starts(experiment)
+
+
+def check_network(network: Any) -> None:
+    """Raise unless this is the name of a network, a network that can be hashed, or a Model."""
+    if isinstance(network, str):
+        check_choice("network", network, NETWORKS, "a network such as MLP(), or a Model")
+        return
+    if isinstance(network, Model):
+        network = require_network(network.network, "network.network")
+    elif isinstance(network, type) or not isinstance(network, Network):
+        raise TypeError(
+            f"network must be {', '.join(map(repr, NETWORKS))}, an object with init and apply such as MLP() or "
+            f"from_flax(module), or a Model, got {brief(network)}{advice(network)}"
+        )
+    _require_hashable("network", require_network(network))
+
+
+def check_attack(experiment: KernelEvolution) -> None:
+    """Let the attack say what ball is meant where the settings do not, or raise where they contradict it."""
+    attack, stated = experiment.attack, None
+    if isinstance(attack, str):
+        check_choice("attack", attack, ATTACKS, "an attack such as PGD(8 / 255)")
+    else:
+        _require_hashable("attack", require_attack(attack))
+        stated = getattr(attack, "norm", None)
+    if experiment.norm is None:
+        object.__setattr__(experiment, "norm", "linf" if stated is None else stated)
+    check_choice("norm", experiment.norm, NORMS)
+    if stated not in (None, experiment.norm):
+        raise ValueError(
+            f"norm={experiment.norm!r}, but attack={brief(attack)} is of norm {stated!r}; give the same norm to "
+            "both, or leave norm out"
+        )
+    if experiment.epsilon is None:
+        object.__setattr__(experiment, "epsilon", getattr(attack, "epsilon", EPSILON))
+
+
+def named_attack(experiment: Any) -> PGD | FGSM | NFGSM | None:
+    """Make the attack in training that the settings name; None where they hold one, or it cannot be of the norm.
+
+    Raises
+    ------
+    ValueError
+        If it is of another norm.
+    """
+    epsilon, norm = experiment.epsilon, experiment.norm
+    if experiment.attack == "n-fgsm":
+        if norm != NFGSM.norm:
+            raise ValueError(f"attack='n-fgsm' is of norm {NFGSM.norm!r} alone, got norm={norm!r}; take 'pgd'")
+        return NFGSM(epsilon)
+    made = {"pgd": partial(PGD, n_steps=experiment.train_steps), "fgsm": FGSM}
+    return made[experiment.attack](epsilon, norm=norm) if isinstance(experiment.attack, str) else None
+
+
+def _require_hashable(name, value):
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be hashable, so that code compiled for it is found again, got {brief(value)} ({error}); "
+            "a frozen dataclass of plain values is"
+        ) from error
+
+
+def _check_epochs(experiment):
+    if "flip" in experiment.regimes and "benign" not in experiment.regimes:
+        raise ValueError("regime 'flip' starts from the benign network: regimes must hold 'benign' too")
+    fractions = several("fractions", experiment.fractions)
+    object.__setattr__(experiment, "fractions", tuple(number("each of fractions", f, low=0) for f in fractions))
+    beyond = [f for f in experiment.fractions if f > experiment.epochs]
+    if beyond and experiment.fractions != FRACTIONS:
+        raise ValueError(
+            f"fractions must be epochs of stage 1, 0 to {experiment.epochs}, got {brief_epochs(beyond)}"
+        )
+    if experiment.flips_at not in experiment.checkpoints:
+        kept = brief_epochs(experiment.checkpoints)
+        raise ValueError(f"flip_epoch must be an epoch that is kept, {kept}, got {experiment.flip_epoch}")
+
+
+def _check_starts(experiment):
+    if experiment.stage2_from is not None:
+        starts = tuple(map(start_of_stage_two, several("stage2_from", experiment.stage2_from)))
+        object.__setattr__(experiment, "stage2_from", starts)
+    for regime, epoch in experiment.starts:
+        check_choice("regime in stage2_from", regime, experiment.regimes)
+        if epoch not in experiment.checkpoints:
+            raise ValueError(
+                f"stage2_from asks for epoch {epoch:g}, but kept are {brief_epochs(experiment.checkpoints)}. Add "
+                "it to fractions, or raise epochs"
+            )
+        if regime == "flip" and epoch <= experiment.flips_at:
+            raise ValueError(
+                f"stage2_from asks for ('flip', {epoch:g}), but 'flip' is the benign network until it turns "
+                f"adversarial at epoch {experiment.flips_at:g}; write ('benign', {epoch:g}), or a later epoch"
+            )
 
 
 def check_numbers(settings: Any) -> None:

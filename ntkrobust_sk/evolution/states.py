@@ -13,7 +13,7 @@ import numpy as np
 from ..attacks.pgd import Clean
 from ..datasets.splits import Splits, chosen_indices
 from ..networks.model import Model
-from ..networks.named import NETWORKS, initial_model
+from ..networks.named import initial_model
 from ..networks.precision import with_precision
 from ..networks.wrappers import Normalized
 from ..tangent.linearization import linearize
@@ -85,7 +85,7 @@ class States:
     """
 
     def __init__(self, experiment: KernelEvolution, run: RunDirectory, splits: Splits):
-        self.experiment, self.run = experiment, run
+        self.experiment, self.run, self.splits = experiment, run, splits
         self.examples = choose_examples(experiment, splits)
         self._first: dict[int, TrainState] = {}
         self._walks: dict[tuple[int, str], Iterator[tuple[float, TrainState]]] = {}
@@ -97,8 +97,7 @@ class States:
     def first_model(self, seed: int) -> Model:
         """Make the network with the seed's initial weights, the same for all regimes."""
         X, _ = self.examples.training
-        network = NETWORKS[self.experiment.network]
-        model = initial_model(network, X.shape[1:], self.examples.n_outputs, self.key(seed, 0))
+        model = initial_model(self.experiment.network, X.shape[1:], self.examples.n_outputs, self.key(seed, 0))
         if self.experiment.normalize:
             axes = tuple(range(X.ndim - 1))
             mean, std = X.mean(axes, dtype=np.float64), X.std(axes, dtype=np.float64)

@@ -534,7 +534,6 @@ def test_an_epoch_that_was_never_kept_is_refused_with_those_that_are(result):
         ({"regimes": "benign"}, "regimes must be a sequence"),
         ({"regimes": None}, "regimes must be a sequence"),
         ({"regimes": ([],)}, "unknown entry of regimes"),
-        ({"attack": np.array([1, 2])}, "unknown attack"),
         ({"momentum": 1.0}, "momentum must be a finite number >= 0 and < 1"),
         ({"average_decay": "0.9"}, "average_decay must be a finite number"),
         ({"clean_step": "yes"}, "clean_step must be"),

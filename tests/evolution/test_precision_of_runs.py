@@ -9,7 +9,7 @@ import pytest
 from ntkrobust_sk import KernelEvolution, MixedPrecision, Normalized, gram, load_evolution
 from ntkrobust_sk.cli.command import main
 from ntkrobust_sk.datasets.splits import load_splits
-from ntkrobust_sk.evolution import experiment as of_experiments
+from ntkrobust_sk.evolution import running
 from ntkrobust_sk.evolution.run_directory import RunDirectory, RunMismatchError
 from ntkrobust_sk.evolution.states import States
 from ntkrobust_sk.evolution.tasks import Measurements
@@ -54,14 +54,14 @@ def test_networks_and_kernels_of_a_run_are_in_its_precision(results):
 @pytest.mark.slow
 def test_a_folder_without_the_setting_goes_on_in_float32_and_in_nothing_else(results, tmp_path, monkeypatch):
     """As an earlier version has left it, in the middle of its work."""
-    settings_of = of_experiments.settings_of
+    settings_of = running.settings_of
 
     def as_before(experiment, splits):
         settings = settings_of(experiment, splits)
         return {name: value for name, value in settings.items() if name != "precision"}
 
     with monkeypatch.context() as patch:
-        patch.setattr(of_experiments, "settings_of", as_before)
+        patch.setattr(running, "settings_of", as_before)
         EXACT.run(tmp_path / "run", progress=False)
     file = tmp_path / "run" / "settings.json"
     before = file.read_bytes()

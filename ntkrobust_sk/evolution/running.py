@@ -1,0 +1,68 @@
+"""How a run is carried out: its folder, what is done there already, and the tasks that are left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .._validation import brief
+from ..datasets.splits import Splits, load_splits, require_enough
+from ..execution.interrupts import heard
+from .run_directory import RunDirectory
+from .run_settings import check_outputs, going_on, settings_of, where_the_data_were
+from .schedule import OrderedResults, Schedule
+from .setting_checks import n_matrix
+from .states import States
+from .tasks import Measurements, tasks_of
+from .workers import Workplace, share, started
+
+if TYPE_CHECKING:
+    from .experiment import KernelEvolution
+
+
+def carry_out(
+    experiment: KernelEvolution, out: Path, splits: Splits | None, progress: bool, n_workers: int
+) -> None:
+    """Carry out what is left of an experiment; arguments as for :meth:`KernelEvolution.run`, but checked."""
+    own_data = splits is not None
+    splits = _splits_of(experiment, splits)
+    experiment = experiment.fitting(len(splits.y), len(np.unique(splits.y)))
+    require_enough(splits.y, min(n_matrix(experiment.n_kernel), len(splits.y)))
+    check_outputs(experiment, splits)
+    settings = where_the_data_were(out, settings_of(experiment, splits), own_data)
+    with heard(), RunDirectory.session(out, settings, going_on(experiment, splits, own_data, out)) as run:
+        written = run.results()
+        measurements = Measurements(States(experiment, run, splits), [*run.waiting.read(), *written])
+        measurements.forget_what_has_lost_its_files()
+        _finish(experiment, measurements, written, progress, n_workers)
+
+
+def _splits_of(experiment, splits) -> Splits:
+    if splits is None:
+        sizes = {"n_train": experiment.n_train, "n_test": experiment.n_test}
+        return load_splits(experiment.data, experiment.data_dir, random_state=experiment.random_state, **sizes)
+    if not isinstance(splits, Splits):
+        raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {brief(splits)}")
+    return splits
+
+
+def _finish(experiment, measurements, written, progress, n_workers):
+    """Do the tasks that have no record, and write all records in their order."""
+    tasks, records, run = tasks_of(experiment), measurements.records, measurements.run
+    there = {record["task"] for record in written} & records.keys()
+    results = OrderedResults(run, [task.name for task in tasks], records, there)
+    left, label = [task for task in tasks if task.name not in records], f"evolution of {experiment.data}"
+    bar = {"total": len(tasks), "initial": len(tasks) - len(left), "desc": label, "unit": "task"}
+    with tqdm(**bar, disable=not progress) as bar:
+        if (n_workers := min(n_workers, len(left))) > 1:
+            place = Workplace(experiment, run.path.absolute(), measurements.states.splits)
+            with started(place, n_workers) as workers:
+                share(Schedule(measurements.states, records), results, workers, bar)
+            return
+        for task in left:
+            bar.set_postfix_str(task.name)
+            results.add(measurements.take(task))
+            bar.update()
