@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
     described = parameters("reports/demo.py", "Demo")
     presets, sizes = constant("evolution/experiment.py", "PRESETS"), constant("reports/demo.py", "SIZES")
     defaults = {data: presets[data] | sizes[data] for data in presets}
-    special = {"network": {"choices": parameters("evolution/experiment.py", "KernelEvolution")["network"].choices}}
+    special = {"network": {"choices": constant("cli/evolve.py", "NETWORKS")}}
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         if title == "data":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,7 @@ DESCRIPTION = (
     "what the kernels can do; write a report. A stopped run goes on where it was when the same command is given "
     "again. In brackets: defaults."
 )
+NETWORKS = ("mlp", "cnn", "resnet18")
 GROUPS = {
     "data": ("data", "data_dir", "n_train", "n_test", "n_kernel", "normalize"),
     "network and training": (
@@ -43,7 +45,21 @@ def add_arguments(parser: Parser) -> None:
     described = parameters("evolution/experiment.py", "KernelEvolution")
     in_groups = {name for names in GROUPS.values() for name in names}
     rest = {"measures, and how they are computed": tuple(name for name in described if name not in in_groups)}
-    special = {"stage2_from": {"nargs": "*", "type": _start, "metavar": "REGIME:EPOCH"}}
+    described["epsilon"] = replace(
+        described["epsilon"],
+        default=constant("evolution/setting_checks.py", "EPSILON"),
+        text="Radius, in units of the data.",
+    )
+    special = {
+        "network": {
+            "type": _network,
+            "metavar": "NETWORK",
+            "help": f"{', '.join(NETWORKS)}, or MODULE:NAME of one of your own, an object or a function without "
+            "arguments that makes it; modules of the current folder are found. [cnn]",
+        },
+        "stage2_from": {"nargs": "*", "type": _start, "metavar": "REGIME:EPOCH"},
+        "attack": {"choices": constant("evolution/setting_checks.py", "ATTACKS"), "help": "In training. [pgd]"},
+    }
     for title, names in (GROUPS | rest).items():
         group = parser.add_argument_group(title)
         given = [described[name] for name in names]
@@ -72,6 +88,15 @@ def run(options: dict[str, Any]) -> int:
     report = write_report(result)
     print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")
     return 0
+
+
+def _network(text: str) -> str:
+    """Read the name of a network, or MODULE:NAME."""
+    if text not in NETWORKS and ":" not in text:
+        from .._validation import unknown
+
+        raise argparse.ArgumentTypeError(unknown("network", text, NETWORKS, "MODULE:NAME"))
+    return text
 
 
 def _start(text: str) -> tuple[str, float]:

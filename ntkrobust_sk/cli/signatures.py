@@ -55,9 +55,9 @@ def parameters(file: str, name: str) -> dict[str, Parameter]:
 
     Examples
     --------
-    >>> epsilon = parameters("evolution/experiment.py", "KernelEvolution")["epsilon"]
-    >>> epsilon.annotation, epsilon.default, epsilon.text
-    ('float', 0.15, 'L∞ radius, in units of the data.')
+    >>> alpha = parameters("evolution/experiment.py", "KernelEvolution")["alpha"]
+    >>> alpha.annotation, alpha.default, alpha.text
+    ('float', 0.01, 'Ridge of closed-form regression on the kernel set.')
     """
     kinds = ast.FunctionDef | ast.ClassDef
     node = next(node for node in _tree(file).body if isinstance(node, kinds) and node.name == name)
@@ -72,7 +72,7 @@ def parameters(file: str, name: str) -> dict[str, Parameter]:
 def constant(file: str, name: str) -> Any:
     """Read a constant of a module: literals, and what is composed of them and of other constants.
 
-    >>> constant("evolution/experiment.py", "REGIMES")
+    >>> constant("evolution/setting_checks.py", "REGIMES")
     ('benign', 'adversarial', 'flip')
     """
     for node in _tree(file).body:

@@ -41,10 +41,11 @@ class KernelEvolution:
         As for :func:`~ntkrobust_sk.datasets.load_splits`; inputs must lie in [0, 1].
     data_dir : path, default=None
         Folder with the canonical files.
-    network : {"mlp", "cnn", "resnet18"}, network or Model, default="cnn"
+    network : {"mlp", "cnn", "resnet18"}, "module:name", network or Model, default="cnn"
         An object is a :class:`Network`, such as ``MLP(widths=(64,))``, one of your own, or ``from_flax(module)``.
-        One that leaves ``n_outputs`` None gets the number of classes. The weights of a Model are the first ones of
-        every seed.
+        ``"module:name"`` says where it is imported from, or made by calling what is there without arguments. The
+        number of outputs may be left open (``n_outputs=None``). The weights of a Model are the first ones of every
+        seed.
     n_train, n_test : int
         Examples for training and for scoring; all of the latter are attacked.
     n_kernel : int or "all", default=200
@@ -329,7 +330,8 @@ def load_experiment(out: str | os.PathLike, **objects: Any) -> KernelEvolution:
     out : path
     **objects : network, attack
         Objects that the folder states and does not hold: a network or an attack whose class has no name in files.
-        Those of this library, and those that :func:`~ntkrobust_sk.saved_as` has registered, are made again.
+        Those of this library, and those that :func:`~ntkrobust_sk.saved_as` has registered, are made again; a
+        network that was named as ``module:name`` is imported when the experiment is run.
 
     Returns
     -------
@@ -367,11 +369,12 @@ def load_experiment(out: str | os.PathLike, **objects: Any) -> KernelEvolution:
     run = RunDirectory(check_path("out", out))
     if unknown := sorted(objects.keys() - {"network", "attack"}):
         raise TypeError(f"load_experiment takes network and attack besides the folder, got {', '.join(unknown)}")
-    settings = settings_there(run, _names()) | objects
+    more = run.going_on
+    named = {name: more[name] for name in ("network",) if more.get(name)}
+    settings = settings_there(run, _names()) | named | objects
     for name, value in settings.items():
         if isinstance(value, Stated):
             raise value.missing(name)
-    more = run.going_on
     if not more:
         seeds = 1 + max((result["seed"] for result in run.results()), default=0)
         warnings.warn(

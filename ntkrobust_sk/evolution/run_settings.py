@@ -11,8 +11,10 @@ from .. import __version__
 from ..datasets.splits import NAMES, Splits
 from ..kernels.fingerprint import hash_arrays
 from ..networks.named import initial_model, n_logits
+from .imported import is_named_by_module, resolved
 from .own_objects import restored, state_attack, state_network
 from .run_directory import RunDirectory, RunMismatchError
+from .setting_checks import check_network
 
 if TYPE_CHECKING:
     from .experiment import KernelEvolution
@@ -28,7 +30,7 @@ def settings_of(experiment: KernelEvolution, splits: Splits) -> dict[str, Any]:
     settings = {f.name: getattr(experiment, f.name) for f in fields(experiment) if f.name not in FREE}
     settings = {name: value for name, value in settings.items() if value != BEFORE.get(name, ...)}
     of_data = splits.X.shape[1:], int(splits.y.max()) + 1
-    settings["network"] = state_network(experiment.network, *of_data)
+    settings["network"] = state_network(resolved(experiment.network), *of_data)
     settings["attack"] = state_attack(experiment.attack, *of_data)
     return settings | {"sha256_data": hash_arrays(splits), "version": __version__}
 
@@ -37,15 +39,17 @@ def check_outputs(experiment: KernelEvolution, splits: Splits) -> None:
     """Raise unless the network is one for these inputs, with an output for each class."""
     import jax
 
-    if isinstance(experiment.network, str):
+    network = resolved(experiment.network)
+    if isinstance(network, str):
         return
+    check_network(network)
     input_shape, n_classes = splits.X.shape[1:], int(splits.y.max()) + 1
-    model = initial_model(experiment.network, input_shape, n_classes, jax.random.key(0))
+    model = initial_model(network, input_shape, n_classes, jax.random.key(0))
     n_outputs = n_logits(model, input_shape, splits.X.dtype)
     if n_outputs != n_classes:
         raise ValueError(
             f"network has {n_outputs} output{'s' if n_outputs > 1 else ''}, but the data have {n_classes} "
-            f"classes: an experiment needs one output for each class. The network is {experiment.network!r}"
+            f"classes: an experiment needs one output for each class. The network is {network!r}"
         )
 
 
@@ -54,6 +58,7 @@ def going_on(experiment: KernelEvolution, splits: Splits, own_data: bool, out: P
 
     ``memories`` has all budgets that the run was given, None where a version before has not stated it.
     """
+    network = experiment.network
     is_file = not own_data and experiment.data not in NAMES
     there = RunDirectory(out).going_on if (is_there := _is_run(out)) else {}
     memories = [m for m in there.get("memories", [None] if is_there else []) if m != experiment.memory]
@@ -64,6 +69,7 @@ def going_on(experiment: KernelEvolution, splits: Splits, own_data: bool, out: P
         "data": os.path.abspath(experiment.data) if is_file else None,
         "data_dir": None if experiment.data_dir is None else os.path.abspath(experiment.data_dir),
         "own_data": own_data,
+        "network": network if isinstance(network, str) and is_named_by_module(network) else None,
         "sha256_training_data": hash_arrays(splits[:2]),
         "sha256_test_data": hash_arrays(splits[2:]),
     }

@@ -16,6 +16,7 @@ from ..networks.model import Model, Network, advice, require_network
 from ..networks.named import NETWORKS
 from ..networks.precision import PRECISIONS
 from ..tangent.linearization import DYNAMICS
+from .imported import check_form, is_named_by_module
 from .results import brief_epochs
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ def check_settings(experiment: KernelEvolution) -> None:
 def check_network(network: Any) -> None:
     """Raise unless this is the name of a network, a network that can be hashed, or a Model."""
     if isinstance(network, str):
-        check_choice("network", network, NETWORKS, "a network such as MLP(), or a Model")
+        if is_named_by_module(network):
+            check_form(network)
+        else:
+            check_choice("network", network, NETWORKS, "module:name, a network such as MLP(), or a Model")
         return
     if isinstance(network, Model):
         network = require_network(network.network, "network.network")

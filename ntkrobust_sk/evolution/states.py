@@ -20,6 +20,7 @@ from ..tangent.linearization import linearize
 from ..training.checkpoints import DamagedCheckpointError, load_checkpoint
 from ..training.resumable import TrainingConfig, checkpointed_states, state_file
 from ..training.state import TrainState
+from .imported import resolved
 from .records import Record
 from .run_directory import RunDirectory
 from .setting_checks import n_matrix
@@ -97,7 +98,9 @@ class States:
     def first_model(self, seed: int) -> Model:
         """Make the network with the seed's initial weights, the same for all regimes."""
         X, _ = self.examples.training
-        model = initial_model(self.experiment.network, X.shape[1:], self.examples.n_outputs, self.key(seed, 0))
+        model = initial_model(
+            resolved(self.experiment.network), X.shape[1:], self.examples.n_outputs, self.key(seed, 0)
+        )
         if self.experiment.normalize:
             axes = tuple(range(X.ndim - 1))
             mean, std = X.mean(axes, dtype=np.float64), X.std(axes, dtype=np.float64)

@@ -227,7 +227,7 @@ class Unhashable:
     [
         ({"network": NoNetwork()}, TypeError, "an object with init and apply such as MLP.*NoNetwork"),
         ({"network": MLP}, TypeError, "it is a class: write MLP"),
-        ({"network": "mpl"}, ValueError, "unknown network 'mpl'.*or a network such as MLP"),
+        ({"network": "mpl"}, ValueError, "unknown network 'mpl'.*or module:name, a network such as MLP"),
         ({"network": Unhashable()}, TypeError, "network must be hashable"),
         ({"attack": "pdg"}, ValueError, "unknown attack 'pdg'.*or an attack such as PGD"),
         ({"attack": PGD}, TypeError, "attack: an attack is needed"),
@@ -326,3 +326,59 @@ def test_a_folder_that_is_no_run_and_objects_that_it_has_not_are_named(tmp_path)
         load_experiment(tmp_path)
     with pytest.raises(TypeError, match="takes network and attack besides the folder, got netwrk"):
         load_experiment(tmp_path, netwrk=MLP())
+
+
+MODULE = """
+from dataclasses import dataclass
+from ntkrobust_sk import MLP, Model
+small = MLP(widths=(8,))
+def made():
+    return MLP(widths=(8,))
+def needs(width):
+    return MLP(widths=(width,))
+class Nets:
+    small = MLP(widths=(8,))
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of its own name, since what was imported once stays."""
+    name = f"nets_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    (tmp_path / f"{name}_broken.py").write_text("import nosuchlibrary")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+@pytest.mark.parametrize("name", ["small", "made", "Nets.small"])
+def test_a_network_is_imported_by_module_and_name_also_when_the_run_goes_on(module, tmp_path, name):
+    experiment = replace(SMALL, network=f"{module}:{name}", epochs=0, regimes=("benign",))
+    result = experiment.run(tmp_path / "run", progress=False)
+    own = replace(experiment, network=MLP(widths=(8,)))
+    assert own.run(tmp_path / "run", progress=False).results == result.results
+    assert experiment.run(tmp_path / "run", progress=False).results == result.results
+    again = load_experiment(tmp_path / "run")
+    assert again == experiment and again.run(tmp_path / "run", progress=False).results == result.results
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("nosuchmodule_:net", ImportError, "the module nosuchmodule_ cannot be imported.*No module named"),
+        ("MODULE_broken:net", ImportError, "MODULE_broken cannot be imported.*No module named 'nosuchlibrary'"),
+        ("MODULE:smal", ValueError, "MODULE has no smal; did you mean small"),
+        ("MODULE:number", ValueError, "is 3, which is no network"),
+        ("MODULE:needs", ValueError, "called without arguments.*missing 1 required positional argument: 'width'"),
+        ("MODULE:dataclass", ValueError, "which is no network"),
+        ("MODULE.py:small", ValueError, "network must be 'module:name'"),
+        ("MODULE:", ValueError, "network must be 'module:name'"),
+        (":small", ValueError, "network must be 'module:name'"),
+        ("a b:small", ValueError, "network must be 'module:name'"),
+    ],
+)
+def test_what_cannot_be_imported_is_named_with_its_cause(module, tmp_path, name, kind, message):
+    with pytest.raises(kind, match=message.replace("MODULE", module)):
+        replace(SMALL, network=name.replace("MODULE", module)).run(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
