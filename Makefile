@@ -14,7 +14,7 @@ help: ## list what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1@/' | column -t -s @
 
 demo: $(VENV)/.demo ## digits and a small CNN in a few minutes: table, results.json, figure.png
-	$(BIN)/ntkrobust demo --out $(OUT)
+	$(BIN)/ntkrobust demo --out $(OUT) --overwrite
 
 docs: $(VENV)/.docs ## the site, with every example of the gallery run: docs/_build/html/index.html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

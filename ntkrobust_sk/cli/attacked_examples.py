@@ -61,6 +61,15 @@ class AttackedExamples:
         """Tell where the answer to the adversarial example is wrong (n,)."""
         return self.predictions != self.y
 
+    def summary(self) -> dict[str, Any]:
+        """Return the accuracies with their intervals, and what AutoAttack says, as data."""
+        n, found = len(self.y), {}
+        for name, predictions in (("clean", self.clean_predictions), ("robust", self.predictions)):
+            right = np.sum(predictions == self.y)
+            found[f"{name}_accuracy"] = right / n
+            found[f"{name}_interval"] = clopper_pearson(right, n, CONFIDENCE)
+        return found | {"n": n, "members": self.members, "flags": self.flags, "ran": self.attack}
+
     def __str__(self):
         rows = (("clean", self.clean_predictions), ("robust", self.predictions))
         lines = []
@@ -101,7 +110,7 @@ def attack_examples(
     X = np.asarray(X)
     if X.ndim < 2 or not len(X):
         raise ValueError(f"X must be an array (n, ...) with one row or more, got shape {X.shape}")
-    target = classifier_under_attack("attack", estimator, _as_fitted(estimator, X.reshape(len(X), -1)), y)
+    target = classifier_under_attack("attack", estimator, as_fitted(estimator, X.reshape(len(X), -1)), y)
     attack, keys = target.attack_for(attack), keys_of(key_of(random_state), len(X))
     members, flags = {}, ()
     if isinstance(attack, Reports):
@@ -124,7 +133,7 @@ def attack_examples(
     )
 
 
-def _as_fitted(estimator: Any, X: np.ndarray) -> Any:
+def as_fitted(estimator: Any, X: np.ndarray) -> Any:
     """Return rows (n, d) as a data frame, if the estimator was fitted on one."""
     names = getattr(estimator, "feature_names_in_", None)
     if names is None:

@@ -6,21 +6,20 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from typing import Any
 
 from .. import __version__
+from .answer import EXPECTED
 from .options import Parser
 
-COMMANDS = ("demo", "evolve", "attack")
+COMMANDS = ("demo", "evolve", "report", "gram", "attack", "evaluate", "certify", "info")
 DESCRIPTION = "Empirical neural tangent kernels under attack."
 STATUS = (
-    "exit status: 0 where all went well; 1 where a claim does not hold; 2 for wrong use or bad input; 130 when "
-    "stopped by Ctrl-C"
+    "exit status: 0 where all went well; 1 where a claim does not hold or a check fails; 2 for wrong use or bad "
+    "input; 130 when stopped by Ctrl-C"
 )
-# Errors that happen without the library being wrong: told in one line.
-EXPECTED = (ValueError, ArithmeticError, OSError, ImportError, MemoryError)
 # Status of what Ctrl-C has ended.
 STOPPED = 128 + signal.SIGINT
 
@@ -28,15 +27,22 @@ STOPPED = 128 + signal.SIGINT
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
     options, parser = read_arguments(arguments)
-    command = options.pop("command")
+    command, as_json = options.pop("command"), options.pop("json")
     try:
         # JAX is imported from here on, and not for --help
         from ..execution.interrupts import heard
 
-        with heard(), _one_line_each(parser):
-            return _module(command).run(options)
+        # with --json nothing but the object goes to stdout, whatever prints
+        with heard(), _one_line_each(parser), redirect_stdout(sys.stderr if as_json else sys.stdout):
+            answer = _module(command).run(options)
+            said = answer.json if as_json else answer.text
+        if said:
+            print(said)
+        return answer.status
     except EXPECTED as error:
-        said = "; ".join([str(error), *getattr(error, "__notes__", ())]) or type(error).__name__
+        # JAX's own note is for those who look for faults in JAX
+        notes = [note for note in getattr(error, "__notes__", ()) if "JAX_TRACEBACK_FILTERING" not in note]
+        said = "; ".join([str(error), *notes]) or type(error).__name__
         print(f"{parser.prog}: {parser.with_flags(_in_a_line(said))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from .options import Parser, add_parameters
+from .answer import Answer
+from .options import Parser, add_output, add_parameters
 from .signatures import constant, parameters
-from .sources import say_where_from
+from .sources import require_new, say_where_from
 
 HELP = "benign and adversarial training, their kernels, and regression and training on them"
 DESCRIPTION = (
@@ -34,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
         if title == "data":
             group.add_argument("--data", choices=sorted(presets), default="digits", help="data set [digits]")
         add_parameters(group, [described[name] for name in names], defaults, **special)
-    group = parser.add_argument_group("output")
+    group = add_output(parser, overwrites=True)
     group.add_argument("--out", default="demo-output", help="folder for results.json and figure.png [demo-output]")
     group.add_argument(
         "--strict",
@@ -44,16 +46,17 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def run(options: dict[str, Any]) -> int:
+def run(options: dict[str, Any]) -> Answer:
     """Run ``ntkrobust demo``."""
+    from .._validation import check_path
     from ..reports.demo import run_demo, settings_for
 
-    out, strict, data = options.pop("out"), options.pop("strict"), options.pop("data")
+    out, strict, data = Path(options.pop("out")), options.pop("strict"), options.pop("data")
+    require_new(check_path("--out", out) / "results.json", options.pop("overwrite"))
     say_where_from("demo", data, options["data_dir"])
-    held = run_demo(settings_for(data, **options), Path(out))
+    held = run_demo(settings_for(data, **options), out)
     # the claims are stated for the digits; elsewhere they are a finding, not a requirement
     strict = data == "digits" if strict is None else strict
     if strict and not held:
         print("ntkrobust demo: a claim does not hold, see above", file=sys.stderr)
-        return 1
-    return 0
+    return Answer("", lambda: json.loads((out / "results.json").read_text()), status=int(strict and not held))

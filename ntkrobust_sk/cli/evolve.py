@@ -8,7 +8,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from .options import Parser, add_parameters
+from .answer import Answer
+from .options import Parser, add_output, add_parameters
 from .signatures import constant, parameters
 from .sources import say_where_from
 
@@ -65,19 +66,21 @@ def add_arguments(parser: Parser) -> None:
         given = [described[name] for name in names]
         add_parameters(group, given, constant("evolution/experiment.py", "PRESETS"), **special)
     parser.set_defaults(data="digits")
-    group = parser.add_argument_group("output")
+    group = add_output(parser)
     group.add_argument("--out", required=True, help="folder of the run")
-    group.add_argument("--jobs", type=int, metavar="N", help="processes that share the work; -1 is all cores [1]")
+    group.add_argument(
+        "--jobs", dest="n_jobs", type=int, metavar="N", help="processes that share the work; -1 is all cores [1]"
+    )
 
 
-def run(options: dict[str, Any]) -> int:
+def run(options: dict[str, Any]) -> Answer:
     """Run ``ntkrobust evolve``."""
     from .._files import require_file
     from .._validation import check_path
     from ..evolution.experiment import preset
     from ..reports.run_report import write_report
 
-    start, out, n_jobs = time.perf_counter(), options.pop("out"), options.pop("jobs")
+    start, out, n_jobs = time.perf_counter(), options.pop("out"), options.pop("n_jobs")
     say_where_from("evolve", options["data"], options["data_dir"])
     experiment = preset(**options)
     if missing := [name for name in ("safetensors", "zarr", "matplotlib", "jinja2") if find_spec(name) is None]:
@@ -86,8 +89,11 @@ def run(options: dict[str, Any]) -> int:
     require_file(check_path("--out", out) / "report.html")
     result = experiment.run(out) if n_jobs is None else experiment.run(out, n_jobs=n_jobs)
     report = write_report(result)
-    print(f"{len(result.results)} results in {time.perf_counter() - start:.0f} s. Report: {report.resolve()}")
-    return 0
+    seconds, n_results = time.perf_counter() - start, len(result.results)
+    return Answer(
+        f"{n_results} results in {seconds:.0f} s. Report: {report.resolve()}",
+        lambda: {"run": out, "results": n_results, "seconds": seconds, "report": str(report.resolve())},
+    )
 
 
 def _network(text: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -61,6 +63,31 @@ def count_or_text(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def increasing(flag: str, values: list[float]) -> list[float]:
+    """Return radii as they are, or raise ValueError that names the flag.
+
+    >>> increasing("--epsilon", [0.2, 0.1])
+    Traceback (most recent call last):
+    ValueError: --epsilon must be in ascending order, each radius once, got 0.2 0.1
+    """
+    for value in values:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{flag} must be a finite number >= 0, in units of the data, got {value:g}")
+    if any(low >= high for low, high in pairwise(values)):
+        given = " ".join(f"{value:g}" for value in values)
+        raise ValueError(f"{flag} must be in ascending order, each radius once, got {given}")
+    return values
+
+
+def add_output(parser: Parser, overwrites: bool = False) -> Any:
+    """Add the options of what a command prints and writes, and return their group."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, to stdout")
+    if overwrites:
+        group.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    return group
 
 
 # How the values of parameters are read, by their annotations.

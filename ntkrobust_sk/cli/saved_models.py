@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._files import require_file
 from .._portable import SavedArray
 from .._validation import check_path
+from ..networks.model import Model
 from ..saving import SavedFileError, load
 from ..saving.archive import is_saved_file
 from ..saving.registry import own_classes
@@ -48,6 +49,39 @@ def load_estimator(path: str | os.PathLike, say: Callable[[str], object] | None 
         If the file cannot be read, or holds something else than a fitted estimator.
     """
     path = check_path("path", path)
+    loaded = _loaded(path, say)
+    if isinstance(loaded, type) or not (hasattr(loaded, "fit") and hasattr(loaded, "predict")):
+        raise ValueError(f"{path} holds {type(loaded).__name__}, which is no estimator that predicts")
+    try:
+        check_is_fitted(loaded)
+    except (NotFittedError, TypeError) as error:
+        raise ValueError(f"{path} holds an estimator that is not fitted: {error}") from error
+    return loaded
+
+
+def load_model(path: str | os.PathLike, say: Callable[[str], object] | None = None) -> Model:
+    """Load a model from a file of its ``save``, or that of a fitted estimator of this library.
+
+    Raises
+    ------
+    FileNotFoundError, ImportError
+        As for :func:`load_estimator`.
+    ValueError
+        If the file cannot be read, or there is no network in what it holds.
+    """
+    path = check_path("path", path)
+    loaded = _loaded(path, say)
+    model = loaded if isinstance(loaded, Model) else getattr(loaded, "model_", None)
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"{path} holds {type(loaded).__name__}, in which there is no network: a Model or a fitted "
+            "estimator of this library, such as AdversarialKernelTrainer, is expected"
+        )
+    return model
+
+
+def _loaded(path: Path, say: Callable[[str], object] | None) -> Any:
+    """Load what a file holds, with the function that its content asks for."""
     if not path.is_dir():
         require_file(path)
     if not path.is_file():
@@ -75,12 +109,6 @@ def load_estimator(path: str | os.PathLike, say: Callable[[str], object] | None 
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read by {'skops' if archive else 'joblib'}: {said}") from error
     _tell_of(warned, path, say)
-    if isinstance(loaded, type) or not (hasattr(loaded, "fit") and hasattr(loaded, "predict")):
-        raise ValueError(f"{path} holds {type(loaded).__name__}, which is no estimator that predicts")
-    try:
-        check_is_fitted(loaded)
-    except (NotFittedError, TypeError) as error:
-        raise ValueError(f"{path} holds an estimator that is not fitted: {error}") from error
     return loaded
 
 

@@ -59,8 +59,8 @@ def parameters(file: str, name: str) -> dict[str, Parameter]:
     >>> alpha.annotation, alpha.default, alpha.text
     ('float', 0.01, 'Ridge of closed-form regression on the kernel set.')
     """
-    kinds = ast.FunctionDef | ast.ClassDef
-    node = next(node for node in _tree(file).body if isinstance(node, kinds) and node.name == name)
+    body = _tree(file).body
+    node = next(n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name)
     given = _fields(node) if isinstance(node, ast.ClassDef) else _arguments(node)
     described = _described(ast.get_docstring(node) or "")
     return {

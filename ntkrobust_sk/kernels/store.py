@@ -224,18 +224,19 @@ def read_gram(path: str | os.PathLike) -> np.ndarray:
     DamagedTileError
         Naming the tile that cannot be read, or is not there yet.
     """
-    return _to_read(path).read()
+    return open_to_read(path).read()
 
 
 def open_finished(path: str | os.PathLike) -> GramStore:
     """Open a store to be read, if all of its tiles are there, with the errors of :func:`read_gram`."""
-    store = _to_read(path)
+    store = open_to_read(path)
     for _ in store.tiles():
         pass
     return store
 
 
-def _to_read(path) -> GramStore:
+def open_to_read(path: str | os.PathLike) -> GramStore:
+    """Open a store to be read, whatever part of its tiles is there."""
     path = check_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"there is no Gram store at the path {path}")

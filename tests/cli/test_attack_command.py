@@ -21,6 +21,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, robust_accuracy
 from ntkrobust_sk.cli import command as cli
+from ntkrobust_sk.cli.answer import Answer
 from ntkrobust_sk.cli.attacked_examples import read_examples
 from ntkrobust_sk.cli.named_attacks import ATTACKS, make_attack
 from ntkrobust_sk.cli.saved_models import load_estimator
@@ -99,7 +100,9 @@ def run(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
 
     def run(arguments):
-        return cli.main(["attack", *shlex.split(arguments), "--out", str(tmp_path / "made" / "adversarial.npz")])
+        return cli.main(
+            ["attack", *shlex.split(arguments), "--overwrite", "--out", str(tmp_path / "made" / "adversarial.npz")]
+        )
 
     run.out = tmp_path / "made" / "adversarial.npz"
     return run
@@ -220,7 +223,7 @@ GOOD = {"model": "two.joblib", "data": "two.npz", "epsilon": "0.1", "attack": "f
         ({"epsilon": "nan"}, "epsilon must be a finite number >= 0"),
         ({"steps": "5"}, "fgsm has one step"),
         ({"attack": "ddn", "norm": "linf"}, "ddn is an attack in the norm l2, not linf"),
-        ({"steps": "0", "attack": "pgd"}, "n_steps must be a positive integer"),
+        ({"steps": "0", "attack": "pgd"}, "--steps must be a positive integer"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line_with_status_2(run, change, message, capsys):
@@ -408,7 +411,7 @@ def test_the_help_says_that_models_run_code(capsys):
 def test_the_commands_of_the_documentation_are_understood(file, monkeypatch):
     text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
     seen = []
-    monkeypatch.setattr("ntkrobust_sk.cli.attack.run", lambda options: seen.append(options) or 0)
+    monkeypatch.setattr("ntkrobust_sk.cli.attack.run", lambda options: seen.append(options) or Answer("", dict))
     (command,) = re.findall(r"^\$ ntkrobust (attack .+)$", text, re.MULTILINE)
     assert cli.main(shlex.split(command)) == 0
-    assert seen[0]["epsilon"] == 4 / 255 and seen[0]["out"] == "adversarial.npz"
+    assert seen[0]["epsilon"] == [4 / 255] and seen[0]["out"] == "adversarial.npz"

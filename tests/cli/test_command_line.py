@@ -16,7 +16,15 @@ from ntkrobust_sk.reports import demo
 from ntkrobust_sk.tangent.linearization import DYNAMICS
 
 # What commands cannot do without.
-NEEDED = {"evolve": ["--out", "x"], "attack": ["--model", "m", "--data", "digits", "--epsilon", "1"]}
+SAVED = ["--model", "m", "--data", "digits"]
+NEEDED = {
+    "evolve": ["--out", "x"],
+    "report": ["x"],
+    "gram": [*SAVED, "--out", "x"],
+    "attack": [*SAVED, "--epsilon", "1"],
+    "evaluate": [*SAVED, "--epsilon", "1"],
+    "certify": [*SAVED, "--sigma", "1"],
+}
 # What takes long to import, and is of no use to those who ask how the command is called.
 HEAVY = {"jax", "numpy", "scipy", "sklearn", "joblib", "matplotlib", "optax"}
 

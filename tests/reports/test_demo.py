@@ -10,6 +10,7 @@ import pytest
 
 from ntkrobust_sk._locks import held
 from ntkrobust_sk.cli import command as cli
+from ntkrobust_sk.cli.answer import Answer
 from ntkrobust_sk.evolution.experiment import preset
 from ntkrobust_sk.reports import demo
 
@@ -24,7 +25,7 @@ PREDICTORS = {
 
 
 def run(arguments, out):
-    return cli.main(["demo", "--out", str(out), *shlex.split(arguments)])
+    return cli.main(["demo", "--overwrite", "--out", str(out), *shlex.split(arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +135,12 @@ def test_the_commands_of_the_documentation_are_understood(monkeypatch):
     assert cli.main(shlex.split(asked)) == 0
     assert seen == [demo.settings_for("cifar10", data_dir="DIR", n_train=2000)]
 
-    monkeypatch.setattr("ntkrobust_sk.cli.evolve.run", lambda options: seen.append(options) or 0)
+    monkeypatch.setattr("ntkrobust_sk.cli.evolve.run", lambda options: seen.append(options) or Answer("", dict))
     commands = re.findall(r"^\$ ntkrobust (evolve [^#\n]+?) *(?:#.*)?$", text, re.MULTILINE)
     for command in commands:
         assert cli.main(shlex.split(command)) == 0
         options = seen.pop()
-        out, _ = options.pop("out"), options.pop("jobs", None)
+        out, _ = options.pop("out"), options.pop("n_jobs", None)
         assert out.startswith("runs/") and preset(**options).data == options["data"]
     assert len(commands) >= 4 and any("--network resnet18 --n-train 50000" in command for command in commands)
 

@@ -1,0 +1,47 @@
+"""``ntkrobust report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .answer import Answer
+from .options import Parser, add_output
+from .sources import output_file
+
+HELP = "write the HTML report of a run of evolve again, finished or not"
+DESCRIPTION = (
+    "Write the report of a run's folder as one HTML file, and print its claims. Nothing is computed that the run "
+    "has not measured; what is not there yet is left out."
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of ``ntkrobust report``."""
+    parser.add_argument("run_folder", metavar="RUN", help="folder of the run, as evolve --out has it")
+    group = add_output(parser, overwrites=True)
+    group.add_argument("--out", metavar="FILE", help="file for the report [report.html in the run's folder]")
+
+
+def run(options: dict[str, Any]) -> Answer:
+    """Run ``ntkrobust report``."""
+    from ..evolution.claims import check_claims
+    from ..evolution.experiment import load_evolution
+    from ..reports.run_report import write_report
+
+    folder, out = options["run_folder"], options["out"]
+    path = None if out is None else output_file(out, overwrite=options["overwrite"])
+    if not Path(folder).is_dir():
+        raise ValueError(f"RUN {folder} is no folder; give the folder of a run, as evolve --out has it")
+    result = load_evolution(folder)
+    report, claims = write_report(result, path), check_claims(result)
+    said = [f"claim {claim.number} {claim.verdict}: {claim.text}" for claim in claims]
+    said.append(f"{len(result.results)} results. Report: {report.resolve()}")
+    stated = [
+        {"number": claim.number, "text": claim.text, "verdict": claim.verdict, "measured": claim.measured}
+        for claim in claims
+    ]
+    return Answer(
+        "\n".join(said),
+        lambda: {"run": folder, "results": len(result.results), "report": str(report.resolve()), "claims": stated},
+    )
