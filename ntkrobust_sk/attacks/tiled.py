@@ -15,6 +15,7 @@ from .._validation import array, brief, check_lengths, fitting, integer
 from ..execution.keys import Keys, keys_of
 from ..execution.tiles import one_ahead, pad_rows
 from .capabilities import FindsNearest, GoesThroughTiles, InBall, needs_gradients
+from .categories import categories_of, search_categories
 from .entry import (
     check_finite,
     checked_examples,
@@ -77,6 +78,12 @@ def attack_in_tiles(
     require_attack(attack)
     model, rows = checked_model(model), integer("rows", rows)
     X, y, keys = checked_data(attack, X, y, key)
+    if categories_of(attack):
+
+        def attack_numbers(inner, x, labels, own_keys):
+            return attack_in_tiles(inner, model, x, labels, key=own_keys, rows=rows, look=look)
+
+        return search_categories(attack, attack_numbers, model, X, y, keys, rows)
     tells = False
     if isinstance(attack, GoesThroughTiles):
         result = checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows), X)

@@ -48,8 +48,11 @@ class Reading(NamedTuple):
     box: BlackBox | None = None
 
 
-def through_scikit_learn(estimator: Any, X: Any, table: Table | None) -> Reading:
-    """Read an estimator as a differentiable function of X, or of a table of it, or else as a black box."""
+def through_scikit_learn(estimator: Any, X: Any, table: Table | None, categories: tuple = ()) -> Reading:
+    """Read an estimator as a differentiable function of X, or of a table of it, or else as a black box.
+
+    ``categories`` are the columns whose categories may move, as in ``Box.categories``.
+    """
     if table is None:
         require_numbers("X", X)
         # scikit-learn's stubs know a name of one dtype alone
@@ -74,6 +77,10 @@ def through_scikit_learn(estimator: Any, X: Any, table: Table | None) -> Reading
             from ..tables.columns import encoded_columns
 
             known = known.holding(encoded_columns(estimator, known))
+        if categories:
+            from ..tables.categories import with_categories
+
+            known = with_categories(known, estimator, categories)
         table = _needed(known)
         model = own_arrays(_model_of(estimator, checked, table))
     except Exception as error:
@@ -119,7 +126,10 @@ def _moved(X, columns) -> np.ndarray:
 def _with_moved(table) -> np.ndarray:
     """Return some of a table's coded rows, and the same with other values in what may change."""
     X = table.coded()[_looked_at(len(table.numbers))]
-    return np.concatenate([X, _moved(X, ~table.fixed)])
+    moved = _moved(X, ~table.fixed)
+    for at, column in table.categories.items():
+        moved[:, at] = (X[:, at] + np.arange(1, len(X) + 1)) % column.n_known
+    return np.concatenate([X, moved])
 
 
 def _unmovable(estimator, table) -> dict[int, str]:

@@ -15,14 +15,14 @@ from numpy.typing import ArrayLike
 from .._drawing import Axes
 from .._validation import array, brief, check_choice, number
 from ..attacks.autoattack import AutoAttack
-from ..attacks.boxes import plain_bounds
+from ..attacks.boxes import Box, plain_bounds
 from ..attacks.capabilities import InBall, Reports
+from ..attacks.categories import categories_of
 from ..attacks.entry import require_attack
 from ..attacks.fab import FAB
 from ..attacks.norms import NORMS
 from ..attacks.pgd import PGD
 from ..attacks.tiled import warn_of_gradients
-from ..attacks.valid_points import lengths_of
 from ..execution.keys import key_of, keys_of
 from ..tables.frames import fields_of
 from ..targets.target import Seed
@@ -108,7 +108,8 @@ def robustness_report(
     bounds = plain_bounds(bounds)
     if nearest is not None:
         require_nearest(nearest, "nearest")
-    target = classifier_under_attack("robustness_report", estimator, X, y)
+    categories = bounds.categories if isinstance(bounds, Box) else ()
+    target = classifier_under_attack("robustness_report", estimator, X, y, categories=categories)
     largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
     attacks = _attacks_in(attacks, target, largest)
     keys = keys_of(key_of(random_state), len(target.X))
@@ -120,7 +121,7 @@ def robustness_report(
         fell_at.append(fell)
         distances = np.minimum(distances, lengths)
         flags |= {f"{name}, {flag}": at for flag, at in said.items()}
-    if target.no_gradient_because is None:
+    if target.no_gradient_because is None and not categories:
         nearest = target.within(FAB(**largest) if nearest is None else _in_ball(nearest, **largest))
         distances = np.minimum(distances, distances_by(target, nearest, keys))
         with target.precision():
@@ -364,7 +365,7 @@ def _falls(target, attack, epsilons, keys, right):
         found, said = _attacked(target, dataclasses.replace(attack, epsilon=epsilon), keys, at)
         broken = target.answers(found) != target.y[at]
         fell[at[broken]] = epsilon
-        lengths[at[broken]] = lengths_of(attack.norm, found[broken], target.X[at[broken]])
+        lengths[at[broken]] = target.lengths(attack.norm, found[broken], at[broken])
         for flag in said:
             flags.setdefault(flag, []).append(f"{epsilon:g}")
     return fell, lengths, flags
@@ -372,7 +373,7 @@ def _falls(target, attack, epsilons, keys, right):
 
 def _attacked(target, attack, keys, at):
     """Return adversarial examples of the rows ``at``, and flags."""
-    if not isinstance(attack, Reports):
+    if not isinstance(attack, Reports) or categories_of(attack):
         return target.perturb(attack, keys, at, look=False), ()
     found = target.reported(attack, keys, at)
     return found.x_adv, found.flags

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from .._validation import brief, integer, number
 from ..attacks.boxes import Box
 from ..attacks.capabilities import InBall
+from ..attacks.categories import categories_of
 from ..attacks.entry import require_attack
 from ..attacks.losses import example_losses, margin
 from ..attacks.norms import NORMS
@@ -140,7 +141,7 @@ def check_evaluation(
     """
     confidence, n_queries = number("confidence", confidence, above=0.5, below=1), integer("n_queries", n_queries)
     _require_ball(attack)
-    target = classifier_under_attack("check_evaluation", estimator, X, y)
+    target = classifier_under_attack("check_evaluation", estimator, X, y, categories=categories_of(attack))
     attack, keys = target.attack_for(attack), keys_of(key_of(random_state), len(target.X))
     right = target.answers(target.X) == target.y
     X_adv = target.perturb(attack, keys)
@@ -234,6 +235,8 @@ def _deterministic(target):
 
 
 def _inside(target, attack, X_adv):
+    # categories that have moved have no length
+    X_adv = np.where(target.free, X_adv, target.X)
     lengths = np.asarray(NORMS[attack.norm].length(X_adv.astype(float) - target.X))
     out = (move_to_valid_points(X_adv, target.X, attack) != X_adv).reshape(len(X_adv), -1).any(1)
     detail = (

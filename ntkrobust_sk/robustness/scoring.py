@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._validation import brief
+from ..attacks.categories import categories_of
 from ..execution.keys import key_of
 from ..targets.target import Seed
 from .target import attackable
@@ -64,7 +65,7 @@ def robust_accuracy(
     >>> robust_accuracy(pipeline, X, y, PGD(epsilon=0.5, bounds=None)) < pipeline.score(X, y)
     True
     """
-    target = attackable(estimator, X, y)
+    target = attackable(estimator, X, y, categories=categories_of(attack))
     return target.robust_score(attack, y, sample_weight=sample_weight, random_state=random_state)
 
 
@@ -95,7 +96,7 @@ def perturb(estimator: Any, X: Any, y: ArrayLike, attack: Callable, *, random_st
     >>> X_adv.shape, X_adv.dtype
     ((150, 4), dtype('float64'))
     """
-    target = attackable(estimator, X, y)
+    target = attackable(estimator, X, y, categories=categories_of(attack))
     return target.in_original_form(target.perturb(target.attack_for(attack), key_of(random_state)))
 
 

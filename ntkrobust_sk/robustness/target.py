@@ -117,7 +117,9 @@ class EstimatorTarget(AttackTarget):
         return float(self.source.score(self.in_original_form(X), y, **weights))
 
 
-def attackable(estimator: Any, X: Any, y: Any, *, classes: Any = None, labelled: bool = True) -> AttackTarget:
+def attackable(
+    estimator: Any, X: Any, y: Any, *, classes: Any = None, labelled: bool = True, categories: tuple = ()
+) -> AttackTarget:
     """Check an estimator, or a model, with inputs and labels, and make it ready to be attacked.
 
     Parameters
@@ -131,6 +133,8 @@ def attackable(estimator: Any, X: Any, y: Any, *, classes: Any = None, labelled:
         What the scores of a model stand for; None is 0..C-1.
     labelled : bool, default=True
         Without, y is not looked at.
+    categories : tuple, default=()
+        Columns whose categories attacks may move, from :func:`~ntkrobust_sk.attacks.categories.categories_of`.
 
     Returns
     -------
@@ -156,7 +160,7 @@ def attackable(estimator: Any, X: Any, y: Any, *, classes: Any = None, labelled:
         )
     if isinstance(estimator, AttackableEstimator):
         return estimator.attack_target(X, y, labelled=labelled)
-    found = through_scikit_learn(estimator, X, as_table(X))
+    found = through_scikit_learn(estimator, X, as_table(X), categories)
     if found.table is not None:
         warn_of_fixed(found.table)
     last, inputs = last_step(estimator), found.X

@@ -7,7 +7,9 @@ with every option is right by construction, and gradients pass to the columns th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,8 @@ from .frames import Table
 
 # Bytes that a table of known answers may take.
 LARGEST_BLOCK = 2**28
+# Rows times combinations of their categories that are asked for beforehand.
+MOST_COMBINATIONS = 2**17
 
 
 def encoded_columns(estimator: Any, table: Table) -> dict[int, str]:
@@ -36,7 +40,16 @@ def encoded_columns(estimator: Any, table: Table) -> dict[int, str]:
     make unknown categories of them.
     """
     found = _encoded(estimator, table, np.arange(len(table.reasons)))
-    return {int(at): f"categories of {type(step).__name__}" for at, step in found}
+    return {int(at): f"categories of {type(step).__name__}" for at, step, _ in found}
+
+
+def known_categories(estimator: Any, table: Table) -> dict[int, list[tuple[str, Any]]]:
+    """Return the categories that encoders know, with the encoders' names, by position of the column."""
+    known: dict[int, list] = {}
+    for at, step, categories in _encoded(estimator, table, np.arange(len(table.reasons))):
+        if categories is not None:
+            known.setdefault(int(at), []).append((type(step).__name__, categories))
+    return known
 
 
 def _encoded(step, table, columns):
@@ -44,9 +57,14 @@ def _encoded(step, table, columns):
     if isinstance(step, str) or step is None:
         return []
     if hasattr(step, "categories_"):
-        return [(at, step) for at in columns]
+        return [(at, step, known) for at, known in zip(columns, step.categories_, strict=True)]
     if getattr(step, "is_categorical_", None) is not None and len(step.is_categorical_) == len(columns):
-        return [(at, step) for at in columns[step.is_categorical_]]
+        columns = columns[step.is_categorical_]
+        # of gradient boosting, which hides its encoder
+        first = getattr(step, "_preprocessor", None)
+        encoder = getattr(first, "named_transformers_", {}).get("encoder")
+        known = getattr(encoder, "categories_", [None] * len(columns))
+        return [(at, step, each) for at, each in zip(columns, known, strict=True)]
     if isinstance(step, Pipeline):
         # an imputer of complete columns changes nothing
         first = [s for _, s in step.steps if not (_passes(s) or isinstance(s, SimpleImputer))][:1]
@@ -78,6 +96,8 @@ def _form(step, table, columns):
     if _passes(step):
         return _values(table, columns)
     if fixed.all() and hasattr(step, "transform") and len(columns):
+        if _moving(table, columns):
+            return _by_combination(step, table, columns)
         return _looked_up(table, columns[0], step.transform(table.part(columns)))
     if isinstance(step, Pipeline):
         return _pipeline(step, table, columns)
@@ -118,10 +138,11 @@ def _pipeline(estimator, table, columns):
 def _side_by_side(estimator, table, columns):
     parts = list(_parts(estimator, table, columns))
     blocks, weights = [], estimator.transformer_weights or {}
-    needs_own = any(table.fixed[at].all() for _, _, at in parts)
+    known = [table.fixed[at].all() and not _moving(table, at) for _, _, at in parts]
+    needs_own = any(known)
     own = _dense(estimator.transform(table.part(columns))) if needs_own else np.zeros((0, 0))
-    for name, step, at in parts:
-        if table.fixed[at].all():
+    for (name, step, at), is_known in zip(parts, known, strict=True):
+        if is_known:
             # weights included
             blocks.append((1.0, _looked_up(table, at[0], own[:, estimator.output_indices_[name]])))
         else:
@@ -147,6 +168,7 @@ def _imputed(step, table, columns):
     # columns without any value in training are left out
     kept = np.array([at for at, column in enumerate(columns) if step.keep_empty_features or _is_known(step, at)])
     free = np.flatnonzero(~table.fixed[columns[kept]])
+    _require_held(table, columns)
     lookup = _looked_up(table, columns[table.fixed[columns]][0], own)
     return Partial(_put, lookup, free, columns[kept][free])
 
@@ -161,6 +183,7 @@ def _values(table, columns):
     fixed = table.fixed[columns]
     if not fixed.any():
         return Partial(chosen, columns)
+    _require_held(table, columns)
     numbers = table.numbers[:, columns]
     if not np.isfinite(numbers).all():
         raise TypeError("columns without numbers, or with missing values, reach a step that has no form for them")
@@ -168,7 +191,46 @@ def _values(table, columns):
     return Partial(_put, lookup, np.flatnonzero(~fixed), columns[~fixed])
 
 
+def _moving(table, columns) -> list[int]:
+    """Return those of the columns whose categories may change."""
+    return [int(at) for at in columns if int(at) in table.categories]
+
+
+def _require_held(table, columns) -> None:
+    if moving := _moving(table, columns):
+        raise TypeError(f"categories of column {table.names[moving[0]]!r} reach a step that has no form for them")
+
+
+def _by_combination(step, table, columns):
+    """Return what a step makes of columns, looked up by row and by the combination of the codes of categories."""
+    moving = _moving(table, columns)
+    held = [at for at in columns if at not in moving]
+    sizes = [len(table.categories[at].values) for at in moving]
+    n_rows, n_combinations = len(table.numbers) if held else 1, math.prod(sizes)
+    if n_rows * n_combinations > MOST_COMBINATIONS:
+        raise TypeError(f"{n_combinations:,} combinations of categories for {n_rows:,} rows are too many")
+    coded = np.repeat(table.coded()[:n_rows], n_combinations, axis=0)
+    grid = np.stack(np.unravel_index(np.arange(n_combinations), sizes), 1)
+    coded[:, moving] = np.tile(grid, (n_rows, 1))
+    block = step.transform(replace(table, given=table.decoded(coded)).part(columns))
+    strides = np.array([math.prod(sizes[at + 1 :]) for at in range(len(sizes))])
+    places = [*held[:1], *moving]
+    steps = [*[n_combinations][: len(held)], *strides]
+    return Partial(_combination_of, _padded(block), np.array(places), np.array(steps, float))
+
+
+def _combination_of(block, places, steps, x):
+    xp = namespace(x)
+    at = xp.rint(x[:, places]) @ xp.asarray(steps, x.dtype)
+    return xp.asarray(block, x.dtype)[xp.rint(at).astype(int)]
+
+
 def _looked_up(table, column, block):
+    return Partial(_row_of, _padded(block), np.int32(column))
+
+
+def _padded(block) -> np.ndarray:
+    """Return a table of answers, with rows that nobody looks up."""
     block = _dense(block)
     # by powers of two, so that tables of other lengths seldom compile anew
     rows = 1 << (len(block) - 1).bit_length()
@@ -176,7 +238,7 @@ def _looked_up(table, column, block):
         raise TypeError(f"fixed columns become {block.shape[1]:,} features of {len(block):,} rows, too many")
     padded = np.zeros((rows, block.shape[1]))
     padded[: len(block)] = block
-    return Partial(_row_of, padded, np.int32(column))
+    return padded
 
 
 def _row_of(block, column, x):

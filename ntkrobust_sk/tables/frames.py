@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,35 @@ from ..attacks.boxes import Box
 
 # Above it, neighbouring integers are one number in double precision.
 LARGEST_INTEGER = 2**53
+
+
+class Categories(NamedTuple):
+    """What stands in a column of categories.
+
+    Attributes
+    ----------
+    values : tuple
+        What may be moved to first, and then what else stands in the column.
+    n_known : int
+        Number of those that may be moved to.
+    codes : int array (n,)
+        Positions in ``values`` of what stands in each row.
+    """
+
+    values: tuple
+    n_known: int
+    codes: np.ndarray
+
+    def at(self, codes: np.ndarray) -> np.ndarray:
+        """Return the values (m,) of codes, as objects."""
+        values = np.empty(len(self.values), object)
+        values[:] = self.values
+        return values[np.rint(codes).astype(int)]
+
+    def codes_of(self, values: tuple | None) -> tuple[int, ...]:
+        """Return the codes of values, or of all that may be moved to."""
+        known = self.values[: self.n_known]
+        return tuple(range(self.n_known)) if values is None else tuple(map(known.index, values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +60,27 @@ class Table:
     numbers : float array (n, d)
         NaN in columns that hold something else.
     reasons : tuple of (str or None)
-        Why each column is fixed; None where it may change.
+        Why each column is fixed; None where its numbers may change.
+    categories : dict from int to Categories
+        Fixed columns that hold categories which may change, by position.
     """
 
     given: Any
     numbers: np.ndarray
     reasons: tuple[str | None, ...]
+    categories: dict[int, Categories] = field(default_factory=dict)
 
     @property
     def fixed(self) -> np.ndarray:
-        """Return which columns stay as they are, bool (d,)."""
+        """Return which columns are no numbers that may change, bool (d,)."""
         return np.array([reason is not None for reason in self.reasons])
+
+    @property
+    def held(self) -> np.ndarray:
+        """Return which columns stay as they are, bool (d,)."""
+        found = self.fixed
+        found[list(self.categories)] = False
+        return found
 
     @property
     def has_names(self) -> bool:
@@ -55,9 +94,9 @@ class Table:
 
     @property
     def named(self) -> str:
-        """Return the fixed columns with the reasons, for a message."""
-        found = zip(self.names, self.reasons, strict=True)
-        return ", ".join(f"{name!r} ({reason})" for name, reason in found if reason is not None)
+        """Return the columns that stay as they are with the reasons, for a message."""
+        found = zip(self.names, self.reasons, self.held, strict=True)
+        return ", ".join(f"{name!r} ({reason})" for name, reason, held in found if held)
 
     def holding(self, reasons: dict[int, str]) -> Table:
         """Return the table with more columns fixed, by position."""
@@ -65,21 +104,24 @@ class Table:
         return replace(self, reasons=found)
 
     def coded(self) -> np.ndarray:
-        """Return numbers (n, d) to attack; in fixed columns those of the rows."""
-        return np.where(self.fixed, np.arange(len(self.numbers), dtype=float)[:, None], self.numbers)
+        """Return numbers (n, d) to attack; of categories their codes, in columns that stay those of the rows."""
+        found = np.where(self.held, np.arange(len(self.numbers), dtype=float)[:, None], self.numbers)
+        for at, column in self.categories.items():
+            found[:, at] = column.codes
+        return found
 
     def in_original_form(self, X: np.ndarray, rows: np.ndarray | None = None) -> Any:
         """Return numbers (m, d) as a table of this kind, with what stands in fixed columns of ``rows`` (m,).
 
         Without ``rows`` they are all the table's, or, where nothing is fixed, of nobody.
         """
-        if rows is None and (len(X) == len(self.numbers) or self.fixed.any()):
+        if rows is None and (len(X) == len(self.numbers) or self.held.any()):
             rows = np.arange(len(self.numbers))
         return self._assembled(X, rows)
 
     def decoded(self, X: np.ndarray) -> Any:
         """Return numbers (m, d) like :meth:`coded`, which tell the rows of what is fixed, as a table."""
-        rows = np.rint(X[:, self.fixed][:, 0]).astype(int) if self.fixed.any() else None
+        rows = np.rint(X[:, self.held][:, 0]).astype(int) if self.held.any() else None
         return self.in_original_form(X, rows)
 
     def part(self, columns: np.ndarray) -> Any:
@@ -90,8 +132,8 @@ class Table:
         """Return the attack with bounds that keep to the columns that may change, if it is one with bounds."""
         if "bounds" not in fields_of(attack):
             return attack
-        if isinstance(attack.bounds, Box) and attack.bounds.names:
-            attack = replace(attack, bounds=self.by_position(attack.bounds))
+        if isinstance(attack.bounds, Box):
+            attack = replace(attack, bounds=self._coded_box(self.by_position(attack.bounds)))
         if not self.fixed.any():
             return attack
         bounds = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
@@ -99,7 +141,7 @@ class Table:
         free = ~self.fixed if box.mask is None else np.asarray(box.mask) & self._of_our_width(box.mask)
         held = [group for group in box.one_hot if not free[[at for at in group if at < len(free)]].all()]
         free[[at for group in held for at in group]] = False
-        if box.mask is not None and any(box.mask) and not free.any():
+        if box.mask is not None and any(box.mask) and not free.any() and not box.categories:
             raise ValueError(
                 f"the attack's mask leaves no column that may change: {self.named}. Let columns of numbers "
                 "change, or name columns of categories in Box(categories=...)"
@@ -112,7 +154,20 @@ class Table:
         """Return a Box by the positions of the columns that it names."""
         if not self.has_names:
             box.require_positions("X is an array")
-        return box.for_columns(self.names)
+        return box.for_columns(self.names) if box.names else box
+
+    def _coded_box(self, box):
+        """Return a Box whose categories are codes."""
+        coded = []
+        for at, values in box.categories:
+            if at not in self.categories:
+                raise TypeError(
+                    f"categories of column {self.names[at]!r} do not move here: robust_accuracy, perturb, "
+                    "robustness_report and check_evaluation move them, for scikit-learn's estimators on tables; "
+                    "leave it out of Box(categories=...)"
+                )
+            coded.append((at, self.categories[at].codes_of(values)))
+        return replace(box, categories=tuple(coded))
 
     def _of_our_width(self, mask):
         if len(mask) != len(self.reasons):
@@ -124,8 +179,10 @@ class Table:
 
     def _assembled(self, X, rows):
         result = np.array(X)
-        if self.fixed.any():
-            result[:, self.fixed] = self.given[rows][:, self.fixed]
+        if self.held.any():
+            result[:, self.held] = self.given[rows][:, self.held]
+        for at, column in self.categories.items():
+            result[:, at] = column.at(X[:, at])
         return result
 
 
@@ -183,9 +240,9 @@ class PandasTable(Table):
     def _assembled(self, X, rows):
         import pandas as pd
 
-        frame, fixed, dtypes = self.given, self.fixed, self.given.dtypes.tolist()
+        frame, held, dtypes = self.given, self.held, self.given.dtypes.tolist()
         index = pd.RangeIndex(len(X)) if rows is None else frame.index[rows]
-        free, by_dtype, blocks = np.flatnonzero(~fixed), {}, []
+        free, by_dtype, blocks = np.flatnonzero(~self.fixed), {}, []
         for at in free.tolist():
             by_dtype.setdefault(_pandas_dtype(dtypes[at], X[:, at]), []).append(at)
         for dtype, columns in by_dtype.items():
@@ -193,10 +250,13 @@ class PandasTable(Table):
             if rows is not None:
                 values = _rounded_inwards(values, self.numbers[np.ix_(rows, columns)], dtype)
             blocks.append(pd.DataFrame(values).astype(dtype))
-        if fixed.any():
-            blocks.append(frame.iloc[rows, np.flatnonzero(fixed)].reset_index(drop=True))
+        for at, column in self.categories.items():
+            blocks.append(pd.Series(column.at(X[:, at]), dtype=dtypes[at]).to_frame())
+        if held.any():
+            blocks.append(frame.iloc[rows, np.flatnonzero(held)].reset_index(drop=True))
         if len(blocks) > 1:
-            order = [*(at for columns in by_dtype.values() for at in columns), *np.flatnonzero(fixed)]
+            order = [at for columns in by_dtype.values() for at in columns]
+            order += [*self.categories, *np.flatnonzero(held)]
             result = pd.concat(blocks, axis=1).iloc[:, np.argsort(order)]
         else:
             result = blocks[0]
@@ -248,8 +308,12 @@ class PolarsTable(Table):
         import polars as pl
 
         columns = []
-        for at in np.flatnonzero(~self.fixed):
+        for at in np.flatnonzero(~self.held).tolist():
             dtype, values = self.given.dtypes[at], X[:, at]
+            if at in self.categories:
+                found = self.categories[at].at(values).tolist()
+                columns.append(pl.Series(self.names[at], found, dtype, strict=False))
+                continue
             if dtype == pl.Float32 and rows is not None:
                 values = _rounded_inwards(values, self.numbers[rows, at], np.dtype(np.float32))
             found = pl.Series(self.names[at], values)
@@ -265,7 +329,7 @@ class PolarsTable(Table):
 
 def require_free(table: Table) -> None:
     """Raise ValueError for a table of which attacks may change no column."""
-    if table.fixed.all():
+    if table.held.all():
         raise ValueError(
             f"attacks may change no column of X: {table.named}; cast columns of numbers to float, and leave out "
             "rows with missing values, or fill them"
@@ -274,7 +338,7 @@ def require_free(table: Table) -> None:
 
 def warn_of_fixed(table: Table) -> None:
     """Say which columns stay as they are, if any does, and why."""
-    if table.fixed.any():
+    if table.held.any():
         warnings.warn(
             f"attacks leave these columns of X as they are: {table.named}. They change columns of numbers",
             UserWarning,

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..attacks.capabilities import Reports
+from ..attacks.categories import categories_of
 from ..attacks.entry import require_attack
 from ..attacks.threat_model import admitted
 from ..attacks.tiled import attack_in_tiles
+from ..attacks.valid_points import lengths_of
 from ..execution.interrupts import heard
 from ..execution.keys import Keys, key_of, keys_of
 from ..execution.precision import enable_x64, x64_enabled
@@ -91,7 +93,13 @@ class AttackTarget:
 
     def within(self, attack: Any) -> Any:
         """Return the attack with bounds that keep to the features that may change."""
+        if self.table is None and (names := [name for name, _ in categories_of(attack) if isinstance(name, str)]):
+            raise ValueError(f"Box(categories=...) names the column {names[0]!r}, but X is no data frame")
         return attack if self.table is None else self.table.within(attack)
+
+    def lengths(self, norm: str, points: np.ndarray, at: Any = slice(None)) -> np.ndarray:
+        """Return the lengths (m,) of the changes of numbers from the inputs of the rows ``at``."""
+        return lengths_of(norm, *(np.where(self.free, each, 0) for each in (points, self.X[at])))
 
     def inputs(self, attack: Any, at: Any = slice(None)) -> np.ndarray:
         """Return the inputs of the rows ``at``, checked against the attack's bounds."""
@@ -103,7 +111,7 @@ class AttackTarget:
         X = self.inputs(attack, at)
         with self.precision():
             found = attack_in_tiles(attack, self.model, X, self.y[at], key=keys[at], rows=self.rows, look=look)
-        return found if self.table is None else np.where(self.free, found, X)
+        return found if self.table is None else np.where(self.table.held, X, found)
 
     def reported(self, attack: Reports, keys: Keys, at: Any = slice(None)) -> Any:
         """Return what an attack tells that reports what it has found, of the rows ``at``."""

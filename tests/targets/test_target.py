@@ -21,6 +21,7 @@ X, Y = X[::3] / 8, np.array(["a", "b", "c"])[Y[::3]]
 ATTACK = PGD(0.05, 3)
 # Private attributes of scikit-learn's own estimators, which nothing public tells.
 THEIRS = {
+    "_preprocessor",
     "_fields",
     "_gamma",
     "_n_features_outs",
