@@ -122,6 +122,14 @@ from .solvers import SingularGramError as SingularGramError
 from .solvers import solve as solve
 from .tangent import Linearized as Linearized
 from .tangent import linearize as linearize
+from .training import AWP as AWP
+from .training import MART as MART
+from .training import TRADES as TRADES
+from .training import AdversarialTraining as AdversarialTraining
+from .training import Cosine as Cosine
+from .training import Crop as Crop
+from .training import Flip as Flip
+from .training import MultiStep as MultiStep
 from .training import TrainingDivergedError as TrainingDivergedError
 from .training import TrainState as TrainState
 from .training import train as train

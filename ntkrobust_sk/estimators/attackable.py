@@ -240,11 +240,15 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
                 f"{type(self).__name__} needs samples of at least 2 classes, but y holds one class only: "
                 f"{brief(self.classes_.tolist()[0])}"
             )
-        if sample_weight is not None or self.class_weight is not None:
-            weights = checked_weights(sample_weight, X) * compute_sample_weight(self.class_weight, y)
-            # once more, since weights of classes may be negative too, or leave nothing
-            sample_weight = checked_weights(weights, X)
-        return X, encoded.astype(np.int32), sample_weight
+        return X, encoded.astype(np.int32), self._weights(sample_weight, X, y)
+
+    def _weights(self, sample_weight, X, y) -> np.ndarray | None:
+        """Return weights of examples times those of their classes (n,), or None where there are neither."""
+        if sample_weight is None and self.class_weight is None:
+            return None
+        weights = checked_weights(sample_weight, X) * compute_sample_weight(self.class_weight, y)
+        # once more, since weights of classes may be negative too, or leave nothing
+        return checked_weights(weights, X)
 
     def _attack_targets(self, y, n_samples):
         return encode_labels(y, self.classes_, n_samples)

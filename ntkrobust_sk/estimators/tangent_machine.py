@@ -24,9 +24,9 @@ from ..solvers.ridge import solve
 from ..tangent.linearization import linearize
 from .attackable import GradientDescent
 from .closed_form import ClosedFormMachine
+from .descent import fit_by_sgd
 from .kernel_forms import kernel_form, not_formed
 from .shared import allowed, at_least
-from .trainer import fit_by_sgd
 
 NAMES = {*SOLVERS, "auto", "sgd"}
 

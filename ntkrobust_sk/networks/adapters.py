@@ -4,9 +4,9 @@ Flax Linen, Haiku and stax describe a network apart from its weights and become 
 a ``Model``; Flax NNX and Equinox build both at once and become a ``Model``. Each library is imported only when it
 is adapted.
 
-Networks are applied without a random key. Dropout is therefore off in evaluation, as it should be, and an
-error in a training step, unless its rate is 0. Only Flax NNX modules carry keys of their own, in ``state``,
-and can be trained with it.
+In training, networks get a random key, for dropout: Linen's under the name "dropout", Haiku's as ``rng``, Equinox's
+as ``key``, one for each example. In evaluation there is none, so answers are always the same. Flax NNX modules carry
+keys of their own, in ``state``.
 """
 
 from __future__ import annotations
@@ -86,18 +86,31 @@ class EquinoxNetwork:
         """Raise an error: the module's weights are in its model."""
         raise already_built(self, "from_equinox")
 
-    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
-        """Compute logits (n, C) and the state, updated when ``train`` is true."""
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> LogitsAndState:
+        """Compute logits (n, C) and the state, updated when ``train`` is true; the key is that of dropout."""
         eqx = require("equinox", "Equinox")
         fixed, moving = state
         module = eqx.nn.inference_mode(eqx.combine(params, fixed, self.static), value=not train)
         if moving is None:
-            return (module if self.batched else jax.vmap(module))(x), state
-        if not self.batched:
-            module = jax.vmap(module, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+            return self._of_batch(module, x, (), key), state
         # Equinox invalidates a State object when it is updated; ours has to stay usable.
-        logits, updated = module(x, jax.tree.map(lambda leaf: leaf, moving))
+        logits, updated = self._of_batch(module, x, (jax.tree.map(lambda leaf: leaf, moving),), key)
         return logits, ((fixed, updated) if train else state)
+
+    def _of_batch(self, module, x, states, key):
+        """Return what a module makes of a batch, and of a state if it has one; each example has a key of its own."""
+        random = key is not None and "key" in inspect.signature(module.__call__).parameters
+
+        def call(x, key, *states):
+            return module(x, *states, **({"key": key} if random else {}))
+
+        if not self.batched:
+            key = jax.random.split(key, len(x)) if random else None
+            axes = (0, 0 if random else None, *(None for _ in states))
+            call = jax.vmap(call, in_axes=axes, out_axes=(0, None) if states else 0, axis_name="batch")
+        return call(x, key, *states)
 
 
 def from_haiku(
@@ -171,12 +184,14 @@ class HaikuNetwork:
         variables = self.transformed.init(key, x, **mode(self.transformed.init, train=True))
         return Variables(*variables) if self.stateful else Variables(variables)
 
-    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
-        """Compute logits (n, C) and the state, updated when ``train`` is true."""
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> LogitsAndState:
+        """Compute logits (n, C) and the state, updated when ``train`` is true; the key is that of dropout."""
         apply = self.transformed.apply
         leading = (params, state) if self.stateful else (params,)
         if tuple(inspect.signature(apply).parameters)[len(leading)] == "rng":
-            leading += (None,)
+            leading += (key,)
         output = apply(*leading, x, **mode(apply, train))
         logits, updated = output if self.stateful else (output, state)
         return logits, (updated if train else state)

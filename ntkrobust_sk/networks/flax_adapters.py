@@ -85,17 +85,21 @@ class FlaxNetwork:
         variables = dict(self.module.init(key, x, **self._mode(train=False)))
         return Variables(variables.pop("params", {}), variables)
 
-    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
-        """Compute logits (n, C) and the state, updated when ``train`` is true."""
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> LogitsAndState:
+        """Compute logits (n, C) and the state, updated when ``train`` is true; the key is that of dropout."""
         errors = require("flax.errors", "Flax")
         variables = {**dict(state), "params": params}
         mutable = list(state) if train else []
         try:
-            logits, updated = self.module.apply(variables, x, mutable=mutable, **self._mode(train))
+            rngs = None if key is None else {"dropout": key}
+            logits, updated = self.module.apply(variables, x, mutable=mutable, rngs=rngs, **self._mode(train))
         except errors.InvalidRngError as error:
             raise ValueError(
-                f"{type(self.module).__name__} asks for a random key, probably for dropout, but networks are "
-                "applied without one; train it with a dropout rate of 0"
+                f"{type(self.module).__name__} asks for a random key, but networks are applied without one, except "
+                'in training, where there is one named "dropout"; let it be deterministic in evaluation, by an '
+                "argument train or deterministic of its __call__"
             ) from error
         except errors.FlaxError as error:  # which is no ValueError, whatever it says of shapes
             raise ValueError(str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from ..execution.precision import DIGITS
 from ..execution.rewriting import rewritten
 from .inputs import LogitsAndState, PyTree, params_dtype
 from .model import Model, Network, Variables, require_network
-from .wrappers import network_within
+from .wrappers import in_mode, network_within
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
@@ -74,6 +74,7 @@ class MixedPrecision:
 
     network: Network
     precision: str = "bf16"
+    passes_key_on: ClassVar[bool] = True
 
     def __post_init__(self):
         require_network(self.network)
@@ -88,14 +89,16 @@ class MixedPrecision:
         """Draw the network's own variables."""
         return self.network.init(key, input_shape)
 
-    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
-        """Compute logits (n, C) and the network's new state."""
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> LogitsAndState:
+        """Compute logits (n, C) and the network's new state; a key in training is the network's."""
 
         def product_of(eqn):
             single = eqn.primitive.name in PRODUCTS and all(var.aval.dtype == jnp.float32 for var in eqn.invars)
             return partial(PRECISIONS[self.precision], eqn) if single else None
 
-        return rewritten(partial(self.network.apply, train=train), product_of)(params, state, x)
+        return rewritten(in_mode(self.network, train, key), product_of)(params, state, x)
 
 
 def precision_of(network: object) -> str | None:

@@ -1,8 +1,11 @@
 """A bare function as a network, and a network that normalises its inputs."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,28 @@ def network_within(network: object) -> Network | None:
     """
     held = getattr(network, "network", None) if is_dataclass(network) else None
     return held if callable(getattr(held, "apply", None)) else None
+
+
+def takes_key(network: Any) -> bool:
+    """Tell whether a network asks for a random key in training: its ``apply`` has an argument ``key``.
+
+    A wrapper that has one for the sake of its network alone says so by ``passes_key_on``.
+
+    >>> from ntkrobust_sk import MLP
+    >>> takes_key(Normalized(MLP(3), (0.5,), (0.25,)))
+    False
+    """
+    try:
+        known = "key" in inspect.signature(network.apply).parameters
+    except (TypeError, ValueError):  # what states no signature
+        return False
+    return known and (not getattr(network, "passes_key_on", False) or takes_key(network_within(network)))
+
+
+def in_mode(network: Any, train: bool, key: jax.Array | None) -> Callable:
+    """Return ``apply`` in a mode, with a key in training where the network asks for one."""
+    random = {"key": key} if train and key is not None and takes_key(network) else {}
+    return partial(network.apply, train=train, **random)
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,7 @@ class Normalized:
     network: Network
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    passes_key_on: ClassVar[bool] = True
 
     def __post_init__(self):
         require_network(self.network)
@@ -114,11 +140,13 @@ class Normalized:
         """Take the network's own variables out of those of the wrapper."""
         return self.network.init(key, input_shape)
 
-    def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
-        """Compute logits (n, C) and the network's new state."""
+    def apply(
+        self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> LogitsAndState:
+        """Compute logits (n, C) and the network's new state; a key in training is the network's."""
         x = as_numbers(x, params)
         mean, std = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype)
-        return self.network.apply(params, state, (x - mean) / std, train=train)
+        return in_mode(self.network, train, key)(params, state, (x - mean) / std)
 
 
 def is_normalized(network: object) -> bool:

@@ -34,8 +34,8 @@ ADDED = {
     if isinstance(kind, type) and issubclass(kind, np.generic)
 }
 REQUESTS = "_metadata_request"
-# Parameters of this library's estimators that no file has: what is loaded has their defaults.
-UNSAVED = ("cache",)
+# Attributes of this library's estimators that no file has: what is loaded has their defaults.
+UNSAVED = ("cache", "_training", "_skl_callbacks")
 # Bits of an integer that Python writes and reads as text.
 LARGEST_INTEGER = 13_000
 

@@ -6,7 +6,7 @@ ordinary Python around a ``for``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from .._validation import brief, flag, integer, number
 from ..attacks.entry import require_attack
-from ..attacks.losses import example_losses
 from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
-from ..execution.convolutions import rows_in_cache, with_fast_convolutions
-from ..execution.keys import example_keys
 from ..execution.loops import repeat
-from ..networks.model import Model, Variables, require_model
-from .batches import CHUNK, Batches, couples_rows
+from ..networks.model import Model, require_model
+from .augmentations import require_augmentation
+from .batches import CHUNK, Batches
+from .objectives import AWP, TrainingLoss, require_awp, require_loss
 from .optimizers import check_optimizer
-from .state import TrainingDivergedError, TrainState, initial_state
+from .state import TrainingDivergedError, TrainState, has_learning_rate, initial_state
+from .step import Batch, Step, batch_step
 
 if TYPE_CHECKING:
     import optax
@@ -50,6 +49,10 @@ def train(
     batch_size: int = 128,
     sample_weight: ArrayLike | None = None,
     freeze_state: bool = False,
+    loss: TrainingLoss | None = None,
+    weight_perturbation: AWP | None = None,
+    augmentation: Callable | tuple | None = None,
+    learning_rate: Callable[[int], float] | None = None,
 ) -> Iterator[TrainState]:
     """Train by mini-batches, one optimiser step per batch and per attack.
 
@@ -74,7 +77,18 @@ def train(
     sample_weight : array (n,), default=None
         Weights of the examples in the loss, scaled to mean 1.
     freeze_state : bool, default=False
-        Keep batch-norm statistics as they are and train in evaluation mode.
+        Keep batch-norm statistics as they are and train in evaluation mode, without dropout.
+    loss : TrainingLoss, default=None
+        :class:`~ntkrobust_sk.TRADES`, :class:`~ntkrobust_sk.MART`, or one of your own; None is
+        :class:`~ntkrobust_sk.AdversarialTraining`.
+    weight_perturbation : AWP, default=None
+        Take gradients at the worst weights near by: :class:`~ntkrobust_sk.AWP`.
+    augmentation : callable, or tuple of them, default=None
+        What is done to each batch before it is attacked, ``augmentation(key, batch) -> batch``:
+        :class:`~ntkrobust_sk.Flip`, :class:`~ntkrobust_sk.Crop`, or a pure function of JAX.
+    learning_rate : callable, default=None
+        The rate of each batch by its number since the start, ``learning_rate(step) -> float``. It needs an optimiser
+        made by ``optax.inject_hyperparams``, so that nothing is compiled for other rates.
 
     Yields
     ------
@@ -114,12 +128,25 @@ def train(
     state = (
         _checked_state(start, optimizer) if isinstance(start, TrainState) else initial_state(start, key, optimizer)
     )
+    if learning_rate is not None and not has_learning_rate(state):
+        raise ValueError(
+            "learning_rate needs an optimizer that has one in its state: write optax.inject_hyperparams(optax.sgd)("
+            f"learning_rate=0.1), got {brief(optimizer)}"
+        )
     data = Batches.of(X, y, sample_weight, state, batch_size, freeze_state)
-    static = (optimizer, freeze_state, _checked_attacks(attacks, data.X))
-    return _states(state, data, static, _ends(epochs))
+    attacks = _checked_attacks(attacks, data.X)
+    step = Step(
+        optimizer,
+        freeze_state,
+        attacks,
+        require_loss(loss, attacks, data.y),
+        require_awp(weight_perturbation),
+        require_augmentation(augmentation, data.first),
+    )
+    return _states(state, data, step, learning_rate, _ends(epochs))
 
 
-def _states(state, data, static, epochs) -> Iterator[TrainState]:
+def _states(state, data, settings, learning_rate, epochs) -> Iterator[TrainState]:
     """Go through the states at these epochs."""
     step, most = int(state.step), 1
     for epoch in epochs:
@@ -127,12 +154,12 @@ def _states(state, data, static, epochs) -> Iterator[TrainState]:
         while step < target:
             count, started = min(data.chunk(step, target), most), monotonic()
             state = repeat(
-                _batch_step,
+                batch_step,
                 count,
                 state,
                 evaluated=(state.model, data.first),
-                static=static,
-                schedule=partial(data.take, step, count),
+                static=(settings,),
+                schedule=partial(_batches, data, learning_rate, step, count),
                 length=CHUNK,
             )
             step += count
@@ -141,6 +168,15 @@ def _states(state, data, static, epochs) -> Iterator[TrainState]:
             most = max(1, most // 2) if monotonic() - started > LONGEST else min(CHUNK, 4 * most)
         if step == target:
             yield state
+
+
+def _batches(data, learning_rate, step, count, length) -> Batch:
+    """Return batches from a step on, with the learning rate of each if it is not the same for all."""
+    taken = data.take(step, count, length)
+    if learning_rate is None:
+        return Batch(*taken)
+    rates = [learning_rate(step + min(i, count - 1)) for i in range(length)]
+    return Batch(*taken, np.asarray(rates, data.weight.dtype))
 
 
 def _check_finite(state, per_epoch):
@@ -197,105 +233,3 @@ def _checked_attacks(attacks, X) -> tuple:
                 "frozen dataclass of plain values is"
             ) from error
     return tuple(attacks)
-
-
-def _batch_step(optimizer, freeze_state, attacks, state, batch):
-    """Make one update for each attack, each on the network that the one before left."""
-    x, y, weight = batch
-    noise = _batch_key(state.key, state.step)
-    for i, attack in enumerate(attacks):
-        key = _batch_key(noise, i)
-        rows = _rows_at_once(attack, freeze_state, state.model, x)
-        if rows < len(x):
-            state = _update_by_pieces(optimizer, freeze_state, attack, rows, state, x, y, weight, key)
-        else:
-            x_adv = _examples_of(attack, attack(state.model, jnp.asarray(x), jnp.asarray(y), key=key), x)
-            state = _update(optimizer, freeze_state, state, x_adv, y, weight)
-    return replace(state, step=state.step + (state.failed_step < 0))
-
-
-def _rows_at_once(attack, freeze_state, model, x) -> int:
-    """Return how many rows of a batch are attacked and learned from at once: all, or what stays in the cache."""
-    # outside of a compiled loop there are convolutions that are slow in any
-    if (
-        not isinstance(x, Tracer)
-        or couples_rows(model, freeze_state)
-        or not getattr(attack, "one_key_each", False)
-    ):
-        return len(x)
-    return rows_in_cache(model, x)
-
-
-def _examples_of(attack, x_adv, x):
-    """Return an attack's examples, if they are shaped like its inputs."""
-    if not isinstance(x_adv, np.ndarray | jax.Array) or x_adv.shape != x.shape:
-        raise ValueError(
-            f"an attack must return examples shaped like its inputs, {x.shape}, but {brief(attack)} returned "
-            f"{brief(x_adv)}"
-        )
-    return x_adv
-
-
-@jax.jit
-def _batch_key(key, data):
-    return jax.random.fold_in(key, data)
-
-
-def _update_by_pieces(optimizer, freeze_state, attack, rows, state, x, y, weight, key) -> TrainState:
-    """Attack and learn from some rows of a batch at a time, and make one optimiser step of all."""
-    model = state.model
-
-    def learned(piece):
-        x, y, weight, keys = piece
-        x_adv = _examples_of(attack, attack(model, x, y, key=keys), x)
-        (loss, _), gradient = _gradient(freeze_state, model, x_adv, y, weight)
-        return loss, gradient
-
-    def learn(so_far, piece):
-        return jax.tree.map(jnp.add, so_far, learned(piece)), None
-
-    batch = x, y, weight, example_keys(key, len(x))
-    pieces = jax.tree.map(lambda part: part.reshape(-1, rows, *part.shape[1:]), batch)
-    first = jax.tree.map(lambda part: part[0], pieces)
-    nothing = jax.tree.map(lambda sum_: jnp.zeros(sum_.shape, sum_.dtype), jax.eval_shape(learned, first))
-    (loss, gradient), _ = jax.lax.scan(learn, nothing, pieces)
-    return _stepped(optimizer, state, loss, model.variables.state, gradient)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _update(optimizer, freeze_state, state, x, y, weight) -> TrainState:
-    """Make one optimiser step on examples."""
-    (loss, new_network_state), gradient = _gradient(freeze_state, state.model, x, y, weight)
-    return _stepped(optimizer, state, loss, new_network_state, gradient)
-
-
-def _gradient(freeze_state, model, x, y, weight) -> tuple:
-    """Return the loss with the network's new state, and the gradient of its parameters."""
-    network, variables = model.network, model.variables
-
-    def objective(params):
-        apply = with_fast_convolutions(partial(network.apply, train=not freeze_state))
-        logits, new = apply(params, variables.state, x)
-        return jnp.sum(weight * example_losses(logits, y)), new
-
-    return jax.value_and_grad(objective, has_aux=True)(variables.params)
-
-
-def _stepped(optimizer, state, loss, new_network_state, gradient) -> TrainState:
-    """Make one optimiser step, or none if anything about it is not finite."""
-    import optax
-
-    network, variables = state.model.network, state.model.variables
-    updates, opt_state = optimizer.update(gradient, state.opt_state, variables.params)
-    params = optax.apply_updates(variables.params, updates)
-    new = replace(
-        state, model=Model(network, Variables(params, new_network_state)), opt_state=opt_state, loss=loss
-    )
-    finite = jnp.isfinite(loss) & _all_finite(params) & (state.failed_step < 0)
-    kept = jax.tree.map(partial(jnp.where, finite), replace(new, key=None), replace(state, key=None))
-    failed = jnp.where(finite | (state.failed_step >= 0), state.failed_step, state.step)
-    return replace(kept, key=state.key, failed_step=failed)
-
-
-def _all_finite(tree) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

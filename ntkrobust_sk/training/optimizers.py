@@ -1,13 +1,14 @@
-"""SGD with hyperparameters that can be changed, and averages of weights."""
+"""Optimisers by name with hyperparameters that can be changed, and averages of weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 
-from .._validation import brief
+from .._validation import brief, unknown
 from ..networks.inputs import PyTree
 
 if TYPE_CHECKING:
@@ -72,3 +73,101 @@ def sgd() -> optax.GradientTransformation:
     import optax
 
     return optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
+
+
+def _decayed_sgd(learning_rate, momentum, weight_decay):
+    import optax
+
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
+
+
+def _decayed_adam(learning_rate, weight_decay):
+    import optax
+
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
+
+
+def _adamw(learning_rate, weight_decay):
+    import optax
+
+    # optax takes its decay for no weight of a parameter only if it is a number of Python
+    return optax.chain(
+        optax.scale_by_adam(), optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+# By name: what makes an optimiser of its hyperparameters, and these as they are where nothing else is said.
+OPTIMIZERS: dict[str, tuple[Callable, dict[str, float]]] = {
+    "sgd": (_decayed_sgd, {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.0}),
+    "adam": (_decayed_adam, {"learning_rate": 1e-3, "weight_decay": 0.0}),
+    "adamw": (_adamw, {"learning_rate": 1e-3, "weight_decay": 1e-4}),
+}
+
+
+@cache
+def _named(name):
+    import optax
+
+    make, values = OPTIMIZERS[name]
+    return optax.inject_hyperparams(make)(**values)
+
+
+def resolve_optimizer(optimizer: Any, **given: float | None) -> tuple[optax.GradientTransformation, dict[str, float]]:
+    """Return an optimiser by name, or one of optax, with the hyperparameters that are set before training.
+
+    Parameters
+    ----------
+    optimizer : {"sgd", "adam", "adamw"}, optax.GradientTransformation or None
+        None is "sgd".
+    **given : float or None
+        ``learning_rate``, ``momentum`` and ``weight_decay``; None where nothing was said.
+
+    Raises
+    ------
+    ValueError
+        For another name, and for a hyperparameter that the optimiser does not have.
+    TypeError
+        For what is no optimiser.
+
+    Examples
+    --------
+    >>> resolve_optimizer("adam", learning_rate=None, momentum=None, weight_decay=None)[1]
+    {'learning_rate': 0.001, 'weight_decay': 0.0}
+    >>> resolve_optimizer("adam", momentum=0.9)
+    Traceback (most recent call last):
+    ValueError: momentum=0.9 was given with optimizer='adam', which has none; leave it out, or give optimizer='sgd'
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    optimizer = "sgd" if optimizer is None else optimizer
+    if not isinstance(optimizer, str):
+        return _of_optax(optimizer, said), {}
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS, "an optimiser of optax, such as optax.lion(1e-4)"))
+    values = OPTIMIZERS[optimizer][1]
+    for name, value in said.items():
+        if name not in values:
+            raise ValueError(
+                f"{name}={value!r} was given with optimizer={optimizer!r}, which has none; leave it out, or give "
+                "optimizer='sgd'"
+            )
+    values = {**values, **said}
+    if optimizer == "sgd" and not values["weight_decay"]:
+        return sgd(), {name: values[name] for name in ("learning_rate", "momentum")}
+    return _named(optimizer), values
+
+
+def _of_optax(optimizer, said):
+    if callable(optimizer) and not isinstance(optimizer, type):
+        raise TypeError(
+            "optimizer must be a name or an optimiser of optax, got a function, which may be a schedule, "
+            f"{brief(optimizer)}; give optimizer=optax.sgd(schedule), or learning_rate_schedule=schedule"
+        )
+    check_optimizer(optimizer)
+    if said:
+        names = ", ".join(f"{name}={value!r}" for name, value in said.items())
+        raise ValueError(
+            f"{names} was given together with an optimiser of optax, which has its own; write it there, such as "
+            "optimizer=optax.sgd(0.1, momentum=0.9) or optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1)), "
+            "or give a name: 'sgd', 'adam', 'adamw'"
+        )
+    return optimizer

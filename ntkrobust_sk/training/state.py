@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -113,9 +113,20 @@ def initial_state(model: Model, key: jax.Array | None, optimizer: optax.Gradient
     return TrainState(model, opt_state, key, zero, loss, zero - 1)
 
 
-def with_hyperparameters(state: TrainState, **values) -> TrainState:
+def with_hyperparameters(state: TrainState, **values: Any) -> TrainState:
     """Return the state with other values of the optimiser's injected hyperparameters."""
     dtype = params_dtype(state.model.variables.params)
     values = {name: jnp.asarray(value, dtype) for name, value in values.items()}
-    opt_state = state.opt_state._replace(hyperparams={**state.opt_state.hyperparams, **values})
-    return replace(state, opt_state=opt_state)
+    return replace(state, opt_state=_injected(state.opt_state, values))
+
+
+def _injected(opt_state, values):
+    if isinstance(opt_state, Averaged):
+        return opt_state._replace(inner=_injected(opt_state.inner, values))
+    return opt_state._replace(hyperparams={**opt_state.hyperparams, **values})
+
+
+def has_learning_rate(state: TrainState) -> bool:
+    """Tell whether the optimiser's learning rate is among its state, where a schedule can set it."""
+    held = state.opt_state.inner if isinstance(state.opt_state, Averaged) else state.opt_state
+    return "learning_rate" in getattr(held, "hyperparams", {})

@@ -13,7 +13,7 @@ from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, TraceNTK, lineari
 from ntkrobust_sk.execution import convolutions
 from ntkrobust_sk.execution.convolution_forms import FORWARD, OF_FILTERS, OF_IMAGES, Convolution, cheapest
 from ntkrobust_sk.execution.convolutions import rows_in_cache, with_fast_convolutions
-from ntkrobust_sk.training.loop import _update
+from ntkrobust_sk.training.step import Step, update
 from ntkrobust_sk.training.optimizers import sgd
 from ntkrobust_sk.training.state import initial_state
 
@@ -299,7 +299,7 @@ def test_attacks_and_training_use_them(network, shape, linear):
     for attack in (PGD(0.1), APGD(0.1), FAB(0.1), FMN(0.1), DDN(1.0)):
         assert count_widened(lambda x, attack=attack: attack(model, x, y, key=KEY), x) == 0
     state = initial_state(model, KEY, sgd())
-    assert count_widened(partial(_update, sgd(), False), state, x, y, np.ones(2, np.float32)) == 0
+    assert count_widened(partial(update, Step(sgd())), state, x, x, y, np.ones(2, np.float32), KEY) == 0
 
 
 @pytest.mark.slow

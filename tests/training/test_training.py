@@ -29,6 +29,8 @@ from ntkrobust_sk.execution.loops import repeat
 from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.training import initial_state
 from ntkrobust_sk.training import loop as training_module
+from ntkrobust_sk.training import step as step_module
+from ntkrobust_sk.training.step import Batch, Step, batch_step
 
 KEY = jax.random.key(0)
 N, N_FEATURES, N_CLASSES, BATCH = 22, 4, 3, 8
@@ -648,11 +650,11 @@ def test_a_batch_never_waits_for_the_host(loop):
     state = initial_state(fresh_model(), KEY, SGD)
     X, y = data(2 * BATCH)
     batches = (X.reshape(2, BATCH, -1), y.reshape(2, BATCH), np.ones((2, BATCH), np.float32))
-    static = (SGD, False, (Clean(), ATTACK))
+    static = (Step(SGD, attacks=(Clean(), ATTACK)),)
 
     def two(state, batches):
-        options = {"static": static, "schedule": lambda length: batches}
-        return repeat(training_module._batch_step, 2, state, evaluated=(state.model, X[:1]), **options)
+        options = {"static": static, "schedule": lambda length: Batch(*batches)}
+        return repeat(batch_step, 2, state, evaluated=(state.model, X[:1]), **options)
 
     traced = jax.eval_shape(two, state, batches)
     assert traced.step.shape == ()
@@ -705,7 +707,7 @@ def test_rows_of_a_batch_taken_by_pieces_give_the_same_update_and_attacks(monkey
     x, y = np.random.default_rng(0).uniform(size=(24, 8, 8, 1)).astype(np.float32), np.arange(24) % 3
     found = []
     for rows in (12, 4):
-        monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x, rows=rows: rows)
+        monkeypatch.setattr(step_module, "rows_in_cache", lambda model, x, rows=rows: rows)
         attacks = (Clean(), PGD(0.1, n_steps=2), RowsSeen((rows,)))
         options = {"attacks": attacks, "batch_size": 12, "epochs": 2, "sample_weight": np.arange(1.0, 25)}
         found.append(weights(run(start, (x, y), **options)[-1]))
@@ -730,7 +732,7 @@ class OnlyInTraining:
 def test_pieces_are_learned_from_in_the_mode_of_training(monkeypatch, freeze_state):
     network = OnlyInTraining()
     start = Model(network, network.init(KEY, (N_FEATURES,)))
-    monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x: 4)
+    monkeypatch.setattr(step_module, "rows_in_cache", lambda model, x: 4)
     (state,) = run(start, attacks=(Clean(),), freeze_state=freeze_state, epochs=1)
     assert (weights(state) == np.ravel(start.variables.params)).all() == freeze_state
 
@@ -740,7 +742,7 @@ def test_pieces_of_networks_in_half_precision_add_up(monkeypatch, dtype):
     half = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh_model().variables.params)
     found = []
     for rows in (4, 8):
-        monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x, rows=rows: rows)
+        monkeypatch.setattr(step_module, "rows_in_cache", lambda model, x, rows=rows: rows)
         options = {"attacks": (Clean(), PGD(0.1, n_steps=rows)), "batch_size": 8}
         found.append(weights(run(Model(NETWORK, Variables(half)), **options)[-1]).astype(float))
     assert found[0].shape == found[1].shape and np.isfinite(found).all()
@@ -749,7 +751,7 @@ def test_pieces_of_networks_in_half_precision_add_up(monkeypatch, dtype):
 @pytest.mark.slow
 def test_batch_statistics_see_the_whole_batch(monkeypatch):
     asked = []
-    monkeypatch.setattr(training_module, "rows_in_cache", lambda model, x: asked.append(len(x)) or len(x))
+    monkeypatch.setattr(step_module, "rows_in_cache", lambda model, x: asked.append(len(x)) or len(x))
     network = ResNet18(n_outputs=3, width=2)
     start = Model(network, network.init(KEY, (8, 8, 1)))
     x, y = np.random.default_rng(0).uniform(size=(8, 8, 8, 1)).astype(np.float32), np.arange(8) % 3
