@@ -200,7 +200,7 @@ TRADES(<beta:number 6.0>)(Y, Y, y)
 MART(<beta:number 5.0>)(Y, Y, y)
 AWP(<gamma:number 0.005>).moved(Y, Y)
 Flip()(key, images)
-Crop(<padding:count 1>, <fill:number 0.0>)(key, images)
+Crop(<padding:integer 1>, <fill:number 0.0>)(key, images)
 Cosine(<final:number 0.0>, <warmup:number 0.0>)(np.array([0.0, 0.5]))
 MultiStep(<at:any (0.5, 0.75)>, <factor:number 0.1>)(np.array([0.0, 0.5]))
 train(<start:model state>, <X:images X>, <y:targets y>, <optimizer:optimizer sgd>, <attacks:attacks (pgd,)>,
@@ -239,13 +239,13 @@ AdversarialKernelTrainer(<network:source net>, <attack:attack? None>, <clean_ste
     <dynamics:choice 'standard'>, <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.05>,
     <momentum:number 0.9>, <input_shape:any None>, <class_weight:any None>, <precision:any None>,
     <random_state:seed? 0>, <verbose:any 0>).fit(<X:rows X>, <y:labels y>, <sample_weight:vector? None>).predict(X)
-AdversarialKernelTrainer(net, attack=pgd, max_epochs=1, batch_size=16, random_state=0, optimizer=<optimizer:any 'sgd'>,
-    learning_rate=<learning_rate:any None>, momentum=<momentum:any None>, weight_decay=<weight_decay:any None>,
-    learning_rate_schedule=<learning_rate_schedule:any 'constant'>, loss=<loss:any None>,
-    weight_perturbation=<weight_perturbation:any None>, augmentation=<augmentation:any None>,
-    ema_decay=<ema_decay:any None>, early_stopping=<early_stopping:flag False>,
-    validation_fraction=<validation_fraction:any 0.5>, validation_attack=<validation_attack:any None>,
-    n_iter_no_change=<n_iter_no_change:any None>, warm_start=<warm_start:flag False>).fit(X, y).predict(X)
+AdversarialKernelTrainer(net, attack=pgd, max_epochs=1, batch_size=16, random_state=0, <optimizer:any 'sgd'>,
+    <learning_rate:any None>, <momentum:any None>, <weight_decay:any None>,
+    <learning_rate_schedule:any 'constant'>, <loss:any None>,
+    <weight_perturbation:any None>, <augmentation:any None>,
+    <ema_decay:any None>, <early_stopping:flag False>,
+    <validation_fraction:any 0.5>, <validation_attack:any None>,
+    <n_iter_no_change:any None>, <warm_start:flag False>).fit(X, y).predict(X)
 AdversarialKernelTrainer(net, batch_size=16, random_state=0).partial_fit(<X:rows X>, <y:labels y>, <classes:any y>,
     <sample_weight:vector? None>).predict(X)
 TangentFeatures(<estimator:source model>, <kernel:choice 'pseudo'>, <n_components:integer? None>,

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 
-from .._validation import brief
+from .._validation import brief, require_regular
 from ..execution.tiles import NETWORK_ROWS, movable, network_rows
 from ..networks.inputs import params_dtype
 from ..networks.model import Model
@@ -308,7 +308,7 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
         X, y = self._validated(X, y, reset=first)
         require_one_kind(y)
         check_classification_targets(y)
-        known = self.classes_ if classes is None else np.unique(np.asarray(classes))
+        known = self.classes_ if classes is None else _labels("classes", classes)
         if not first and not np.array_equal(known, self.classes_):
             raise ValueError(
                 f"classes must stay those of the first call, {brief(self.classes_.tolist())}, got "
@@ -318,8 +318,8 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
             raise ValueError(f"classes must hold at least 2 labels, got {brief(known.tolist())}")
         if len(strange := np.setdiff1d(y, known)):
             raise ValueError(
-                f"y holds labels that are not among classes, {brief(strange.tolist())}; known are "
-                f"{brief(known.tolist())}, all of which the first call of partial_fit has to name"
+                f"y holds labels that are not among classes: {brief(strange.tolist())} are none of "
+                f"{brief(known.tolist())}, and the first call of partial_fit has to name all"
             )
         self.classes_ = known
         return X, np.searchsorted(known, y).astype(np.int32), self._weights(sample_weight, X, y)
@@ -353,3 +353,14 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
     @property
     def _rows(self) -> int:
         return network_rows()
+
+
+def _labels(name, labels) -> np.ndarray:
+    """Return the different ones among some labels (C,), sorted."""
+    require_regular(name, labels)
+    found = np.asarray(labels)
+    if found.ndim != 1:
+        raise ValueError(f"{name} must be an array (C,) of labels, got {brief(labels)}")
+    require_one_kind(found)
+    check_classification_targets(found)
+    return np.unique(found)
