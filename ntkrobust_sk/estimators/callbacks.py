@@ -18,7 +18,8 @@ except ImportError:  # scikit-learn 1.8
             """Raise ImportError, unless there are no callbacks."""
             if callbacks:
                 raise ImportError(
-                    f"callbacks need scikit-learn 1.9 or newer, and this is {sklearn.__version__}; verbose=1 shows a "
+                    f"callbacks need scikit-learn 1.9 or newer, and this is {sklearn.__version__}; verbose=1 "
+                    f"shows a "
                     "progress bar without them, and early_stopping=True keeps validation_scores_"
                 )
             return self

@@ -92,7 +92,8 @@ def split_off(fraction: float, X: np.ndarray, y: np.ndarray, sample_weight: Any,
     if counts.min() < 2 or least < len(counts):
         raise ValueError(
             f"validation_fraction={fraction:g} of {len(y)} examples holds out {n_held_out}, and each of "
-            f"{len(counts)} classes needs an example on both sides, the rarest has {counts.min()}; give more examples,"
+            f"{len(counts)} classes needs an example on both sides, the rarest has {counts.min()}; give more "
+            f"examples,"
             " another validation_fraction, or early_stopping=False"
         )
     seed = int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))

@@ -48,13 +48,16 @@ class Recipe:
         optimizer, values = resolve_optimizer(trainer.optimizer, **given)
         if schedule is not None and not values:
             raise ValueError(
-                f"learning_rate_schedule={brief(schedule)} was given together with an optimiser of optax, which has its"
-                " own; write it there, such as optimizer=optax.sgd(schedule), or give a name: 'sgd', 'adam', 'adamw'"
+                f"learning_rate_schedule={brief(schedule)} was given together with an optimiser of optax, which "
+                f"has its"
+                " own; write it there, such as optimizer=optax.sgd(schedule), or give a name: 'sgd', 'adam', "
+                "'adamw'"
             )
         if is_by_step(schedule) and trainer.learning_rate is not None:
             raise ValueError(
                 f"learning_rate={trainer.learning_rate!r} was given together with a schedule that gives the rates "
-                f"themselves, {brief(schedule)}; leave one of them out, or take 'cosine' or MultiStep(), which multiply"
+                f"themselves, {brief(schedule)}; leave one of them out, or take 'cosine' or MultiStep(), which "
+                f"multiply"
             )
         if trainer.ema_decay is not None:
             optimizer = averaging(optimizer, number("ema_decay", trainer.ema_decay, low=0, below=1))

@@ -21,8 +21,7 @@ from ..networks.model import Model
 from ..networks.named import NETWORKS, initial_model, n_logits
 from ..networks.precision import with_precision
 from ..tangent.linearization import DYNAMICS, linearize
-from ..training.objectives import AWP
-from ..training.schedules import is_by_step
+from ..training.schedules import SCHEDULES, is_by_step
 from ..training.state import averaged
 from .attackable import POSITIVE, GradientDescent, TangentClassifier
 from .callbacks import CallbackSupportMixin, EpochCallbacks, with_callbacks
@@ -67,8 +66,9 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
         quarters. A function of the number of the batch, such as a schedule of optax, gives rates themselves. Other
         rates compile nothing.
     loss : AdversarialTraining, TRADES or MART, default=None
-        What training lowers; None is :class:`~ntkrobust_sk.AdversarialTraining`. With :class:`~ntkrobust_sk.TRADES`
-        and :class:`~ntkrobust_sk.MART`, which look at clean inputs themselves, there is no clean step.
+        What training lowers; None is :class:`~ntkrobust_sk.AdversarialTraining`. With
+        :class:`~ntkrobust_sk.TRADES` and :class:`~ntkrobust_sk.MART`, which look at clean inputs themselves,
+        there is no clean step.
     weight_perturbation : AWP, default=None
         Take gradients at the worst weights near by: :class:`~ntkrobust_sk.AWP`.
     augmentation : callable, or tuple of them, default=None
@@ -121,7 +121,8 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
 
     Notes
     -----
-    scikit-learn's callbacks are told of each epoch: ``trainer.set_callbacks(ProgressBar())``, with scikit-learn 1.9.
+    scikit-learn's callbacks are told of each epoch: ``trainer.set_callbacks(ProgressBar())``, with scikit-learn
+    1.9.
 
     A sample weight of k trains like k copies of the sample where the data fit in one batch: exactly in x64, and to
     float32 rounding otherwise (scikit-learn's ``check_sample_weight_equivalence_on_dense_data`` asks for 1e-7,
@@ -149,14 +150,16 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
     momentum: float | None = field(default=None, metadata=allowed(Interval(Real, 0, 1, closed="left"), None))
     optimizer: Any = "sgd"
     weight_decay: float | None = field(default=None, metadata=allowed(at_least(0, Real), None))
-    learning_rate_schedule: Any = "constant"
-    loss: Any = None
-    weight_perturbation: AWP | None = None
-    augmentation: Any = None
+    learning_rate_schedule: Any = field(
+        default="constant", metadata=allowed(named=SCHEDULES, such_as="Cosine() or MultiStep()")
+    )
+    loss: Any = field(default=None, metadata=allowed(such_as="a loss, such as TRADES(beta=6.0)"))
+    weight_perturbation: Any = field(default=None, metadata=allowed(such_as="AWP(gamma=0.005)"))
+    augmentation: Any = field(default=None, metadata=allowed(such_as="an augmentation, such as Crop(4)"))
     ema_decay: float | None = None
     early_stopping: bool = field(default=False, metadata=allowed("boolean"))
     validation_fraction: float = field(default=0.1, metadata=allowed(Interval(Real, 0, 1, closed="neither")))
-    validation_attack: Callable | None = None
+    validation_attack: Any = field(default=None, metadata=allowed(such_as="an attack, such as PGD(epsilon=8/255)"))
     n_iter_no_change: int | None = field(default=None, metadata=allowed(at_least(1), None))
     warm_start: bool = field(default=False, metadata=allowed("boolean"))
 
@@ -208,8 +211,8 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
         Raises
         ------
         ValueError
-            Without classes at the first call, for labels that are not among them, and for settings that need the whole
-            of training: early_stopping, class_weight="balanced", and schedules that end.
+            Without classes at the first call, for labels that are not among them, and for settings that need the
+            whole of training: early_stopping, class_weight="balanced", and schedules that end.
         """
         recipe, first = self._recipe(), not hasattr(self, "model_")
         self._require_endless(recipe)
@@ -223,8 +226,7 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
         X, encoded = self._in_final_form(model, X, encoded)
         state = vars(self).get("_training") or recipe.first_state(model, key_train)
         states = recipe.states(self, state, X, encoded, sample_weight, 1)
-        for self._training in followed(self, "model_", states, state, 1):
-            pass
+        (self._training,) = followed(self, "model_", states, state, 1)
         return self
 
     def _recipe(self) -> Recipe:
@@ -250,7 +252,8 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
             if not np.array_equal(before[name], found):
                 vars(self).update({"classes_": before["classes_"], "input_shape_": before["input_shape_"]})
                 raise ValueError(
-                    f"warm_start=True goes on with a network of {name}={brief(list(before[name]))}, but this fit has "
+                    f"warm_start=True goes on with a network of {name}={brief(list(before[name]))}, but this "
+                    f"fit has "
                     f"{brief(list(found))}; set warm_start=False to start afresh"
                 )
         return before["model_"]
@@ -304,7 +307,7 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
                 raise ValueError(f"partial_fit does not know when training ends, so it cannot take {said}; {way}")
 
     def _validated_part(self, X, y, classes, sample_weight, first):
-        """Return a part of the data as :meth:`_validated_labels` does of all; set ``classes_`` at the first call."""
+        """Return a part of the data as :meth:`_validated_labels` does; set ``classes_`` at the first call."""
         X, y = self._validated(X, y, reset=first)
         require_one_kind(y)
         check_classification_targets(y)

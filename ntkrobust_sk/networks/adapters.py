@@ -4,9 +4,9 @@ Flax Linen, Haiku and stax describe a network apart from its weights and become 
 a ``Model``; Flax NNX and Equinox build both at once and become a ``Model``. Each library is imported only when it
 is adapted.
 
-In training, networks get a random key, for dropout: Linen's under the name "dropout", Haiku's as ``rng``, Equinox's
-as ``key``, one for each example. In evaluation there is none, so answers are always the same. Flax NNX modules carry
-keys of their own, in ``state``.
+In training, networks get a random key, for dropout: Linen's under the name "dropout", Haiku's as ``rng``,
+Equinox's as ``key``, one for each example. In evaluation there is none, so answers are always the same. Flax NNX
+modules carry keys of their own, in ``state``.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class EquinoxNetwork:
         return logits, ((fixed, updated) if train else state)
 
     def _of_batch(self, module, x, states, key):
-        """Return what a module makes of a batch, and of a state if it has one; each example has a key of its own."""
+        """Return what a module makes of a batch, and of a state if it has one; each example has its own key."""
         random = key is not None and "key" in inspect.signature(module.__call__).parameters
 
         def call(x, key, *states):

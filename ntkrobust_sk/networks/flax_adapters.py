@@ -97,7 +97,8 @@ class FlaxNetwork:
             logits, updated = self.module.apply(variables, x, mutable=mutable, rngs=rngs, **self._mode(train))
         except errors.InvalidRngError as error:
             raise ValueError(
-                f"{type(self.module).__name__} asks for a random key, but networks are applied without one, except "
+                f"{type(self.module).__name__} asks for a random key, but networks are applied without one, "
+                f"except "
                 'in training, where there is one named "dropout"; let it be deterministic in evaluation, by an '
                 "argument train or deterministic of its __call__"
             ) from error

@@ -70,7 +70,7 @@ class Network(Protocol):
         ...
 
     def apply(self, params: PyTree, state: PyTree, x: jax.Array, *, train: bool = False) -> LogitsAndState:
-        """Return logits (n, C) and the new state; with an argument ``key=None``, it has a random key in training."""
+        """Return logits (n, C) and the new state; an argument ``key=None`` is random in training."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: pure functions of a key and a batch of images, made anew for each batch inside of the compiled loop."""
+"""Augmentation: pure functions of a key and a batch, inside of the compiled loop."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ def _require_same_form(augment, first):
     shape = tuple(first.shape[1:])
     if isinstance(augment, Flip | Crop) and len(shape) != 3:
         raise ValueError(
-            f"augmentation={brief(augment)} needs images (n, h, w, c), but inputs are of shape {('n', *shape)}; rows "
+            f"augmentation={brief(augment)} needs images (n, h, w, c), but inputs are of shape {('n', *shape)}; "
+            f"rows "
             "that hold images need input_shape=(h, w, c)"
         )
     batch = jax.ShapeDtypeStruct((3, *shape), jax.dtypes.canonicalize_dtype(first.dtype))

@@ -87,8 +87,8 @@ def train(
         What is done to each batch before it is attacked, ``augmentation(key, batch) -> batch``:
         :class:`~ntkrobust_sk.Flip`, :class:`~ntkrobust_sk.Crop`, or a pure function of JAX.
     learning_rate : callable, default=None
-        The rate of each batch by its number since the start, ``learning_rate(step) -> float``. It needs an optimiser
-        made by ``optax.inject_hyperparams``, so that nothing is compiled for other rates.
+        The rate of each batch by its number since the start, ``learning_rate(step) -> float``. It needs an
+        optimiser made by ``optax.inject_hyperparams``, so that nothing is compiled for other rates.
 
     Yields
     ------
@@ -130,7 +130,8 @@ def train(
     )
     if learning_rate is not None and not has_learning_rate(state):
         raise ValueError(
-            "learning_rate needs an optimizer that has one in its state: write optax.inject_hyperparams(optax.sgd)("
+            "learning_rate needs an optimizer that has one in its state: write "
+            "optax.inject_hyperparams(optax.sgd)("
             f"learning_rate=0.1), got {brief(optimizer)}"
         )
     data = Batches.of(X, y, sample_weight, state, batch_size, freeze_state)

@@ -1,8 +1,8 @@
 """What an update lowers: the loss of adversarial training, TRADES and MART, and the worst case of weights near by.
 
-A loss in training is a frozen dataclass, called with the scores of a batch's inputs and of its adversarial examples,
-``loss(clean, adversarial, y) -> (n,)``. It says what the attack climbs, ``loss.climbed(model, x, y)``, and whether it
-looks at clean scores at all, ``uses_clean``. One of your own subclasses :class:`TrainingLoss`.
+A loss in training is a frozen dataclass, called with the scores of a batch's inputs and of its adversarial
+examples, ``loss(clean, adversarial, y) -> (n,)``. It says what the attack climbs, ``loss.climbed(model, x, y)``,
+and whether it looks at clean scores at all, ``uses_clean``. One of your own subclasses :class:`TrainingLoss`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LEAST_LENGTH = 1e-12
 class Divergence:
     """What rises with KL(p ‖ softmax(model(x))): scores (n, 2) whose label 0 has the divergence as its log odds.
 
-    So an attack on label 0 of these scores maximises the divergence, whatever attack it is. The rows of x are those
-    of p.
+    So an attack on label 0 of these scores maximises the divergence, whatever attack it is. The rows of x are
+    those of p.
     """
 
     model: Callable
@@ -56,8 +56,8 @@ class TrainingLoss:
     Attributes
     ----------
     uses_clean : bool
-        Whether ``clean`` are the scores of the inputs; otherwise it is None, and one forward pass is spared. Such a
-        loss has its clean part within, so the estimator makes no clean update before it.
+        Whether ``clean`` are the scores of the inputs; otherwise it is None, and one forward pass is spared. Such
+        a loss has its clean part within, so the estimator makes no clean update before it.
     """
 
     uses_clean: ClassVar[bool] = False
@@ -67,7 +67,7 @@ class TrainingLoss:
         raise NotImplementedError
 
     def climbed(self, model: Callable, x: jax.Array, y: jax.Array) -> tuple[Callable, jax.Array]:
-        """Return the function whose scores the attack climbs at inputs x (n, ...), and the labels that it climbs."""
+        """Return the function whose scores the attack climbs at inputs x (n, ...), and its labels."""
         return model, y
 
     def check(self, attack: Any, y: Any) -> None:
@@ -78,8 +78,8 @@ class TrainingLoss:
 class AdversarialTraining(TrainingLoss):
     """The loss of adversarial training: cross-entropy of adversarial examples, or squared error of real targets.
 
-    ℓ(f(x'), y) with x' from the attack, which climbs the same loss (Madry et al. 2018, arXiv:1706.06083). The paper's
-    training makes a clean update before it.
+    ℓ(f(x'), y) with x' from the attack, which climbs the same loss (Madry et al. 2018, arXiv:1706.06083). The
+    paper's training makes a clean update before it.
 
     Examples
     --------
@@ -98,8 +98,8 @@ class TRADES(TrainingLoss):
     """The loss of TRADES: right answers to inputs, and the same answers around them.
 
     CE(f(x), y) + β · KL(p(x) ‖ p(x')), where p is the softmax of the scores f. The attack maximises the divergence
-    KL(p(x) ‖ p(x')), and does not ask for labels. It has to start at random, since the divergence has no slope at x
-    itself (Zhang et al. 2019, arXiv:1901.08573).
+    KL(p(x) ‖ p(x')), and does not ask for labels. It has to start at random, since the divergence has no slope at
+    x itself (Zhang et al. 2019, arXiv:1901.08573).
 
     Parameters
     ----------
@@ -141,8 +141,10 @@ class TRADES(TrainingLoss):
         _require_labels(self, y)
         if isinstance(attack, FGSM) or getattr(attack, "random_start", True) is False:
             raise ValueError(
-                f"{type(self).__name__} needs an attack that starts at random, since the divergence that it climbs "
-                f"has no slope at the input itself, got {brief(attack)}; write PGD(..., random_start=True) or NFGSM"
+                f"{type(self).__name__} needs an attack that starts at random, since the divergence that it "
+                f"climbs "
+                f"has no slope at the input itself, got {brief(attack)}; write PGD(..., random_start=True) or "
+                f"NFGSM"
             )
 
 
@@ -150,8 +152,8 @@ class TRADES(TrainingLoss):
 class MART(TrainingLoss):
     """The loss of MART: a sharper cross-entropy, and stability above all where the answer is wrong.
 
-    BCE(f(x'), y) + β · KL(p(x) ‖ p(x')) · (1 − p_y(x)), with BCE = −log p_y(x') − log(1 − max_{c ≠ y} p_c(x')). The
-    attack climbs plain cross-entropy (Wang et al. 2020, *Improving adversarial robustness requires revisiting
+    BCE(f(x'), y) + β · KL(p(x) ‖ p(x')) · (1 − p_y(x)), with BCE = −log p_y(x') − log(1 − max_{c ≠ y} p_c(x')).
+    The attack climbs plain cross-entropy (Wang et al. 2020, *Improving adversarial robustness requires revisiting
     misclassified examples*).
 
     Parameters
@@ -198,21 +200,21 @@ class AWP:
     """Adversarial weight perturbation: gradients are taken at the worst weights near by.
 
     Each array of weights w with two axes or more is moved by γ ‖w‖ g / ‖g‖, where g is its gradient of the batch's
-    loss; the gradient there is then applied to w itself. Biases and scales stay. It flattens the loss as a function of
-    the weights, with any loss in training, and costs one more forward and backward pass (Wu et al. 2020,
-    arXiv:2004.05884).
+    loss; the gradient there is then applied to w itself. Biases and scales stay. It flattens the loss as a
+    function of the weights, with any loss in training, and costs one more forward and backward pass (Wu et al.
+    2020, arXiv:2004.05884).
 
     Parameters
     ----------
     gamma : float, default=0.005
-        Size of the move, relative to the weights, >= 0. The paper takes 0.005 with TRADES and 0.01 with adversarial
-        training.
+        Size of the move, relative to the weights, >= 0. The paper takes 0.005 with TRADES and 0.01 with
+        adversarial training.
 
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> weights, gradient = {"kernel": jnp.eye(2), "bias": jnp.ones(2)}, {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    >>> moved = AWP(0.1).moved(weights, gradient)
+    >>> weights = {"kernel": jnp.eye(2), "bias": jnp.ones(2)}
+    >>> moved = AWP(0.1).moved(weights, {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
     >>> (moved["kernel"] - weights["kernel"]).round(4).tolist(), moved["bias"].tolist()
     ([[0.0707, 0.0707], [0.0707, 0.0707]], [1.0, 1.0])
     """
@@ -228,7 +230,9 @@ class AWP:
         def move(w, g):
             if jnp.ndim(w) < 2:
                 return w
-            return w + self.gamma * jnp.linalg.norm(jnp.ravel(w)) / (jnp.linalg.norm(jnp.ravel(g)) + LEAST_LENGTH) * g
+            return (
+                w + self.gamma * jnp.linalg.norm(jnp.ravel(w)) / (jnp.linalg.norm(jnp.ravel(g)) + LEAST_LENGTH) * g
+            )
 
         return jax.tree.map(move, params, gradient)
 
@@ -238,7 +242,8 @@ def require_loss(loss: Any, attacks: tuple, y: Any) -> TrainingLoss:
 
     >>> require_loss("trades", (), None)
     Traceback (most recent call last):
-    TypeError: loss must be a loss in training, such as TRADES(beta=6.0), MART() or AdversarialTraining(), got 'trades'
+    TypeError: loss must be a loss in training, such as TRADES(beta=6.0), MART() or AdversarialTraining(), got
+    'trades'
     """
     loss = AdversarialTraining() if loss is None else loss
     if not isinstance(loss, TrainingLoss):

@@ -112,7 +112,9 @@ def _named(name):
     return optax.inject_hyperparams(make)(**values)
 
 
-def resolve_optimizer(optimizer: Any, **given: float | None) -> tuple[optax.GradientTransformation, dict[str, float]]:
+def resolve_optimizer(
+    optimizer: Any, **given: float | None
+) -> tuple[optax.GradientTransformation, dict[str, float]]:
     """Return an optimiser by name, or one of optax, with the hyperparameters that are set before training.
 
     Parameters
@@ -142,7 +144,9 @@ def resolve_optimizer(optimizer: Any, **given: float | None) -> tuple[optax.Grad
     if not isinstance(optimizer, str):
         return _of_optax(optimizer, said), {}
     if optimizer not in OPTIMIZERS:
-        raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS, "an optimiser of optax, such as optax.lion(1e-4)"))
+        raise ValueError(
+            unknown("optimizer", optimizer, OPTIMIZERS, "an optimiser of optax, such as optax.lion(1e-4)")
+        )
     values = OPTIMIZERS[optimizer][1]
     for name, value in said.items():
         if name not in values:
@@ -167,7 +171,8 @@ def _of_optax(optimizer, said):
         names = ", ".join(f"{name}={value!r}" for name, value in said.items())
         raise ValueError(
             f"{names} was given together with an optimiser of optax, which has its own; write it there, such as "
-            "optimizer=optax.sgd(0.1, momentum=0.9) or optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1)), "
+            "optimizer=optax.sgd(0.1, momentum=0.9) or optax.chain(optax.add_decayed_weights(5e-4), "
+            "optax.sgd(0.1)), "
             "or give a name: 'sgd', 'adam', 'adamw'"
         )
     return optimizer

@@ -47,8 +47,8 @@ class Cosine:
 class MultiStep:
     """Falls by a factor at given shares of training.
 
-    As it stands it is the "piecewise" schedule of Rice et al. 2020 (arXiv:2002.11569): a tenth after half of training,
-    and again after three quarters of it.
+    As it stands it is the "piecewise" schedule of Rice et al. 2020 (arXiv:2002.11569): a tenth after half of
+    training, and again after three quarters of it.
 
     Parameters
     ----------
@@ -102,7 +102,8 @@ def require_schedule(schedule: Any) -> Any:
     if is_by_step(schedule):
         if hasattr(schedule, "update") and hasattr(schedule, "init"):
             raise TypeError(
-                "learning_rate_schedule must be a schedule, a function of the number of the batch, got an optimiser "
+                "learning_rate_schedule must be a schedule, a function of the number of the batch, got an "
+                "optimiser "
                 f"of optax, {brief(schedule)}; give that as optimizer="
             )
         function("learning_rate_schedule", schedule, "schedule(step)", 1)
@@ -146,7 +147,8 @@ def _rate(schedule, step) -> float:
         return float(rate)
     except (TypeError, ValueError):
         raise TypeError(
-            f"learning_rate_schedule must give one number for each batch, got {brief(rate)} from {brief(schedule)} at "
+            f"learning_rate_schedule must give one number for each batch, got {brief(rate)} from "
+            f"{brief(schedule)} at "
             f"batch {step}"
         ) from None
 
@@ -155,12 +157,14 @@ def _checked(rates, schedule) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0))
     if len(wrong):
         raise ValueError(
-            f"learning_rate_schedule must give finite rates >= 0, but {brief(schedule)} gives {rates[wrong[0]]} at "
+            f"learning_rate_schedule must give finite rates >= 0, but {brief(schedule)} gives {rates[wrong[0]]} "
+            f"at "
             f"batch {wrong[0]} of {len(rates)}"
         )
     if not rates.any():
         raise ValueError(
-            f"learning_rate_schedule gives the rate 0 at each of {len(rates)} batches, so nothing would be trained: "
+            f"learning_rate_schedule gives the rate 0 at each of {len(rates)} batches, so nothing would be "
+            f"trained: "
             f"{brief(schedule)}; a schedule that ends after no steps does so"
         )
     return rates

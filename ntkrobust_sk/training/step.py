@@ -25,6 +25,8 @@ from .state import TrainState, with_hyperparameters
 # What keys are folded with besides numbers of attacks and positions in a batch, which are smaller.
 AUGMENTATION, IN_TRAINING = 2**31 - 1, 2**31 - 2
 
+PLAIN = AdversarialTraining()
+
 
 @dataclass(frozen=True)
 class Step:
@@ -43,7 +45,7 @@ class Step:
     optimizer: Any
     freeze_state: bool = False
     attacks: tuple = (Clean(),)
-    loss: TrainingLoss = AdversarialTraining()
+    loss: TrainingLoss = PLAIN
     weight_perturbation: AWP | None = None
     augmentation: tuple = ()
 

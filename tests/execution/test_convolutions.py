@@ -13,9 +13,9 @@ from ntkrobust_sk import APGD, CNN, DDN, FAB, FMN, PGD, Model, TraceNTK, lineari
 from ntkrobust_sk.execution import convolutions
 from ntkrobust_sk.execution.convolution_forms import FORWARD, OF_FILTERS, OF_IMAGES, Convolution, cheapest
 from ntkrobust_sk.execution.convolutions import rows_in_cache, with_fast_convolutions
-from ntkrobust_sk.training.step import Step, update
 from ntkrobust_sk.training.optimizers import sgd
 from ntkrobust_sk.training.state import initial_state
+from ntkrobust_sk.training.step import Step, update
 
 KEY = jax.random.key(0)
 

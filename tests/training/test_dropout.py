@@ -1,4 +1,4 @@
-"""Networks that are random in training: a key for each update, none in evaluation, whatever library they are of."""
+"""Networks that are random in training: a key for each update, none in evaluation."""
 
 from dataclasses import dataclass
 
@@ -127,7 +127,9 @@ def test_a_frozen_or_linearised_network_is_trained_without_dropout():
         found = []
         for seed in (1, 2):
             (state,) = train(model, X, Y, key=jax.random.key(seed), optimizer=optax.sgd(1.0), **options)
-            found.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.model.variables.params)]))
+            found.append(
+                np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.model.variables.params)])
+            )
         np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
 
 

@@ -128,7 +128,10 @@ def test_an_update_is_the_gradient_of_the_formula_by_finite_differences(loss, by
             moved = {
                 name: {
                     "kernel": layer["kernel"]
-                    + awp * np.linalg.norm(layer["kernel"]) / np.linalg.norm(g[name]["kernel"]) * g[name]["kernel"],
+                    + awp
+                    * np.linalg.norm(layer["kernel"])
+                    / np.linalg.norm(g[name]["kernel"])
+                    * g[name]["kernel"],
                     "bias": layer["bias"],
                 }
                 for name, layer in w.items()
@@ -159,16 +162,31 @@ def test_the_attack_of_trades_climbs_the_divergence_and_that_of_mart_the_cross_e
 
         def climbs(loss, value):
             with jax.disable_jit(False):
-                list(train(start, X, Y, key=KEY, loss=loss, attacks=(Seen(0.1, n_steps=3, step_size=0.05),),
-                           optimizer=optax.sgd(0.0), batch_size=6))
+                list(
+                    train(
+                        start,
+                        X,
+                        Y,
+                        key=KEY,
+                        loss=loss,
+                        attacks=(Seen(0.1, n_steps=3, step_size=0.05),),
+                        optimizer=optax.sgd(0.0),
+                        batch_size=6,
+                    )
+                )
             return value
 
         order = np.random.default_rng([*np.asarray(jax.random.key_data(KEY)).tolist(), 0]).permutation(6)
         for loss, value in (
             (TRADES(), lambda z: kl_jax(x[order], z)),
-            (MART(), lambda z: optax.softmax_cross_entropy_with_integer_labels(
-                scores(start.variables.params, z), jnp.asarray(Y[order])).sum()),
+            (
+                MART(),
+                lambda z: optax.softmax_cross_entropy_with_integer_labels(
+                    scores(start.variables.params, z), jnp.asarray(Y[order])
+                ).sum(),
+            ),
         ):
+
             def kl_jax(x, z):
                 p = jax.nn.softmax(scores(start.variables.params, x))
                 q = jax.nn.softmax(scores(start.variables.params, z))
