@@ -1,8 +1,8 @@
 """What makes a network more robust: the paper's training against early stopping, TRADES, MART, AWP and averages.
 
-Each way trains the same network from the same weights on the same examples, with three seeds; accuracy under attack
-is that under AutoAttack, on test examples that nothing was chosen by. Differences from the paper's training are taken
-seed by seed.
+Each way trains the same network from the same weights on the same examples, with three seeds. Accuracy under
+attack is that under AutoAttack, on test examples that nothing was chosen by. Differences from the paper's training
+are taken seed by seed.
 
     python examples/robust_training.py digits                       # some minutes on two cores
     python examples/robust_training.py cifar10 --data-dir DIR       # a quarter of an hour
@@ -85,7 +85,7 @@ def examples(data, seed, data_dir, n_train, n_test):
     parts = []
     for split, n in (("train", n_train), ("test", n_test)):
         X, y = load_cifar10(data_dir, split=split)
-        parts.append(train_test_split(X, y, train_size=n, random_state=seed, stratify=y)[::2])
+        parts.append(train_test_split(X, y, train_size=n, test_size=10, random_state=seed, stratify=y)[::2])
     (X_train, y_train), (X_test, y_test) = parts
     return X_train, X_test, y_train, y_test
 
@@ -154,8 +154,8 @@ def written(found):
         name = {"digits": "Digits", "cifar10": "CIFAR-10"}[data]
         radius = "0.1" if data == "digits" else "8/255"
         parts.append(
-            f"**{name}**: {settings['n_train']:,} images to train on, {settings['n_test']} to test on, {radius} in the "
-            f"maximum norm, {settings['common']['max_epochs']} epochs of the small CNN.\n\n{table(data, found)}"
+            f"**{name}**: {settings['n_train']:,} images to train on, {settings['n_test']} to test on, {radius} in "
+            f"the maximum norm, {settings['common']['max_epochs']} epochs of the small CNN.\n\n{table(data, found)}"
         )
     return "\n\n".join(parts)
 
