@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .._validation import brief
 from ..datasets.splits import Splits, load_splits, require_enough
 from ..execution.interrupts import heard
+from .progress import Progress
 from .run_directory import RunDirectory
 from .run_settings import check_outputs, going_on, settings_of, where_the_data_were
 from .schedule import OrderedResults, Schedule
@@ -54,15 +54,15 @@ def _finish(experiment, measurements, written, progress, n_workers):
     tasks, records, run = tasks_of(experiment), measurements.records, measurements.run
     there = {record["task"] for record in written} & records.keys()
     results = OrderedResults(run, [task.name for task in tasks], records, there)
-    left, label = [task for task in tasks if task.name not in records], f"evolution of {experiment.data}"
-    bar = {"total": len(tasks), "initial": len(tasks) - len(left), "desc": label, "unit": "task"}
-    with tqdm(**bar, disable=not progress) as bar:
-        if (n_workers := min(n_workers, len(left))) > 1:
+    left = [task for task in tasks if task.name not in records]
+    n_workers = max(1, min(n_workers, len(left)))
+    with Progress(left, len(tasks), experiment.seeds, n_workers, shown=progress) as shown:
+        if n_workers > 1:
             place = Workplace(experiment, run.path.absolute(), measurements.states.splits)
             with started(place, n_workers) as workers:
-                share(Schedule(measurements.states, records), results, workers, bar)
+                share(Schedule(measurements.states, records), results, workers, shown)
             return
         for task in left:
-            bar.set_postfix_str(task.name)
+            shown.works_on([task])
             results.add(measurements.take(task))
-            bar.update()
+            shown.done(task)

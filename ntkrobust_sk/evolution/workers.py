@@ -34,6 +34,7 @@ from .._validation import job_count
 from ..datasets.splits import Splits
 from ..execution.devices import blas, planned_for, planned_threads
 from ..kernels.workers import LOST_WORKERS, count_workers
+from .progress import Progress
 from .records import Record
 from .run_directory import RunDirectory
 from .schedule import OrderedResults, Schedule, program
@@ -307,7 +308,7 @@ def count_processes(n_jobs: int | None) -> int:
     return n_workers
 
 
-def share(schedule: Schedule, results: OrderedResults, workers: Processes | DaskWorkers, bar: tqdm) -> None:
+def share(schedule: Schedule, results: OrderedResults, workers: Processes | DaskWorkers, shown: Progress) -> None:
     """Let workers carry out all tasks of a schedule, and write their results.
 
     Where a task fails, those that come before it are finished, so that the results are those of one process; then
@@ -321,7 +322,7 @@ def share(schedule: Schedule, results: OrderedResults, workers: Processes | Dask
     idle = list(range(workers.n_workers))
     known: list[set] = [set() for _ in idle]
     running: dict[Future, tuple[int, Task]] = {}
-    losses, failures, registry, shown = Counter(), [], {}, ""
+    losses, failures, registry, said = Counter(), [], {}, []
     while True:
         for number in list(idle):
             others = set().union(*(kinds for at, kinds in enumerate(known) if at != number))
@@ -334,9 +335,9 @@ def share(schedule: Schedule, results: OrderedResults, workers: Processes | Dask
             idle.remove(number)
         if not running:
             break
-        names = ", ".join(task.name for _, task in running.values())
-        if names != shown:
-            bar.set_postfix_str(shown := names)
+        now = [task for _, task in running.values()]
+        if now != said:
+            shown.works_on(said := now)
         # with nothing to do for somebody, a state that is being trained may be something
         finished, _ = wait(running, timeout=LOOK if idle else None, return_when=FIRST_COMPLETED)
         for future in finished:
@@ -356,7 +357,7 @@ def share(schedule: Schedule, results: OrderedResults, workers: Processes | Dask
                 continue
             if task.measure is not Measurements.training:
                 results.add(outcome.record)
-                bar.update()
+                shown.done(task)
             schedule.done(task)
     if failures:
         _, first = min(failures, key=lambda failure: failure[0])

@@ -13,13 +13,13 @@ import joblib
 import numpy as np
 import pytest
 import scipy.linalg
-from tqdm.auto import tqdm
 
 from ntkrobust_sk import KernelEvolution
 from ntkrobust_sk.cli.command import main
 from ntkrobust_sk.datasets.splits import load_splits
 from ntkrobust_sk.evolution import workers
 from ntkrobust_sk.evolution.experiment import settings_of
+from ntkrobust_sk.evolution.progress import Progress
 from ntkrobust_sk.evolution.run_directory import RunDirectory
 from ntkrobust_sk.evolution.schedule import OrderedResults, Schedule, needs_of, program
 from ntkrobust_sk.evolution.states import States, own_epochs
@@ -114,7 +114,7 @@ def test_the_command_takes_a_number_of_jobs(tiny, tmp_path, capsys):
     del found["report.html"]
     assert found == whole(tiny.path)
     assert main(["evolve", "--out", out, "--jobs", "0", *options.split()]) == 2
-    assert "n_jobs must be None or an integer other than 0" in capsys.readouterr().err
+    assert "--jobs must be None or an integer other than 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -447,7 +447,7 @@ def test_a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word(sch
     names = [task.name for task in schedule.tasks]
     results = OrderedResults(schedule.states.run, names, records, ())
     pretended = Pretended(schedule.states)
-    workers.share(schedule, results, pretended, tqdm(disable=True))
+    workers.share(schedule, results, pretended, Progress([], 0, shown=False))
     assert [record["task"] for record in schedule.states.run.results()] == names and pretended.renewed == 1
 
 
