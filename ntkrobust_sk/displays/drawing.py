@@ -168,12 +168,14 @@ def epoch_of(
     return epochs[0 if first else -1]
 
 
-def write_numbers(ax: Axes, matrix: np.ndarray, digits: str, text_kw: Style = None) -> None:
+def write_numbers(
+    ax: Axes, matrix: np.ndarray, digits: str | Callable[[float], str], text_kw: Style = None
+) -> None:
     """Write numbers into the cells of a drawn matrix, as large as the cells let them, or not at all."""
     from matplotlib import rcParams
 
     try:
-        words = [f"{value:{digits}}" for value in matrix.flat]
+        words = [digits(value) if callable(digits) else f"{value:{digits}}" for value in matrix.flat]
     except (TypeError, ValueError):
         raise ValueError(
             f"values_format must be a format of numbers, such as '.2f', got {brief(digits)}"

@@ -2,65 +2,45 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
 import os
 import platform
-import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from .. import __version__
-from .._drawing import COLORS, finish
 from .._files import require_file, write_atomically
 from .._validation import check_path
-from ..displays.drawing import LABELS
-from ..displays.evolution import EvolutionDisplay
-from ..displays.images import ImageGridDisplay
-from ..displays.kernels import KernelDistanceDisplay, SpecializationDisplay, spectrum
-from ..displays.robustness import TransferDisplay
-from ..evolution.claims import check_claims
+from ..displays.kernels import spectrum
 from ..evolution.result_lines import mapped
 from ..evolution.results import EvolutionResult, require_result
 from ..evolution.run_directory import RunDirectory
 from ..evolution.tasks import RESTARTS
+from . import page_figures, page_tables
+from .evidence import counted, learning_of, stated_claims
+from .page_drawing import picture
 
-# Colour of lines and text in a figure, which becomes that of the text around it, in the dark and in the light.
-INK = "#010203"
 # Side of a kernel's image in the page; larger kernels are averaged over squares.
 PIXELS = 100
 # Eigenvalues of a spectrum in the page.
 EIGENVALUES = 200
-# What is left out of the page says nearly the same as others.
-LEFT_OUT = ("clean_participation_ratio", "adversarial_centered_target_alignment")
-CURVES = [name for name in LABELS if name not in LEFT_OUT]
-
-
-class Drawing(NamedTuple):
-    """A figure of the page.
-
-    Attributes
-    ----------
-    svg : str
-        What follows on ``<svg``.
-    caption : str
-        Read by those who do not see the figure, or by all if it is ``shown``.
-    wide, shown : bool
-    """
-
-    svg: str
-    caption: str
-    wide: bool
-    shown: bool
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+# Sections of figures: the part of the page that links to them, and what draws them.
+SECTIONS = {
+    "over-epochs": ("Evolution", page_figures.curves),
+    "distances": ("Distances between kernels", page_figures.distances),
+    "specialisation": ("Specialisation", page_figures.specializations),
+    "transfer": ("Transfer", page_figures.transfers),
+    "images": ("Images of the kernels", page_figures.galleries),
+    "eigenfeatures": ("Eigenfeatures", page_figures.eigenfeatures),
+}
 
 
 def write_report(result: EvolutionResult, path: str | os.PathLike | None = None) -> Path:
@@ -107,25 +87,62 @@ def write_report(result: EvolutionResult, path: str | os.PathLike | None = None)
     except ImportError as error:
         raise ImportError("the report needs Jinja2: pip install 'ntkrobust_sk[evolution]'") from error
     page = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(files("ntkrobust_sk.reports").joinpath("report_template.html").read_text(encoding="utf-8"))
-    settings = RunDirectory(result.path).settings
-    shown = page.render(
-        experiment=result.experiment,
-        used=result.of_kind("checkpoint")[0],
-        starts=1 + RESTARTS,
-        claims=check_claims(result),
-        accuracies=[row.cells() for row in result.accuracies()],
-        data=mapped(_finite_or_none, slider_data(result)),
-        pixels=PIXELS,
-        curves=list(_curves(result)),
-        kernels=list(_kernels(result)),
-        features=list(_features(result)),
-        settings={name: _plain(value) for name, value in settings.items() if value is not None},
-        written_on=_written_on(),
-    )
-    write_atomically(path, shown.encode())
+        loader=jinja2.PackageLoader("ntkrobust_sk.reports", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("report_template.html")
+    write_atomically(path, page.render(contents(result)).encode())
     return path
+
+
+def contents(result: EvolutionResult) -> dict[str, Any]:
+    """Collect what the page shows of a run."""
+    experiment, learning = result.experiment, learning_of(result)
+    claims = stated_claims(result, learning)
+    # the kernel epoch by epoch and its spectrum, which stand between the first one and the others
+    numbers = count(1)
+    stage_two = _numbered(page_figures.stage_two(result), numbers)
+    kernel_figures = next(numbers), next(numbers)
+    sections = [
+        {"key": key, "title": title, "figures": figures}
+        for key, (title, draw) in SECTIONS.items()
+        if (figures := _numbered(draw(result), numbers))
+    ]
+    tables = [
+        page_tables.settings_table(result),
+        page_tables.claims_table(claims),
+        page_tables.accuracies_table(result),
+        page_tables.states_table(result),
+        page_tables.transfer_table(result),
+        page_tables.features_table(result),
+    ]
+    settings = RunDirectory(result.path).settings
+    return {
+        "title": f"Kernel evolution: {_name(experiment.data)}, {_name(experiment.network)}",
+        "experiment": experiment,
+        "norm": NORMS.get(getattr(experiment, "norm", "linf"), getattr(experiment, "norm", "linf")),
+        "used": result.of_kind("checkpoint")[0],
+        "starts": 1 + RESTARTS,
+        "learning": learning,
+        "claims": claims,
+        "verdicts": counted(claims),
+        "figures_of": _figures_of(
+            [*stage_two, *(figure for section in sections for figure in section["figures"])]
+        ),
+        "stage_two": stage_two,
+        "kernel_figures": kernel_figures,
+        "networks": [row.cells() for row in result.accuracies() if row.dynamics == "stage 1"],
+        "tables": {table.name: table for table in tables if table},
+        "data": mapped(_finite_or_none, slider_data(result)),
+        "pixels": PIXELS,
+        "sections": sections,
+        "settings": {name: page_tables.plain(value) for name, value in settings.items() if value is not None},
+        "written_on": _written_on(),
+        "style": _part("report_style.css"),
+        "script": _part("report_script.js"),
+    }
 
 
 def slider_data(result: EvolutionResult, seed: int = 0) -> dict[str, Any]:
@@ -153,69 +170,35 @@ def slider_data(result: EvolutionResult, seed: int = 0) -> dict[str, Any]:
 
 def _png(K: np.ndarray) -> str:
     """Draw a kernel's cosines as an image in a data URL."""
-    from matplotlib.image import imsave
-
     K = np.asarray(K, np.float64)
     scale = np.sqrt(np.maximum(np.diag(K), np.finfo(float).tiny))
     cosines = K / scale / scale[:, None]
     step = max(1, len(K) // PIXELS)
     size = len(K) // step
     cosines = cosines[: size * step, : size * step].reshape(size, step, size, step).mean((1, 3))
-    file = io.BytesIO()
-    imsave(file, cosines, vmin=0, vmax=1, cmap="magma", format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return picture(cosines, vmin=0, vmax=1, cmap="magma")
 
 
-def _curves(result):
-    """Draw what was measured at every state of stage 1, over the epochs."""
-    for name in CURVES:
-        caption = f"{name.replace('_', ' ')} over the epochs of stage 1, by regime"
-        yield _drawn(caption, (4.6, 3.2), partial(EvolutionDisplay.from_evolution, result, name))
+def _numbered(figures: Iterable, numbers: Iterator[int]) -> list[tuple[int, Any]]:
+    return [(next(numbers), figure) for figure in figures]
 
 
-def _kernels(result):
-    """Draw distances, specialisation and transfer of the first seed."""
-    for images in ("clean", "adversarial"):
-        caption = f"Kernel distances between all states of all regimes, on {images} images."
-        draw = partial(KernelDistanceDisplay.from_evolution, result, images=images)
-        yield _drawn(caption, (5.6, 4.8), draw, shown=True)
-    for regime in result.experiment.regimes:
-        if result.of_kind("checkpoint", seed=0, regime=regime):
-            caption = f"Specialisation of the class kernels, {regime}."
-            yield _drawn(caption, (4.6, 3.8), partial(SpecializationDisplay.from_evolution, result, regime))
-    if result.of_kind("transfer", seed=0):
-        caption = "Accuracy of the models (columns) on adversarial examples made on each of them (rows)."
-        draw = partial(TransferDisplay.from_evolution, result)
-        yield _drawn(caption, (11, 8.5), draw, wide=True, shown=True)
+def _figures_of(figures) -> dict[str, list[int]]:
+    """Return the numbers of the figures that bear on each claim."""
+    found: dict[str, list[int]] = {}
+    for number, figure in figures:
+        for claim in figure.claims:
+            found.setdefault(claim, []).append(number)
+    return found
 
 
-def _features(result):
-    """Draw images of the kernels' directions, and eigenfeatures one by one."""
-    regimes = [r for r in result.experiment.regimes if result.of_kind("images", seed=0, regime=r)]
-    names = {"regression": "regression direction K_c⁻¹y_c", "eigenvector": "leading eigenvector of K_c"}
-    drawable = regimes and all(found.ndim == 4 for found in result.images(0, regimes[0]).values())
-    # rows of a table are no images
-    for kind, what in names.items() if drawable else ():
-        size = min(14, 1.1 * len(result.images(0, regimes[0])[kind]) + 1), 1.1 * len(regimes) + 0.6
-        caption = f"For each class the image whose gradient points most along the {what}, started from grey."
-        draw = partial(ImageGridDisplay.from_evolution, result, kind, regimes=regimes)
-        yield _drawn(caption, size, draw, wide=True, shown=True)
-    found = [record for record in result.of_kind("features", seed=0) if record["usefulness"]]
-    if found:
-        caption = (
-            "Accuracy of each leading eigenfeature's own predictor, clean (line) and attacked through it (dots)."
-        )
-        yield _drawn(caption, (9, 3.4), partial(_draw_features, found), wide=True, shown=True)
+def _part(name: str) -> str:
+    return files("ntkrobust_sk.reports").joinpath(name).read_text(encoding="utf-8")
 
 
-def _draw_features(found, ax):
-    index = np.arange(1, 1 + max(len(record["usefulness"]) for record in found))
-    for record in found:
-        own, color = index[: len(record["usefulness"])], COLORS[record["regime"]]
-        ax.plot(own, record["usefulness"], color=color, label=record["regime"])
-        ax.plot(own, record["robustness"], "o", ms=4, color=color)
-    ax.set_xticks(index)
-    finish(ax, xlabel="eigenfeature", ylabel="accuracy", ylim=(0, None))
+def _name(value: Any) -> str:
+    """Name what was given by name, or else by its type."""
+    return str(value) if isinstance(value, str | os.PathLike) else type(value).__name__
 
 
 def _written_on() -> str:
@@ -227,31 +210,3 @@ def _written_on() -> str:
 def _finite_or_none(value: Any) -> Any:
     """Put None, which the page shows as not finite, in place of numbers that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> str:
-    """Write a setting as text."""
-    if isinstance(value, list):
-        return ", ".join(" at ".join(map(_plain, v)) if isinstance(v, list) else _plain(v) for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _drawn(caption: str, size: tuple[float, float], draw: Callable[..., Any], wide=False, shown=False) -> Drawing:
-    """Draw ``draw(ax=ax)`` in the colour of the text around it."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    style: dict[Any, Any] = dict.fromkeys(names, INK)
-    style |= {"svg.fonttype": "none", "svg.hashsalt": "ntkrobust_sk", "axes.facecolor": "none", "font.size": 10}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(ax=figure.subplots())
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # other figures of the page have the same names
-    prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'( id="|url\(#|href="#)', rf"\1f{prefix}-", svg)
-    return Drawing(svg.removeprefix("<svg"), caption, wide, shown)

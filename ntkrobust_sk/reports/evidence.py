@@ -1,0 +1,117 @@
+"""Whether a run's networks have learned enough for verdicts, and what the paper says beside each claim."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..evolution.claims import UNTESTED, Claim, check_claims
+from ..evolution.results import EvolutionResult
+
+# Of what guessing gets wrong, the share that the benign network must get right before verdicts count. Robust
+# accuracy lies between zero and clean accuracy: below that, all that the claims compare is squeezed into a narrow
+# range, and the kernels are those of networks that have hardly begun. It is a convention, one for all data sets.
+LEARNED = 0.5
+NO_VERDICT = "no verdict"
+# Published beside a claim's statement, by the claim's number.
+PUBLISHED = {"3": "76.1 % robust accuracy (PGD, ε = 4/255) of a ResNet-18 on CIFAR-10, trained on a fixed kernel"}
+# Settings of the paper, or of its code, and the field of the experiment that has ours.
+PAPER_SETTINGS: dict[str, tuple[Any, str]] = {
+    "data": ("CIFAR-10, CIFAR-100", "data"),
+    "network": ("ResNet-18", "network"),
+    "training examples": (50_000, "n_train"),
+    "test examples, all attacked": (10_000, "n_test"),
+    "training examples that kernels are measured on": (500, "n_kernel"),
+    "epsilon": (4 / 255, "epsilon"),
+    "PGD steps in training": (20, "train_steps"),
+    "PGD steps in scoring": (100, "test_steps"),
+    "epochs of stage 1": (100, "epochs"),
+    "learning rate of stage 1": (0.1, "learning_rate"),
+    "epochs of stage 2": (100, "stage2_epochs"),
+    "learning rate of stage 2": (0.01, "stage2_learning_rate"),
+    "batch size": (128, "batch_size"),
+    "momentum": (0.9, "momentum"),
+}
+
+
+class Learning(NamedTuple):
+    """What a regime's networks have learned by their last epochs.
+
+    Attributes
+    ----------
+    regime : str
+        "benign", or another one where that was not trained.
+    accuracy : float
+        The lowest over seeds, on clean test examples.
+    chance, threshold : float
+        Of guessing among the classes, and the lowest accuracy at which verdicts count.
+    """
+
+    regime: str
+    accuracy: float
+    chance: float
+    threshold: float
+
+    @property
+    def is_enough(self) -> bool:
+        """Return whether verdicts count; what is not a number is not enough."""
+        return bool(self.accuracy >= self.threshold)
+
+
+class Stated(NamedTuple):
+    """A claim as the page shows it.
+
+    Attributes
+    ----------
+    claim : Claim
+    verdict : str
+        That of the claim, or "no verdict".
+    published : str or None
+        The paper's number.
+    """
+
+    claim: Claim
+    verdict: str
+    published: str | None
+
+    @property
+    def state(self) -> str:
+        """Return the verdict as the name of a style."""
+        return {"holds": "holds", "does not hold": "fails", NO_VERDICT: "doubted"}.get(self.verdict, "untested")
+
+
+def learning_of(result: EvolutionResult) -> Learning:
+    """Return what the benign networks of a run have learned, or those of its first regime."""
+    found = {record["regime"] for record in result.of_kind("checkpoint")}
+    regime = "benign" if "benign" in found else min(found)
+    ends = [
+        (seed, epochs[-1]) for seed in range(result.experiment.seeds) if (epochs := result.epochs(seed, regime))
+    ]
+    last = [result.at(seed, regime, epoch) for seed, epoch in ends]
+    chance = 1 / len(last[0]["specialization_matrix"])
+    # NaN stays NaN
+    accuracy = float(np.min([record["clean"] for record in last]))
+    return Learning(regime, accuracy, chance, chance + LEARNED * (1 - chance))
+
+
+def stated_claims(result: EvolutionResult, learning: Learning) -> list[Stated]:
+    """Return the claims of a run, without verdicts where the networks have learned too little."""
+
+    def verdict_on(claim):
+        return claim.verdict if learning.is_enough or claim.verdict == UNTESTED else NO_VERDICT
+
+    return [Stated(claim, verdict_on(claim), PUBLISHED.get(claim.number)) for claim in check_claims(result)]
+
+
+def counted(stated: list[Stated]) -> list[str]:
+    """Count the verdicts that occur, in words."""
+    counts = Counter(one.verdict for one in stated)
+    words = {
+        "holds": "hold",
+        "does not hold": "do not hold",
+        NO_VERDICT: "without a verdict",
+        UNTESTED: "not tested",
+    }
+    return [f"{counts[verdict]} {said}" for verdict, said in words.items() if counts[verdict]]
