@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
 from .options import Parser, add_output, add_parameters
 from .signatures import constant, parameters
 from .sources import say_where_from
 
+if TYPE_CHECKING:
+    from ..evolution.experiment import KernelEvolution
+
 HELP = "the two-stage experiment: kernels over the epochs, training on them, claims, a report"
 DESCRIPTION = (
     "Train benignly, adversarially, and first one and then the other; measure the kernel at every epoch; train "
-    "what the kernels can do; write a report. A stopped run goes on where it was when the same command is given "
-    "again. In brackets: defaults."
+    "what the kernels can do; write a report. A stopped run goes on where it was with --out alone. In brackets: "
+    "defaults."
 )
 NETWORKS = ("mlp", "cnn", "resnet18")
 GROUPS = {
@@ -65,9 +71,15 @@ def add_arguments(parser: Parser) -> None:
         group = parser.add_argument_group(title)
         given = [described[name] for name in names]
         add_parameters(group, given, constant("evolution/experiment.py", "PRESETS"), **special)
-    parser.set_defaults(data="digits")
     group = add_output(parser)
     group.add_argument("--out", required=True, help="folder of the run")
+    group.add_argument(
+        "--from",
+        dest="from_",
+        metavar="RUN",
+        help="folder of another run: its settings, with those given here in their place, and all of its results "
+        "that do not depend on these",
+    )
     group.add_argument(
         "--jobs", dest="n_jobs", type=int, metavar="N", help="processes that share the work; -1 is all cores [1]"
     )
@@ -77,23 +89,43 @@ def run(options: dict[str, Any]) -> Answer:
     """Run ``ntkrobust evolve``."""
     from .._files import require_file
     from .._validation import check_path
-    from ..evolution.experiment import preset
     from ..reports.run_report import write_report
 
     start, out, n_jobs = time.perf_counter(), options.pop("out"), options.pop("n_jobs")
-    say_where_from("evolve", options["data"], options["data_dir"])
-    experiment = preset(**options)
+    more = {} if n_jobs is None else {"n_jobs": n_jobs}
+    if (from_ := options.pop("from_")) is not None:
+        more["from_"] = from_
+    if os.getcwd() not in sys.path:
+        # as python -m has it, so that networks of one's own are found
+        sys.path.insert(0, os.getcwd())
+    experiment = _experiment(check_path("--out", out), from_, options)
+    say_where_from("evolve", experiment.data, experiment.data_dir)
     if missing := [name for name in ("safetensors", "zarr", "matplotlib", "jinja2") if find_spec(name) is None]:
         # the report, which comes last, needs them too
         raise ImportError(f"evolve needs {', '.join(missing)}: pip install 'ntkrobust_sk[evolution]'")
     require_file(check_path("--out", out) / "report.html")
-    result = experiment.run(out) if n_jobs is None else experiment.run(out, n_jobs=n_jobs)
+    result = experiment.run(out, **more)
     report = write_report(result)
     seconds, n_results = time.perf_counter() - start, len(result.results)
     return Answer(
         f"{n_results} results in {seconds:.0f} s. Report: {report.resolve()}",
         lambda: {"run": out, "results": n_results, "seconds": seconds, "report": str(report.resolve())},
     )
+
+
+def _experiment(out: Path, from_: str | None, options: dict[str, Any]) -> KernelEvolution:
+    """Return the experiment of the folder, or of the one to take over from, with what is given in its place."""
+    from ..evolution.experiment import load_experiment, preset
+
+    given = {name: value for name, value in options.items() if value is not None}
+    folder = out if (out / "settings.json").exists() else from_
+    if folder is None:
+        return preset(**({"data": "digits"} | given))
+    network = {"network": given["network"]} if "network" in given else {}
+    there = load_experiment(folder, **network)
+    if given.get("data", there.data) != there.data:
+        given.setdefault("data_dir", None)
+    return replace(there, **given)
 
 
 def _network(text: str) -> str:

@@ -197,6 +197,7 @@ class KernelEvolution:
         splits: Splits | None = None,
         progress: bool = True,
         n_jobs: int | None = None,
+        from_: str | os.PathLike | None = None,
     ) -> EvolutionResult:
         """Run the experiment, or what is left of it.
 
@@ -213,6 +214,9 @@ class KernelEvolution:
             ``joblib.parallel_config(backend="dask")``; -1 is all cores, None is 1 unless joblib is set to more.
             The folder gets the same bytes from any number of them. Each takes ``memory`` for itself, and where
             there are several GPUs one of them.
+        from_ : path, default=None
+            The folder of a run with other settings. What these have no say in is taken over, to the bit as it
+            would be computed: states of training, kernels, models, results. A line that says what is printed.
 
         Returns
         -------
@@ -234,7 +238,9 @@ class KernelEvolution:
         RuntimeWarning
             When a worker was lost, such as one that the system has killed for its memory; its task is done again.
         """
-        carry_out(self, check_path("out", out), splits, flag("progress", progress), count_processes(n_jobs))
+        out, progress = check_path("out", out), flag("progress", progress)
+        from_ = None if from_ is None else check_path("from_", from_)
+        carry_out(self, out, splits, progress, count_processes(n_jobs), from_)
         return load_evolution(out)
 
     def fitting(self, n_train: int, n_classes: int) -> KernelEvolution:

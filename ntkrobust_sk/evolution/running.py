@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from .run_settings import check_outputs, going_on, settings_of, where_the_data_w
 from .schedule import OrderedResults, Schedule
 from .setting_checks import n_matrix
 from .states import States
+from .taking_over import take_over
 from .tasks import Measurements, tasks_of
 from .workers import Workplace, share, started
 
@@ -24,26 +26,39 @@ if TYPE_CHECKING:
 
 
 def carry_out(
-    experiment: KernelEvolution, out: Path, splits: Splits | None, progress: bool, n_workers: int
+    experiment: KernelEvolution,
+    out: Path,
+    splits: Splits | None,
+    progress: bool,
+    n_workers: int,
+    from_: Path | None = None,
 ) -> None:
     """Carry out what is left of an experiment; arguments as for :meth:`KernelEvolution.run`, but checked."""
     own_data = splits is not None
-    splits = _splits_of(experiment, splits)
+    splits = splits_of(experiment, splits)
     experiment = experiment.fitting(len(splits.y), len(np.unique(splits.y)))
     require_enough(splits.y, min(n_matrix(experiment.n_kernel), len(splits.y)))
     check_outputs(experiment, splits)
     settings = where_the_data_were(out, settings_of(experiment, splits), own_data)
     with heard(), RunDirectory.session(out, settings, going_on(experiment, splits, own_data, out)) as run:
+        if from_ is not None:
+            print(take_over(run, experiment, splits, from_), file=sys.stderr)
         written = run.results()
         measurements = Measurements(States(experiment, run, splits), [*run.waiting.read(), *written])
         measurements.forget_what_has_lost_its_files()
         _finish(experiment, measurements, written, progress, n_workers)
 
 
-def _splits_of(experiment, splits) -> Splits:
+def splits_of(experiment: KernelEvolution, splits: Splits | None) -> Splits:
+    """Return the data that were given, or that the settings name."""
     if splits is None:
-        sizes = {"n_train": experiment.n_train, "n_test": experiment.n_test}
-        return load_splits(experiment.data, experiment.data_dir, random_state=experiment.random_state, **sizes)
+        return load_splits(
+            experiment.data,
+            experiment.data_dir,
+            n_train=experiment.n_train,
+            n_test=experiment.n_test,
+            random_state=experiment.random_state,
+        )
     if not isinstance(splits, Splits):
         raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {brief(splits)}")
     return splits

@@ -146,6 +146,11 @@ def _check_epochs(experiment):
     if experiment.flips_at not in experiment.checkpoints:
         kept = brief_epochs(experiment.checkpoints)
         raise ValueError(f"flip_epoch must be an epoch that is kept, {kept}, got {experiment.flip_epoch}")
+    if "flip" in experiment.regimes and 0 < experiment.epochs <= experiment.flips_at:
+        raise ValueError(
+            f"flip_epoch={experiment.flip_epoch} is the last epoch, so regime 'flip' would never turn; "
+            "give an earlier one, or leave 'flip' out of regimes"
+        )
 
 
 def _check_starts(experiment):

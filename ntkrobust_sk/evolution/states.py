@@ -72,6 +72,11 @@ def own_epochs(experiment: KernelEvolution, regime: str) -> list[float]:
     return [epoch for epoch in experiment.checkpoints if regime != "flip" or epoch > experiment.flips_at]
 
 
+def state_folder(seed: int, name: str) -> tuple[str, ...]:
+    """Return the place of a regime's states in a run, or of those of ``stage2/...``."""
+    return "checkpoints", f"seed-{seed}", *name.split("/")
+
+
 class States:
     """The networks of a run: at each epoch of stage 1, and at the end of stage 2.
 
@@ -188,7 +193,7 @@ class States:
 
     def folder(self, seed: int, name: str) -> tuple[str, ...]:
         """Return the place of a regime's states in the run, or of those of ``stage2/...``."""
-        return "checkpoints", f"seed-{seed}", *name.split("/")
+        return state_folder(seed, name)
 
     def file(self, seed: int, name: str, epoch: float) -> Path:
         """Return where the state at an epoch is, of a regime or of ``stage2/...``."""

@@ -32,6 +32,7 @@ from .measures import class_correlations, class_metrics, kernel_metrics
 from .records import Checkpoint, Record
 from .result_lines import digest
 from .results import IMAGES, kernel_name, read_kernel
+from .run_directory import RunDirectory
 from .setting_checks import n_matrix
 from .states import States, own_epochs
 
@@ -86,6 +87,9 @@ def _tasks_of_a_seed(experiment) -> Iterator[Task]:
     if experiment.starts:
         yield Task("transfer", Measurements.transfer, {})
     for regime in experiment.regimes:
+        if not own_epochs(experiment, regime):
+            # without an epoch "flip" never turns
+            continue
         on = {"regime": regime, "epoch": experiment.checkpoints[-1]}
         if experiment.n_features:
             yield Task(f"{regime}/features", Measurements.features, on)
@@ -146,7 +150,7 @@ class Measurements:
         if record["kind"] == "images":
             self.run.arrays("images", f"seed-{record['seed']}", f"{record['regime']}.safetensors")
         for name in adversarial_names(record, self.experiment.starts):
-            self.run.arrays(*_adversarial_file(record["seed"], name))
+            self.run.arrays(*adversarial_file(record["seed"], name))
         state = self.states.file_of(record)
         # one that was deleted to make room is trained again when it is needed
         if state is not None and state.exists():
@@ -184,8 +188,7 @@ class Measurements:
         return cast(np.ndarray, gram("trace", model, X, memory=self.experiment.memory, store=store))
 
     def _kernel_store(self, seed, regime, epoch, images) -> NamedStore:
-        name = kernel_name(seed, regime, epoch, images)
-        return NamedStore(self.run.joined("kernels", name), digest(self.run.place("kernels", name))[:32])
+        return kernel_store(self.run, seed, regime, epoch, images)
 
     # records
 
@@ -320,14 +323,14 @@ class Measurements:
         rows = network_rows() if rows is None else rows
         X_adv = attack_in_tiles(attack, model, X, y.astype(np.int32), key=key, rows=rows)
         if name is not None:
-            self.run.save({"X": X_adv}, *_adversarial_file(seed, name))
+            self.run.save({"X": X_adv}, *adversarial_file(seed, name))
         return X_adv
 
     def _kept_adversarial(self, seed, name) -> np.ndarray | None:
         """Read the examples that were made before, or return None."""
         try:
             like = {"X": self.states.examples.test[0]}
-            return np.asarray(self.run.load(like, *_adversarial_file(seed, name))["X"])
+            return np.asarray(self.run.load(like, *adversarial_file(seed, name))["X"])
         except FileNotFoundError:
             return None
         except DamagedCheckpointError as error:
@@ -365,7 +368,14 @@ def adversarial_names(record: Record, starts: Iterable[tuple[str, float]]) -> li
     return [_name(*start, "network") for start in starts] if record["kind"] == "transfer" else []
 
 
-def _adversarial_file(seed, name) -> tuple[str, ...]:
+def kernel_store(run: RunDirectory, seed: int, regime: str, epoch: float, images: str) -> NamedStore:
+    """Return where the kernel of a state is, or will be."""
+    name = kernel_name(seed, regime, epoch, images)
+    return NamedStore(run.joined("kernels", name), digest(run.place("kernels", name))[:32])
+
+
+def adversarial_file(seed, name) -> tuple[str, ...]:
+    """Return where the examples are that were made for a model."""
     return "adversarial", f"seed-{seed}", f"{name.replace('/', '-')}.safetensors"
 
 

@@ -235,6 +235,26 @@ def open_finished(path: str | os.PathLike) -> GramStore:
     return store
 
 
+def copy_store(path: str | os.PathLike, to: NamedStore) -> None:
+    """Copy a finished store, every tile checked, to a place where it has another identity.
+
+    Raises
+    ------
+    DamagedTileError, StoreMismatchError, FileNotFoundError
+        As for :func:`read_gram`; an OSError if there is something already.
+    """
+    source = open_finished(path)
+    there = {name: held for name, held in header.read_header(source.path).items() if name != "sha256"}
+    target = Path(to)
+    target.mkdir(parents=True)
+    with locked(target, "Gram store"):
+        metadata = header.zarr_metadata(there | {"identity": to.identity})
+        write_atomically(target / "zarr.json", metadata)
+        copied = _opened(target, there | {"identity": to.identity}, "r+")
+        for i, j in source.tiles():
+            copied.write(i, j, source.read_tile(i, j))
+
+
 def open_to_read(path: str | os.PathLike) -> GramStore:
     """Open a store to be read, whatever part of its tiles is there."""
     path = check_path("path", path)

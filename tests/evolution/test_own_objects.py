@@ -236,6 +236,7 @@ class Unhashable:
         ({"norm": "l3"}, ValueError, "unknown norm 'l3'; known are 'linf', 'l2', 'l1'"),
         ({"norm": "l2", "attack": PGD(0.1)}, ValueError, "norm='l2', but attack=PGD.* is of norm 'linf'"),
         ({"norm": "l2", "attack": "n-fgsm"}, ValueError, "attack='n-fgsm' is of norm 'linf' alone, got norm='l2'"),
+        ({"flip_epoch": 4, "epochs": 4}, ValueError, "is the last epoch, so regime 'flip' would never turn"),
         ({"stage2_from": (("flip", 2.0),), "epochs": 4}, ValueError, r"write \('benign', 2\), or a later epoch"),
     ],
 )
