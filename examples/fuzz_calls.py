@@ -258,9 +258,12 @@ clf.predict(<X:rows X>)
 clf.predict_proba(<X:rows X>)
 clf.decision_function(<X:rows X>)
 clf.score(<X:rows X>, <y:labels y>, <sample_weight:vector? None>)
-clf.perturb(<X:rows X>, <y:labels y>, <attack:attack pgd>, <random_state:seed? 0>)
+clf.perturb(<X:rows X>, <y:labels y>, <attack:attack pgd>, <random_state:seed? 0>,
+    <targets:any None>,
+    <epsilon:any None>, <n_jobs:integer? 1>, <progress:flag False>)
 clf.robust_score(<X:rows X>, <y:labels y>, <attack:attack pgd>, <sample_weight:vector? None>,
-    <random_state:seed? 0>)
+    <random_state:seed? 0>, <targets:any None>,
+    <epsilon:any None>, <n_jobs:integer? 1>, <progress:flag False>)
 clf.gram(<X:rows X>, <Y:rows? None>)
 clf.attribute(<X:rows X>)
 clf.top_attributions(<X:rows X>, <k:integer 3>, <target:labels y>).helpful_values
@@ -279,26 +282,33 @@ tangents.transform(<X:rows X>)
 selector.transform(<X:rows X>)
 as_model(<estimator:estimator lr>, <kernel:callable? None>, <X_fit:images? None>)(X)
 as_model(lr)(<x:images X>)
-perturb(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack pgd>, <random_state:seed? 0>)
+perturb(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack pgd>, <random_state:seed? 0>,
+    <targets:any None>,
+    <epsilon:any None>, <n_jobs:integer? 1>, <progress:flag False>)
 robust_accuracy(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack pgd>,
-    <sample_weight:vector? None>, <random_state:seed? 0>)
+    <sample_weight:vector? None>, <random_state:seed? 0>, <targets:any None>,
+    <epsilon:any None>, <n_jobs:integer? 1>, <progress:flag False>)
 make_robust_scorer(<attack:attack pgd>, <random_state:seed? 0>)(<estimator:estimator lr>, <X:rows X>,
     <y:labels y>)
 robustness_report(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <epsilons:any [0.1]>,
     <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <attacks:attacks FGSM(0.1)>,
-    <nearest:attack? FAB(0.1, n_steps=2)>, <confidence:number 0.95>, <random_state:seed? 0>).accuracies
+    <nearest:attack? FAB(0.1, n_steps=2)>, <confidence:number 0.95>, <random_state:seed? 0>,
+    <targets:any None>, <n_jobs:integer? 1>, <progress:flag False>).accuracies
 report.quantiles(<q:any 0.5>)
 report.plot(<ax:any None>, line_kw=<line_kw:any None>, fill_between_kw=<fill_between_kw:any None>)
 minimal_perturbations(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack FAB(0.1, n_steps=2)>,
-    <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <random_state:seed? 0>) < 9
+    <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <random_state:seed? 0>,
+    <targets:any None>, <n_jobs:integer? 1>, <progress:flag False>) < 9
 transfer_matrix(<estimators:any {'a': lr}>, <X:rows X>, <y:labels y>, <attack:attack pgd>,
     <random_state:seed? 0>)
 check_evaluation(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack pgd>, <n_queries:integer 2>,
     <confidence:number 0.99>, <random_state:seed? 0>)
 certify(<estimator:estimator lr>, <X:rows X>, <sigma:number 0.1>, <n_selection:integer 4>,
-    <n_samples:integer 8>, <alpha:number 0.001>, <random_state:seed? 0>)
+    <n_samples:integer 8>, <alpha:number 0.001>, <random_state:seed? 0>, <n_jobs:integer? 1>,
+    <progress:flag False>)
 certified_accuracy(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <radii:any [0.1]>, <sigma:number 0.1>,
-    <n_selection:integer 4>, <n_samples:integer 8>, <alpha:number 0.001>, <random_state:seed? 0>)
+    <n_selection:integer 4>, <n_samples:integer 8>, <alpha:number 0.001>, <random_state:seed? 0>,
+    <n_jobs:integer? 1>, <progress:flag False>)
 attack_examples(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack pgd>,
     <random_state:seed? 0>).X_adv
 make_attack(<name:choice 'pgd'>, <epsilon:number 0.1>, <norm:choice? None>, <n_steps:integer? None>,

@@ -3,6 +3,7 @@
 from .apgd import APGD as APGD
 from .autoattack import AutoAttack as AutoAttack
 from .boxes import Box as Box
+from .each import Each as Each
 from .entry import require_attack as require_attack
 from .fab import FAB as FAB
 from .fmn import DDN as DDN

@@ -184,7 +184,7 @@ def _begin(norm, loss, model, x, y, target, ball, start, lost):
         start,
         start,
         gradient,
-        jnp.broadcast_to(ball.epsilon if NORMS[norm].is_sparse else 2 * ball.epsilon, (n,)),
+        jnp.broadcast_to((1 if NORMS[norm].is_sparse else 2) * ball.epsilon.reshape(-1), (n,)),
         jnp.zeros_like(value),
         start,
         gradient,
@@ -257,11 +257,11 @@ def _look_at_losses(state, looks, seldom):
 
 def _look_at_sparsity(x, ball, state, looks):
     """Start anew with long steps where the best point has become sparser, otherwise shorten them."""
-    changed = _n_changed(state.best, x)
+    changed, epsilon = _n_changed(state.best, x), ball.epsilon.reshape(-1)
     sparser = changed < L1_RESTART_RATIO * state.changed_then
-    shorter = jnp.maximum(state.step_size / L1_STEP_DIVISOR, L1_LEAST_STEP * ball.epsilon)
+    shorter = jnp.maximum(state.step_size / L1_STEP_DIVISOR, L1_LEAST_STEP * epsilon)
     return _back_to_best(looks & sparser, state)._replace(
-        step_size=jnp.where(looks, jnp.where(sparser, ball.epsilon, shorter), state.step_size),
+        step_size=jnp.where(looks, jnp.where(sparser, epsilon, shorter), state.step_size),
         changed_then=jnp.where(looks, changed, state.changed_then),
         count=jnp.where(looks, changed / L1_FEATURES_PER_STEP, state.count),
     )

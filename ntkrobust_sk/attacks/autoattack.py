@@ -19,12 +19,13 @@ from ..execution.devices import on_host
 from ..execution.tiles import NO_ANSWER, ROWS_ACCELERATOR, answers, as_pytree, evaluate, pad_rows
 from .apgd import APGD
 from .boxes import Box
+from .each import NOTHING, Each
 from .entry import checked_model, fitting_model
 from .fab import FAB
 from .losses import example_losses
 from .skeleton import AttackSettings
 from .square import Square
-from .tiled import all_tiles, checked_data, finite_or_inputs
+from .tiled import Work, all_tiles, checked_data, finite_or_inputs
 
 # Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many.
 ROWS = 64
@@ -103,12 +104,34 @@ class AutoAttack(AttackSettings):
         """Return examples (n, ...) of inputs (n, ...) and labels (n,); ``key`` is one, or one for each."""
         return self.run(model, x, y, key=key).x_adv
 
-    def in_tiles(self, model: Callable, X: np.ndarray, y: np.ndarray, *, key: Any, rows: int) -> np.ndarray:
+    def in_tiles(
+        self,
+        model: Callable,
+        X: np.ndarray,
+        y: np.ndarray,
+        *,
+        key: Any,
+        rows: int,
+        each: Each | None = None,
+        n_jobs: int | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
         """Return adversarial examples of X (n, ...), attacked so many at a time."""
         rows = min(rows, ROWS) if on_host() else rows
-        return self.run(model, X, y, key=key, rows=rows).x_adv
+        return self.run(model, X, y, key=key, rows=rows, each=each, n_jobs=n_jobs, progress=progress).x_adv
 
-    def run(self, model: Callable, X: Any, y: Any, *, key: Any, rows: int | None = None) -> AutoAttackReport:
+    def run(
+        self,
+        model: Callable,
+        X: Any,
+        y: Any,
+        *,
+        key: Any,
+        rows: int | None = None,
+        each: Each | None = None,
+        n_jobs: int | None = None,
+        progress: bool = False,
+    ) -> AutoAttackReport:
         """Attack, and tell what each member has added.
 
         Parameters
@@ -120,6 +143,11 @@ class AutoAttack(AttackSettings):
         key : JAX PRNG key, or one for each example (n,)
         rows : int, default=None
             Of a tile; None is 64 on a CPU and 512 on an accelerator.
+        each : Each, default=None
+            Radii and aims of the examples. With aims an example falls where it is answered by its aim, and the
+            members are those for two classes: the aim and the others.
+        n_jobs, progress
+            As for :func:`~ntkrobust_sk.attacks.attack_in_tiles`.
 
         Returns
         -------
@@ -133,17 +161,18 @@ class AutoAttack(AttackSettings):
             raise ValueError(f"X holds no inputs to attack: its shape is {X.shape}")
         rows = (ROWS if on_host() else ROWS_ACCELERATOR) if rows is None else integer("rows", rows)
         model, n_classes = fitting_model(self, model, jnp.asarray(pad_rows(X[:rows], rows)), y, len(X))
-        x_adv, fallen_to = X.copy(), np.full(len(X), -1)
-        fallen_to[answers(model, X, rows) != y] = 0
-        members = self.members(max(n_classes, 2))
+        x_adv, fallen_to, each = X.copy(), np.full(len(X), -1), each or NOTHING
+        fallen_to[each.fallen(answers(model, X, rows), y)] = 0
+        members = self.members(max(n_classes, 2) if each.aims is None else 2)
         for number, attack in enumerate(members.values(), 1):
             at = np.flatnonzero(fallen_to == -1)
             if not len(at):
                 break
-            found, _ = all_tiles(attack, model, X[at], y[at], keys[at], rows, n_classes)
+            work = Work(each.at(at), n_jobs, progress)
+            found, _ = all_tiles(attack, model, X[at], y[at], keys[at], rows, n_classes, work)
             found = finite_or_inputs(attack, found, X[at])
             given = answers(model, found, rows)
-            fell = (given != y[at]) & (given != NO_ANSWER)
+            fell = each.at(at).fallen(given, y[at]) & (given != NO_ANSWER)
             x_adv[at[fell]], fallen_to[at[fell]] = found[fell], number
         names = ("clean", *members)
         return AutoAttackReport(x_adv, fallen_to, names, tuple(flags(model, X, y, rows, names, fallen_to)))

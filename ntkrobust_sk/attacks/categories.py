@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..execution.keys import Keys
 from ..execution.tiles import evaluate
 from .boxes import Box
+from .each import Each
 
 # Combinations that are all tried; with more of them changes are made one by one.
 MOST_COMBINATIONS = 256
@@ -45,7 +45,7 @@ def search_categories(
     model: Callable,
     X: np.ndarray,
     y: np.ndarray,
-    keys: Keys,
+    each: Each,
     rows: int,
 ) -> np.ndarray:
     """Return the worst points found (n, d) with other categories, and with other numbers inside of the ball.
@@ -59,11 +59,11 @@ def search_categories(
     attack : attack with ``bounds``, a Box with ``categories``
         Their values are numbers in X.
     attack_numbers : callable
-        ``attack_numbers(attack, X, y, keys) -> x_adv``, for an attack without categories.
+        ``attack_numbers(attack, X, at) -> x_adv`` of the rows ``at``, for an attack without categories.
     model : callable
     X : array (n, d)
     y : int array (n,), or real targets (n, C)
-    keys : keys (n,)
+    each : Each
     rows : int
         Rows of a tile.
     """
@@ -72,7 +72,12 @@ def search_categories(
     inner = replace(attack, bounds=replace(box, mask=tuple(free.tolist()), categories=(), n_changes=None))
 
     def weigh(points, at):
-        return _margins(evaluate(model, points, rows), y[at])
+        scores, aims = evaluate(model, points, rows), each.at(at).aims
+        if aims is None:
+            return _margins(scores, y[at])
+        found = -_margins(scores, aims)
+        # scores that are NaN are no answer at all
+        return np.where(np.isneginf(found), np.inf, found)
 
     best, margins = X.copy(), weigh(X, np.arange(n))
     _keep_worse(best, margins, np.arange(n), *_worst_categories(box, X, X, weigh, np.arange(n)))
@@ -81,7 +86,7 @@ def search_categories(
     for _ in range(ROUNDS if free.any() else 0):
         if not len(at):
             break
-        found = attack_numbers(inner, start[at], y[at], keys[at])
+        found = attack_numbers(inner, start[at], at)
         _keep_worse(best, margins, at, found, weigh(found, at))
         _keep_worse(best, margins, at, *_worst_categories(box, X[at], best[at], weigh, at))
         # only where categories have moved is there another point to start from

@@ -40,6 +40,8 @@ class Given(NamedTuple):
     y : int array (n,) or float array (n, C)
     keys : keys (n,)
     ball : Ball
+    epsilon : float or array (n, 1)
+        The ball's radius, not rounded.
     shape : tuple of int
         That of the examples as they came.
     n_classes : int
@@ -51,6 +53,7 @@ class Given(NamedTuple):
     y: jax.Array
     keys: jax.Array
     ball: Ball
+    epsilon: Any
     shape: tuple[int, ...]
     n_classes: int
 
@@ -99,11 +102,23 @@ def fitting_model(attack: Any, model: Callable, x: jax.Array, y: Any, n: int) ->
     return (with_two_columns(model), 2) if is_binary(scores.shape, y) else (model, n_classes)
 
 
-def trusted(attack: Any, model: Callable, x: jax.Array, y: jax.Array, keys: jax.Array, n_classes: int) -> Given:
-    """Bring checked inputs, labels and keys of an attack into the form that it works on."""
+def trusted(
+    attack: Any,
+    model: Callable,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array,
+    n_classes: int,
+    epsilon: np.ndarray | None = None,
+) -> Given:
+    """Bring checked inputs, labels and keys of an attack into the form that it works on.
+
+    ``epsilon`` (n,) is that of each example in place of the attack's.
+    """
     shape = x.shape
     model, x = on_rows(model, x)
-    return Given(model, x, y, keys, ball_around(x, attack.epsilon, attack.bounds), shape, n_classes)
+    radius = attack.epsilon if epsilon is None else epsilon[:, None]
+    return Given(model, x, y, keys, ball_around(x, radius, attack.bounds), radius, shape, n_classes)
 
 
 def inputs_of(attack: Any, x: Any) -> jax.Array:

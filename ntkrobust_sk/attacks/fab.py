@@ -99,7 +99,7 @@ def _around(norm, x, keys, ball, found):
     norm = NORMS[norm]
     noise = samples(norm, x, keys, ball)
     length = norm.length(noise)
-    radius = jnp.minimum(found.distance, ball.epsilon)[:, None] / 2
+    radius = jnp.minimum(found.distance, ball.epsilon.reshape(-1))[:, None] / 2
     return jnp.clip(x + radius * noise / jnp.where(length > 0, length, 1), ball.lower, ball.upper)
 
 

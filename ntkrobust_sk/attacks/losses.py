@@ -48,7 +48,7 @@ def log_odds(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Arra
     Its gradient has the direction of the cross-entropy's, without the factor that rounds to zero where the model
     is very sure: the probability of a wrong answer.
     """
-    return jax.nn.logsumexp(_others(scores, y), axis=1) - scores_at(scores, y)
+    return jax.nn.logsumexp(others(scores, y), axis=1) - scores_at(scores, y)
 
 
 def ascent_losses(scores: Float[Array, "n c"], y: Shaped[Array, "n ..."]) -> Float[Array, " n"]:
@@ -69,7 +69,7 @@ def margin(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array,
     >>> margin(jnp.array([[2.0, 0.5, 1.0]]), jnp.array([0])).tolist()
     [1.0]
     """
-    found = scores_at(scores, y) - _others(scores, y).max(1)
+    found = scores_at(scores, y) - others(scores, y).max(1)
     return jnp.where(jnp.isnan(found), jnp.inf, found)
 
 
@@ -78,7 +78,7 @@ def dlr(
 ) -> Float[Array, " n"]:
     """Return the difference of logits ratio (n,) of scores (n, C) and labels (n,); ``target`` is not used."""
     ordered = jnp.sort(scores, axis=1)
-    return (_others(scores, y).max(1) - scores_at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + LEAST_GAP)
+    return (others(scores, y).max(1) - scores_at(scores, y)) / (ordered[:, -1] - ordered[:, -3] + LEAST_GAP)
 
 
 def targeted_dlr(
@@ -125,5 +125,6 @@ def scores_at(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Arr
     return jnp.take_along_axis(scores, y[:, None], axis=1)[:, 0]
 
 
-def _others(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, "n c"]:
+def others(scores: Float[Array, "n c"], y: Integer[Array, " n"]) -> Float[Array, "n c"]:
+    """Return the scores of the classes other than one of each example; its own are minus infinity."""
     return jnp.where(jax.nn.one_hot(y, scores.shape[1], dtype=bool), -jnp.inf, scores)

@@ -71,7 +71,7 @@ class MinimumNorm(Attack):
 
     def _run(self, given: Given) -> Outcome:
         found = self._found(given)
-        near = (found.distance <= given.ball.epsilon)[:, None]
+        near = (found.distance <= given.ball.epsilon.reshape(-1))[:, None]
         return Outcome(jnp.where(near, found.x, given.x), found.lost)
 
     def nearest(self, model: Callable, x: Any, y: Any, *, key: Any) -> tuple[jax.Array, jax.Array]:

@@ -139,7 +139,7 @@ class PGD(Attack):
 
     def _ascended(self, given, lost=None) -> Outcome:
         start = start_in_ball(NORMS[self.norm], given.x, given.keys, given.ball) if self.random_start else given.x
-        length = 2 * self.epsilon / self.n_steps if self.step_size is None else self.step_size
+        length = 2 * given.epsilon / self.n_steps if self.step_size is None else self.step_size
         return pgd_steps(self.norm, given, start, length, self.n_steps, lost)
 
 
@@ -172,7 +172,7 @@ class FGSM(Attack):
     bounds: tuple | Box | None = (0.0, 1.0)
 
     def _run(self, given: Given) -> Outcome:
-        return pgd_steps(self.norm, given, given.x, self.epsilon, 1)
+        return pgd_steps(self.norm, given, given.x, given.epsilon, 1)
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,14 @@ class NFGSM(Attack):
     checks = {"noise": partial(number, low=0, unit="in units of epsilon")}
 
     def _run(self, given: Given) -> Outcome:
-        noise = ball_around(given.x, self.noise * self.epsilon, self.bounds)
+        noise = ball_around(given.x, self.noise * given.epsilon, self.bounds)
         noisy = start_in_ball(NORMS[self.norm], given.x, given.keys, noise)
-        length = self.epsilon if self.step_size is None else self.step_size
+        length = given.epsilon if self.step_size is None else self.step_size
         ball = ball_around(noisy, length, self.bounds)
         return pgd_steps(self.norm, given._replace(x=noisy, ball=ball), noisy, length, 1)
 
 
-def pgd_steps(norm: str, given: Given, start: jax.Array, length: float, n_steps: int, lost: Any = None) -> Outcome:
+def pgd_steps(norm: str, given: Given, start: jax.Array, length: Any, n_steps: int, lost: Any = None) -> Outcome:
     """Climb the loss from ``start`` (n, d) by steps of a length, each projected to the ball.
 
     ``lost`` (n,) says where a gradient was not finite before.

@@ -129,8 +129,9 @@ def _query(norm, shape, state, now, model, x, y, keys, ball):
         candidate = state.x + ball.epsilon * changes.reshape(x.shape)
     else:
         free = jnp.broadcast_to(ball.lower < ball.upper, x.shape).reshape(-1, *shape)
-        move = partial(_move, NORMS[norm].order, size, ball.epsilon)
-        candidate = x + jax.vmap(move)(keys, (state.x - x).reshape(-1, *shape), free).reshape(x.shape)
+        epsilon = jnp.broadcast_to(ball.epsilon.reshape(-1), len(x))
+        move = jax.vmap(partial(_move, NORMS[norm].order, size))
+        candidate = x + move(epsilon, keys, (state.x - x).reshape(-1, *shape), free).reshape(x.shape)
     candidate = project(NORMS[norm], x, candidate, ball)
     found = margin(with_fast_convolutions(model)(candidate), y)
     # what is fooled stays as it is

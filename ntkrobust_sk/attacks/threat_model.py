@@ -23,7 +23,10 @@ ROUNDING = {2: 4e-3, 4: 1e-5, 8: 1e-9}
 
 
 class Ball(NamedTuple):
-    """The ball of an attack, in arrays, so that other values do not compile again."""
+    """The ball of an attack, in arrays, so that other values do not compile again.
+
+    ``epsilon`` is one number, or one for each of n examples and broadcastable against these.
+    """
 
     epsilon: Any
     lower: Any
@@ -172,12 +175,17 @@ def _with_discrete(box, X, rounding):
     return X
 
 
-def ball_around(x: Any, epsilon: float, bounds: tuple | Box | None) -> Ball:
-    """Return the ball of an attack in the dtype of the inputs ``x`` (n, ...)."""
-    return Ball(*in_dtype_of(x, epsilon), *limits_of(bounds, x))
+def radii(epsilon: Any, ndim: int) -> Any:
+    """Return a radius as it is, or one for each example (n,) broadcastable against examples of so many axes."""
+    return np.reshape(epsilon, (-1, *[1] * (ndim - 1))) if np.ndim(epsilon) == 1 else epsilon
 
 
-def in_dtype_of(x: Any, *lengths: float) -> list[np.ndarray]:
+def ball_around(x: Any, epsilon: Any, bounds: tuple | Box | None) -> Ball:
+    """Return the ball of an attack in the dtype of the inputs ``x`` (n, ...); radii of each example are (n,)."""
+    return Ball(*in_dtype_of(x, radii(epsilon, x.ndim)), *limits_of(bounds, x))
+
+
+def in_dtype_of(x: Any, *lengths: Any) -> list[np.ndarray]:
     """Return an attack's numbers in the dtype of its inputs, or raise ValueError if they are none there."""
     dtype = np.dtype(x.dtype)
     with np.errstate(over="ignore"):

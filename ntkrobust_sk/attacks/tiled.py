@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
 from typing import Any, TypeGuard
 
 import jax
@@ -11,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._validation import array, brief, check_lengths, fitting, integer
+from .._validation import array, brief, check_lengths, fitting, flag, integer, job_count
 from ..execution.keys import Keys, keys_of
+from ..execution.threads import in_threads, shown
 from ..execution.tiles import one_ahead, pad_rows
 from .capabilities import FindsNearest, GoesThroughTiles, InBall, needs_gradients
 from .categories import categories_of, search_categories
+from .each import NOTHING, Each, reach_of, towards
 from .entry import (
     check_finite,
     checked_examples,
@@ -38,8 +42,41 @@ from .valid_points import move_to_valid_points
 LOOKED_AT = 32
 
 
+@dataclass(frozen=True, eq=False)
+class Work:
+    """How tiles are attacked: what each example has of its own, how many at a time, and whether a bar is shown."""
+
+    each: Each = NOTHING
+    n_jobs: int | None = None
+    progress: bool = False
+
+    def options_for(self, attack: Any, function: Callable) -> dict[str, Any]:
+        """Return the options by name for an attack's own way through the tiles, as far as that takes any.
+
+        Raises
+        ------
+        TypeError
+            If it does not take radii or aims, and there are some.
+        """
+        taken = signature(function).parameters
+        options = {"each": self.each, "n_jobs": self.n_jobs, "progress": self.progress}
+        if self.each and "each" not in taken:
+            raise TypeError(f"{brief(attack)} takes neither targets nor epsilon for each example")
+        return {name: value for name, value in options.items() if name in taken}
+
+
 def attack_in_tiles(
-    attack: Callable, model: Callable, X: ArrayLike, y: ArrayLike, *, key: Any, rows: int, look: bool = True
+    attack: Callable,
+    model: Callable,
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    key: Any,
+    rows: int,
+    look: bool = True,
+    each: Each | None = None,
+    n_jobs: int | None = None,
+    progress: bool = False,
 ) -> np.ndarray:
     """Return adversarial examples of all of ``X``, made in tiles of one shape and projected to the last bit.
 
@@ -58,6 +95,12 @@ def attack_in_tiles(
     look : bool, default=True
         Whether to tell of gradients that are not finite: those that the attack has met, if it says which these
         were, as this library's do, otherwise those at some of the inputs.
+    each : :class:`~ntkrobust_sk.attacks.Each`, default=None
+        Radii and aims of the examples.
+    n_jobs : int, default=None
+        Tiles attacked at a time, by threads, as joblib takes it. The tiles are the same, and so are the examples.
+    progress : bool, default=False
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -78,21 +121,24 @@ def attack_in_tiles(
     require_attack(attack)
     model, rows = checked_model(model), integer("rows", rows)
     X, y, keys = checked_data(attack, X, y, key)
+    work = Work(each or NOTHING, job_count(n_jobs), flag("progress", progress))
     if categories_of(attack):
 
-        def attack_numbers(inner, x, labels, own_keys):
-            return attack_in_tiles(inner, model, x, labels, key=own_keys, rows=rows, look=look)
+        def attack_numbers(inner, x, at):
+            options = {"each": work.each.at(at), "n_jobs": n_jobs, "progress": progress}
+            return attack_in_tiles(inner, model, x, y[at], key=keys[at], rows=rows, look=look, **options)
 
-        return search_categories(attack, attack_numbers, model, X, y, keys, rows)
+        return search_categories(attack, attack_numbers, model, X, y, work.each, rows)
     tells = False
     if isinstance(attack, GoesThroughTiles):
-        result = checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows), X)
+        options = work.options_for(attack, attack.in_tiles)
+        result = checked_examples(attack, attack.in_tiles(model, X, y, key=keys, rows=rows, **options), X)
     else:
         tells, n_classes = tells_of_gradients(attack), 0
         if tells and len(X):
             first = jnp.asarray(pad_rows(X[:rows], rows))
             model, n_classes = fitting_model(attack, model, first, y, len(X))
-        result, lost = all_tiles(attack, model, X, y, keys, rows, n_classes)
+        result, lost = all_tiles(attack, model, X, y, keys, rows, n_classes, work)
         if look and tells:
             tell_of_gradients(np.flatnonzero(lost), len(X), "examples", stacklevel=4)
     if look and not tells:
@@ -101,7 +147,14 @@ def attack_in_tiles(
 
 
 def all_tiles(
-    attack: Callable, model: Callable, X: np.ndarray, y: np.ndarray, keys: Keys, rows: int, n_classes: int
+    attack: Callable,
+    model: Callable,
+    X: np.ndarray,
+    y: np.ndarray,
+    keys: Keys,
+    rows: int,
+    n_classes: int,
+    work: Work,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attack checked data in tiles.
 
@@ -114,17 +167,24 @@ def all_tiles(
 
     def attacked(start):
         index = np.minimum(np.arange(start, start + rows), len(X) - 1)
-        x, labels, key = jnp.asarray(X[index]), jnp.asarray(y[index]), keys_for(attack, keys, index)
+        x, key, own = jnp.asarray(X[index]), keys_for(attack, keys, index), work.each.at(index)
+        asked, labels, count = model, jnp.asarray(y[index]), n_classes
+        if own.aims is not None:
+            asked, labels, count = towards(model, own.aims), jnp.zeros(rows, jnp.int32), 2
         if tells_of_gradients(attack):
-            found = attack._run(trusted(attack, model, x, labels, key, n_classes))
+            found = attack._run(trusted(attack, asked, x, labels, key, count, own.epsilon))
         else:
-            found = Outcome(checked_examples(attack, attack(model, x, labels, key=key), x))
-        return project_into(found.x.reshape(x.shape), x, attack), found.lost
+            own.require_one_radius(attack)
+            found = Outcome(checked_examples(attack, attack(asked, x, labels, key=key), x))
+        return project_into(found.x.reshape(x.shape), x, reach_of(attack, own)), found.lost
 
     result, lost, starts = np.empty_like(X), np.zeros(len(X), bool), range(0, len(X), rows)
-    for start, (x_adv, met) in zip(starts, one_ahead(map(attacked, starts)), strict=True):
+    tiles = one_ahead(in_threads(attacked, starts, work.n_jobs))
+    tiles = shown(tiles, type(attack).__name__, len(starts), work.progress)
+    for start, (x_adv, met) in zip(starts, tiles, strict=True):
         kept = slice(start, min(start + rows, len(X)))
-        result[kept] = move_to_valid_points(np.asarray(x_adv)[: kept.stop - start], X[kept], attack)
+        reach = reach_of(attack, work.each.at(kept))
+        result[kept] = move_to_valid_points(np.asarray(x_adv)[: kept.stop - start], X[kept], reach)
         lost[kept] = np.broadcast_to(met, rows)[: kept.stop - start]
     return result, lost
 

@@ -10,7 +10,7 @@ import numpy as np
 from .boxes import Box
 from .capabilities import InBall
 from .norms import LENGTHS
-from .threat_model import limits_of
+from .threat_model import limits_of, radii
 
 # Largest number of times that examples are moved inwards; once or twice is enough.
 MAX_INWARD_MOVES = 8
@@ -38,10 +38,11 @@ def move_to_valid_points(x_adv: Any, x: np.ndarray, attack: Any) -> np.ndarray:
         given.ravel()[list(positions)] = True
         x_adv = np.where(given, _discretised(x_adv, x, attack), x_adv)
     axes, order = tuple(range(1, x.ndim)), LENGTHS[attack.norm].order
+    epsilon = radii(attack.epsilon, x.ndim)
     if order == 0:
-        return _with_fewest_changes(x_adv, x, given, attack.epsilon)
+        return _with_fewest_changes(x_adv, x, given, np.reshape(epsilon, (-1, 1)))
     # a little less, since sums are rounded too
-    epsilon = attack.epsilon * (1 - 1e-14)
+    epsilon = epsilon * (1 - 1e-14)
     for _ in range(MAX_INWARD_MOVES):
         delta = x_adv.astype(np.float64) - x
         sizes, room = np.where(given, 0, np.abs(delta)), epsilon

@@ -162,7 +162,18 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
             data_dtype=inputs.dtype,
         )
 
-    def perturb(self, X: Any, y: ArrayLike, attack: Callable | None = None, *, random_state: Seed = 0) -> Any:
+    def perturb(
+        self,
+        X: Any,
+        y: ArrayLike,
+        attack: Callable | None = None,
+        *,
+        random_state: Seed = 0,
+        targets: Any = None,
+        epsilon: Any = None,
+        n_jobs: int | None = None,
+        progress: bool = False,
+    ) -> Any:
         """Return adversarial examples against this very estimator.
 
         Parameters
@@ -175,6 +186,8 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
             ``attack(model, x, y, key=key)``, such as :class:`~ntkrobust_sk.PGD`; None is the one that the
             estimator was trained with.
         random_state : int, RandomState or None, default=0
+        targets, epsilon, n_jobs, progress
+            As for :func:`~ntkrobust_sk.robust_accuracy`.
 
         Returns
         -------
@@ -183,6 +196,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
             ``bounds=Box(integers=...)`` to keep them integers). Boolean columns of a frame stay as they are.
         """
         target, attack = self.attack_target(X, y), self._attack_or_own(attack)
+        target = target.asked(targets, epsilon, n_jobs, progress)
         return target.in_original_form(target.perturb(target.attack_for(attack), key_of(random_state)))
 
     def robust_score(
@@ -193,6 +207,10 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
         *,
         sample_weight: ArrayLike | None = None,
         random_state: Seed = 0,
+        targets: Any = None,
+        epsilon: Any = None,
+        n_jobs: int | None = None,
+        progress: bool = False,
     ) -> float:
         """Return the estimator's score on adversarial examples: robust accuracy, or R² of a regressor.
 
@@ -201,7 +219,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
 
         Parameters
         ----------
-        X, y, attack, random_state
+        X, y, attack, random_state, targets, epsilon, n_jobs, progress
             As for :meth:`perturb`.
         sample_weight : array (n,), default=None
 
@@ -210,6 +228,7 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
         float
         """
         target, attack = self.attack_target(X, y), self._attack_or_own(attack)
+        target = target.asked(targets, epsilon, n_jobs, progress)
         return target.robust_score(attack, y, sample_weight=sample_weight, random_state=random_state)
 
     def _attack_or_own(self, attack: Callable | None) -> Callable:

@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike
 from .._validation import brief
 from ..attacks.boxes import Box
 from ..attacks.capabilities import FindsNearest
+from ..attacks.each import towards
 from ..attacks.entry import require_attack
 from ..attacks.fab import FAB
 from ..attacks.tiled import warn_of_gradients
 from ..attacks.valid_points import lengths_of, move_to_valid_points
 from ..execution.keys import Keys, key_of, keys_of
+from ..execution.threads import in_threads, shown
 from ..targets.target import AttackTarget, Seed
 from .target import classifier_under_attack
 
@@ -35,6 +37,9 @@ def minimal_perturbations(
     norm: str = "linf",
     bounds: Any = (0.0, 1.0),
     random_state: Seed = 0,
+    targets: Any = None,
+    n_jobs: int | None = None,
+    progress: bool = False,
 ) -> np.ndarray:
     """Return distances to the nearest wrongly answered points that a minimum-norm attack finds.
 
@@ -50,11 +55,14 @@ def minimal_perturbations(
     norm : {"linf", "l2", "l1"}, default="linf"
     bounds : (low, high) or None, default=(0.0, 1.0)
         Of the default attack.
+    targets, n_jobs, progress
+        As for :func:`~ntkrobust_sk.robust_accuracy`.
 
     Returns
     -------
     array (n,)
-        In units of X; 0 for what is answered wrongly as it is, infinity where nothing was found.
+        In units of X; 0 for what is answered wrongly as it is, infinity where nothing was found. With targets
+        "wrongly" means by the target.
 
     Raises
     ------
@@ -76,6 +84,7 @@ def minimal_perturbations(
     default = FAB(1.0, norm=norm, bounds=bounds)
     attack = default if attack is None else require_nearest(attack, "attack")
     target = classifier_under_attack("minimal_perturbations", estimator, X, y)
+    target = target.asked(targets, n_jobs=n_jobs, progress=progress)
     if target.no_gradient_because is not None:
         raise TypeError(f"{target.no_gradient_because}, but minimal perturbations need gradients")
     keys = keys_of(key_of(random_state), len(target.X))
@@ -97,15 +106,22 @@ def require_nearest(attack: Any, name: str) -> FindsNearest:
 
 
 def distances_by(target: AttackTarget, attack: Any, keys: Keys) -> np.ndarray:
-    """Return distances (n,) to the nearest points found that the estimator answers wrongly."""
+    """Return distances (n,) to the nearest points found that are answered wrongly (with targets: by these)."""
     require_nearest(attack, "attack")
     X, n = target.inputs(attack), len(target.X)
     points = X.copy()
+
+    def near(start):
+        index = np.minimum(np.arange(start, start + target.rows), n - 1)
+        model, y, aims = target.model, jnp.asarray(target.y[index]), target.each.at(index).aims
+        if aims is not None:
+            model, y = towards(model, aims), jnp.zeros(len(index), jnp.int32)
+        return attack.nearest(model, jnp.asarray(X[index]), y, key=keys[index].on_device())[0]
+
+    starts = range(0, n, target.rows)
+    found = shown(in_threads(near, starts, target.n_jobs), type(attack).__name__, len(starts), target.progress)
     with target.precision():
-        for start in range(0, n, target.rows):
-            index = np.minimum(np.arange(start, start + target.rows), n - 1)
-            x, y = jnp.asarray(X[index]), jnp.asarray(target.y[index])
-            nearest, _ = attack.nearest(target.model, x, y, key=keys[index].on_device())
+        for start, nearest in zip(starts, found, strict=True):
             points[start : start + target.rows] = np.asarray(nearest)[: n - start]
     return _valid_distances(target, attack, points)
 
@@ -124,6 +140,6 @@ def _valid_distances(target, attack, points):
         if factor > 1 and not ((distances == np.inf) & (points != X).any(tuple(range(1, X.ndim)))).any():
             break
         moved = move_to_valid_points(X + X.dtype.type(factor) * (points - X) if factor > 1 else points, X, reach)
-        wrong = (target.answers(moved) != target.y) & (distances == np.inf)
+        wrong = ~target.stands(target.answers(moved)) & (distances == np.inf)
         distances[wrong] = lengths_of(attack.norm, moved[wrong], X[wrong])
     return distances

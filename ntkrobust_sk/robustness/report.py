@@ -45,6 +45,9 @@ def robustness_report(
     nearest: Any = None,
     confidence: float = 0.95,
     random_state: Seed = 0,
+    targets: Any = None,
+    n_jobs: int | None = None,
+    progress: bool = False,
 ) -> RobustnessReport:
     """Return accuracy under several attacks at several radii, by class, with confidence intervals.
 
@@ -73,6 +76,11 @@ def robustness_report(
     confidence : float in (0, 1), default=0.95
         Of each Clopper–Pearson interval, taken by itself.
     random_state : int, RandomState or None, default=0
+    targets : array (n,) of labels, or one label, default=None
+        Classes that the answers shall become. What stands then, in all figures of the report, is what is not
+        answered by its target.
+    n_jobs, progress
+        As for :func:`~ntkrobust_sk.robust_accuracy`.
 
     Returns
     -------
@@ -110,10 +118,11 @@ def robustness_report(
         require_nearest(nearest, "nearest")
     categories = bounds.categories if isinstance(bounds, Box) else ()
     target = classifier_under_attack("robustness_report", estimator, X, y, categories=categories)
+    target = target.asked(targets, n_jobs=n_jobs, progress=progress)
     largest = {"epsilon": epsilons[-1], "norm": norm, "bounds": bounds}
     attacks = _attacks_in(attacks, target, largest)
     keys = keys_of(key_of(random_state), len(target.X))
-    right = target.answers(target.X) == target.y
+    right = target.stands(target.answers(target.X))
     distances = np.where(right, np.inf, 0.0)
     fell_at, flags = [], {}
     for name, attack in attacks.items():
@@ -363,7 +372,7 @@ def _falls(target, attack, epsilons, keys, right):
         if epsilon == 0 or not len(at):
             continue
         found, said = _attacked(target, dataclasses.replace(attack, epsilon=epsilon), keys, at)
-        broken = target.answers(found) != target.y[at]
+        broken = ~target.stands(target.answers(found), at)
         fell[at[broken]] = epsilon
         lengths[at[broken]] = target.lengths(attack.norm, found[broken], at[broken])
         for flag in said:

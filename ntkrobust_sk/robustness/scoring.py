@@ -24,6 +24,10 @@ def robust_accuracy(
     *,
     sample_weight: ArrayLike | None = None,
     random_state: Seed = 0,
+    targets: Any = None,
+    epsilon: Any = None,
+    n_jobs: int | None = None,
+    progress: bool = False,
 ) -> float:
     """Return the estimator's score on adversarial examples: accuracy, or R² of a regressor.
 
@@ -43,15 +47,27 @@ def robust_accuracy(
         ``attack(model, x, y, key=key)``, such as :class:`~ntkrobust_sk.PGD`.
     sample_weight : array (n,), default=None
     random_state : int, RandomState or None, default=0
+    targets : array (n,) of labels, or one label, default=None
+        Classes that the answers shall become; an attack succeeds where its target is answered. Of a regressor
+        values, to which predictions are pulled. None is anything else than y.
+    epsilon : array (n,) or float, default=None
+        Radius of each example, in place of the attack's. It is an argument, since attacks are compared and hashed.
+    n_jobs : int, default=None
+        Tiles of rows attacked at a time, by threads, as joblib takes it; the result is the same to the last bit.
+    progress : bool, default=False
+        Show a progress bar on stderr.
 
     Returns
     -------
     float
+        With targets that are classes, the share of examples whose answers are not their targets.
 
     Raises
     ------
     TypeError
-        If there is nothing in the estimator that can be attacked.
+        If there is nothing in the estimator that can be attacked, or the attack takes no targets or radii.
+    ValueError
+        For targets that are no classes, or the labels themselves, and for radii that are none.
 
     Examples
     --------
@@ -66,15 +82,27 @@ def robust_accuracy(
     True
     """
     target = attackable(estimator, X, y, categories=categories_of(attack))
+    target = target.asked(targets, epsilon, n_jobs, progress)
     return target.robust_score(attack, y, sample_weight=sample_weight, random_state=random_state)
 
 
-def perturb(estimator: Any, X: Any, y: ArrayLike, attack: Callable, *, random_state: Seed = 0) -> Any:
+def perturb(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike,
+    attack: Callable,
+    *,
+    random_state: Seed = 0,
+    targets: Any = None,
+    epsilon: Any = None,
+    n_jobs: int | None = None,
+    progress: bool = False,
+) -> Any:
     """Return adversarial examples against any estimator that :func:`robust_accuracy` takes.
 
     Parameters
     ----------
-    estimator, X, y, attack, random_state
+    estimator, X, y, attack, random_state, targets, epsilon, n_jobs, progress
         As for :func:`robust_accuracy`.
 
     Returns
@@ -97,6 +125,7 @@ def perturb(estimator: Any, X: Any, y: ArrayLike, attack: Callable, *, random_st
     ((150, 4), dtype('float64'))
     """
     target = attackable(estimator, X, y, categories=categories_of(attack))
+    target = target.asked(targets, epsilon, n_jobs, progress)
     return target.in_original_form(target.perturb(target.attack_for(attack), key_of(random_state)))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._validation import array, brief, require_regular
+from .._validation import array, brief, number, require_regular
 
 
-def encode_labels(y: ArrayLike, classes: np.ndarray, n_samples: int) -> np.ndarray:
-    """Return the positions of labels y (n,) in ``classes`` (C,), int32 (n,).
+def encode_labels(y: ArrayLike, classes: np.ndarray, n_samples: int, name: str = "y") -> np.ndarray:
+    """Return the positions of labels y (n,) in ``classes`` (C,), int32 (n,); messages call them by a name.
 
     Raises
     ------
@@ -24,21 +26,112 @@ def encode_labels(y: ArrayLike, classes: np.ndarray, n_samples: int) -> np.ndarr
     [1, 0]
     """
     if isinstance(y, np.ma.MaskedArray):
-        raise TypeError("y must hold one label for each sample, got a masked array; leave masked samples out")
+        raise TypeError(
+            f"{name} must hold one label for each sample, got a masked array; leave masked samples out"
+        )
     try:
         y = np.asarray(y)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"y must hold one label for each sample, got {brief(y)}: {error}") from None
+        raise TypeError(f"{name} must hold one label for each sample, got {brief(y)}: {error}") from None
     # one column of a data frame
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.shape != (n_samples,):
-        raise ValueError(f"y must hold one label for each of the {n_samples} samples of X, got shape {y.shape}")
+        raise ValueError(
+            f"{name} must hold one label for each of the {n_samples} samples of X, got shape {y.shape}"
+        )
     # not by sorting, which would take the strings "0", "1" for the numbers and fails on mixed types
     position = {label: i for i, label in enumerate(classes.tolist())}
     labels = y.tolist()
     if unseen := [label for label in dict.fromkeys(labels) if label not in position]:
-        raise ValueError(f"y contains labels that were not seen in fit: {unseen[:5]}")
+        raise ValueError(f"{name} contains labels that were not seen in fit: {unseen[:5]}")
     return np.array([position[label] for label in labels], dtype=np.int32)
+
+
+def encode_targets(targets: Any, y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the positions (n,) of the classes that answers shall become, for labels of positions y (n,).
+
+    Parameters
+    ----------
+    targets : array (n,) of labels, or one label for all
+    y : int array (n,)
+    classes : array (C,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`encode_labels`; ValueError for a target that is its example's label.
+
+    Examples
+    --------
+    >>> encode_targets("b", np.array([0, 2]), np.array(["a", "b", "c"])).tolist()
+    [1, 1]
+    >>> encode_targets(["b", "c"], np.array([0, 2]), np.array(["a", "b", "c"]))
+    Traceback (most recent call last):
+    ValueError: targets must not be the labels themselves, but 1 of 2 are (first: row 1, 'c'); leave such rows out
+    """
+    aims = encode_labels([targets] * len(y) if _is_one(targets) else targets, classes, len(y), "targets")
+    same = np.flatnonzero(aims == y)
+    if len(same):
+        raise ValueError(
+            f"targets must not be the labels themselves, but {len(same)} of {len(y)} are (first: row {same[0]}, "
+            f"{classes[y[same[0]]].item()!r}); leave such rows out"
+        )
+    return aims
+
+
+def target_values(targets: Any, like: np.ndarray) -> np.ndarray:
+    """Return the values (n, T) that a regressor's answers shall become, of targets (n,), (n, T) or one number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another shape than that of the true values ``like`` (n, T), and for what is no finite number.
+
+    Examples
+    --------
+    >>> target_values(3, np.zeros((2, 1))).tolist()
+    [[3.0], [3.0]]
+    """
+    found = array("targets", [targets] if _is_one(targets) else targets, finite=True)
+    if _is_one(targets):
+        return np.full(like.shape, found[0], like.dtype)
+    if len(found) != len(like) or found.size != like.size:
+        raise ValueError(f"targets must hold one value for each of y, {like.shape}, got shape {found.shape}")
+    return found.reshape(like.shape).astype(like.dtype)
+
+
+def example_radii(epsilon: Any, n: int) -> np.ndarray:
+    """Return a radius for each of n examples, of an array (n,) or one number for all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another number of them, and for what is no finite number >= 0.
+
+    Examples
+    --------
+    >>> example_radii([0.1, -1], 2)
+    Traceback (most recent call last):
+    ValueError: epsilon must hold finite numbers >= 0 in units of the data, but row 1 is -1.0
+    """
+    if _is_one(epsilon):
+        return np.full(n, number("epsilon", epsilon, low=0, unit="in units of the data"))
+    found = array("epsilon", epsilon).astype(float)
+    if found.shape != (n,):
+        raise ValueError(
+            f"epsilon must be one number, or one for each of the {n} samples of X, got shape {found.shape}"
+        )
+    wrong = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+    if len(wrong):
+        raise ValueError(
+            f"epsilon must hold finite numbers >= 0 in units of the data, but row {wrong[0]} is {found[wrong[0]]}"
+        )
+    return found
+
+
+def _is_one(values: Any) -> bool:
+    """Tell whether this is one value, for all examples."""
+    return isinstance(values, str | bytes) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0
 
 
 def weights_to_score(y: ArrayLike, n: int, sample_weight: ArrayLike | None) -> np.ndarray | None:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._validation import flag, job_count
 from ..attacks.capabilities import Reports
 from ..attacks.categories import categories_of
+from ..attacks.each import NOTHING, Each
 from ..attacks.entry import require_attack
 from ..attacks.threat_model import admitted
-from ..attacks.tiled import attack_in_tiles
+from ..attacks.tiled import Work, attack_in_tiles
 from ..attacks.valid_points import lengths_of
 from ..execution.interrupts import heard
 from ..execution.keys import Keys, key_of, keys_of
 from ..execution.precision import enable_x64, x64_enabled
 from ..execution.tiles import answers
 from ..tables.frames import Table, as_table
-from .labels import weights_to_score
+from .labels import encode_targets, example_radii, target_values, weights_to_score
 
 # What ``random_state`` may be.
 Seed: TypeAlias = int | np.random.RandomState | None
@@ -60,6 +62,11 @@ class AttackTarget:
         Whether the model is called in double precision.
     no_gradient_because : str or None
         The reason why there are no gradients, where there are none.
+    each : Each
+        What each example has of its own: a radius, and the class or value that its answer shall become.
+    n_jobs : int or None
+        Tiles attacked at a time.
+    progress : bool
     """
 
     source: Any
@@ -73,6 +80,9 @@ class AttackTarget:
     data_dtype: np.dtype | None = None
     x64: bool = field(default_factory=x64_enabled)
     no_gradient_because: str | None = None
+    each: Each = NOTHING
+    n_jobs: int | None = None
+    progress: bool = False
     # whether fixed columns of the numbers hold the rows that they came from
     coded: ClassVar[bool] = False
 
@@ -80,6 +90,37 @@ class AttackTarget:
     def free(self) -> np.ndarray:
         """Return which features attacks may change, bool, shaped like one input."""
         return np.ones(self.X.shape[1:], bool) if self.table is None else ~self.table.fixed
+
+    def asked(
+        self, targets: Any = None, epsilon: Any = None, n_jobs: int | None = None, progress: bool = False
+    ) -> Self:
+        """Return this target as it is to be attacked.
+
+        Parameters
+        ----------
+        targets : array (n,) of labels or values, or one of them, default=None
+            What the answers shall become; None is anything else than y.
+        epsilon : array (n,) or float, default=None
+            Radii of the examples; None is the attack's.
+        n_jobs : int, default=None
+        progress : bool, default=False
+
+        Raises
+        ------
+        TypeError, ValueError
+            For targets that are no classes, or the labels themselves; for radii that are none; for a wrong number.
+        """
+        aims = radii = None
+        if targets is not None:
+            is_classes = len(self.classes) > 0
+            aims = encode_targets(targets, self.y, self.classes) if is_classes else target_values(targets, self.y)
+        if epsilon is not None:
+            radii = example_radii(epsilon, len(self.X))
+        return replace(self, each=Each(radii, aims), n_jobs=job_count(n_jobs), progress=flag("progress", progress))
+
+    def stands(self, answers: np.ndarray, at: Any = slice(None)) -> np.ndarray:
+        """Tell where answers (n,) to the rows ``at`` are right; with targets, where they are not the targets."""
+        return ~self.each.at(at).fallen(answers, self.y[at])
 
     def attack_for(self, attack: Any) -> Any:
         """Return the attack that this target can be attacked with, kept to the features that may change.
@@ -110,14 +151,20 @@ class AttackTarget:
         keys = keys_of(key, len(self.X))
         X = self.inputs(attack, at)
         with self.precision():
-            found = attack_in_tiles(attack, self.model, X, self.y[at], key=keys[at], rows=self.rows, look=look)
+            found = attack_in_tiles(
+                attack, self.model, X, self.y[at], key=keys[at], rows=self.rows, look=look, **self._options(at)
+            )
         return found if self.table is None else np.where(self.table.held, X, found)
 
     def reported(self, attack: Reports, keys: Keys, at: Any = slice(None)) -> Any:
         """Return what an attack tells that reports what it has found, of the rows ``at``."""
         X = self.inputs(attack, at)
         with self.precision():
-            return attack.run(self.model, X, self.y[at], key=keys[at], rows=self.rows)
+            work = Work(**self._options(at)).options_for(attack, attack.run)
+            return attack.run(self.model, X, self.y[at], key=keys[at], rows=self.rows, **work)
+
+    def _options(self, at) -> dict[str, Any]:
+        return {"each": self.each.at(at), "n_jobs": self.n_jobs, "progress": self.progress}
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -161,6 +208,8 @@ class AttackTarget:
     ) -> float:
         """Return the score on adversarial examples; warn if it is better than that on the inputs themselves.
 
+        With targets that are classes it is the share of examples whose answers are not these.
+
         Parameters
         ----------
         attack : callable
@@ -171,7 +220,11 @@ class AttackTarget:
         """
         weights = weights_to_score(y, len(self.X), sample_weight)
         X_adv = self.perturb(self.attack_for(attack), key_of(random_state))
-        robust, clean = (self.score(inputs, y, weights) for inputs in (X_adv, self.X))
+        if self.each.aims is not None and len(self.classes):
+            stands = [self.stands(self.answers(inputs)) for inputs in (X_adv, self.X)]
+            robust, clean = (float(np.average(standing, weights=weights)) for standing in stands)
+        else:
+            robust, clean = (self.score(inputs, y, weights) for inputs in (X_adv, self.X))
         if robust - clean > max(GAIN, GAINED / len(X_adv)):
             warnings.warn(
                 f"the attack makes the answers better: the score is {robust:.3f} on adversarial examples and "
