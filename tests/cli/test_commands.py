@@ -3,6 +3,10 @@
 import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -250,3 +254,33 @@ def test_json_has_null_for_what_is_not_finite_and_nothing_else_on_stdout(monkeyp
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"a": [1, None], "b": {"1": None}, "c": "x"}
     assert captured.err == "said on the way\n" and plain((True, None, "s")) == [True, None, "s"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_resumed_by_the_same_command_and_reported(run, tmp_path):
+    out = tmp_path / "run"
+    command = (
+        "evolve --data digits --network mlp --n-train 100 --n-test 30 --n-kernel 20 --epochs 2 --fractions "
+        "--train-steps 2 --test-steps 2 --regimes benign --stage2-epochs 1 --dynamics centered --stage2 benign "
+        f"--n-features 0 --batch-size 50 --out {out}"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ntkrobust_sk", *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    results = out / "results.jsonl"
+    while process.poll() is None and not (results.exists() and results.read_bytes().count(b"\n")):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    there = results.read_bytes()
+    n_there = there.count(b"\n")
+    assert process.returncode == -signal.SIGKILL and 1 <= n_there < 7
+    status, printed, said = run(f"info {out} --json")
+    assert status == 0 and json.loads(printed)["results"] == f"{n_there} of 7"
+    status, printed, said = run(f"{command} --json")
+    assert status == 0 and json.loads(printed)["results"] == 7 and "benign · epoch 2" in said
+    # what was done before the stop is as it was, and not done again
+    assert results.read_bytes().startswith(there) and f"{n_there} of 7" in said
+    (out / "report.html").unlink()
+    status, printed, _ = run(f"report {out}")
+    assert status == 0 and "claim " in printed and (out / "report.html").exists()
