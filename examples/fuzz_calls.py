@@ -216,6 +216,8 @@ EmpiricalNTKClassifier(<estimator:source model>, <kernel:kernel 'trace'>, <alpha
     <solver:solver 'cholesky'>, <dynamics:choice 'centered'>, <input_shape:any None>, <class_weight:any None>,
     <memory:memory '2GiB'>, <precision:any 'bf16'>, <params:any None>, <random_state:seed? 0>).fit(<X:rows X>,
     <y:labels y>, <sample_weight:vector? None>).predict(X)
+EmpiricalNTKClassifier(model, <gram_store:path folder + '/K.zarr'>).fit(X, y)
+EmpiricalNTKClassifier(<kernel:kernel 'precomputed'>).fit(<K:matrix K>, <y:labels y>).predict(<X:matrix K>)
 EmpiricalNTKClassifier(<estimator:source net>, <attack:attack? None>, <clean_step:flag True>,
     <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.01>, <momentum:number 0.9>,
     <random_state:seed? 0>, <verbose:any 0>).fit(<X:rows X>, <y:labels y>).predict(<X:rows X>)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,19 +14,14 @@ from .._validation import brief, integer
 from ..attribution.kernel_machines import TopContributions, contributions, top_contributions
 from ..targets.labels import encode_labels
 from .attackable import AttackableEstimator
-from .shared import KernelSource, allowed
+from .precomputed import PrecomputedMachine
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class AttributableMachine(KernelSource, AttackableEstimator):
+class AttributableMachine(PrecomputedMachine, AttackableEstimator):
     """A machine whose scores are sums over its training points, with dual coefficients."""
 
-    kernel: str | Callable = field(
-        default="trace", metadata=allowed(such_as="a kernel with parameters, such as ProjectedNTK(1000)")
-    )
     X_fit_: np.ndarray = field(init=False)
-    dual_coef_: np.ndarray = field(init=False)
-    intercept_: np.ndarray = field(init=False)
     # of a regressor: whether targets were one number for each input
     _one_target: bool = field(init=False)
 
@@ -57,7 +51,11 @@ class AttributableMachine(KernelSource, AttackableEstimator):
             If the result does not fit in ``memory``; :meth:`top_attributions` needs no room for it.
         """
         X = self._attributed_inputs(X)
-        found = contributions(self.kernel, self.model_, X, self.X_fit_, self.dual_coef_, memory=self.memory)
+        found = (
+            self._precomputed_terms(X)
+            if self._precomputed
+            else contributions(*self._machine(X), memory=self.memory)
+        )
         if is_classifier(self):
             return found[:, :, 1] - found[:, :, 0] if len(self.classes_) == 2 else found
         return found[:, :, 0] if self._one_target else found
@@ -91,8 +89,12 @@ class AttributableMachine(KernelSource, AttackableEstimator):
         """
         X = self._attributed_inputs(X)
         readout = self._readout(X, target)
-        made_of = self.kernel, self.model_, X, self.X_fit_, self.dual_coef_
-        return top_contributions(*made_of, readout, k, memory=self.memory)
+        if self._precomputed:
+            return TopContributions.of_matrix(self._precomputed_terms(X, readout), k)
+        return top_contributions(*self._machine(X), readout, k, memory=self.memory)
+
+    def _machine(self, X) -> tuple[Any, Any, Any, Any, Any]:
+        return self.kernel, self.model_, X, self.X_fit_, self.dual_coef_
 
     def _attributed_inputs(self, X) -> np.ndarray:
         check_is_fitted(self)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import fitting, require_resolution
+from .._validation import check_path, fitting, require_resolution
 from ..execution.devices import threads_for
 from ..execution.memory import parse_memory
 from ..execution.tiles import machine_rows
@@ -20,6 +20,7 @@ from ..kernels.gram_matrix import gram_of
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import kernel_scores, make_predictor, require_room, training_job
 from ..kernels.tiles import TileJob
+from ..kernels.verified_store import verified_gram
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import n_logits
 from .attributable import AttributableMachine
@@ -32,18 +33,29 @@ LEAST_ROWS_KEPT = 16
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
-    """A kernel machine on a network's tangent kernel with dual coefficients."""
+    """A kernel machine on a network's tangent kernel, or on a precomputed one, with dual coefficients."""
+
+    gram_store: Any = None
+
+    def _validate_params(self):
+        super()._validate_params()
+        if self.gram_store is not None:
+            check_path("gram_store", self.gram_store)
 
     def _take_model(self, X, y, targets, sample_weight, key, *, regresses):
         """Return and keep the model whose kernel this is; what an earlier fit has left goes."""
-        for name in FITTED:
-            vars(self).pop(name, None)
+        self._forget()
         self.model_ = model = self._source_model(X, y, targets.shape[1], sample_weight, key)
         if regresses:
             dtype = params_dtype(model.variables.params)
             fitting("y", targets, dtype)
             require_resolution("y", y, dtype, targets=True)
         return model
+
+    def _forget(self) -> None:
+        """Delete what an earlier fit has left."""
+        for name in FITTED:
+            vars(self).pop(name, None)
 
     def _training_job(self, kernel, X, n_targets, n_arrays) -> TileJob:
         """Return the job of the Gram matrix of inputs X, which are kept."""
@@ -65,7 +77,9 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         return _rank(kernel, self.model_, host_inputs("X", X[:1], self.model_.variables.params))
 
     def _training_gram(self, job: TileJob) -> Any:
-        """Return the Gram matrix of a job, computed or from the cache."""
+        """Return the Gram matrix of a job: from its store, computed, or from the cache."""
+        if self.gram_store is not None:
+            return verified_gram(self.gram_store, job.kernel, job.model, job.X, job.plan.memory).store.read()
         if self._cache is None:
             return gram_of(job, progress=self.verbose > 0)
         # what it would keep is for a predictor, which is made when it is needed
@@ -74,7 +88,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
     def _keep(self, job: TileJob | None, dual_coef: np.ndarray, offset: np.ndarray) -> None:
         """Keep dual coefficients (n, T) and the offset (T,); without a cache, also the predictor of them."""
         self.dual_coef_, self.intercept_ = dual_coef, offset
-        if self._cache is None:
+        if self._cache is None and not self._precomputed:
             known = {} if job is None else {"plan": job.plan, "features": job.kept or None}
             self.predictor_ = self._make_predictor(**known)
 
@@ -82,6 +96,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
     def predictor_(self) -> Callable:
         """The scores as a function of inputs ``(n, *input_shape_)``: a callable pytree."""
         check_is_fitted(self)
+        self._require_inputs("attacks and as_model take a function of the inputs x")
         return self._make_predictor()
 
     def _make_predictor(self, **known) -> Callable:
@@ -94,6 +109,8 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         return make_predictor(resolve_kernel(self.kernel), self.model_, *made_of, memory=self.memory, **known)
 
     def _scores_of(self, X):
+        if self._precomputed:
+            return self._precomputed_scores(X)
         if self._cache is None or not LEAST_ROWS_KEPT <= len(X) <= len(vars(self).get("X_fit_", ())):
             return super()._scores_of(X)
         # as many as a validation fold has: what it is asked at other alphas too
@@ -132,6 +149,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         -------
         NumPy array (n, m), (n, m, C) or (n, m, C, C), by the kernel's rank
         """
+        self._require_inputs("gram computes the kernel of inputs")
         return self._gram(self.kernel, X, Y, self.memory)
 
     def _scores(self):
@@ -146,7 +164,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
 FITTED = (
     *("predictor_", "X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_", "solver_", "residual_"),
     *("ridge_", "weight_fit_", "prior_variance_", "temperature_"),
-    *("alpha_", "stopping_time_", "scores_", "best_score_", "left_out_"),
+    *("alpha_", "stopping_time_", "scores_", "best_score_", "left_out_", "model_", "estimator_"),
 )
 
 

@@ -31,8 +31,10 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
         (so cross-validation does not leak, and ``estimator__max_epochs`` is a grid axis: "freeze at epoch
         t"); in a :class:`sklearn.frozen.FrozenEstimator` it is taken as it is; a Model is taken as given; a
         network, by name or object, gives its kernel at initialisation, and None the default network's.
-    kernel : {"trace", "class", "full", "pseudo"} or callable, default="trace"
-        See :mod:`ntkrobust_sk.kernels`. Not used by ``solver="sgd"``, which moves in the whole tangent space.
+    kernel : {"trace", "class", "full", "pseudo", "precomputed"} or callable, default="trace"
+        See :mod:`ntkrobust_sk.kernels`. With "precomputed" X holds the kernel, as for :class:`sklearn.svm.SVC`:
+        K(X, X) (n, n) in ``fit``, K(X_test, X) (m, n) later; what needs inputs, such as attacks, is an error.
+        Not used by ``solver="sgd"``, which moves in the whole tangent space.
     alpha : float, default=1e-2
         Ridge, dimensionless: λ = alpha · mean(diag K), so that one value serves every network and kernel
         (:class:`sklearn.kernel_ridge.KernelRidge` takes λ itself).
@@ -66,6 +68,9 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
         integer ``random_state`` is computed from the same twice.
+    gram_store : path, default=None
+        Folder in which ``gram(kernel, model_, X, store=...)`` has left the Gram matrix of the training rows: it is
+        verified, and read in place of a computation.
     params : str or sequence of str, default=None
         Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
         :func:`~ntkrobust_sk.gram`. None is all of them.
@@ -152,8 +157,10 @@ class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
         (so cross-validation does not leak, and ``estimator__max_epochs`` is a grid axis: "freeze at epoch
         t"); in a :class:`sklearn.frozen.FrozenEstimator` it is taken as it is; a Model is taken as given; a
         network, by name or object, gives its kernel at initialisation, and None the default network's.
-    kernel : {"trace", "class", "full", "pseudo"} or callable, default="trace"
-        See :mod:`ntkrobust_sk.kernels`. Not used by ``solver="sgd"``, which moves in the whole tangent space.
+    kernel : {"trace", "class", "full", "pseudo", "precomputed"} or callable, default="trace"
+        See :mod:`ntkrobust_sk.kernels`. With "precomputed" X holds the kernel, as for :class:`sklearn.svm.SVC`:
+        K(X, X) (n, n) in ``fit``, K(X_test, X) (m, n) later; what needs inputs, such as attacks, is an error.
+        Not used by ``solver="sgd"``, which moves in the whole tangent space.
     alpha : float, default=1e-2
         Ridge, dimensionless: λ = alpha · mean(diag K), so that one value serves every network and kernel
         (:class:`sklearn.kernel_ridge.KernelRidge` takes λ itself).
@@ -183,6 +190,9 @@ class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from: a search over ``alpha`` then computes each of them once. See :doc:`/guide/select`. Only what has an
         integer ``random_state`` is computed from the same twice.
+    gram_store : path, default=None
+        Folder in which ``gram(kernel, model_, X, store=...)`` has left the Gram matrix of the training rows: it is
+        verified, and read in place of a computation.
     params : str or sequence of str, default=None
         Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
         :func:`~ntkrobust_sk.gram`. None is all of them.

@@ -24,8 +24,9 @@ class EmpiricalNTKClassifierCV(TangentClassifier, SelectingMachine):
     ----------
     estimator : estimator, FrozenEstimator, Network, Model or str, default=None
         Where the kernel comes from, as for :class:`EmpiricalNTKClassifier`.
-    kernel : {"trace", "class", "full", "pseudo"} or callable, default="trace"
-        See :mod:`ntkrobust_sk.kernels`.
+    kernel : {"trace", "class", "full", "pseudo", "precomputed"} or callable, default="trace"
+        See :mod:`ntkrobust_sk.kernels`. With "precomputed" X holds the kernel, as for :class:`sklearn.svm.SVC`:
+        K(X, X) (n, n) in ``fit``, K(X_test, X) (m, n) later; what needs inputs, such as attacks, is an error.
     alphas : array-like of float, default=None
         Candidate ridges, each >= 0 and dimensionless as ``alpha`` of :class:`EmpiricalNTKClassifier`. Those that
         regularise too little for the precision of the Gram matrix are left out with a warning. None: from 1e-6, or
@@ -50,6 +51,9 @@ class EmpiricalNTKClassifierCV(TangentClassifier, SelectingMachine):
     cache : path or joblib.Memory, default=None
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from. See :doc:`/guide/select`.
+    gram_store : path, default=None
+        Folder in which ``gram(kernel, model_, X, store=...)`` has left the Gram matrix of the training rows: it is
+        verified, and read in place of a computation.
     params : str or sequence of str, default=None
         Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
         :func:`~ntkrobust_sk.gram`. None is all of them.
@@ -133,8 +137,9 @@ class EmpiricalNTKRegressorCV(TangentRegressor, SelectingMachine):
     ----------
     estimator : estimator, FrozenEstimator, Network, Model or str, default=None
         Where the kernel comes from, as for :class:`EmpiricalNTKRegressor`.
-    kernel : {"trace", "class", "full", "pseudo"} or callable, default="trace"
-        See :mod:`ntkrobust_sk.kernels`.
+    kernel : {"trace", "class", "full", "pseudo", "precomputed"} or callable, default="trace"
+        See :mod:`ntkrobust_sk.kernels`. With "precomputed" X holds the kernel, as for :class:`sklearn.svm.SVC`:
+        K(X, X) (n, n) in ``fit``, K(X_test, X) (m, n) later; what needs inputs, such as attacks, is an error.
     alphas : array-like of float, default=None
         Candidate ridges, each >= 0 and dimensionless as ``alpha`` of :class:`EmpiricalNTKRegressor`. Those that
         regularise too little for the precision of the Gram matrix are left out with a warning. None: from 1e-6, or
@@ -157,6 +162,9 @@ class EmpiricalNTKRegressorCV(TangentRegressor, SelectingMachine):
     cache : path or joblib.Memory, default=None
         Folder in which Gram matrices are kept, and fits of an unfitted ``estimator``, by what they are computed
         from. See :doc:`/guide/select`.
+    gram_store : path, default=None
+        Folder in which ``gram(kernel, model_, X, store=...)`` has left the Gram matrix of the training rows: it is
+        verified, and read in place of a computation.
     params : str or sequence of str, default=None
         Of which parameters gradients are taken: names or patterns such as "layers.3.*", as for
         :func:`~ntkrobust_sk.gram`. None is all of them.

@@ -43,6 +43,8 @@ class SelectingMachine(ClosedFormMachine):
         check_choice("scoring", self.scoring, self.SCORINGS)
         if self.scoring == "robust" and self.attack is None:
             raise ValueError("scoring='robust' needs an attack, such as attack=PGD(epsilon=8/255), got None")
+        if self.scoring == "robust":
+            self._require_inputs("scoring='robust' attacks the inputs x")
 
     def _candidates(self) -> list[Filter]:
         """Return the candidates as filters, in their own order."""
@@ -53,11 +55,16 @@ class SelectingMachine(ClosedFormMachine):
 
     def _select(self, X, y, targets, sample_weight, labels, given):
         """Fit on targets (n, T); ``labels`` are the classes' positions or None, ``given`` X and y as they came."""
-        candidates, kernel = self._candidates(), resolve_kernel(self.kernel)
+        candidates = self._candidates()
         key_model, key_attack = jax.random.split(self._key())
-        self._take_model(X, y, targets, sample_weight, key_model, regresses=labels is None)
-        job = self._training_job(kernel, X, targets.shape[1], N_ARRAYS)
-        K = np.asarray(self._training_gram(job))
+        if self._precomputed:
+            self._matrix_form(X, 0.0, "eigh")
+            self._forget()
+            job, K = None, X
+        else:
+            self._take_model(X, y, targets, sample_weight, key_model, regresses=labels is None)
+            job = self._training_job(resolve_kernel(self.kernel), X, targets.shape[1], N_ARRAYS)
+            K = np.asarray(self._training_gram(job))
         found = spectrum(K, targets, sample_weight)
         if self.scoring == "robust":
             # of folds, whose matrices are smaller, some more could be fitted

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from ..execution.devices import threads_for
 from ..execution.memory import parse_memory
 from ..execution.tiles import NETWORK_ROWS, movable, network_rows
 from ..kernels.ntk import resolve_kernel
+from ..kernels.tiles import TileJob
+from ..kernels.verified_store import verified_gram
 from ..networks.inputs import params_dtype
 from ..solvers.choice import SOLVERS, resolve_solver
 from ..solvers.ridge import solve
@@ -25,7 +28,7 @@ from ..tangent.linearization import linearize
 from .attackable import GradientDescent
 from .closed_form import ClosedFormMachine
 from .descent import fit_by_sgd
-from .kernel_forms import kernel_form, not_formed
+from .kernel_forms import KernelForm, kernel_form, not_formed
 from .shared import allowed, at_least
 
 NAMES = {*SOLVERS, "auto", "sgd"}
@@ -46,33 +49,17 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
 
     def _fit_machine(self, X, y, targets, sample_weight, labels):
         """Fit on targets (n, T) of y; ``labels`` are what a training loss takes: classes, or the targets."""
-        kernel = resolve_kernel(self.kernel)
-        by_descent = self.solver == "sgd"
-        if not by_descent:
+        if self.solver != "sgd":
             resolve_solver(self.solver)
-        key_model, key_train = jax.random.split(self._key())
-        model = self._take_model(X, y, targets, sample_weight, key_model, regresses=labels is targets)
-        if by_descent:
-            self._require_matching_outputs(model, X.dtype, targets.shape[1], "solver='sgd'")
-            if self.attack is not None:
-                X = movable(model, X, params_dtype(model.variables.params), NETWORK_ROWS)
-            start = linearize(model, centered=self.dynamics == "centered")
-            self.solver_ = "sgd"
-            fit_by_sgd(self, "predictor_", start, X, labels, sample_weight, key_train)
-            return self
-        rank, n_targets, memory = self._kernel_rank(kernel, X), targets.shape[1], parse_memory(self.memory)
-        form = kernel_form(self.solver, kernel, rank, len(X), n_targets, alpha=self.alpha, memory=memory)
-        if form.form != "matrix" and vars(self).get("calibrate"):
-            raise ValueError(
-                f"calibrate=True takes leave-one-out scores from the Gram matrix, which is not formed with solver="
-                f"{self.solver!r} and memory={self.memory!r}; give more memory, or calibrate=False"
-            )
-        if form.form == "matrix":
-            job = self._training_job(kernel, X, n_targets, getattr(form.solver, "n_arrays", 1))
-            K = self._training_gram(job)
+        if self._precomputed:
+            form, job, K = self._matrix_form(X, self.alpha, self.solver), None, X
+            self._forget()
         else:
-            job, X = None, self._training_inputs(kernel, X, n_targets)
-            K = not_formed(form, kernel, rank, model, X, memory)
+            key_model, key_train = jax.random.split(self._key())
+            model = self._take_model(X, y, targets, sample_weight, key_model, regresses=labels is targets)
+            if self.solver == "sgd":
+                return self._fit_by_descent(model, X, labels, targets.shape[1], sample_weight, key_train)
+            form, job, K = self._kernel_to_solve(model, X, targets.shape[1])
         offset = np.average(targets, axis=0, weights=sample_weight)
         with threads_for(math.isqrt(K.size)) if form.form == "matrix" else nullcontext():
             dual, report = solve(
@@ -94,6 +81,39 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
         self._keep_prior(targets - offset, report.ridge, sample_weight)
         self._look_at_left_out(K, targets, labels, sample_weight)
         return self
+
+    def _fit_by_descent(self, model, X, labels, n_targets, sample_weight, key):
+        self._require_matching_outputs(model, X.dtype, n_targets, "solver='sgd'")
+        if self.gram_store is not None:
+            raise ValueError("gram_store holds a Gram matrix, which solver='sgd' does not take; leave it out")
+        if self.attack is not None:
+            X = movable(model, X, params_dtype(model.variables.params), NETWORK_ROWS)
+        start = linearize(model, centered=self.dynamics == "centered")
+        self.solver_ = "sgd"
+        fit_by_sgd(self, "predictor_", start, X, labels, sample_weight, key)
+        return self
+
+    def _kernel_to_solve(self, model, X, n_targets) -> tuple[KernelForm, TileJob | None, Any]:
+        """Return solver and form, the job that has kept features or None, and the kernel in that form."""
+        kernel, memory = resolve_kernel(self.kernel), parse_memory(self.memory)
+        rank = self._kernel_rank(kernel, X)
+        form = kernel_form(self.solver, kernel, rank, len(X), n_targets, alpha=self.alpha, memory=memory)
+        if form.form != "matrix" and vars(self).get("calibrate"):
+            raise ValueError(
+                f"calibrate=True takes leave-one-out scores from the Gram matrix, which is not formed with solver="
+                f"{self.solver!r} and memory={self.memory!r}; give more memory, or calibrate=False"
+            )
+        if form.form == "matrix":
+            job = self._training_job(kernel, X, n_targets, getattr(form.solver, "n_arrays", 1))
+            return form, job, self._training_gram(job)
+        X = self._training_inputs(kernel, X, n_targets)
+        if self.gram_store is None:
+            return form, None, not_formed(form, kernel, rank, model, X, memory)
+        if form.form == "features":
+            raise ValueError(
+                "gram_store holds a Gram matrix, but solver='eigenpro' takes tangent features; leave one out"
+            )
+        return form, None, verified_gram(self.gram_store, kernel, model, X, memory)
 
     def _look_at_left_out(self, K, targets, labels, sample_weight):
         """Learn from what is predicted for rows that are left out, where that was asked for."""

@@ -17,13 +17,13 @@ from ..kernels.ntk import resolve_kernel
 from ..kernels.posterior import OutOfDistribution, Posterior, PriorVariance, make_posterior
 from ..networks.inputs import host_inputs, params_dtype
 from .inputs import as_answer
-from .shared import KernelSource
+from .precomputed import PrecomputedMachine
 
 # Posteriors of machines that were asked for one, with the coefficients that they belong to.
 _POSTERIORS: WeakKeyDictionary[Any, tuple[np.ndarray, Posterior]] = WeakKeyDictionary()
 
 
-class UncertaintyMixin(KernelSource):
+class UncertaintyMixin(PrecomputedMachine):
     """What a machine with dual coefficients knows of its own errors.
 
     It is the mean of a Gaussian process with prior covariance σ² K and noise variance σ² λ / w_i, where λ is the
@@ -31,10 +31,7 @@ class UncertaintyMixin(KernelSource):
     likelihood, in closed form: σ² = Σ_i (y_i - μ) α_i / Σ_i w_i with the dual coefficients α.
     """
 
-    kernel: Any
     X_fit_: np.ndarray
-    dual_coef_: np.ndarray
-    intercept_: np.ndarray
     ridge_: float
     weight_fit_: np.ndarray | None
     prior_variance_: np.ndarray
@@ -95,7 +92,7 @@ class UncertaintyMixin(KernelSource):
         of_targets = np.einsum("ic,ic->c", centred, self.dual_coef_)
         total = len(centred) if sample_weight is None else np.sum(sample_weight)
         scale = np.maximum(of_targets / total, 0)
-        mixes = getattr(resolve_kernel(self.kernel), "rank", None) == 4
+        mixes = not self._precomputed and getattr(resolve_kernel(self.kernel), "rank", None) == 4
         # a full kernel has one prior for all targets together
         self.prior_variance_ = np.full_like(scale, scale.mean()) if mixes else scale
         self.ridge_, self.weight_fit_ = float(ridge), sample_weight
@@ -113,6 +110,7 @@ class UncertaintyMixin(KernelSource):
     def _posterior(self) -> Posterior:
         """Return the posterior, made of the Gram matrix when it is first asked for, and kept with the fit."""
         check_is_fitted(self)
+        self._require_inputs("variances need k(x, x), the diagonal of the Gram matrix of the inputs themselves")
         if not hasattr(self, "ridge_"):
             raise ValueError(
                 f"{type(self).__name__} knows variances where it was fitted in closed form, and this one has no "

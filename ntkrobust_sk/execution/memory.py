@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 from .._validation import brief, number
 
@@ -47,3 +50,37 @@ def readable(n_bytes: float) -> str:
             return f"{n_bytes:.4g} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:,.1f} GiB"
+
+
+def host_bytes_free() -> int | None:
+    """Return what processes may still take of this machine's memory, or of a container's; None where nobody says.
+
+    What the system can give back at once, such as files that it keeps, counts as free; so does swap space not.
+    """
+    found = [_meminfo_bytes(), _container_bytes()]
+    known = [size for size in found if size is not None]
+    if known:
+        return min(known)
+    with suppress(AttributeError, OSError, ValueError):
+        # systems without /proc say at least what they have in all
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _meminfo_bytes() -> int | None:
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def _container_bytes() -> int | None:
+    """Return what is left of the limit of a control group (version 2), of which files in its cache are no part."""
+    folder = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError, KeyError):
+        limit, taken = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        lines = (folder / "memory.stat").read_text().splitlines()
+        kept = int(dict(line.split() for line in lines).get("inactive_file", 0))
+        return None if limit == "max" else max(0, int(limit) - int(taken) + kept)
+    return None

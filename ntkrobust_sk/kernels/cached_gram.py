@@ -20,6 +20,7 @@ from .fingerprint import UNSURE, fingerprint
 from .gram_matrix import gram_of
 from .ntk import resolve_kernel
 from .plan import make_plan
+from .room import require_host_room
 from .store_header import described_inputs, provenance
 from .tiles import TileJob, own_digits
 
@@ -75,7 +76,9 @@ def make_job(
     Y = None if Y is None else host_inputs("Y", Y, model.variables.params)
     digits, n_rows = own_digits(kernel, model), max(len(X), 0 if Y is None else len(Y))
     plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=n_rows, dtype=digits, inputs=X.dtype)
-    return TileJob(kernel, model, X, Y, plan, digits)
+    job = TileJob(kernel, model, X, Y, plan, digits)
+    require_host_room(job)
+    return job
 
 
 # tracing takes longer than reading a small matrix; what jit takes for one function is one here

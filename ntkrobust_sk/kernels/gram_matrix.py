@@ -24,7 +24,7 @@ from .abstract_features import AbstractFeatures, abstract_features
 from .fingerprint import fingerprint
 from .ntk import Kernel, resolve_kernel
 from .plan import Plan, make_plan
-from .room import require_device_memory
+from .room import require_device_memory, require_host_room
 from .store import GramStore, open_store, stored_sizes
 from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose
 from .whole import is_small, small_matrix
@@ -159,6 +159,8 @@ def gram(
     job = TileJob(kernel, model, X, Y, plan, dtype, by_layer)
     if count_workers(n_jobs) == 1:
         require_device_memory(job, result=store is None)
+    if store is not None or on_host(plan.devices):
+        require_host_room(job)
     if store is not None:
         return _fill_store(store, job, n_jobs, progress).read()
     # a plan that was given is carried out
@@ -265,7 +267,7 @@ def _fill_store(path, job: TileJob, n_jobs, progress) -> GramStore:
     with jax.default_matmul_precision("highest"):
         function, entry = fingerprint(job.kernel.entry, job.model, x, x)
     entry_dtype = entry.dtype if job.dtype is None else job.dtype
-    with open_store(path, job, entry_dtype, entry.shape[2:], function, partial(_has_same_numbers, job)) as store:
+    with open_store(path, job, entry_dtype, entry.shape[2:], function, partial(has_same_numbers, job)) as store:
         tiles = job.tiles()
         missing = [tile for tile in tiles if not store.holds(*tile)]
         # in pieces, so that tiles that take several passes are written before the whole panel's are
@@ -281,7 +283,7 @@ def _fill_store(path, job: TileJob, n_jobs, progress) -> GramStore:
         return store
 
 
-def _has_same_numbers(job: TileJob, store) -> bool:
+def has_same_numbers(job: TileJob, store) -> bool:
     """Tell whether entries of a finished tile come out again: what no fingerprint sees, numbers show."""
     n, m = store.array.shape[:2]
     rows, chunk, symmetric = job.plan.rows, job.plan.chunk, job.Y is None

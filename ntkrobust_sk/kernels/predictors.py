@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from .._portable import Portable
 from .._validation import array, fitting
+from ..execution.devices import on_host
 from ..execution.memory import parse_memory, readable
 from ..execution.precision import enable_x64
 from ..networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
@@ -19,7 +20,7 @@ from ..saving.savable import Savable
 from .abstract_features import abstract_features
 from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
-from .room import require_device_memory
+from .room import require_device_memory, require_host_room
 from .tiles import TileJob, own_digits
 from .without_model import model_for
 
@@ -210,6 +211,8 @@ def training_job(
     plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), dtype=digits, inputs=X.dtype)
     job, n_tiles = TileJob(kernel, model, X, None, plan, digits), -(-len(X) // plan.rows)
     require_device_memory(job, n_arrays=n_arrays)
+    if on_host(plan.devices):
+        require_host_room(job, n_arrays)
     # of several devices, none has all features
     if (
         len(plan.devices) > 1

@@ -7,9 +7,12 @@ import numpy as np
 
 from .._arrays import cupy_or_none, gpu_bytes_free
 from ..execution.devices import free_bytes, on_host, pool_bytes
-from ..execution.memory import readable
+from ..execution.memory import host_bytes_free, readable
 from .abstract_features import abstract_features
 from .tiles import TileJob
+
+# Less than this is not asked for: a machine that has not so much left does not get here.
+NOT_ASKED = 64 * 2**20
 
 
 def features_bytes(job: TileJob) -> int:
@@ -22,8 +25,9 @@ def features_bytes(job: TileJob) -> int:
 
 
 def result_bytes(job: TileJob) -> int:
-    """Count the bytes of the matrix; zero for a function as kernel, whose blocks nobody knows before."""
+    """Count the bytes of the matrix; of a function as kernel those that its stated rank needs, one for a pair."""
     entries = job.kernel.block_entries(_abstract(job).n_directions)
+    entries = entries if job.kernel.is_tangent else int(job.kernel.rank in (None, 2))
     layers = len(jax.tree.leaves(job.model.variables.params)) if job.by_layer else 1
     return math.prod(job.shape) * entries * layers * _itemsize(job)
 
@@ -59,8 +63,7 @@ def require_device_memory(job: TileJob, *, result: bool = True, n_arrays: int = 
         )
     if not n_arrays or on_host([device]) or cupy_or_none() is None:
         return
-    entries = job.kernel.block_entries(_abstract(job).n_directions) if job.kernel.rank == 4 else 1
-    system = 8 * n_arrays * job.shape[0] ** 2 * entries
+    system = 8 * n_arrays * _system_size(job) ** 2
     # what JAX's pool grows to it keeps
     left = gpu_bytes_free() - max(0, features + matrix - pool_bytes(device))
     if system > left:
@@ -69,6 +72,58 @@ def require_device_memory(job: TileJob, *, result: bool = True, n_arrays: int = 
             f"which JAX keeps, and {readable(max(left, 0))} are left: give less memory=, or compute the matrix "
             "with gram and solve it in another process, or on the host (solve of numpy.asarray(K))"
         )
+
+
+def require_host_room(job: TileJob, n_arrays: int = 0) -> None:
+    """Raise MemoryError unless this machine has room for a job's matrix, and for its solution on the host.
+
+    Parameters
+    ----------
+    job : TileJob
+    n_arrays : int, default=0
+        Arrays of the size of one system, in double precision, that the solver takes.
+    """
+    require_host_memory(result_bytes(job), 8 * n_arrays * _system_size(job) ** 2, _said(job))
+
+
+def require_host_memory(matrix: int, solving: int, of: str) -> None:
+    """Raise MemoryError unless this machine has room for a matrix, and for what solving takes besides it.
+
+    Parameters
+    ----------
+    matrix, solving : int
+        Bytes.
+    of : str
+        Whose they are, for the error: numbers of rows and columns.
+
+    Raises
+    ------
+    MemoryError
+        Before anything is computed, with what is needed, what there is, and the ways out.
+    """
+    if matrix + solving < NOT_ASKED:
+        return
+    free = host_bytes_free()
+    if free is None or matrix + solving <= free:
+        return
+    parts = [f"the matrix {readable(matrix)}"] * bool(matrix) + [f"solving {readable(solving)}"] * bool(solving)
+    ways = "fewer rows at once, dtype='float32', or gram_operator, which never forms it, or reads it from a store="
+    if solving:
+        ways = "fewer rows, or solver='cg' or 'nystrom', which take the kernel as an operator above memory="
+    raise MemoryError(
+        f"for {of}, {' and '.join(parts)} are {readable(matrix + solving)} in all, but this machine has only "
+        f"{readable(free)} left. Ways out: {ways}"
+    )
+
+
+def _system_size(job: TileJob) -> int:
+    """Return the equations of one system of a square matrix."""
+    return job.shape[0] * (_abstract(job).n_directions if job.kernel.rank == 4 else 1)
+
+
+def _said(job: TileJob) -> str:
+    n, m = job.shape
+    return f"{n:,} rows" if job.Y is None else f"{n:,} rows and {m:,} columns"
 
 
 def _abstract(job: TileJob):

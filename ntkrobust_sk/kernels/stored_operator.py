@@ -20,15 +20,22 @@ class StoredGram(GramOperator):
     store : GramStore
     turned : bool
         Whether rows and columns are swapped.
+    dtype : dtype
+        Of products: that of the numbers on disk, unless another one is given.
     """
 
-    def __init__(self, store: GramStore, turned: bool = False):
+    def __init__(self, store: GramStore, turned: bool = False, dtype: Any = None):
         self.store, self.turned = store, turned
         n, m, *tail = store.array.shape
         n, m = (m, n) if turned else (n, m)
         outputs = tail[0] if tail else 1
         super().__init__(
-            n, m, rank=2 + len(tail), n_outputs=outputs, symmetric=store.symmetric, dtype=store.array.dtype
+            n,
+            m,
+            rank=2 + len(tail),
+            n_outputs=outputs,
+            symmetric=store.symmetric,
+            dtype=dtype or store.array.dtype,
         )
 
     def _tiles(self):
@@ -46,7 +53,7 @@ class StoredGram(GramOperator):
         return total
 
     def _transposed(self):
-        return StoredGram(self.store, not self.turned)
+        return StoredGram(self.store, not self.turned, self.dtype)
 
     def _own_diagonal(self):
         n_tiles = count_tiles(self.store.array.shape[0], self.store.rows)

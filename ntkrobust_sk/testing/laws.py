@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._validation import flag, number, positive_tuple
+from .._validation import array, flag, number, positive_tuple
 from ..execution.precision import enable_x64
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
@@ -29,7 +31,7 @@ INDEFINITENESS = 10
 
 
 def check_kernel(
-    kernel: KernelLike, model: Model, X: ArrayLike, *, tangent: bool = True, rtol: float | None = None
+    kernel: KernelLike, model: Model | None, X: ArrayLike, *, tangent: bool = True, rtol: float | None = None
 ) -> None:
     """Run every check that applies to the kernel.
 
@@ -41,11 +43,15 @@ def check_kernel(
     Parameters
     ----------
     kernel : {"trace", "class", "full", "pseudo"} or callable
-        Any hashable ``kernel(model, x1, x2) -> block`` of rank 2, 3 or 4.
+        Any hashable ``kernel(model, x1, x2) -> block`` of rank 2, 3 or 4, in JAX; or ``k(X, Y) -> (n, m)`` as
+        scikit-learn calls kernels (:class:`NTKKernel`, :mod:`sklearn.gaussian_process.kernels`,
+        :func:`sklearn.metrics.pairwise.rbf_kernel`), also in NumPy: what it returns is then held
+        to the laws of a matrix, and there are no tiles, precisions or logits to look at.
     model : Model
+        Or None for ``k(X, Y)``, which knows of none.
     X : array (n, ...), n >= 2
     tangent : bool, default=True
-        Whether the kernel is quadratic in the logits, as every tangent kernel is.
+        Whether the kernel is quadratic in the logits, as every tangent kernel is; a kernel of the inputs is not.
     rtol : float, default=None
         Largest difference between two ways of computing one entry, relative to the largest entry. None means
         the default of each check.
@@ -62,8 +68,17 @@ def check_kernel(
     >>> network = MLP(n_outputs=2, widths=(3,))
     >>> model = Model(network, network.init(jax.random.key(0), (2,)))
     >>> check_kernel("trace", model, jax.numpy.eye(2))
+
+    A kernel of scikit-learn's:
+
+    >>> from sklearn.metrics.pairwise import rbf_kernel
+    >>> check_kernel(rbf_kernel, None, np.eye(3))
     """
     tangent = flag("tangent", tangent)
+    if _takes_inputs_alone(kernel, model):
+        _check_function(cast(Callable, kernel), X, rtol)
+        return
+    model = require_model(model)
     check_shape(kernel, model, X)
     check_symmetric(kernel, model, X, rtol=rtol)
     check_positive_semidefinite(kernel, model, X)
@@ -71,6 +86,59 @@ def check_kernel(
     checks += [check_scaling] * tangent + [check_predictor] * resolve_kernel(kernel).is_tangent
     for check in checks:
         check(kernel, model, X, rtol=rtol)
+
+
+def _takes_inputs_alone(kernel: KernelLike, model: Model | None) -> bool:
+    """Tell whether a kernel is called as ``k(X, Y)``: by its arguments, or since there is no model."""
+    if isinstance(kernel, str) or getattr(kernel, "is_tangent", False):
+        return False
+    if isinstance(kernel, type) or not callable(kernel):
+        resolve_kernel(kernel)  # says what it should be
+    if not getattr(kernel, "needs_model", True):
+        return False
+    try:
+        signature = inspect.signature(kernel)
+    except (TypeError, ValueError):
+        return model is None
+    if not _binds(signature, 2):
+        return False
+    return model is None or list(signature.parameters)[:2] == ["X", "Y"] or not _binds(signature, 3)
+
+
+def _binds(signature: inspect.Signature, n_arguments: int) -> bool:
+    try:
+        signature.bind(*range(n_arguments))
+    except TypeError:
+        return False
+    return True
+
+
+def _check_function(kernel: Callable, X: ArrayLike, rtol: float | None) -> None:
+    """Check ``k(X, Y)`` as scikit-learn calls it: the laws of a matrix, on what it returns in NumPy."""
+    X = array("X", X, finite=True)
+    if X.ndim < 2 or len(X) < 2:
+        raise ValueError(f"X must hold at least two inputs, of shape (n, ...), got shape {X.shape}")
+
+    def block(rows, columns) -> np.ndarray:
+        K = np.asarray(kernel(rows, columns))
+        if K.shape != (len(rows), len(columns)):
+            raise AssertionError(
+                f"k(X, Y) of {kernel!r} has shape {K.shape} for {len(rows)} and {len(columns)} inputs, expected "
+                "(n, m): one number for each pair. A kernel of a model is called as kernel(model, x1, x2)"
+            )
+        return K
+
+    K = block(X, X)
+    _require_close(f"{kernel!r} is not symmetric", K, K.T, rtol)
+    _require_positive_semidefinite(kernel, K, None)
+    order, reverse = np.roll(np.arange(len(X)), 1), np.arange(len(X))[::-1]
+    found = block(X[order], X[reverse])
+    _require_close(f"{kernel!r} depends on the order of its inputs", found, K[order][:, reverse], rtol)
+    alone = np.stack([block(x[None], x[None])[0, 0] for x in X])
+    _require_close(f"the matrix of {kernel!r} has another diagonal than k(x, x)", K.diagonal(), alone, rtol)
+    half = len(X) // 2
+    slices = block(X[half:], X[: half + 1])
+    _require_close(f"{kernel!r} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
 
 
 def check_shape(kernel: KernelLike, model: Model, X: ArrayLike) -> None:
@@ -114,6 +182,10 @@ def check_positive_semidefinite(
     """
     tol = None if tol is None else number("tol", tol, low=0)
     kernel, X, K = _with_block(kernel, model, X)
+    _require_positive_semidefinite(kernel, K, tol)
+
+
+def _require_positive_semidefinite(kernel, K, tol) -> None:
     for name, matrix in _matrices(K):
         values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
         largest = np.abs(values).max()
@@ -179,7 +251,8 @@ def check_scaling(
     factor = number("factor", factor)
     kernel, X, K = _with_block(kernel, model, X)
     scaled = Model(_Scaled(model.network, factor), model.variables)
-    claim = f"{kernel!r} of {factor:g} times the logits is not {factor**2:g} times the kernel"
+    claim = f"{kernel!r} of {factor:g} times the logits is not {factor**2:g} times the kernel (which is a law of "
+    claim += "tangent kernels alone: for another kernel write check_kernel(..., tangent=False))"
     _require_close(claim, _block_of(kernel, scaled, X, X), factor**2 * K, rtol)
 
 
