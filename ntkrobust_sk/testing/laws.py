@@ -251,9 +251,9 @@ def check_scaling(
     factor = number("factor", factor)
     kernel, X, K = _with_block(kernel, model, X)
     scaled = Model(_Scaled(model.network, factor), model.variables)
-    claim = f"{kernel!r} of {factor:g} times the logits is not {factor**2:g} times the kernel (which is a law of "
-    claim += "tangent kernels alone: for another kernel write check_kernel(..., tangent=False))"
-    _require_close(claim, _block_of(kernel, scaled, X, X), factor**2 * K, rtol)
+    claim = f"{kernel!r} of {factor:g} times the logits is not {factor**2:g} times the kernel"
+    way = "; that is a law of tangent kernels alone: for another one write check_kernel(..., tangent=False)"
+    _require_close(claim, _block_of(kernel, scaled, X, X), factor**2 * K, rtol, way=way)
 
 
 def check_dtype_drift(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
@@ -363,7 +363,7 @@ def _eps(array) -> float:
     return float(jnp.finfo(jnp.result_type(float, array.dtype)).eps)
 
 
-def _require_close(claim, found, expected, rtol, *, scale=None) -> None:
+def _require_close(claim, found, expected, rtol, *, scale=None, way="") -> None:
     if found.shape != expected.shape:
         raise AssertionError(f"{claim}: shape {found.shape} instead of {expected.shape}")
     rtol = ROUNDING * max(_eps(found), _eps(expected)) if rtol is None else number("rtol", rtol, low=0)
@@ -377,5 +377,5 @@ def _require_close(claim, found, expected, rtol, *, scale=None) -> None:
         entry, share = tuple(int(i) for i in worst), difference[worst] / scale if scale else np.inf
         raise AssertionError(
             f"{claim}: entry {entry} is {found[worst]:.7g} instead of {expected[worst]:.7g}, off by {share:.2g} "
-            f"of the largest entry where {rtol:.2g} is allowed"
+            f"of the largest entry where {rtol:.2g} is allowed{way}"
         )

@@ -20,7 +20,7 @@ import pytest
 
 from ntkrobust_sk import CNN, MLP, ClassNTK, FullNTK, Model, PseudoNTK, Stateless, TraceNTK, Variables, gram
 from ntkrobust_sk.kernels.fingerprint import _of, _Reading, fingerprint
-from ntkrobust_sk.kernels.gram_matrix import _has_same_numbers, _scale
+from ntkrobust_sk.kernels.gram_matrix import _scale, has_same_numbers
 from ntkrobust_sk.kernels.ntk import resolve_kernel
 from ntkrobust_sk.kernels.plan import fixed_plan, make_plan
 from ntkrobust_sk.kernels.store import DamagedTileError, GramStore, _opened, read_gram
@@ -494,7 +494,7 @@ def test_one_entry_that_is_half_a_percent_off_is_seen(by, same):
     changed[0, 1] += (by - 1) * scale[0, 1]
     plan = make_plan(resolve_kernel("trace"), MODEL, X.shape[1:], 2**28, n_rows=len(X))
     store = types.SimpleNamespace(array=changed, holds=lambda i, j: True, read_tile=lambda i, j: changed)
-    assert _has_same_numbers(TileJob(resolve_kernel("trace"), MODEL, X, None, plan), store) == same
+    assert has_same_numbers(TileJob(resolve_kernel("trace"), MODEL, X, None, plan), store) == same
 
 
 @pytest.mark.slow
