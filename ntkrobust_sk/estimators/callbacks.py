@@ -8,10 +8,13 @@ from typing import Any, Self
 import sklearn
 
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn.callback import (  # pyright: ignore[reportAssignmentType]
+        CallbackSupportMixin,
+        with_callbacks,
+    )
 except ImportError:  # scikit-learn 1.8
 
-    class CallbackSupportMixin:
+    class CallbackSupportMixin:  # pyright: ignore[reportRedeclaration]
         """What takes callbacks in scikit-learn 1.9, and says so before."""
 
         def set_callbacks(self, *callbacks: Any) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,7 @@ def in_final_form(model: Model, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarra
 
 def followed(
     self: Any, name: str, states: Iterator[TrainState], start: TrainState, n_epochs: int
-) -> Iterator[TrainState]:
+) -> Generator[TrainState, None, None]:
     """Yield the states of epochs; keep loss, number and, when it ends for whatever reason, the last model."""
     description = f"{type(self).__name__} ({'benign' if self.attack is None else type(self.attack).__name__})"
     bar = tqdm(states, description, n_epochs, disable=not self.verbose, unit="epoch", leave=False)

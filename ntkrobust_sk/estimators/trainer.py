@@ -271,8 +271,12 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
         best = None
         if self.early_stopping:
             key, key_split, key_score = jax.random.split(key, 3)
-            (X, y, sample_weight), held_out = split_off(self.validation_fraction, X, y, sample_weight, key_split)
-            best = BestEpoch(self.validation_attack or self.attack, *held_out, key_score)
+            left, (held_X, held_y, held_weight) = split_off(
+                self.validation_fraction, X, y, sample_weight, key_split
+            )
+            X, y, sample_weight = left
+            attack = self.validation_attack or self.attack
+            best = BestEpoch(attack, held_X, held_y, held_weight, key_score)
         state = recipe.first_state(model, key)
         states = recipe.states(self, state, X, y, sample_weight, self.max_epochs)
         with closing(followed(self, "model_", states, state, self.max_epochs)) as epochs:

@@ -99,7 +99,7 @@ class EquinoxNetwork:
         logits, updated = self._of_batch(module, x, (jax.tree.map(lambda leaf: leaf, moving),), key)
         return logits, ((fixed, updated) if train else state)
 
-    def _of_batch(self, module, x, states, key):
+    def _of_batch(self, module: Any, x: Any, states: tuple, key: Any) -> Any:
         """Return what a module makes of a batch, and of a state if it has one; each example has its own key."""
         random = key is not None and "key" in inspect.signature(module.__call__).parameters
 

@@ -173,11 +173,11 @@ def _states(state, data, settings, learning_rate, epochs) -> Iterator[TrainState
 
 def _batches(data, learning_rate, step, count, length) -> Batch:
     """Return batches from a step on, with the learning rate of each if it is not the same for all."""
-    taken = data.take(step, count, length)
+    x, y, weight = data.take(step, count, length)
     if learning_rate is None:
-        return Batch(*taken)
+        return Batch(x, y, weight)
     rates = [learning_rate(step + min(i, count - 1)) for i in range(length)]
-    return Batch(*taken, np.asarray(rates, data.weight.dtype))
+    return Batch(x, y, weight, np.asarray(rates, data.weight.dtype))
 
 
 def _check_finite(state, per_epoch):

@@ -84,8 +84,8 @@ class AdversarialTraining(TrainingLoss):
     Examples
     --------
     >>> import numpy as np
-    >>> AdversarialTraining()(None, jax.numpy.zeros((1, 2)), np.array([0])).round(4).tolist()
-    [0.6931]
+    >>> f"{AdversarialTraining()(None, jax.numpy.zeros((1, 2)), np.array([0]))[0]:.3f}"
+    '0.693'
     """
 
     def __call__(self, clean: jax.Array | None, adversarial: jax.Array, y: jax.Array) -> jax.Array:
@@ -115,8 +115,8 @@ class TRADES(TrainingLoss):
     --------
     >>> import jax.numpy as jnp
     >>> scores, y = jnp.array([[2.0, 0.0]]), jnp.array([0])
-    >>> TRADES()(scores, scores, y).round(4).tolist(), TRADES()(scores, -scores, y).round(4).tolist()
-    ([0.1269], [9.2658])
+    >>> f"{TRADES()(scores, scores, y)[0]:.3f} {TRADES()(scores, -scores, y)[0]:.3f}"
+    '0.127 9.266'
     """
 
     beta: float = 6.0
@@ -170,8 +170,8 @@ class MART(TrainingLoss):
     --------
     >>> import jax.numpy as jnp
     >>> sure, y = jnp.array([[4.0, 0.0]]), jnp.array([0])
-    >>> MART()(sure, sure, y).round(4).tolist(), MART()(sure, -sure, y).round(2).tolist()
-    ([0.0363], [8.38])
+    >>> f"{MART()(sure, sure, y)[0]:.3f} {MART()(sure, -sure, y)[0]:.2f}"
+    '0.036 8.38'
     """
 
     beta: float = 5.0
@@ -215,8 +215,8 @@ class AWP:
     >>> import jax.numpy as jnp
     >>> weights = {"kernel": jnp.eye(2), "bias": jnp.ones(2)}
     >>> moved = AWP(0.1).moved(weights, {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
-    >>> (moved["kernel"] - weights["kernel"]).round(4).tolist(), moved["bias"].tolist()
-    ([[0.0707, 0.0707], [0.0707, 0.0707]], [1.0, 1.0])
+    >>> f"{moved['kernel'][0, 1]:.4f}", moved["bias"].tolist()
+    ('0.0707', [1.0, 1.0])
     """
 
     gamma: float = 0.005
@@ -263,7 +263,7 @@ def require_awp(found: Any) -> AWP | None:
     return found
 
 
-def _of_classes(scores, y):
+def _of_classes(scores: Any, y: Any) -> jax.Array:
     return two_columns(scores) if is_binary(scores.shape, y) else scores
 
 

@@ -160,7 +160,7 @@ def resolve_optimizer(
     return _named(optimizer), values
 
 
-def _of_optax(optimizer, said):
+def _of_optax(optimizer: Any, said: dict) -> Any:
     if callable(optimizer) and not isinstance(optimizer, type):
         raise TypeError(
             "optimizer must be a name or an optimiser of optax, got a function, which may be a schedule, "
