@@ -65,3 +65,10 @@ ax.set(
 )
 ax.set_ylabel("accuracy on 150 test images")
 plt.show()
+
+# %%
+# A report alone draws itself, with its intervals. Keywords go to matplotlib, as in scikit-learn's displays.
+
+ax = reports["adversarial"].plot(line_kw={"linewidth": 2})
+ax.set_title("The adversarial network under PGD")
+plt.show()

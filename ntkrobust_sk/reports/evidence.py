@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,22 +17,24 @@ LEARNED = 0.5
 NO_VERDICT = "no verdict"
 # Published beside a claim's statement, by the claim's number.
 PUBLISHED = {"3": "76.1 % robust accuracy (PGD, ε = 4/255) of a ResNet-18 on CIFAR-10, trained on a fixed kernel"}
-# Settings of the paper, or of its code, and the field of the experiment that has ours.
-PAPER_SETTINGS: dict[str, tuple[Any, str]] = {
-    "data": ("CIFAR-10, CIFAR-100", "data"),
-    "network": ("ResNet-18", "network"),
-    "training examples": (50_000, "n_train"),
-    "test examples, all attacked": (10_000, "n_test"),
-    "training examples that kernels are measured on": (500, "n_kernel"),
-    "epsilon": (4 / 255, "epsilon"),
-    "PGD steps in training": (20, "train_steps"),
-    "PGD steps in scoring": (100, "test_steps"),
-    "epochs of stage 1": (100, "epochs"),
-    "learning rate of stage 1": (0.1, "learning_rate"),
-    "epochs of stage 2": (100, "stage2_epochs"),
-    "learning rate of stage 2": (0.01, "stage2_learning_rate"),
-    "batch size": (128, "batch_size"),
-    "momentum": (0.9, "momentum"),
+# Settings of the paper, or of its code.
+PAPER_SETTINGS = {
+    "data": "CIFAR-10, CIFAR-100",
+    "network": "ResNet-18",
+    "training examples": 50_000,
+    "test examples, all attacked": 10_000,
+    "training examples that kernels are measured on": 500,
+    "norm": "linf",
+    "epsilon": 4 / 255,
+    "attack in training": "PGD",
+    "its steps": 20,
+    "PGD steps in scoring": 100,
+    "epochs of stage 1": 100,
+    "learning rate of stage 1": 0.1,
+    "epochs of stage 2": 100,
+    "learning rate of stage 2": 0.01,
+    "batch size": 128,
+    "momentum": 0.9,
 }
 
 

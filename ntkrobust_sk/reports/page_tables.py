@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -80,14 +81,35 @@ def accuracies_table(result: EvolutionResult) -> Table:
 
 def settings_table(result: EvolutionResult) -> Table:
     """Make the table of the paper's settings beside those of a run."""
-    used = result.of_kind("checkpoint")[0]
-    rows = []
-    for name, (paper, field) in PAPER_SETTINGS.items():
-        # what was used, and not what was asked for
-        ours = used[field] if field in ("n_train", "n_test", "n_kernel") else getattr(result.experiment, field)
-        rows.append([name, paper, ours if isinstance(ours, int | float | str) else type(ours).__name__])
+    rows = [[name, PAPER_SETTINGS[name], ours] for name, ours in _own_settings(result).items()]
     columns = ("setting", "the paper", "this run")
     return Table("settings", columns, [[plain(value) for value in row] for row in rows], csv_url(columns, rows))
+
+
+def _own_settings(result) -> dict[str, Any]:
+    """Return the run's settings under the names that the paper's have."""
+    experiment, used = result.experiment, result.of_kind("checkpoint")[0]
+    training, scoring = experiment.train_attack, experiment.test_attack
+    return {
+        "data": name_of(experiment.data),
+        "network": name_of(experiment.network),
+        # what was used, and not what was asked for
+        "training examples": used["n_train"],
+        "test examples, all attacked": used["n_test"],
+        "training examples that kernels are measured on": used["n_kernel"],
+        "norm": scoring.norm,
+        "epsilon": scoring.epsilon,
+        "attack in training": type(training).__name__,
+        # one, for those that have no number of them
+        "its steps": getattr(training, "n_steps", 1),
+        "PGD steps in scoring": scoring.n_steps,
+        "epochs of stage 1": experiment.epochs,
+        "learning rate of stage 1": experiment.learning_rate,
+        "epochs of stage 2": experiment.stage2_epochs,
+        "learning rate of stage 2": experiment.stage2_learning_rate,
+        "batch size": experiment.batch_size,
+        "momentum": experiment.momentum,
+    }
 
 
 def states_table(result: EvolutionResult) -> Table:
@@ -135,6 +157,11 @@ def plain(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def name_of(value: Any) -> str:
+    """Name what was given by name, or else by its type."""
+    return str(value) if isinstance(value, str | os.PathLike) else type(value).__name__
 
 
 def _harmless(value):

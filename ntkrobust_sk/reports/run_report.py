@@ -26,6 +26,7 @@ from ..evolution.tasks import RESTARTS
 from . import page_figures, page_tables
 from .evidence import counted, learning_of, stated_claims
 from .page_drawing import picture
+from .page_tables import name_of
 
 # Side of a kernel's image in the page; larger kernels are averaged over squares.
 PIXELS = 100
@@ -118,11 +119,11 @@ def contents(result: EvolutionResult) -> dict[str, Any]:
         page_tables.transfer_table(result),
         page_tables.features_table(result),
     ]
-    settings = RunDirectory(result.path).settings
     return {
-        "title": f"Kernel evolution: {_name(experiment.data)}, {_name(experiment.network)}",
+        "title": f"Kernel evolution: {name_of(experiment.data)}, {name_of(experiment.network)}",
         "experiment": experiment,
-        "norm": NORMS.get(getattr(experiment, "norm", "linf"), getattr(experiment, "norm", "linf")),
+        "attack": experiment.test_attack,
+        "norm": NORMS.get(experiment.test_attack.norm, experiment.test_attack.norm),
         "used": result.of_kind("checkpoint")[0],
         "starts": 1 + RESTARTS,
         "learning": learning,
@@ -138,7 +139,7 @@ def contents(result: EvolutionResult) -> dict[str, Any]:
         "data": mapped(_finite_or_none, slider_data(result)),
         "pixels": PIXELS,
         "sections": sections,
-        "settings": {name: page_tables.plain(value) for name, value in settings.items() if value is not None},
+        "settings": _settings(result),
         "written_on": _written_on(),
         "style": _part("report_style.css"),
         "script": _part("report_script.js"),
@@ -196,9 +197,15 @@ def _part(name: str) -> str:
     return files("ntkrobust_sk.reports").joinpath(name).read_text(encoding="utf-8")
 
 
-def _name(value: Any) -> str:
-    """Name what was given by name, or else by its type."""
-    return str(value) if isinstance(value, str | os.PathLike) else type(value).__name__
+def _settings(result) -> dict[str, str]:
+    """Write the settings of a run; what is no plain value there, as Python would."""
+    found = {name: value for name, value in RunDirectory(result.path).settings.items() if value is not None}
+    return {
+        name: repr(getattr(result.experiment, name, value))
+        if isinstance(value, dict)
+        else page_tables.plain(value)
+        for name, value in found.items()
+    }
 
 
 def _written_on() -> str:

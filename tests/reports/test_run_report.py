@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from ntkrobust_sk import (
+    MLP,
+    PGD,
     EvolutionDisplay,
     ImageGridDisplay,
     KernelDistanceDisplay,
@@ -310,6 +312,17 @@ def test_accuracy_is_enough_from_half_way_between_guessing_and_always_right(resu
 
 
 @pytest.mark.slow
+def test_a_report_names_a_network_and_an_attack_of_one_s_own(tmp_path):
+    own = {"network": MLP(widths=(16,)), "attack": PGD(0.5, n_steps=3, norm="l2"), "regimes": ("benign",)}
+    experiment = replace(EXPERIMENT, **own, epsilon=None, norm=None, epochs=1, stage2=(), stage2_from=())
+    page = write_report(experiment.run(tmp_path / "run", progress=False)).read_text(encoding="utf-8")
+    assert "<title>Kernel evolution: digits, MLP</title>" in page and "Attacks: L2, epsilon 0.5;" in page
+    assert html.escape("MLP(n_outputs=None, widths=(16,)") in page
+    settings = {name: ours for name, _, ours in cells_of(page, "settings")}
+    assert [settings[name] for name in ("norm", "attack in training", "its steps")] == ["l2", "PGD", "3"]
+
+
+@pytest.mark.slow
 def test_names_in_a_report_cannot_be_code(result, tmp_path, monkeypatch):
     hostile = "</script><script>alert('x')</script>\"'><img src=x onerror=alert(1)>"
     folder = SimpleNamespace(settings={"data": hostile, hostile: [hostile]})
@@ -409,4 +422,4 @@ def test_numbers_that_are_not_finite_are_shown_as_that_and_the_page_s_data_stay_
     shown = json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert shown["regimes"][0]["robust"] == [None] * 3 and "not finite" in page
     # what was used, and not what was asked for
-    assert "1 epochs on 60 examples" in page and "on 30 test examples" in page and "Kernels of 30 " in page
+    assert "1 epoch on 60 examples" in page and "on 30 test examples" in page and "Kernels of 30 " in page
