@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.base import is_regressor
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._validation import brief
@@ -145,16 +149,22 @@ class RobustScorer:
         Raises
         ------
         TypeError
-            If the metric needs answers that the estimator does not give.
+            If the metric needs answers that the estimator does not give, or takes no weights where there are some.
+        ValueError
+            If the metric gives something else than one finite number.
         """
         options: dict[str, Any] = {"sample_weight": sample_weight, "random_state": self.random_state}
         if self.metric is None:
             return robust_accuracy(estimator, X, y, self.attack, **options)
         scorer = _scorer(self.metric, self.response_method)
         _require_answers(estimator, self.metric, scorer)
-        X_adv = perturb(estimator, X, y, self.attack, random_state=self.random_state)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        return float(scorer(estimator, X_adv, y, **weights))
+        if weights:
+            _require_weights(self.metric, scorer)
+        # of the inputs too, since what a metric does not take should be said before anything is attacked
+        _measured(self.metric, scorer, estimator, X, y, weights)
+        X_adv = perturb(estimator, X, y, self.attack, random_state=self.random_state)
+        return _measured(self.metric, scorer, estimator, X_adv, y, weights)
 
     def set_score_request(self, *, sample_weight: bool | str | None) -> RobustScorer:
         """Return a scorer that asks for ``sample_weight``, or for metadata of this name, where they are routed."""
@@ -260,8 +270,36 @@ def _require_answers(estimator, metric, scorer) -> None:
     known = ("predict", "predict_proba", "decision_function")
     asked = [method for method in methods if method in known]
     if asked and not any(hasattr(estimator, method) for method in asked):
-        name = getattr(metric, "__name__", metric)
+        way = "choose a metric of labels, such as 'balanced_accuracy', or calibrate it by CalibratedClassifierCV"
+        if not hasattr(estimator, "fit"):
+            way = "a function from inputs to scores has its accuracy alone: leave metric out"
+        elif is_regressor(estimator):
+            way = "choose a metric of numbers, such as 'neg_mean_absolute_error'"
         raise TypeError(
-            f"the metric {name!r} needs {' or '.join(asked)}, which {type(estimator).__name__} does not have; "
-            "choose a metric of labels, such as 'balanced_accuracy', or calibrate it by CalibratedClassifierCV"
+            f"the metric {_name(metric)} needs {' or '.join(asked)}, which {type(estimator).__name__} does not "
+            f"have; {way}"
         )
+
+
+def _require_weights(metric, scorer) -> None:
+    """Raise TypeError if a metric takes no weights."""
+    parameters = signature(getattr(scorer, "_score_func", scorer)).parameters
+    if "sample_weight" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        raise TypeError(f"the metric {_name(metric)} takes no sample_weight; leave sample_weight out")
+
+
+def _measured(metric, scorer, estimator, X, y, weights) -> float:
+    """Return what a metric gives, or raise ValueError unless that is one finite number."""
+    try:
+        found = scorer(estimator, X, y, **weights)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"That is what the metric {_name(metric)} says of {type(estimator).__name__} and y.")
+        raise
+    is_number = isinstance(found, numbers.Real | np.ndarray) and np.ndim(found) == 0
+    if not is_number or not np.isfinite(found):
+        raise ValueError(f"the metric {_name(metric)} must give one finite number, got {brief(found)}")
+    return float(found)
+
+
+def _name(metric) -> str:
+    return repr(getattr(metric, "__name__", metric))

@@ -62,6 +62,7 @@ X, Y = load_iris(return_X_y=True)
 X, Y = X[::2] / 8, Y[::2]
 NETWORK = MLP(widths=(6,))
 ATTACK = PGD(0.05, n_steps=3)
+UNBOUNDED = PGD(0.3, n_steps=3, bounds=None)
 WEIGHT = np.random.default_rng(0).uniform(0.1, 2, size=len(X))
 CLASSIFIER = EmpiricalNTKClassifier(NETWORK, alpha=1e-4, random_state=0)
 
@@ -535,3 +536,65 @@ def test_a_metric_of_probabilities_says_that_there_are_none():
     fitted = LinearSVC().fit(METRICS_X, METRICS_Y)
     with pytest.raises(TypeError, match="'neg_log_loss' needs predict_proba, which LinearSVC does not have"):
         make_robust_scorer(BOUNDLESS, metric="neg_log_loss")(fitted, METRICS_X, METRICS_Y)
+
+
+@pytest.mark.parametrize(
+    ("metric", "error", "message"),
+    [
+        (lambda y, found: np.nan, ValueError, "must give one finite number, got nan"),
+        (lambda y, found: np.ones(3), ValueError, "must give one finite number, got an array"),
+        (lambda y, found: "good", ValueError, "must give one finite number, got 'good'"),
+        ("f1", ValueError, "Target is multiclass"),
+        ("roc_auc", ValueError, "multi_class must be in"),
+        ("neg_mean_poisson_deviance", ValueError, "strictly positive"),
+    ],
+)
+def test_what_a_metric_does_not_take_or_give_is_said_before_anything_is_attacked(metric, error, message):
+    def never(model, x, y, *, key):
+        raise AssertionError("attacked")
+
+    X, y = load_iris(return_X_y=True)
+    scorer = make_robust_scorer(never, metric=metric)
+    with pytest.raises(error, match=message) as raised:
+        scorer(LogisticRegression(max_iter=500).fit(X, y), X, y)
+    if isinstance(metric, str):
+        assert f"the metric {metric!r} says of LogisticRegression" in raised.value.__notes__[0]
+
+
+def test_weights_for_a_metric_without_any_are_refused():
+    X, y = load_iris(return_X_y=True)
+    scorer = make_robust_scorer(UNBOUNDED, metric=lambda y, found: np.mean(y == found))
+    with pytest.raises(TypeError, match="takes no sample_weight"):
+        scorer(LogisticRegression(max_iter=500).fit(X, y), X, y, sample_weight=np.ones(len(y)))
+
+
+def test_what_needs_probabilities_says_what_a_regressor_and_a_function_have():
+    X, y = load_iris(return_X_y=True)
+    of_probabilities = make_robust_scorer(UNBOUNDED, metric="neg_log_loss")
+    with pytest.raises(
+        TypeError, match=r"'neg_log_loss' needs predict_proba, which Ridge .*'neg_mean_absolute_error'"
+    ):
+        of_probabilities(Ridge().fit(X, y), X, y)
+    with pytest.raises(TypeError, match="a function from inputs to scores has its accuracy alone"):
+        of_probabilities(as_model(LogisticRegression(max_iter=500).fit(X, y)), X, y)
+
+
+def test_metrics_are_routed_weights_in_a_cross_validation():
+    X, y = load_iris(return_X_y=True)
+    weights = np.where(y == 2, 0.0, 1.0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        scorer = make_robust_scorer(UNBOUNDED, metric="accuracy").set_score_request(sample_weight=True)
+        classifier = LogisticRegression(max_iter=500).set_fit_request(sample_weight=False)
+        found = cross_validate(
+            classifier,
+            X,
+            y,
+            scoring=scorer,
+            params={"sample_weight": weights},
+            cv=3,
+            return_estimator=True,
+            return_indices=True,
+        )
+    for model, score, at in zip(found["estimator"], found["test_score"], found["indices"]["test"], strict=True):
+        right = model.predict(perturb(model, X[at], y[at], UNBOUNDED)) == y[at]
+        assert score == pytest.approx(np.average(right, weights=weights[at]))
