@@ -102,16 +102,19 @@ class Progress(AbstractContextManager):
     def time_left(self) -> str:
         """Estimate the time that the rest takes, by what finished tasks of each kind took; "" while none is known.
 
-        The median is taken: the first task of a kind compiles what the others use. Where tasks are left of a kind
-        of which none has finished, only a lower bound is known.
+        The first task of a kind compiles what the others use, so it counts only where it is the only one. Where
+        tasks are left of a kind of which none has finished, only a lower bound is known.
         """
-        known = {kind: statistics.median(took) for kind, took in self._took.items()}
+        left = set(self._left.values())
+        known = {kind: statistics.median(took[1:]) for kind, took in self._took.items() if len(took) > 1}
+        if is_whole := self._took.keys() >= left:
+            known = {kind: took[0] for kind, took in self._took.items()} | known
         seconds = sum(known.get(kind, 0.0) for kind in self._left.values())
         if not seconds:
             return ""
         spent = sum(self._clock() - at for name, at in self._began.items() if self._left.get(name) in known)
-        left = _readable(max(seconds - spent, 0) / self._n_workers)
-        return f"{'about' if known.keys() >= set(self._left.values()) else 'more than'} {left} left"
+        time_left = _readable(max(seconds - spent, 0) / self._n_workers)
+        return f"{'about' if is_whole else 'more than'} {time_left} left"
 
 
 def _readable(seconds: float) -> str:

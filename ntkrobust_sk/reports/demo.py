@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .._drawing import COLORS
 from .._files import explained, require_file, write_atomically, written_atomically
 from .._locks import held
-from .._validation import check_path
+from .._validation import check_path, integer
 from ..analysis.metrics import kernel_distance
 from ..analysis.spectra import effective_rank
 from ..attacks.pgd import PGD
@@ -79,6 +79,7 @@ class Demo:
     def __post_init__(self):
         # now, and not in the minute in which each is needed
         check_numbers(self)
+        integer("n_kernel", self.n_kernel)
 
 
 # Sizes that let the demo take minutes, in place of those of the experiment on the same data.
@@ -231,13 +232,12 @@ def _draw(results, grams, path) -> None:
     bars, matrix, spectra = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_accuracies(bars, results)
     distances = [list(row.values()) for row in results["kernel_distance"].values()]
-    KernelDistanceDisplay(distances, list(grams)).plot(matrix, cmap="Purples", values_format=".2g")
+    KernelDistanceDisplay(distances, list(grams)).plot(matrix, cmap="Purples")
     matrix.set_title("Kernel distance")
     matrix.tick_params(labelsize=8)
     SpectrumDisplay({name: spectrum(K) for name, K in grams.items()}).plot(spectra)
-    for line in spectra.lines:
-        line.set_label(f"{line.get_label()} (effective rank {results['effective_rank'][line.get_label()]:.1f})")
-    _legend_below(spectra, ncols=1)
+    for text in spectra.get_legend().get_texts():
+        text.set_text(f"{text.get_text()} (effective rank {results['effective_rank'][text.get_text()]:.1f})")
     spectra.set_title("Kernel spectrum")
     with written_atomically(path) as file:
         figure.savefig(file, dpi=150, format="png")
@@ -253,10 +253,5 @@ def _draw_accuracies(axes, results) -> None:
     settings = results["settings"]
     axes.set_yticks(at, [name.replace(", ", ",\n") for name in names], fontsize=8)
     axes.set(xlim=(0, 1.12), xlabel="accuracy", title=f"{settings['data']}, PGD-{settings['test_steps']}")
-    _legend_below(axes, ncols=2)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend_below(axes, ncols) -> None:
-    """Put the legend where it hides nothing."""
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=ncols, frameon=False)

@@ -150,3 +150,23 @@ def test_wrong_use_is_told_of_in_one_line_that_says_where_help_is(arguments, sai
 def test_arguments_are_named_as_options(message, written):
     _, parser = read_arguments(["evolve", "--out", "x"])
     assert parser.with_flags(message) == written
+
+
+NUMBERS = [
+    (command, one.name)
+    for command, file, name in (
+        ("evolve", "evolution/experiment.py", "KernelEvolution"),
+        ("demo", "reports/demo.py", "Demo"),
+    )
+    for one in parameters(file, name).values()
+    if one.annotation.removesuffix(" | None") in ("int", "float")
+]
+
+
+@pytest.mark.parametrize(("command", "name"), NUMBERS)
+def test_a_wrong_number_is_told_of_by_its_option(command, name, tmp_path, capsys):
+    flag = f"--{name.replace('_', '-')}"
+    assert main([command, "--out", str(tmp_path / "x"), flag, "-1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ntkrobust {command}: ") and flag in line and name not in line.replace(flag, "")
+    assert not (tmp_path / "x").exists()

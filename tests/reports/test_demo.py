@@ -141,7 +141,8 @@ def test_the_commands_of_the_documentation_are_understood(monkeypatch):
         assert cli.main(shlex.split(command)) == 0
         options = seen.pop()
         out, _ = options.pop("out"), options.pop("n_jobs", None)
-        assert out.startswith("runs/") and preset(**options).data == options["data"]
+        options = {name: value for name, value in options.items() if value is not None}
+        assert out.startswith("runs/") and preset(**({"data": "digits"} | options)).data
     assert len(commands) >= 4 and any("--network resnet18 --n-train 50000" in command for command in commands)
 
 
