@@ -23,6 +23,7 @@ RUN_HERE = [
     "gram_on_disk",
     "kernel_of_many",
     "nearest_points",
+    "robust_overfitting",
     "transfer",
 ]
 # Runs for longer than it compiles: as a user runs it, without the tests' compiler settings.

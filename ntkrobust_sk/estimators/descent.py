@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
 from .._validation import fitting, number
@@ -97,6 +96,9 @@ def split_off(fraction: float, X: np.ndarray, y: np.ndarray, sample_weight: Any,
             " another validation_fraction, or early_stopping=False"
         )
     seed = int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))
+    # it imports scikit-learn's measures
+    from sklearn.model_selection import train_test_split
+
     left, held_out = train_test_split(np.arange(len(y)), test_size=n_held_out, stratify=y, random_state=seed)
     return tuple(
         (X[at], y[at], None if sample_weight is None else np.asarray(sample_weight)[at]) for at in (left, held_out)

@@ -232,12 +232,13 @@ def _draw(results, grams, path) -> None:
     bars, matrix, spectra = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_accuracies(bars, results)
     distances = [list(row.values()) for row in results["kernel_distance"].values()]
-    KernelDistanceDisplay(distances, list(grams)).plot(matrix, cmap="Purples")
+    KernelDistanceDisplay(distances, list(grams)).plot(matrix, cmap="Purples", values_format=".2g")
     matrix.set_title("Kernel distance")
     matrix.tick_params(labelsize=8)
     SpectrumDisplay({name: spectrum(K) for name, K in grams.items()}).plot(spectra)
-    for text in spectra.get_legend().get_texts():
-        text.set_text(f"{text.get_text()} (effective rank {results['effective_rank'][text.get_text()]:.1f})")
+    for line in spectra.lines:
+        line.set_label(f"{line.get_label()} (effective rank {results['effective_rank'][line.get_label()]:.1f})")
+    _legend_below(spectra, ncols=1)
     spectra.set_title("Kernel spectrum")
     with written_atomically(path) as file:
         figure.savefig(file, dpi=150, format="png")
@@ -253,5 +254,10 @@ def _draw_accuracies(axes, results) -> None:
     settings = results["settings"]
     axes.set_yticks(at, [name.replace(", ", ",\n") for name in names], fontsize=8)
     axes.set(xlim=(0, 1.12), xlabel="accuracy", title=f"{settings['data']}, PGD-{settings['test_steps']}")
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    _legend_below(axes, ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_below(axes, ncols) -> None:
+    """Put the legend where it hides nothing."""
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=ncols, frameon=False)

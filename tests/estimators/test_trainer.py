@@ -419,3 +419,20 @@ def test_divergence_keeps_the_last_finite_model_with_all_options():
     with pytest.raises(TrainingDivergedError):
         trainer.fit(X, Y)
     assert np.isfinite(weights(trainer)).all()
+
+
+def test_fields_of_losses_and_schedules_are_parameters_of_a_search():
+    from sklearn.model_selection import GridSearchCV
+
+    trainer = made(loss=TRADES(), weight_perturbation=AWP(), learning_rate_schedule="piecewise", max_epochs=1)
+    grid = {
+        "loss__beta": [1.0, 3.0],
+        "weight_perturbation__gamma": [0.01],
+        "learning_rate_schedule__factor": [0.5],
+    }
+    search = GridSearchCV(trainer, grid, cv=2, error_score="raise").fit(X, Y)
+    best = search.best_estimator_
+    assert best.loss in (TRADES(1.0), TRADES(3.0)) and best.weight_perturbation == AWP(0.01)
+    assert best.learning_rate_schedule == MultiStep(factor=0.5)
+    with pytest.raises(ValueError, match="loss"):
+        made().set_params(loss__beta=3.0)

@@ -1,0 +1,106 @@
+"""Each step that has got gradients, on breast cancers: they are the differences, and lead further than search."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.datasets import load_breast_cancer
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    PowerTransformer,
+    QuantileTransformer,
+    SplineTransformer,
+    StandardScaler,
+)
+from sklearn.svm import SVC
+
+from ntkrobust_sk import PGD, Square, robust_accuracy
+from ntkrobust_sk.robustness.target import attackable
+from ntkrobust_sk.targets.target import enable_x64
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:attacks leave these columns")]
+X, Y = load_breast_cancer(return_X_y=True, as_frame=True)
+# in standard deviations; and a column of three sizes, for the encoders
+X = X[["mean texture", "mean smoothness", "worst area", "worst concavity"]]
+X = ((X - X.mean()) / X.std()).assign(size=KBinsDiscretizer(3, encode="ordinal").fit_transform(X[["worst area"]]))
+NUMBERS = list(X.columns[:4])
+ROWS, LABELS = X[::8], Y[::8]
+LINEAR = LogisticRegression(C=0.5)
+
+
+def before(step, last=LINEAR):
+    """A pipeline on the numbers alone."""
+    return make_pipeline(make_column_transformer((step, NUMBERS)), last)
+
+
+def encoded(encoder):
+    return make_pipeline(make_column_transformer((StandardScaler(), NUMBERS), (encoder, ["size"])), LINEAR)
+
+
+STEPS = {
+    "OneHotEncoder": encoded(OneHotEncoder()),
+    "OrdinalEncoder": encoded(OrdinalEncoder()),
+    "SimpleImputer": before(SimpleImputer()),
+    "QuantileTransformer": before(QuantileTransformer(n_quantiles=30, output_distribution="normal")),
+    "PowerTransformer": before(PowerTransformer()),
+    "SplineTransformer": before(SplineTransformer(5, extrapolation="linear")),
+    "FunctionTransformer": before(FunctionTransformer(jnp.tanh, validate=True)),
+    "CalibratedClassifierCV": before(StandardScaler(), CalibratedClassifierCV(SVC(), cv=2)),
+    "VotingClassifier": before(
+        StandardScaler(), VotingClassifier([("a", LINEAR), ("b", GaussianNB())], voting="soft")
+    ),
+    "StackingClassifier": before(StandardScaler(), StackingClassifier([("a", LINEAR), ("b", SVC())], cv=2)),
+    "BaggingClassifier": before(StandardScaler(), BaggingClassifier(LINEAR, n_estimators=3, random_state=0)),
+    "OneVsRestClassifier": before(StandardScaler(), OneVsRestClassifier(LINEAR)),
+    "QuadraticDiscriminantAnalysis": before(StandardScaler(), QuadraticDiscriminantAnalysis()),
+    "GaussianNB": before(StandardScaler(), GaussianNB()),
+    "NearestCentroid": before(StandardScaler(), NearestCentroid()),
+}
+
+
+def differ_from_central_differences(target, columns):
+    """The largest difference of slopes, over their largest, of a mixture of scores, at points between the data."""
+    rng = np.random.default_rng(0)
+    points = target.X[:6].copy()
+    points[:, columns] += rng.uniform(-0.05, 0.05, (6, len(columns)))
+    with enable_x64(True):
+        mixture = jnp.asarray(rng.normal(size=target.model(jnp.asarray(points[:1])).shape[1]))
+        total = jax.jit(lambda x: target.model(x) @ mixture)
+        slopes = np.asarray(jax.jit(jax.grad(lambda x: total(x).sum()))(jnp.asarray(points)))[:, columns]
+        found = np.zeros_like(slopes)
+        for place, column in enumerate(columns):
+            step = np.zeros(points.shape[1])
+            step[column] = 1e-6
+            found[:, place] = (np.asarray(total(points + step)) - np.asarray(total(points - step))) / 2e-6
+    return np.abs(slopes - found).max() / np.abs(found).max()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_gradients_are_central_differences_and_find_no_less_than_a_search(name):
+    model = STEPS[name].fit(X, Y)
+    target = attackable(model, ROWS, LABELS)
+    assert target.no_gradient_because is None
+    assert differ_from_central_differences(target, [0, 1, 2, 3]) < 1e-4
+    white = robust_accuracy(model, ROWS, LABELS, PGD(0.4, 20, n_restarts=2, bounds=None))
+    black = robust_accuracy(model, ROWS, LABELS, Square(0.4, 200, bounds=None))
+    assert white <= black and white < model.score(ROWS, LABELS)
+
+
+def test_gradients_of_a_transformed_target_are_central_differences():
+    model = TransformedTargetRegressor(make_pipeline(StandardScaler(), Ridge()), func=np.log, inverse_func=np.exp)
+    areas = load_breast_cancer(as_frame=True).data["mean area"]
+    target = attackable(model.fit(X[NUMBERS], areas), ROWS[NUMBERS], areas[ROWS.index])
+    assert differ_from_central_differences(target, [0, 1, 2, 3]) < 1e-4
