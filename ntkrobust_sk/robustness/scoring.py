@@ -291,7 +291,7 @@ def _require_weights(metric, scorer) -> None:
 def _measured(metric, scorer, estimator, X, y, weights) -> float:
     """Return what a metric gives, or raise ValueError unless that is one finite number."""
     try:
-        found = scorer(estimator, X, y, **weights)
+        found: Any = scorer(estimator, X, y, **weights)
     except (TypeError, ValueError) as error:
         error.add_note(f"That is what the metric {_name(metric)} says of {type(estimator).__name__} and y.")
         raise
