@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
@@ -35,7 +36,8 @@ def in_threads(work: Callable, tasks: Sequence, n_jobs: int | None) -> Iterator[
 
     def done(task):
         with enable_x64(x64):
-            return work(task)
+            # else JAX would only take note of what is to be done, and do one after the other
+            return jax.block_until_ready(work(task))
 
     yield from Parallel(n_jobs=n_jobs, require="sharedmem", return_as="generator")(map(delayed(done), tasks)) or ()
 

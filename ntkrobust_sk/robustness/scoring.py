@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -291,12 +290,12 @@ def _require_weights(metric, scorer) -> None:
 def _measured(metric, scorer, estimator, X, y, weights) -> float:
     """Return what a metric gives, or raise ValueError unless that is one finite number."""
     try:
-        found: Any = scorer(estimator, X, y, **weights)
+        found = scorer(estimator, X, y, **weights)
     except (TypeError, ValueError) as error:
         error.add_note(f"That is what the metric {_name(metric)} says of {type(estimator).__name__} and y.")
         raise
-    is_number = isinstance(found, numbers.Real | np.ndarray) and np.ndim(found) == 0
-    if not is_number or not np.isfinite(found):
+    given = np.asarray(found)
+    if given.ndim or given.dtype.kind not in "biuf" or not np.isfinite(given):
         raise ValueError(f"the metric {_name(metric)} must give one finite number, got {brief(found)}")
     return float(found)
 
