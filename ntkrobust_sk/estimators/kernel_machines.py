@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..solvers.calibration import fitted_temperature
+from ..solvers.copies import distinct_spectrum
 from ..solvers.filters import Ridge
-from ..solvers.spectrum import spectrum
 from .attackable import TangentClassifier
 from .regressor import TangentRegressor
 from .shared import allowed
@@ -142,7 +142,8 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     def _look_at_left_out(self, K, targets, labels, sample_weight):
         self.temperature_ = 1.0
         if self.calibrate:
-            left_out = spectrum(K, targets, sample_weight).left_out(Ridge(self.alpha))
+            rows = K if self._precomputed else self.X_fit_
+            left_out = distinct_spectrum(K, rows, targets, sample_weight).left_out(Ridge(self.alpha))
             self.temperature_ = fitted_temperature(left_out, labels, sample_weight)
 
 

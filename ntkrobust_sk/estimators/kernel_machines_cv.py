@@ -93,9 +93,10 @@ class EmpiricalNTKClassifierCV(TangentClassifier, SelectingMachine):
 
     Notes
     -----
-    A row is left out whole: the machine is fitted to all others, with *their* weighted mean of targets and *their*
-    mean diagonal, by which alpha is a ridge, so its answer is that of a new fit to them. What is not left out is
-    the network: an unfitted ``estimator`` is trained on all rows once, and knows them. Take a FrozenEstimator that
+    A row is left out whole, with all rows that are equal to it: the machine is fitted to all others, with *their*
+    weighted mean of targets and *their* mean diagonal, by which alpha is a ridge, so its answer is that of a new
+    fit to them. A row of weight two and a row that is written twice are the same. What is not left out is the
+    network: an unfitted ``estimator`` is trained on all rows once, and knows them. Take a FrozenEstimator that
     was trained on other data, or ``GridSearchCV`` of :class:`EmpiricalNTKClassifier`, where that matters. With
     ``scoring="robust"`` the same holds for folds.
 
@@ -203,9 +204,10 @@ class EmpiricalNTKRegressorCV(TangentRegressor, SelectingMachine):
 
     Notes
     -----
-    A row is left out whole: the machine is fitted to all others, with *their* weighted mean of targets and *their*
-    mean diagonal, by which alpha is a ridge, so its answer is that of a new fit to them. What is not left out is
-    the network: an unfitted ``estimator`` is trained on all rows once, and knows them. Take a FrozenEstimator that
+    A row is left out whole, with all rows that are equal to it: the machine is fitted to all others, with *their*
+    weighted mean of targets and *their* mean diagonal, by which alpha is a ridge, so its answer is that of a new
+    fit to them. A row of weight two and a row that is written twice are the same. What is not left out is the
+    network: an unfitted ``estimator`` is trained on all rows once, and knows them. Take a FrozenEstimator that
     was trained on other data, or ``GridSearchCV`` of :class:`EmpiricalNTKRegressor`, where that matters. With
     ``scoring="robust"`` the same holds for folds.
 

@@ -15,9 +15,10 @@ from .._validation import array, brief, check_choice, number
 from ..kernels.ntk import resolve_kernel
 from ..kernels.predictors import make_predictor, training_job
 from ..solvers.calibration import fitted_temperature, log_likelihood
+from ..solvers.copies import DistinctSpectrum, distinct_spectrum
 from ..solvers.direct import SingularGramError
 from ..solvers.filters import Filter, GradientFlow, Ridge
-from ..solvers.spectrum import Spectrum, spectrum
+from ..solvers.spectrum import spectrum
 from .closed_form import ClosedFormMachine
 from .shared import allowed
 
@@ -65,7 +66,8 @@ class SelectingMachine(ClosedFormMachine):
             self._take_model(X, y, targets, sample_weight, key_model, regresses=labels is None)
             job = self._training_job(resolve_kernel(self.kernel), X, targets.shape[1], N_ARRAYS)
             K = np.asarray(self._training_gram(job))
-        found = spectrum(K, targets, sample_weight)
+        all_rows = distinct_spectrum(K, K if self._precomputed else self.X_fit_, targets, sample_weight)
+        found = all_rows.found if isinstance(all_rows, DistinctSpectrum) else all_rows
         if self.scoring == "robust":
             # of folds, whose matrices are smaller, some more could be fitted
             usable = [of for of in candidates if found.holds(of)]
@@ -73,10 +75,10 @@ class SelectingMachine(ClosedFormMachine):
             known = dict(zip(usable, robust, strict=True))
             scores = [known.get(of, np.nan) for of in candidates]
         else:
-            scores = self._scores_of_each(found, candidates, targets, labels, sample_weight)
+            scores = self._scores_of_each(found, all_rows, candidates, targets, labels, sample_weight)
         best = self._chosen(candidates, np.array(scores))
-        self._keep(job, found.dual(best), found.offset)
-        self.left_out_ = found.left_out(best)
+        self._keep(job, all_rows.dual(best), found.offset)
+        self.left_out_ = all_rows.left_out(best)
         alpha = best.alpha if isinstance(best, Ridge) else 1 / best.time
         self._keep_prior(targets - found.offset, alpha * found.scale, sample_weight)
         if labels is not None:
@@ -107,13 +109,13 @@ class SelectingMachine(ClosedFormMachine):
             self.stopping_time_ = best.time
         return best
 
-    def _scores_of_each(self, found: Spectrum, candidates, targets, labels, sample_weight) -> list[float]:
+    def _scores_of_each(self, found, all_rows, candidates, targets, labels, sample_weight) -> list[float]:
         """Return the score of each filter, higher is better; NaN where it regularises too little."""
         usable = [of for of in candidates if found.holds(of)]
         if self.scoring == "gcv":
             scores = {of: -found.gcv(of) for of in usable if found.leaves_freedom(of)}
         else:
-            left_out = zip(usable, found.left_out_each(usable), strict=True)
+            left_out = zip(usable, all_rows.left_out_each(usable), strict=True)
             scores = {of: self._score_of(each, targets, labels, sample_weight) for of, each in left_out}
         return [scores.get(of, np.nan) for of in candidates]
 

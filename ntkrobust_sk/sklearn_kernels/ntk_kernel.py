@@ -17,12 +17,16 @@ from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 
 from .._validation import array, brief, number, positive_tuple
 from ..execution.memory import parse_memory
+from ..execution.tiles import pad_rows
+from ..kernels.abstract_features import abstract_features
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
 from ..kernels.without_model import model_for
+from ..networks.inputs import finite_inputs, host_inputs
 from ..networks.model import Model
 from ..sklearn_models.registry import DifferentiableCovariance
+from ..tangent.gradient_lists import concatenate_tiles
 
 # Rows of a block of which the diagonal is taken.
 BLOCK = 64
@@ -170,6 +174,25 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         shape = None if self.input_shape is None else positive_tuple("input_shape", self.input_shape)
         return Partial(_Covariance(kernel, shape, self.memory), model, self._scale())
 
+    def remembered(self, z: np.ndarray) -> Any:
+        """Return rows (m, ...) with their tangent features, or as they are where these do not fit in ``memory``.
+
+        An attack asks for the kernel with the same training rows in each of its steps.
+        """
+        kernel, model = self._kernel_and_model()
+        if not kernel.is_tangent:
+            return z
+        rows = host_inputs("z", self._inputs("z", z), model.variables.params)
+        abstract = abstract_features(kernel, model, rows.shape[1:], rows.dtype)
+        if len(rows) * abstract.row_bytes(abstract.n_directions) > parse_memory(self.memory):
+            return z
+        tiles = (pad_rows(rows[at : at + BLOCK], BLOCK) for at in range(0, len(rows), BLOCK))
+        n_filled = math.ceil(len(rows) / BLOCK) * BLOCK
+        features = concatenate_tiles((_features(kernel, model, tile) for tile in tiles), n_filled)
+        # without the rows that fill the last tile
+        own = [leaf.each(lambda array, axis: array.take(range(len(rows)), axis)) for leaf in features]
+        return _Remembered(z, own)
+
     def _scale(self) -> float:
         """Return the scale; whatever else is a setting is looked at too."""
         parse_memory(self.memory)
@@ -230,6 +253,15 @@ class NTKKernel(DifferentiableCovariance, Kernel):
 _KEPT: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Remembered:
+    """Rows (m, ...) as they came, and their tangent features."""
+
+    rows: Any
+    features: Any
+
+
 @dataclass(frozen=True)
 class _Covariance:
     """A tangent kernel as a function of rows: of NumPy by the tiles of ``gram``, of JAX to be differentiated."""
@@ -244,7 +276,10 @@ class _Covariance:
             own = NTKKernel(
                 model, self.kernel, scale=float(scale), input_shape=self.input_shape, memory=self.memory
             )
-            return own.diag(x) if z is None else own(x, z)
+            return own.diag(x) if z is None else own(x, z.rows if isinstance(z, _Remembered) else z)
+        if isinstance(z, _Remembered):
+            x = x if self.input_shape is None else x.reshape(-1, *self.input_shape)
+            return scale * _beside(self.kernel, model, x, z.features)
         if self.input_shape is not None:
             x, z = (None if of is None else of.reshape(-1, *self.input_shape) for of in (x, z))
         return scale * (_diagonal(self.kernel, model, x) if z is None else _block(self.kernel, model, x, z))
@@ -254,6 +289,20 @@ class _Covariance:
 @partial(jax.jit, static_argnums=0)
 def _block(kernel, model, x, z):
     return kernel(model, x, z)
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(kernel, model, x):
+    with jax.default_matmul_precision("highest"):
+        return kernel.features(model, x)
+
+
+@partial(jax.jit, static_argnums=0)
+def _beside(kernel, model, x, features):
+    """Return the block of inputs and of rows whose features are known."""
+    x = finite_inputs("x", x, model.variables.params)
+    with jax.default_matmul_precision("highest"):
+        return kernel.contract(kernel.features(model, x), features)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -83,6 +83,12 @@ def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
     return np.asarray(X_fit, np.float64)[index]
 
 
+def _remembered(estimator, given, z):
+    """Return training rows as the estimator's own kernel takes them fastest."""
+    own = estimator.kernel
+    return own.remembered(z) if given is None and isinstance(own, DifferentiableCovariance) else z
+
+
 @adapts("SVC", "SVR", "NuSVC", "NuSVR", into=MACHINES)
 def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Callable:
     """Write decisions of a support vector machine; of several classes, one against the rest."""
@@ -95,7 +101,9 @@ def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Callable:
     sign = -1 if len(getattr(estimator, "classes_", ())) == 2 else 1
     dual, offset = sign * fitted(estimator, "_dual_coef_"), sign * fitted(estimator, "_intercept_")
     if len(getattr(estimator, "classes_", ())) <= 2:
-        return scores_of(estimator, Partial(expansion, k, z, dual.T, offset), len(dual))
+        return scores_of(
+            estimator, Partial(expansion, k, _remembered(estimator, kernel, z), dual.T, offset), len(dual)
+        )
     # one classifier for each pair of classes: what it takes from each class's support vectors
     ends = np.cumsum([0, *estimator.n_support_])
     sides = sides_of_pairs(len(estimator.classes_))
@@ -104,6 +112,7 @@ def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Callable:
         row[ends[i] : ends[i + 1]] = dual[j - 1, ends[i] : ends[i + 1]]
         row[ends[j] : ends[j + 1]] = dual[i, ends[j] : ends[j + 1]]
 
+    z = _remembered(estimator, kernel, z)
     return Partial(_one_vs_rest_expansion, k, z, weights.T, offset, sides, weights.T @ sides, offset @ sides)
 
 
@@ -152,7 +161,7 @@ def kernel_ridge(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
     k = _kernel_of(estimator, kernel, estimator.gamma, {})
     dual = fitted(estimator, "dual_coef_")
     z = _training_inputs(estimator, estimator.X_fit_, X_fit, len(dual))
-    return Partial(expansion, k, z, dual.reshape(len(z), -1), 0.0)
+    return Partial(expansion, k, _remembered(estimator, kernel, z), dual.reshape(len(z), -1), 0.0)
 
 
 @adapts("KernelPCA", into=MACHINES)
@@ -166,7 +175,7 @@ def kernel_pca(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
     scaled[:, kept] = vectors[:, kept] / np.sqrt(values[kept])
     means, mean = fitted(estimator._centerer, "K_fit_rows_"), fitted(estimator._centerer, "K_fit_all_")
 
-    return Partial(_centred_expansion, k, z, scaled, means, mean)
+    return Partial(_centred_expansion, k, _remembered(estimator, kernel, z), scaled, means, mean)
 
 
 def _centred_expansion(kernel, z, scaled, means, mean, x):
@@ -182,4 +191,4 @@ def nystroem(estimator: Any, kernel: Any, X_fit: Any) -> Partial:
     index = estimator.component_indices_
     n_fit = max(estimator.n_features_in_, len(index)) if estimator.kernel == "precomputed" else None
     z = _training_inputs(estimator, estimator.components_, X_fit, n_fit, index)
-    return Partial(expansion, k, z, fitted(estimator, "normalization_").T, 0.0)
+    return Partial(expansion, k, _remembered(estimator, kernel, z), fitted(estimator, "normalization_").T, 0.0)

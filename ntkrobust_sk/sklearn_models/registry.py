@@ -62,6 +62,10 @@ class DifferentiableCovariance(ABC):
     def as_function(self) -> Callable:
         """Return ``k(x, z)`` of inputs (n, d) and (m, d), with ``k(x)`` for its diagonal, as a pytree."""
 
+    def remembered(self, z: Any) -> Any:
+        """Return training rows (m, d) in the form in which ``k(x, z)`` takes them fastest, again and again."""
+        return z
+
 
 class DifferentiableEstimator(ABC):
     """A fitted estimator that writes its scores as a differentiable function by itself.

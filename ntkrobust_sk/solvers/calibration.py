@@ -15,8 +15,8 @@ SHARPEST, FLATTEST = 1e6, 1e-3
 def fitted_temperature(scores, labels, sample_weight=None) -> float:
     """Fit the temperature T of softmax(scores / T) by maximum likelihood (Guo et al. 2017, arXiv:1706.04599).
 
-    Each label counts as right with probability 1 - 1/(n + 1), else as any of the classes, for n rows with a
-    weight: so T stays above zero where all scores are right, as with Platt's targets. The loss is convex in 1/T
+    Each label counts as right with probability 1 - 1/(w + 1), else as any of the classes, for rows of weight w in
+    all, as scikit-learn's ``CalibratedClassifierCV`` counts them: so T stays above zero where all scores are right, as with Platt's targets. The loss is convex in 1/T
     and has one minimum. Where scores tell no more than chance, T is as large as is tried.
 
     Parameters
@@ -41,13 +41,12 @@ def fitted_temperature(scores, labels, sample_weight=None) -> float:
     scores = array("scores", scores, ndim=2, finite=True).astype(np.float64)
     n, n_classes = scores.shape
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    weight = weight / weight.sum()
+    doubt, weight = 1 / (weight.sum() + 1), weight / weight.sum()
     centred = scores - scores.mean(1, keepdims=True)
     unit = float(np.sqrt(weight @ (centred**2).mean(1)))
     if unit == 0:
         return 1.0
     centred /= unit
-    doubt = 1 / (np.count_nonzero(weight) + 1)
     wanted = (1 - doubt) * np.eye(n_classes)[labels] + doubt / n_classes
 
     def slope(log_sharpness):
@@ -60,7 +59,7 @@ def fitted_temperature(scores, labels, sample_weight=None) -> float:
         return unit / FLATTEST
     if slope(high) <= 0:
         return unit / SHARPEST
-    found: Any = brentq(slope, low, high, xtol=1e-6)
+    found: Any = brentq(slope, low, high, xtol=1e-12)
     return float(unit / np.exp(found))
 
 

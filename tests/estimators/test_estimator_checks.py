@@ -30,10 +30,6 @@ ESTIMATORS = [
 # the batch into the weights. It holds in x64, and for the kernel machines in float32 too.
 EQUIVALENCE = "check_sample_weight_equivalence_on_dense_data"
 BELOW_ROUNDING = {(AdversarialKernelTrainer, EQUIVALENCE): "float32 sums depend on their order by more than 1e-7"}
-# scikit-learn's RidgeCV and RidgeClassifierCV fail it too, in every precision
-LEFT_OUT = {
-    (EmpiricalNTKClassifierCV, EQUIVALENCE): "a row of weight 2 is left out whole, of two copies one stays"
-}
 # What another precision could change.
 OF_NUMBERS = {
     "check_array_api_input",
@@ -64,7 +60,7 @@ def name_of(check) -> str:
 @pytest.mark.slow
 @parametrize_with_checks(ESTIMATORS)
 def test_scikit_learn_check(estimator, check, request):
-    if reason := (BELOW_ROUNDING | LEFT_OUT).get((type(estimator), name_of(check))):
+    if reason := BELOW_ROUNDING.get((type(estimator), name_of(check))):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     check(estimator)
 
@@ -76,7 +72,7 @@ def test_scikit_learn_check(estimator, check, request):
         pytest.param(estimator, check, id=f"{type(estimator).__name__}-{name_of(check)}")
         for each in ESTIMATORS
         for estimator, check in estimator_checks_generator(each)
-        if name_of(check) in OF_NUMBERS and (type(each), name_of(check)) not in LEFT_OUT
+        if name_of(check) in OF_NUMBERS
     ],
 )
 def test_scikit_learn_check_in_double_precision(estimator, check):

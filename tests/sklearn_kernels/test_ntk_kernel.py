@@ -227,3 +227,21 @@ def test_what_does_not_fit_is_said_when_it_is_called(kernel, inputs, error, said
 def test_bounds_of_the_scale_are_two_numbers_or_fixed(bounds):
     with pytest.raises((TypeError, ValueError), match="scale_bounds must"):
         GaussianProcessRegressor(NTKKernel(MODEL, scale_bounds=bounds)).fit(X, y)
+
+
+def test_features_of_training_rows_are_computed_once_and_give_the_same_scores_and_gradients():
+    machine = SVC(kernel=KERNEL).fit(X, y)
+    kept = KERNEL.remembered(X)
+    k = KERNEL.as_function()
+    x = jax.numpy.asarray(X[:3] + 0.1, "float32")
+    z = jax.numpy.asarray(X, "float32")
+    np.testing.assert_allclose(k(x, kept), k(x, z), rtol=0, atol=1e-6)  # of entries up to 4
+    found, expected = (jax.grad(lambda x, side=side: (k(x, side) ** 2).sum())(x) for side in (kept, z))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    operations = [jax.jit(k).lower(x, side).compile().cost_analysis()["flops"] for side in (kept, z)]
+    assert operations[0] < operations[1]
+    assert as_model(machine)(x).shape == (3, 3)
+
+
+def test_rows_whose_features_do_not_fit_in_memory_are_kept_as_they_are():
+    assert NTKKernel(MODEL, memory=1000).remembered(X) is X
