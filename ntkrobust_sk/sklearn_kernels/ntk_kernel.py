@@ -246,6 +246,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
 
     def _owner(self):
         """Return what matrices are kept for: the model, or a kernel that needs none."""
+        self._kernel_and_model()  # says what is wrong with them
         return self.kernel if self.model is None else self.model
 
 

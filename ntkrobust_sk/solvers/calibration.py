@@ -16,8 +16,9 @@ def fitted_temperature(scores, labels, sample_weight=None) -> float:
     """Fit the temperature T of softmax(scores / T) by maximum likelihood (Guo et al. 2017, arXiv:1706.04599).
 
     Each label counts as right with probability 1 - 1/(w + 1), else as any of the classes, for rows of weight w in
-    all, as scikit-learn's ``CalibratedClassifierCV`` counts them: so T stays above zero where all scores are right, as with Platt's targets. The loss is convex in 1/T
-    and has one minimum. Where scores tell no more than chance, T is as large as is tried.
+    all, as scikit-learn's ``CalibratedClassifierCV`` counts them: so T stays above zero where all scores are
+    right, as with Platt's targets. The loss is convex in 1/T and has one minimum. Where scores tell no more than
+    chance, T is as large as is tried.
 
     Parameters
     ----------

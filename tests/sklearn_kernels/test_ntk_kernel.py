@@ -72,7 +72,8 @@ def test_the_hyperparameter_is_the_logarithm_of_the_scale():
 
 def test_it_is_cloned_compared_printed_and_kept():
     assert clone(KERNEL) == KERNEL != NTKKernel(MODEL) and clone(KERNEL).model is MODEL
-    assert set(KERNEL.get_params()) == {"model", "kernel", "scale", "scale_bounds", "input_shape", "memory"}
+    names = {"model", "kernel", "scale", "scale_bounds", "input_shape", "memory", "params"}
+    assert set(KERNEL.get_params()) == names
     assert "NTKKernel(Model(MLP(" in repr(KERNEL) and "scale=0.5" in repr(KERNEL + RBF())
     assert not KERNEL.is_stationary()
     for other in (through_skops(KERNEL), pickle.loads(pickle.dumps(KERNEL))):
