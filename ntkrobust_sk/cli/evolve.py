@@ -27,7 +27,7 @@ DESCRIPTION = (
 )
 NETWORKS = ("mlp", "cnn", "resnet18")
 GROUPS = {
-    "data": ("data", "data_dir", "n_train", "n_test", "n_kernel", "normalize"),
+    "data": ("data", "data_dir", "image_size", "n_train", "n_test", "n_kernel", "normalize"),
     "network and training": (
         "network",
         "regimes",
@@ -58,6 +58,7 @@ def add_arguments(parser: Parser) -> None:
         text="Radius, in units of the data.",
     )
     special = {
+        "image_size": {"type": int, "nargs": 2, "metavar": ("HEIGHT", "WIDTH")},
         "network": {
             "type": _network,
             "metavar": "NETWORK",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,8 @@ from sklearn.utils import check_random_state
 
 from .._files import read_npz
 from .._validation import brief, check_path, checked_seed, flag, integer, unknown
+from .image_folders import read_folder
+from .items import Rows, is_data_set, label_of
 from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
 
 # A seed as scikit-learn takes it.
@@ -37,22 +40,48 @@ class Splits(NamedTuple):
     y_test: np.ndarray
 
 
+class _Part(NamedTuple):
+    """Examples that may still be on disk: where from, the labels of those chosen, and their places."""
+
+    source: Any
+    y: np.ndarray
+    at: np.ndarray | None = None
+
+    def some(self, chosen: np.ndarray) -> _Part:
+        """Return the examples at some positions."""
+        return _Part(self.source, self.y[chosen], chosen if self.at is None else self.at[chosen])
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read what was chosen."""
+        if self.at is None and isinstance(self.source, np.ndarray):
+            return self.source, self.y
+        return self.source[np.arange(len(self.y)) if self.at is None else self.at], self.y
+
+
 def load_splits(
-    data: str | os.PathLike,
+    data: Any,
     data_dir: str | os.PathLike | None = None,
     *,
     n_train: int | None,
     n_test: int | None,
     random_state: RandomState = 0,
     at_most: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    test_data: Any = None,
 ) -> Splits:
     """Load images and labels for training and for scoring.
 
     Parameters
     ----------
-    data : {"digits", "cifar10", "fashion-mnist", "mnist"} or path of an ``.npz`` file
-        A file holds X (n, ...), y (n,), and may hold X_test and y_test; where it does not, the test examples are
-        taken out of X. X is taken as it is, so attack bounds have to fit it.
+    data : {"digits", "cifar10", "fashion-mnist", "mnist"}, path, or data set
+        A file ``.npz`` holds X (n, ...), y (n,), and may hold X_test and y_test. X is taken as it is, so attack
+        bounds have to fit it. A folder of images has a subfolder for each class, or ``train`` and ``test``, which
+        have these; images become numbers (h, w, c) in [0, 1], of one channel if all are grey, else three.
+        A data set is any object with ``len`` that gives an item by its number, as PyTorch's and Hugging Face's
+        do: ``(x, y)``, or a dict with "image", "pixel_values", "input" or "x", and "label", "target" or "y". Bytes
+        and pictures become numbers in [0, 1], other arrays are taken as they are: this library's networks
+        take images (h, w, c). Only examples that are chosen are kept. Where there are no test examples, they are
+        taken out of the others.
     data_dir : path, default=None
         Folder with the canonical files; see :mod:`ntkrobust_sk.datasets`.
     n_train, n_test : int or None
@@ -62,6 +91,11 @@ def load_splits(
         Seed of the choice.
     at_most : bool, default=False
         Fewer will do, where there are no more. Test examples may then be all that there are.
+    image_size : int or (h, w), default=None
+        Size to which the images of a folder are brought, by bilinear interpolation. None asks for images of one
+        size.
+    test_data : data set, default=None
+        Test examples for a data set.
 
     Returns
     -------
@@ -70,10 +104,12 @@ def load_splits(
     Raises
     ------
     ValueError
-        For an unknown name, more examples than there are, fewer than classes, or a file that does not hold what
-        it should.
+        For an unknown name, more examples than there are, fewer than classes, or a file, folder or data set that
+        does not hold what it should.
     FileNotFoundError
         If there is no such file.
+    ImportError
+        For a folder of images without Pillow.
 
     Examples
     --------
@@ -84,64 +120,118 @@ def load_splits(
     Traceback (most recent call last):
     ValueError: n_train=5,000, but there are 1,747 training examples of 'digits'; ask for at most that, ...
     """
-    if not isinstance(data, str | os.PathLike):
-        raise TypeError(f"data must be a name or the path of an .npz file, got {brief(data)}")
-    name = os.fspath(data) and os.fspath(check_path("data", data))
     n_train, n_test = _count("n_train", n_train), _count("n_test", n_test)
     random_state, at_most = checked_seed("random_state", random_state), flag("at_most", at_most)
-    if name == "digits" or name.endswith(".npz"):
-        X, y, *test = load_digits_images() if name == "digits" else _from_file(name)
-        if data_dir is not None:
-            raise ValueError(
-                f"data_dir is the folder of {', '.join(LOADERS)}; {name!r} needs none, so leave it out"
-            )
-        require_enough(y, n_train, n_test)
-        X, y, X_test, y_test = (X, y, *test) if test else _taken_out(X, y, n_test, random_state, at_most)
-    else:
-        if name not in LOADERS:
-            way = "; write np.savez('data.npz', X=X, y=y)" if os.path.exists(name) else ""
-            otherwise = f"the path of an .npz file with X and y{way}"
-            raise ValueError(unknown("data", name, NAMES, otherwise))
-        X, y = LOADERS[name](data_dir, split="train")
-        X_test, y_test = LOADERS[name](data_dir, split="test")
-        require_enough(y, n_train, n_test)
-    asked_for = (("n_train", n_train, len(y), "training"), ("n_test", n_test, len(y_test), "test"))
+    name, parts = _found(data, data_dir, image_size, test_data, lambda y: require_enough(y, n_train, n_test))
+    train, test = parts if len(parts) == 2 else _taken_out(parts[0], n_test, random_state, at_most)
+    asked_for = (("n_train", n_train, len(train.y), "training"), ("n_test", n_test, len(test.y), "test"))
     for what, asked, there, kind in asked_for:
         if asked is not None and asked > there and not at_most:
             raise ValueError(
                 f"{what}={asked:,}, but there are {there:,} {kind} examples of {name!r}; ask for at most that, or "
                 f"for all of them with {what}=None"
             )
-    return Splits(*_some(X, y, n_train, random_state), *_some(X_test, y_test, n_test, random_state))
+    return Splits(*_some(train, n_train, random_state).read(), *_some(test, n_test, random_state).read())
+
+
+def _found(data, data_dir, image_size, test_data, check) -> tuple[str, list[_Part]]:
+    """Return the name of the data, and their training and test examples, or all in one part."""
+    if is_data_set(data):
+        if data_dir is not None or image_size is not None:
+            raise ValueError("data_dir and image_size are for data by name or path; leave them out for a data set")
+        given = {"data": data} | ({} if test_data is None else {"test_data": test_data})
+        parts = _numbered([_of_items(name, held) for name, held in given.items()])
+        check(parts[0].y)
+        return brief(data), parts
+    if not isinstance(data, str | os.PathLike):
+        raise TypeError(
+            "data must be a name, the path of an .npz file or of a folder of images, or a data set with len and "
+            f"items by their number, got {brief(data)}"
+        )
+    if test_data is not None:
+        raise ValueError("test_data is for data sets given in Python; a file or folder holds its own")
+    name = os.fspath(data) and os.fspath(check_path("data", data))
+    if name not in LOADERS and data_dir is not None and (name in NAMES or os.path.exists(name)):
+        raise ValueError(f"data_dir is the folder of {', '.join(LOADERS)}; {name!r} needs none, so leave it out")
+    if name not in NAMES and os.path.isdir(name):
+        parts = [_Part(*part) for part in read_folder(Path(name), image_size)]
+        check(parts[0].y)
+        return name, parts
+    if image_size is not None:
+        raise ValueError(f"image_size is for folders of images, and {name!r} is none; leave it out")
+    return name, _by_name(name, data_dir, check)
+
+
+def _by_name(name, data_dir, check) -> list[_Part]:
+    if name == "digits" or name.endswith(".npz"):
+        X, y, *test = load_digits_images() if name == "digits" else _from_file(name)
+        check(y)
+        return [_Part(X, y), *([_Part(*test)] if test else [])]
+    if name not in LOADERS:
+        way = "; write np.savez('data.npz', X=X, y=y)" if os.path.exists(name) else ""
+        otherwise = f"the path of an .npz file with X and y{way}"
+        raise ValueError(unknown("data", name, NAMES, otherwise))
+    parts = [_Part(*LOADERS[name](data_dir, split=split)) for split in ("train", "test")]
+    check(parts[0].y)
+    return parts
+
+
+def _of_items(name, data) -> _Part:
+    rows = Rows.of(name, data, scaled=True)
+    labels = []
+    for i in range(len(data)):
+        try:
+            labels.append(label_of(data[i]))
+        except ValueError as error:
+            raise ValueError(f"item {i} of {name}: {error}") from None
+    try:
+        y = np.asarray([label.item() if hasattr(label, "item") else label for label in labels])
+    except ValueError as error:
+        raise ValueError(
+            f"the labels of {name} must be one number or text each, got {brief(labels[:3])}"
+        ) from error
+    if y.ndim != 1 or y.dtype.kind not in "biuSU":
+        raise ValueError(f"the labels of {name} must be one integer or text each, got {brief(labels[:3])}")
+    return _Part(rows, y)
+
+
+def _numbered(parts: list[_Part]) -> list[_Part]:
+    """Put numbers from 0 in the place of the classes of data sets, as they are sorted."""
+    classes = np.unique(parts[0].y)
+    for part in parts[1:]:
+        if part.source.each != parts[0].source.each:
+            raise ValueError(
+                f"data and test_data hold inputs of shapes {parts[0].source.each} and {part.source.each}; "
+                "expected one shape"
+            )
+        if unseen := sorted(set(part.y.tolist()) - set(classes.tolist())):
+            raise ValueError(f"test_data has labels that data has not: {unseen[:5]}")
+    return [part._replace(y=np.searchsorted(classes, part.y).astype(np.int64)) for part in parts]
 
 
 def _count(name: str, value: int | None) -> int | None:
     return None if value is None else integer(name, value)
 
 
-def _taken_out(
-    X: np.ndarray, y: np.ndarray, n_test: int | None, random_state: RandomState, at_most: bool
-) -> Splits:
+def _taken_out(whole: _Part, n_test: int | None, random_state: RandomState, at_most: bool) -> tuple[_Part, _Part]:
     """Take test examples out of all, in their classes' proportions; all where fewer would be left than classes."""
     from sklearn.model_selection import train_test_split
 
+    y = whole.y
     if n_test is None:
         raise ValueError("n_test=None is all test examples, but these data have none of their own; give a number")
     if n_test > len(y) - len(np.unique(y)):
         if at_most:
-            return Splits(X[:0], y[:0], X, y)
+            return whole.some(np.arange(0)), whole
         raise ValueError(f"n_test={n_test:,} leaves too few of the {len(y):,} examples to train on; ask for fewer")
-    parts = train_test_split(X, y, test_size=n_test, random_state=random_state, stratify=y)
-    X, X_test, y, y_test = map(np.asarray, parts)
-    return Splits(X, y, X_test, y_test)
+    parts = train_test_split(np.arange(len(y)), test_size=n_test, random_state=random_state, stratify=y)
+    train, test = map(np.asarray, parts)
+    return whole.some(train), whole.some(test)
 
 
-def _some(X: np.ndarray, y: np.ndarray, n: int | None, random_state: RandomState) -> tuple[np.ndarray, np.ndarray]:
+def _some(part: _Part, n: int | None, random_state: RandomState) -> _Part:
     """Choose n of the examples; None is all."""
-    if n is None or n >= len(y):
-        return X, y
-    chosen = chosen_indices(y, n, random_state)
-    return X[chosen], y[chosen]
+    return part if n is None or n >= len(part.y) else part.some(chosen_indices(part.y, n, random_state))
 
 
 def _from_file(file: str) -> tuple[np.ndarray, ...]:

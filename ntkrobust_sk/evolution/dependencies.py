@@ -29,7 +29,7 @@ NAMED = (
 )
 SELECTING = (
     *("regimes", "epochs", "fractions", "stage2_from", "dynamics", "stage2"),
-    *("data", "n_train", "n_test", "n_validation", "sha256_data"),
+    *("data", "image_size", "n_train", "n_test", "n_validation", "sha256_data"),
 )
 
 

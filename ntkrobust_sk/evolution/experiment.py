@@ -37,10 +37,13 @@ class KernelEvolution:
 
     Parameters
     ----------
-    data : {"digits", "cifar10", "fashion-mnist", "mnist"} or path of an ``.npz`` file, default="digits"
-        As for :func:`~ntkrobust_sk.datasets.load_splits`; inputs must lie in [0, 1].
+    data : {"digits", "cifar10", "fashion-mnist", "mnist"} or path, default="digits"
+        Of an ``.npz`` file or a folder of images by class, as for
+        :func:`~ntkrobust_sk.datasets.load_splits`; inputs must lie in [0, 1].
     data_dir : path, default=None
         Folder with the canonical files.
+    image_size : int or (h, w), default=None
+        Size to which the images of a folder are brought; None asks for images of one size.
     network : {"mlp", "cnn", "resnet18"}, "module:name", network or Model, default="cnn"
         An object is a :class:`Network`, such as ``MLP(widths=(64,))``, one of your own, or ``from_flax(module)``.
         ``"module:name"`` says where it is imported from, or made by calling what is there without arguments. The
@@ -125,6 +128,7 @@ class KernelEvolution:
 
     data: str = "digits"
     data_dir: str | None = None
+    image_size: Any = None
     network: Any = "cnn"
     n_train: int = 1397
     n_test: int = 400

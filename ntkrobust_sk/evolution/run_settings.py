@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Settings in which runs need not agree: a run may get more seeds and other memory, and its data may have moved.
 FREE = ("seeds", "data_dir", "memory")
 # Settings of later versions, and what they were before: left out, so that folders stay what they were.
-BEFORE = {"norm": "linf"}
+BEFORE = {"norm": "linf", "image_size": None}
 
 
 def settings_of(experiment: KernelEvolution, splits: Splits) -> dict[str, Any]:

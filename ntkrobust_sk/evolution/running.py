@@ -58,6 +58,7 @@ def splits_of(experiment: KernelEvolution, splits: Splits | None) -> Splits:
             n_train=experiment.n_train,
             n_test=experiment.n_test,
             random_state=experiment.random_state,
+            image_size=experiment.image_size,
         )
     if not isinstance(splits, Splits):
         raise TypeError(f"splits must be Splits(X, y, X_test, y_test), got {brief(splits)}")

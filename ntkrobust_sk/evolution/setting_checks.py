@@ -57,6 +57,8 @@ def check_settings(experiment: KernelEvolution) -> None:
     check_numbers(experiment)
     named_attack(experiment)
     check_path("data", experiment.data)
+    if isinstance(experiment.image_size, list):
+        object.__setattr__(experiment, "image_size", tuple(experiment.image_size))
     if experiment.data_dir is not None:
         check_path("data_dir", experiment.data_dir)
     _check_epochs(experiment)

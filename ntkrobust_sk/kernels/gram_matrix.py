@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from tqdm.auto import tqdm
 
 from .._validation import brief, flag, floating, is_finite, job_count
+from ..datasets.items import DataSet, Rows, is_data_set
 from ..execution.devices import on_host
 from ..execution.interrupts import heard
 from ..execution.memory import parse_memory
@@ -36,8 +37,8 @@ from .workers import count_workers, finished_tiles
 def gram(
     kernel: str | Callable,
     model: Model | None,
-    X: ArrayLike,
-    Y: ArrayLike | None = None,
+    X: ArrayLike | DataSet,
+    Y: ArrayLike | DataSet | None = None,
     *,
     memory: str | int = "2GiB",
     dtype: DTypeLike | None = None,
@@ -64,8 +65,10 @@ def gram(
     model : Model
         Or None for a kernel that is a function of the inputs alone, such as :class:`InfiniteNTK`; one of your own
         says so by an attribute ``needs_model = False``.
-    X : array (n, ...)
-    Y : array (m, ...), default=None
+    X : array (n, ...) or data set
+        A data set is any object with ``len`` that gives an item by its number: an input, ``(input, label)``, or a
+        dict, as for ``load_splits``, with arrays taken as they are. It is read tile by tile.
+    Y : array (m, ...) or data set, default=None
         The columns' inputs; None means X, and gives an exactly symmetric matrix.
     memory : str or int, default="2GiB"
         Budget in bytes, on each device, for features and working space, not counting the result. First calls
@@ -133,7 +136,7 @@ def gram(
     >>> bool(abs(sum(layers.values()) - K).max() < 1e-5 * K.max())
     True
     """
-    kernel, model, X, Y = checked_sides(kernel, model, X, Y, params=params)
+    kernel, model, X, Y = checked_sides(kernel, model, X, Y, params=params, read_later=True)
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
     if by_layer and not kernel.is_tangent:
@@ -198,17 +201,21 @@ def _assembled(job: TileJob, n_jobs, progress) -> list:
 def checked_sides(
     kernel: str | Callable,
     model: Model | None,
-    X: ArrayLike,
-    Y: ArrayLike | None,
+    X: ArrayLike | DataSet,
+    Y: ArrayLike | DataSet | None,
     names: tuple[str, str] = ("X", "Y"),
     params: str | Sequence[str] | None = None,
+    read_later: bool = False,
 ) -> tuple[Kernel, Model, np.ndarray, np.ndarray | None]:
-    """Return kernel, model, and the inputs of rows and columns in NumPy, if model and kernel take them."""
+    """Return kernel, model, and the inputs of rows and columns in NumPy, if model and kernel take them.
+
+    With ``read_later`` those of a data set are :class:`Rows`, which are arrays where they are indexed.
+    """
     of_rows, of_columns = names
     kernel = resolve_kernel(kernel)
     model = model_for(kernel, model, params)
-    X = _inputs(of_rows, X, model)
-    Y = None if Y is None else _inputs(of_columns, Y, model)
+    X = _inputs(of_rows, X, model, read_later)
+    Y = None if Y is None else _inputs(of_columns, Y, model, read_later)
     if Y is not None and Y.shape[1:] != X.shape[1:]:
         way = f"; write {of_columns}[None] for a single one" if Y.shape == X.shape[1:] else ""
         raise ValueError(
@@ -370,14 +377,19 @@ def _place_once(result, block, i, j):
     return jax.lax.dynamic_update_slice(result, kept, (top, left, *tail))
 
 
-def _inputs(name, X, model) -> np.ndarray:
-    X = host_inputs(name, X, model.variables.params)
+def _inputs(name, X, model, read_later) -> Any:
+    if is_data_set(X):
+        rows = Rows.of(name, X)
+        X = replace(rows, dtype=host_inputs(name, np.asarray(rows[:1]), model.variables.params).dtype)
+        X = X if read_later else np.asarray(X)
+    else:
+        X = host_inputs(name, X, model.variables.params)
     if X.ndim == 1:
         raise ValueError(
             f"{name} must hold inputs of shape (n, ...), got shape {X.shape}; write {name}[None] for a single one"
         )
     if X.ndim == 0 or X.size == 0:
         raise ValueError(f"{name} must hold at least one input, of shape (n, ...), got shape {X.shape}")
-    if not is_finite(X):
+    if isinstance(X, np.ndarray) and not is_finite(X):
         raise ValueError(f"{name} contains NaN or infinity; the kernel needs finite inputs")
     return X

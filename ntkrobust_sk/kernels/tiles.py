@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
+from ..datasets.items import Rows
 from ..execution.devices import blas, give_back_memory, host_threads, on_host
 from ..execution.precision import DIGITS, enable_x64
 from ..execution.tiles import one_ahead, pad_rows
@@ -82,7 +83,7 @@ class TileProgram:
 
 
 def tile_program(
-    kernel: Kernel, model: Model, plan: Plan, X: np.ndarray, digits: str | None = None
+    kernel: Kernel, model: Model, plan: Plan, X: np.ndarray | Rows, digits: str | None = None
 ) -> TileProgram:
     """Bind the program that computes features of tiles, and verify how the network's gradients are read.
 
@@ -104,7 +105,7 @@ def tile_program(
     device = plan.devices[0]
     abstract = abstract_features(kernel, model, X.shape[1:], X.dtype, device, digits)
     model = jax.device_put(model, device)
-    if isinstance(kernel, TangentKernel) and verify(kernel.base, model, X[:2]):
+    if isinstance(kernel, TangentKernel) and verify(kernel.base, model, np.asarray(X[:2])):
         give_back_memory()
     directions = output_directions(abstract)
     directions = np.pad(directions, ((0, plan.passes * plan.directions - len(directions)), (0, 0)))
@@ -127,8 +128,8 @@ class TileJob:
     ----------
     kernel : TangentKernel or CallableKernel
     model : Model
-    X : array (n, ...)
-    Y : array (m, ...) or None
+    X : array or Rows (n, ...)
+    Y : array or Rows (m, ...), or None
     plan : Plan
     dtype : str or None
         The precision of inner products, as for :func:`gram`.
@@ -139,8 +140,8 @@ class TileJob:
 
     kernel: Kernel
     model: Model
-    X: np.ndarray
-    Y: np.ndarray | None
+    X: np.ndarray | Rows
+    Y: np.ndarray | Rows | None
     plan: Any  # a Plan; None in a piece on its way to a worker, which has devices of its own
     dtype: str | None = None
     by_layer: bool = False
@@ -196,7 +197,7 @@ class TileJob:
 
     def _features(self, program, inputs, tile, start):
         rows = self.plan.rows
-        features = program(inputs[tile * rows : (tile + 1) * rows], start)
+        features = program(np.asarray(inputs[tile * rows : (tile + 1) * rows]), start)
         return split_biases(features) if self.by_layer else features
 
 

@@ -60,9 +60,9 @@ def small_matrix(job: TileJob) -> np.ndarray:
         If the network's structure was read wrongly: see :mod:`.verification`.
     """
     abstract, model, rows = _abstract(job), job.model, _rows(job)
-    if verify(cast(TangentKernel, job.kernel).base, model, job.X[:2]):
+    if verify(cast(TangentKernel, job.kernel).base, model, np.asarray(job.X[:2])):
         give_back_memory()
-    inputs = [pad_rows(x, rows) for x in (job.X, job.Y) if x is not None]
+    inputs = [pad_rows(np.asarray(x), rows) for x in (job.X, job.Y) if x is not None]
     block = _compiled(abstract, rows, len(inputs))(_on_device(model, abstract.device), *inputs)
     n, m = job.shape
     # what JAX has made may not be written to

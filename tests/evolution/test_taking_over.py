@@ -79,7 +79,7 @@ def first(tmp_path_factory):
 
 def test_every_setting_is_changed_and_known_to_what_depends_on_it():
     names = {field.name for field in fields(KernelEvolution)}
-    assert names == {*CHANGES, "data_dir", "patience"}
+    assert names == {*CHANGES, "data_dir", "image_size", "patience"}
     assert names == (set(NAMED) | set(SELECTING) | set(FREE)) - {"sha256_data"}
 
 
