@@ -364,10 +364,6 @@ def load_experiment(out: str | os.PathLike, **objects: Any) -> KernelEvolution:
         If the run is of a version that did not state seeds, memory and where the data are; defaults stand in their
         place, and the number of seeds is that of those that have begun.
 
-    See Also
-    --------
-    load_evolution : The results.
-
     Examples
     --------
     >>> import tempfile

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -377,7 +377,7 @@ def _place_once(result, block, i, j):
     return jax.lax.dynamic_update_slice(result, kept, (top, left, *tail))
 
 
-def _inputs(name, X, model, read_later) -> Any:
+def _inputs(name, X, model, read_later) -> np.ndarray:
     if is_data_set(X):
         rows = Rows.of(name, X)
         X = replace(rows, dtype=host_inputs(name, np.asarray(rows[:1]), model.variables.params).dtype)
@@ -392,4 +392,4 @@ def _inputs(name, X, model, read_later) -> Any:
         raise ValueError(f"{name} must hold at least one input, of shape (n, ...), got shape {X.shape}")
     if isinstance(X, np.ndarray) and not is_finite(X):
         raise ValueError(f"{name} contains NaN or infinity; the kernel needs finite inputs")
-    return X
+    return cast(np.ndarray, X)
