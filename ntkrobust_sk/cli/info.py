@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -39,9 +38,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: dict[str, Any]) -> Answer:
     """Run ``ntkrobust info``."""
+    from .._validation import check_path
     from .looked_at import what_is_at
 
-    found = _here() if options["path"] is None else what_is_at(Path(options["path"]))
+    found = _here() if options["path"] is None else what_is_at(check_path("PATH", options["path"]))
     return Answer("\n".join(_lines(found)), lambda: found)
 
 
@@ -52,7 +52,8 @@ def _here() -> dict[str, Any]:
     from ..execution.memory import readable
 
     libraries = [f"{one['internal_api']} {one['version']}, {one['num_threads']} threads" for one in blas().info()]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Windows has no such question
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     devices = [
         f"{one.platform} {one.device_kind}"
         + ("" if (free := free_bytes(one)) is None else f", {readable(free)} free")
@@ -65,7 +66,7 @@ def _here() -> dict[str, Any]:
         "devices": devices,
         "double precision": bool(jax.config.read("jax_enable_x64")),
         "cores": os.cpu_count(),
-        "memory": readable(memory),
+        "memory": "not known" if memory is None else readable(memory),
         "blas": libraries,
         "packages": {name: _version(name) for name in NEEDED},
         "extras": {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()},

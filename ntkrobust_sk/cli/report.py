@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from .answer import Answer
@@ -25,13 +24,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: dict[str, Any]) -> Answer:
     """Run ``ntkrobust report``."""
+    from .._validation import check_path
     from ..evolution.claims import check_claims
     from ..evolution.experiment import load_evolution
     from ..reports.run_report import write_report
 
-    folder, out = options["run_folder"], options["out"]
+    folder, out = check_path("RUN", options["run_folder"]), options["out"]
     path = None if out is None else output_file(out, overwrite=options["overwrite"])
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise ValueError(f"RUN {folder} is no folder; give the folder of a run, as evolve --out has it")
     result = load_evolution(folder)
     report, claims = write_report(result, path), check_claims(result)
@@ -41,7 +41,5 @@ def run(options: dict[str, Any]) -> Answer:
         {"number": claim.number, "text": claim.text, "verdict": claim.verdict, "measured": claim.measured}
         for claim in claims
     ]
-    return Answer(
-        "\n".join(said),
-        lambda: {"run": folder, "results": len(result.results), "report": str(report.resolve()), "claims": stated},
-    )
+    where = {"run": str(folder), "results": len(result.results), "report": str(report.resolve())}
+    return Answer("\n".join(said), lambda: where | {"claims": stated})

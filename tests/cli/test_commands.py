@@ -213,6 +213,8 @@ BAD = [
     ("info nothing", "there is no file or folder nothing"),
     ("info folder", "folder is a folder, but no run of evolve"),
     ("info flat.joblib", "flat.joblib is no file of save or of skops"),
+    ("info ''", "PATH must be the path of a file or folder, got ''"),
+    ("report ''", "RUN must be the path of a file or folder, got ''"),
     ("info noise.ntk", "noise.ntk is no file of save or of skops"),
 ]  # fmt: skip
 
@@ -284,3 +286,28 @@ def test_a_run_that_is_killed_is_resumed_by_the_same_command_and_reported(run, t
     (out / "report.html").unlink()
     status, printed, _ = run(f"report {out}")
     assert status == 0 and "claim " in printed and (out / "report.html").exists()
+
+
+ZIP = b"PK\x03\x04" + bytes(40)
+DAMAGED = {
+    "no.npz": ZIP,
+    "no.skops": ZIP,
+    "no.ntk": b"PK\x03\x04" + bytes(26) + b"ntkrobust_sk.json",
+    "empty.ntk": b"",
+    "store/zarr.json": b"{",
+    "other/zarr.json": b'{"attributes": {}}',
+    "list/settings.json": b"[]",
+    "changed/settings.json": b'{"sha256": 1}',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_damaged_is_named_and_not_described(name, tmp_path, capsys):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(DAMAGED[name])
+    shown = path.parent if path.suffix == ".json" else path
+    assert main(["info", str(shown)]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == "" and line.startswith("ntkrobust info: ") and str(shown) in line
