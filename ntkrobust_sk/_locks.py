@@ -92,7 +92,18 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
         yield
         return
     file = Path(folder) / LOCK
-    descriptor = _acquired(file)
+    try:
+        descriptor, is_locked = _locked_at(file, wait=False)
+    except BlockingIOError as error:
+        raise FolderInUseError(
+            f"{file.parent} is in use by {_holder(file)}: wait until it has ended, or give another folder"
+        ) from error
+    if not is_locked:
+        warnings.warn(
+            f"the file system of {file.parent} cannot lock: start nothing else in this folder",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
@@ -126,7 +137,7 @@ def alone(path: str | os.PathLike) -> Iterator[None]:
         yield
         return
     file = Path(f"{os.fspath(path)}.lock")
-    descriptor = _waited_for(file)
+    descriptor, _ = _locked_at(file, wait=True)
     try:
         yield
     finally:
@@ -135,51 +146,33 @@ def alone(path: str | os.PathLike) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _waited_for(file: Path) -> int:
-    """Return a descriptor that has the lock on the file that is at this place, whoever has it now."""
+def _locked_at(file: Path, *, wait: bool) -> tuple[int, bool]:
+    """Return a descriptor of the file that is at this place, and whether the file system could lock it.
+
+    Raises BlockingIOError at once where another has it and this is not to be waited for.
+    """
     while True:
         with explained(file):
             require_file(file)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in UNABLE:
-                return descriptor
+                return descriptor, False
             os.close(descriptor)
             raise
         if _is_at(file, descriptor):
-            return descriptor
+            return descriptor, True
         os.close(descriptor)
 
 
-def _acquired(file: Path) -> int:
-    """Return a descriptor that has the lock on the file that is at this place."""
-    while True:
-        with explained(file):
-            require_file(file)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(file, descriptor):
-                return descriptor
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise FolderInUseError(
-                f"{file.parent} is in use by {holder}: wait until it has ended, or give another folder"
-            ) from error
-        except OSError as error:
-            if error.errno in UNABLE:
-                warnings.warn(
-                    f"the file system of {file.parent} cannot lock: start nothing else in this folder",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-                return descriptor
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+def _holder(file: Path) -> str:
+    """Return who says in a file that it has the lock."""
+    try:
+        return file.read_bytes()[:200].decode(errors="replace") or "another process"
+    except OSError:  # it is gone by now
+        return "another process"
 
 
 def _is_at(file, descriptor) -> bool:

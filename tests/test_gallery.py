@@ -34,6 +34,7 @@ LEFT_OUT = {
     "flax_layers": "compiles a network with batch norm twice",
     "grid_search": "attacks thirty kernel machines",
     "infinite_width": "draws 32 networks of four widths",
+    "layers_of_a_kernel": "attacks ten kernel machines",
     "norms": "compiles four attacks",
     "robustness_curves": "attacks a kernel machine at five radii",
     "sklearn_on_gram": "attacks three support vector machines",
