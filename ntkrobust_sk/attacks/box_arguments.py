@@ -92,7 +92,10 @@ def _names(values) -> tuple[str, ...]:
     """Return names of columns, of whatever holds strings alone, and otherwise nothing."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         return ()
-    values = list(values)
+    try:
+        values = list(values)
+    except TypeError:  # arrays without axes
+        return ()
     return tuple(map(str, values)) if values and all(isinstance(each, str) for each in values) else ()
 
 

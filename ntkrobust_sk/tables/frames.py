@@ -17,6 +17,8 @@ from .._frames import read_frame, require_own_names
 from .._validation import brief, require_regular
 from ..attacks.boxes import Box
 
+# Why columns of numbers stay as they are.
+MISSING, TOO_LARGE = "missing or infinite values", "integers above 2**53"
 # Above it, neighbouring integers are one number in double precision.
 LARGEST_INTEGER = 2**53
 
@@ -154,7 +156,16 @@ class Table:
         """Return a Box by the positions of the columns that it names."""
         if not self.has_names:
             box.require_positions("X is an array")
-        return box.for_columns(self.names) if box.names else box
+        found = box.for_columns(self.names) if box.names else box
+        for name, use in box.names.items():
+            at = self.names.index(name)
+            what = self.reasons[at]
+            holds_numbers = what in (MISSING, TOO_LARGE) or not np.isnan(self.numbers[:, at]).any()
+            if use not in ("mask", "categories") and not holds_numbers:
+                raise ValueError(
+                    f"the attack's Box names the column {name!r} in {use}, but it holds {what}, no numbers"
+                )
+        return found
 
     def _coded_box(self, box):
         """Return a Box whose categories are codes."""
@@ -224,9 +235,9 @@ def _checked(column):
         return column.values, column.dtype
     values = column.values
     if not np.isfinite(values).all():
-        return None, "missing or infinite values"
+        return None, MISSING
     if column.is_integer and len(values) and np.abs(values).max() > LARGEST_INTEGER:
-        return None, "integers above 2**53"
+        return None, TOO_LARGE
     return values, None
 
 

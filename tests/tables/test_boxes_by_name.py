@@ -119,6 +119,16 @@ def test_an_unknown_name_is_told_with_those_that_are_known(pipeline, use):
         assert part in str(error.value)
 
 
+OF_TEXT = {"low": Box({"sex": 0}), "integers": Box(integers=["sex"]), "one_hot": Box(one_hot=[["sex", "fare"]])}
+
+
+@pytest.mark.parametrize("use", OF_TEXT)
+def test_text_is_named_where_numbers_are_asked_for(pipeline, use):
+    message = rf"names the column 'sex' in {use}, but it holds (str|object), no numbers"
+    with pytest.raises(ValueError, match=message):
+        perturb(pipeline, FULL, LABELS, PGD(1.0, bounds=OF_TEXT[use]))
+
+
 def test_names_where_there_are_arrays_are_refused(pipeline):
     X, y = FULL[NUMBERS].to_numpy(float), LABELS
     model = LogisticRegression().fit(X, y)
@@ -148,6 +158,7 @@ def test_a_mask_of_columns_that_cannot_change_is_refused(pipeline):
         (lambda: PGD(1.0, bounds={}), "a dict from names of columns"),
         (lambda: Box(mask=["age", 3]), "mask must hold a boolean"),
         (lambda: Box(integers=["age", 0.5]), "integers must be positions"),
+        (lambda: Box(integers=np.array(1.0)), "integers must be positions"),
         (lambda: Box(integers=["age", "age"]), "one kind of values"),
         (lambda: Box(integers=["sex"], categories=["sex"]), "one kind of values"),
         (lambda: Box(categories={"sex": []}), "categories of 'sex' must be distinct values"),
