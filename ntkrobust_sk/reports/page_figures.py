@@ -38,7 +38,7 @@ def stage_two(result: EvolutionResult) -> Iterator[Figure]:
     networks = {regime: np.mean(values) for regime in regimes if (values := _ends(result, regime))}
     svg, box, _ = drawn((5.6, 0.5 * len(found) + 1.1), partial(_draw_stage_two, found, regimes, networks))
     said = [
-        [f"{how}: " + "; ".join(f"{regime} kernel {number(np.mean(values))}" for regime, values in of.items())]
+        ["\n".join([how, *(f"{regime} kernel {number(np.mean(values))}" for regime, values in of.items())])]
         for how, of in found.items()
     ]
     spread = " Thin lines: range over seeds." if result.experiment.seeds > 1 else ""
@@ -121,7 +121,7 @@ def _points(display, place_of) -> list[list]:
         for epoch, at in zip(epochs, values.T, strict=True):
             span = f" ({number(at.min())} to {number(at.max())})" if len(at) > 1 else ""
             said.setdefault(float(epoch), []).append(f"{regime} {number(at.mean())}{span}")
-    return [[place_of(epoch), f"epoch {epoch:.4g}: {'; '.join(said[epoch])}"] for epoch in sorted(said)]
+    return [[place_of(epoch), "\n".join([f"epoch {epoch:.4g}", *said[epoch]])] for epoch in sorted(said)]
 
 
 def distances(result: EvolutionResult) -> Iterator[Figure]:
@@ -223,7 +223,7 @@ def eigenfeatures(result: EvolutionResult) -> Iterator[Figure]:
         pairs = list(zip(record["usefulness"], record["robustness"], strict=True))
         svg, box, place_of = drawn((4.0, 3.1), partial(_draw_bars, record, chance, 1.08 * max(top, chance)))
         said = [
-            [place_of(at), f"eigenfeature {at}: clean {number(clean)}; attacked {number(robust)}"]
+            [place_of(at), f"eigenfeature {at}\nclean {number(clean)}\nattacked {number(robust)}"]
             for at, (clean, robust) in enumerate(pairs, 1)
         ]
         yield Figure(

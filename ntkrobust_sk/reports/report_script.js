@@ -58,7 +58,7 @@ const readerOf = ({box: [left, top, width, height], points, cells}) => points ? 
   },
   mark: (column, row) => [left + column * width / cells.columns.length, top + row * height / cells.rows.length,
                           width / cells.columns.length, height / cells.rows.length],
-  text: (column, row) => [cells.rows[row], cells.columns[column]].filter(Boolean).map(name => `${name}; `).join("").replace(/; $/, ": ") + cells.values[row][column],
+  text: (column, row) => [cells.rows[row], cells.columns[column], cells.values[row][column]].filter(Boolean).join("\n"),
 };
 for (const plot of document.querySelectorAll("[data-hover]")) reading(plot, readerOf(JSON.parse(plot.dataset.hover)));
 
@@ -105,10 +105,10 @@ for (const plot of document.querySelectorAll("[data-hover]")) reading(plot, read
     size: () => [size, 1],
     at: share => [nearest(places, share), 0],
     mark: column => [places[column], T / H, 0, (H - T - B) / H],
-    text: column => `eigenvalue ${column + 1}: ` + data.regimes.map(r => {
+    text: column => [`eigenvalue ${column + 1}`, ...data.regimes.map(r => {
       const value = r.spectra[at(r)][column];
       return `${r.name} ${value === undefined || value === null ? "none" : value.toPrecision(2)}`;
-    }).join("; "),
+    })].join("\n"),
   });
   slider.addEventListener("input", show);
   show();

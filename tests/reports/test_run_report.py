@@ -166,13 +166,13 @@ def test_figures_are_read_by_pointer_and_by_keys(page, result, tmp_path):
     read = {label.split(", ", 1)[1].removesuffix(ending): said for label, *said in noted["read"]}
     assert len(read) == len(noted["read"]) >= 15 and all(all(said) for said in read.values())
     last = [result.at(0, regime, 2.0)["robust"] for regime in EXPERIMENT.regimes]
-    words = "; ".join(f"{regime} {value:.3g}" for regime, value in zip(EXPERIMENT.regimes, last, strict=True))
-    assert read["Robust accuracy"][1] == f"epoch 2: {words}"
+    words = "\n".join(f"{regime} {value:.3g}" for regime, value in zip(EXPERIMENT.regimes, last, strict=True))
+    assert read["Robust accuracy"][1] == f"epoch 2\n{words}"
     (transfer,) = result.of_kind("transfer", seed=0)
     found = transfer["matrix"][-1][-1]
-    assert read["Transfer"][1] == f"made on {LAST_MODEL}; answered by {LAST_MODEL}: {found:.3g}"
+    assert read["Transfer"][1] == f"made on {LAST_MODEL}\nanswered by {LAST_MODEL}\n{found:.3g}"
     first, second, again, closed = noted["pressed"]
-    assert first == again and first.startswith("eigenvalue 1: benign 0.") and second.startswith("eigenvalue 2: ")
+    assert first == again and first.startswith("eigenvalue 1\nbenign 0.") and second.startswith("eigenvalue 2\n")
     assert closed is None and noted["reachable"]
 
 
