@@ -332,6 +332,7 @@ REFUSED = [
     ({"learning_rate_schedule": lambda step: -1.0}, "finite rates >= 0"),
     ({"learning_rate_schedule": lambda step: np.nan}, "finite rates >= 0"),
     ({"learning_rate_schedule": lambda step: [1, 2]}, "one number for each batch"),
+    ({"learning_rate_schedule": lambda step: step.x}, "learning_rate_schedule must give a rate .* fails at 0"),
     ({"ema_decay": 1.0}, r"ema_decay must be a finite number >= 0 and < 1"),
     ({"ema_decay": -0.1}, "ema_decay"),
     ({"ema_decay": "yes"}, "ema_decay"),
