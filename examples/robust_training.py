@@ -160,7 +160,7 @@ def table(data, found):
     plain = next(iter(WAYS))
     for way in WAYS:
         runs = [found[data, way, seed] for seed in SEEDS if (data, way, seed) in found]
-        if len(runs) < len(SEEDS):
+        if len(runs) < len(SEEDS) or any((data, plain, seed) not in found for seed in SEEDS):
             continue
         gains = [run["robust"] - found[data, plain, run["seed"]]["robust"] for run in runs]
         columns = [spread([run[name] for run in runs]) for name in ("clean", "robust")]

@@ -8,8 +8,8 @@ from typing import Any, Self
 import sklearn
 
 try:
-    from sklearn.callback import (  # pyright: ignore[reportAssignmentType]
-        CallbackSupportMixin,
+    from sklearn.callback import (
+        CallbackSupportMixin,  # pyright: ignore[reportAssignmentType]
         with_callbacks,
     )
 except ImportError:  # scikit-learn 1.8

@@ -107,7 +107,7 @@ class EquinoxNetwork:
             return module(x, *states, **({"key": key} if random else {}))
 
         if not self.batched:
-            key = jax.random.split(key, len(x)) if random else None
+            key = jax.random.split(key, len(x)) if random and key is not None else None
             axes = (0, 0 if random else None, *(None for _ in states))
             call = jax.vmap(call, in_axes=axes, out_axes=(0, None) if states else 0, axis_name="batch")
         return call(x, key, *states)

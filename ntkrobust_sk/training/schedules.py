@@ -134,7 +134,7 @@ def rates_of(schedule: Any, learning_rate: float, n_steps: int) -> Callable[[int
         return _checked(rates, schedule).__getitem__
     try:
         rates = np.asarray(jax.vmap(schedule)(np.arange(n_steps)), float)
-    except Exception:  # a function of Python's numbers alone, or none at all: it is called with each of them
+    except Exception:  # a function of Python's numbers alone, or of none: each is tried next
         rates = None
     if rates is None or rates.shape != (n_steps,):
         rates = np.array([_rate(schedule, step) for step in range(n_steps)])
@@ -146,8 +146,8 @@ def _rate(schedule, step) -> float:
         rate = schedule(step)
     except Exception as error:  # whatever a function raises that is no schedule
         raise TypeError(
-            f"learning_rate_schedule must give a rate for the number of each batch, but {brief(schedule)} fails at "
-            f"{step}: {type(error).__name__}: {error}"
+            f"learning_rate_schedule must give a rate for the number of each batch, but {brief(schedule)} "
+            f"fails at {step}: {type(error).__name__}: {error}"
         ) from error
     try:
         return float(rate)
