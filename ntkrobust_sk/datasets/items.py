@@ -48,6 +48,14 @@ def is_data_set(data: Any) -> bool:
     return hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
+def item_of(name: str, data: DataSet, i: int) -> Any:
+    """Return an item, or say which one could not be read."""
+    try:
+        return data[i]
+    except Exception as error:  # whatever a stranger's data set raises
+        raise ValueError(f"item {i} of {name} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def input_of(item: Any) -> Any:
     """Return the input of an item: the first of a tuple, or what stands under one of ``INPUTS`` in a dict."""
     if isinstance(item, Mapping):
@@ -116,7 +124,7 @@ class Rows:
         """
         if len(data) == 0:
             raise ValueError(f"{name} must hold at least one input, but the data set {brief(data)} is empty")
-        first = _numbers(f"item 0 of {name}", input_of(data[0]))
+        first = _numbers(f"item 0 of {name}", input_of(item_of(name, data, 0)))
         is_image = scaled and first.dtype == np.uint8
         return cls(data, name, range(len(data)), first.dtype, first.shape, first.dtype, is_image)
 
@@ -157,7 +165,7 @@ class Rows:
         return np.asarray(fitting(self.name, rows, self.dtype), dtype)
 
     def _row(self, i) -> np.ndarray:
-        row = _numbers(f"item {i} of {self.name}", input_of(self.data[i]))
+        row = _numbers(f"item {i} of {self.name}", input_of(item_of(self.name, self.data, i)))
         if row.shape != self.each or row.dtype != self.own:
             raise ValueError(
                 f"item {i} of {self.name} is of shape {row.shape} and dtype {row.dtype}, and item 0 of "

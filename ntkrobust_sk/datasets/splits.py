@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from .._files import read_npz
 from .._validation import brief, check_path, checked_seed, flag, integer, unknown
 from .image_folders import read_folder
-from .items import Rows, is_data_set, label_of
+from .items import Rows, is_data_set, item_of, label_of
 from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
 
 # A seed as scikit-learn takes it.
@@ -169,7 +169,7 @@ def _by_name(name, data_dir, check) -> list[_Part]:
         return [_Part(X, y), *([_Part(*test)] if test else [])]
     if name not in LOADERS:
         way = "; write np.savez('data.npz', X=X, y=y)" if os.path.exists(name) else ""
-        otherwise = f"the path of an .npz file with X and y{way}"
+        otherwise = f"the path of an .npz file with X and y, or of a folder of images by class{way}"
         raise ValueError(unknown("data", name, NAMES, otherwise))
     parts = [_Part(*LOADERS[name](data_dir, split=split)) for split in ("train", "test")]
     check(parts[0].y)
@@ -180,8 +180,9 @@ def _of_items(name, data) -> _Part:
     rows = Rows.of(name, data, scaled=True)
     labels = []
     for i in range(len(data)):
+        item = item_of(name, data, i)
         try:
-            labels.append(label_of(data[i]))
+            labels.append(label_of(item))
         except ValueError as error:
             raise ValueError(f"item {i} of {name}: {error}") from None
     try:

@@ -239,6 +239,17 @@ def test_items_that_do_not_fit_are_named(items, message):
         load_splits(Other(items), n_train=4, n_test=4)
 
 
+def test_an_item_that_cannot_be_read_is_named():
+    class Torn(Pairs):
+        def __getitem__(self, i):
+            if i == 7:
+                raise RuntimeError("the disk is gone")
+            return super().__getitem__(i)
+
+    with pytest.raises(ValueError, match="item 7 of data cannot be read: RuntimeError: the disk is gone"):
+        load_splits(Torn(X[:60], Y[:60]), n_train=20, n_test=20)
+
+
 def test_what_is_for_other_data_is_refused():
     data = Pairs(X[:60], Y[:60])
     wrong: list[Any] = [{"data_dir": "."}, {"image_size": 8}]
