@@ -297,7 +297,7 @@ robustness_report(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <epsilons:
     <nearest:attack? FAB(0.1, n_steps=2)>, <confidence:number 0.95>, <random_state:seed? 0>,
     <targets:any None>, <n_jobs:integer? 1>, <progress:flag False>).accuracies
 report.quantiles(<q:any 0.5>)
-report.plot(<ax:any None>, line_kw=<line_kw:any None>, fill_between_kw=<fill_between_kw:any None>)
+report.plot(<ax:any None>, <line_kw:any None>, <fill_between_kw:any None>)
 minimal_perturbations(<estimator:estimator lr>, <X:rows X>, <y:labels y>, <attack:attack FAB(0.1, n_steps=2)>,
     <norm:choice 'linf'>, <bounds:bounds? (0.0, 1.0)>, <random_state:seed? 0>,
     <targets:any None>, <n_jobs:integer? 1>, <progress:flag False>) < 9
