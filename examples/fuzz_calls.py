@@ -143,9 +143,9 @@ gram('full', <model:Model model>, <X:images X>, <store:path? None>, <dtype:any N
 gram(<kernel:kernel 'pseudo'>, <model:Model image_model>, <X:images images>)
 gram_operator(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, <Y:images? None>, <memory:memory '2GiB'>,
     <dtype:any None>, <n_jobs:integer? None>).matmat(np.ones((12, 2))) # X
-gram('trace', model, X, params=<params:any 'dense_0'>)
-kernel_diag(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, memory=<memory:memory '2GiB'>,
-    dtype=<dtype:any None>, params=<params:any None>)
+gram('trace', model, X, <params:any 'dense_0'>)
+kernel_diag(<kernel:kernel 'trace'>, <model:Model model>, <X:images X>, <memory:memory '2GiB'>,
+    <dtype:any None>, <params:any None>)
 parameter_names(<model:Model model>)
 networks.restricted(<model:Model model>, <params:any 'dense_0'>)
 TraceNTK()(<model:Model model>, <x1:images X>, <x2:images X>)
@@ -217,7 +217,7 @@ EmpiricalNTKClassifier(<estimator:source model>, <kernel:kernel 'trace'>, <alpha
     <memory:memory '2GiB'>, <precision:any 'bf16'>, <params:any None>, <random_state:seed? 0>).fit(<X:rows X>,
     <y:labels y>, <sample_weight:vector? None>).predict(X)
 EmpiricalNTKClassifier(model, <gram_store:path folder + '/K.zarr'>).fit(X, y)
-EmpiricalNTKClassifier(<kernel:kernel 'precomputed'>).fit(<K:matrix K>, <y:labels y>).predict(<X:matrix K>)
+EmpiricalNTKClassifier(<kernel:kernel 'precomputed'>).fit(<X:matrix K>, y).predict(K)
 EmpiricalNTKClassifier(<estimator:source net>, <attack:attack? None>, <clean_step:flag True>,
     <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.01>, <momentum:number 0.9>,
     <random_state:seed? 0>, <verbose:any 0>).fit(<X:rows X>, <y:labels y>).predict(<X:rows X>)

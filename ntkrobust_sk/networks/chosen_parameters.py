@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import numpy as np
 
 from .._validation import brief, unknown
 from .inputs import LogitsAndState, PyTree, params_dtype
@@ -138,7 +139,8 @@ def map_parameters(function: Callable, model: Model) -> Model:
 def _patterns(params: Any) -> tuple[str, ...]:
     given = (params,) if isinstance(params, str) else params
     way = "names such as 'dense_1.kernel', or patterns such as 'layers.3.*'; parameter_names(model) lists them"
-    if isinstance(given, dict) or not isinstance(given, Iterable) or not all(isinstance(p, str) for p in given):
+    given = given.tolist() if isinstance(given, np.ndarray) else given
+    if not isinstance(given, list | tuple) or not all(isinstance(p, str) for p in given):
         raise TypeError(f"params must be {way}, got {brief(params)}")
     given = tuple(given)
     if not given:

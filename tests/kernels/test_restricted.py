@@ -221,6 +221,7 @@ BAD = {
     "empty text": ("", ValueError, "unknown params ''"),
     "a number": (3, TypeError, "params must be names"),
     "numbers": ([0, 1], TypeError, "params must be names"),
+    "an array of none": (np.array(1.0), TypeError, "params must be names"),
     "a mask": ({"dense_0": True}, TypeError, "params must be names"),
 }
 
