@@ -195,7 +195,7 @@ train(<start:model model>, <X:images X>, <y:targets y>, <key:key key>, <optimize
     <attacks:attacks (Clean(),)>, <epochs:any 1>, <batch_size:integer 16>, <sample_weight:vector? None>,
     <freeze_state:flag False>, <loss:any TRADES()>, <weight_perturbation:any None>, <augmentation:any None>,
     <learning_rate:any None>).__next__()
-AdversarialTraining()(<clean:any None>, <adversarial:any Y>, <y:any y>)
+AdversarialKernelTrainer(max_epochs=1, loss=AdversarialTraining()).fit(X, <y:targets y>)
 TRADES(<beta:number 6.0>)(Y, Y, y)
 MART(<beta:number 5.0>)(Y, Y, y)
 AWP(<gamma:number 0.005>).moved(Y, Y)
@@ -217,7 +217,7 @@ EmpiricalNTKClassifier(<estimator:source model>, <kernel:kernel 'trace'>, <alpha
     <memory:memory '2GiB'>, <precision:any 'bf16'>, <params:any None>, <random_state:seed? 0>).fit(<X:rows X>,
     <y:labels y>, <sample_weight:vector? None>).predict(X)
 EmpiricalNTKClassifier(model, <gram_store:path folder + '/K.zarr'>).fit(X, y)
-EmpiricalNTKClassifier(<kernel:kernel 'precomputed'>).fit(<X:matrix K>, y).predict(K)
+EmpiricalNTKClassifier(<kernel:kernel 'precomputed'>).fit(<X:matrix K>, y=y).predict(K)
 EmpiricalNTKClassifier(<estimator:source net>, <attack:attack? None>, <clean_step:flag True>,
     <max_epochs:integer 1>, <batch_size:integer 16>, <learning_rate:number 0.01>, <momentum:number 0.9>,
     <random_state:seed? 0>, <verbose:any 0>).fit(<X:rows X>, <y:labels y>).predict(<X:rows X>)

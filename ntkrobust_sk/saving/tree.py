@@ -34,8 +34,8 @@ ADDED = {
     if isinstance(kind, type) and issubclass(kind, np.generic)
 }
 REQUESTS = "_metadata_request"
-# Attributes of this library's estimators that no file has: what is loaded has their defaults.
-UNSAVED = ("cache", "_training", "_skl_callbacks")
+# Attributes of this library's estimators, and of those made of them, that no file has.
+UNSAVED = ("_training", "_skl_callbacks")
 # Bits of an integer that Python writes and reads as text.
 LARGEST_INTEGER = 13_000
 
@@ -156,8 +156,10 @@ class Encoder:
             )
 
     def _estimator(self, value, name, at):
+        is_own = any(of.__module__.startswith(__name__.partition(".")[0] + ".") for of in type(value).mro())
+        unsaved = (REQUESTS, *UNSAVED) if is_own else (REQUESTS,)
         # a folder is a matter of the machine on which it is
-        unsaved = (REQUESTS,) if "." in name else (REQUESTS, *UNSAVED)
+        unsaved += () if "." in name else ("cache",)
         given = {n: held for n, held in value.get_params(deep=False).items() if n not in unsaved}
         own = {n: held for n, held in vars(value).items() if n not in (*given, *unsaved)}
         node = {

@@ -170,6 +170,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Stateless": {"apply_fn": "apply_fn"},
     "CallableKernel": {"function": "kernel"},
     "InfiniteNTK": {"network": "infinite", "kind": "nngp"},
+    "Restricted": {"network": MLP(), "params": ("dense_1.kernel",)},
     "Model": {"network": MLP(), "variables": Variables(())},
     "Variables": {"params": (1.5,)},
     "PrimalPredictor": {"kernel": "k", "model": None, "tangents": (), "offset": 0},
