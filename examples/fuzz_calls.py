@@ -331,11 +331,12 @@ KernelEvolution(<data:any 'digits'>, <network:any 'cnn'>, <n_train:integer 1397>
     <n_kernel:integer 200>, <epsilon:number? 0.15>, <attack:any 'pgd'>, <norm:choice? None>,
     <train_steps:integer 10>, <test_steps:integer 20>, <clean_step:flag True>,
     <regimes:any ('benign',)>, <epochs:integer 20>, <flip_epoch:integer? None>, <fractions:any (0.5,)>,
-    <learning_rate:number 0.05>, <momentum:number 0.9>, <batch_size:integer 128>, <normalize:flag False>)
+    <learning_rate:number? 0.05>, <momentum:number? 0.9>, <batch_size:integer 128>, <normalize:flag False>)
 KernelEvolution(<average_decay:number? None>, <patience:integer? None>, <n_validation:integer 0>,
-    <stage2_from:any None>, <stage2_epochs:integer 10>, <stage2_learning_rate:number 0.01>,
+    <stage2_from:any None>, <stage2_epochs:integer 10>, <stage2_learning_rate:number? 0.01>,
     <dynamics:any ('standard',)>, <stage2:any ('benign',)>, <freeze_state:flag True>, <alpha:number 0.01>,
-    <n_features:integer 10>, <seeds:integer 1>, <random_state:integer 0>, <data_dir:path? None>)
+    <n_features:integer 10>, <seeds:integer 1>, <random_state:integer 0>, <data_dir:path? None>,
+    <optimizer:any 'sgd'>)
 from_flax(<module:any dense>)
 from_stax(<init_fn:callable stax.Dense(3)[0]>, <apply_fn:callable stax.Dense(3)[1]>)
 from_haiku(<transformed:any None>) # fails

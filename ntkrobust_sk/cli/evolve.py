@@ -26,6 +26,9 @@ DESCRIPTION = (
     "defaults."
 )
 NETWORKS = ("mlp", "cnn", "resnet18")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+# Settings that are shown where a run begins.
+SHOWN = ("data", "network", "n_train", "n_test", "regimes", "epochs", "epsilon", "seeds")
 GROUPS = {
     "data": ("data", "data_dir", "image_size", "n_train", "n_test", "n_kernel", "normalize"),
     "network and training": (
@@ -34,6 +37,7 @@ GROUPS = {
         "epochs",
         "flip_epoch",
         "fractions",
+        "optimizer",
         "learning_rate",
         "momentum",
         "batch_size",
@@ -65,13 +69,14 @@ def add_arguments(parser: Parser) -> None:
             "help": f"{', '.join(NETWORKS)}, or MODULE:NAME of one of your own, an object or a function without "
             "arguments that makes it; modules of the current folder are found. [cnn]",
         },
+        "optimizer": {"choices": OPTIMIZERS, "help": "Of both stages. [sgd]"},
         "stage2_from": {"nargs": "*", "type": _start, "metavar": "REGIME:EPOCH"},
         "attack": {"choices": constant("evolution/setting_checks.py", "ATTACKS"), "help": "In training. [pgd]"},
     }
     for title, names in (GROUPS | rest).items():
         group = parser.add_argument_group(title)
         given = [described[name] for name in names]
-        add_parameters(group, given, constant("evolution/experiment.py", "PRESETS"), **special)
+        add_parameters(group, given, constant("evolution/presets.py", "PRESETS"), **special)
     group = add_output(parser)
     group.add_argument("--out", required=True, help="folder of the run")
     group.add_argument(
@@ -90,6 +95,7 @@ def run(options: dict[str, Any]) -> Answer:
     """Run ``ntkrobust evolve``."""
     from .._files import require_file
     from .._validation import check_path
+    from ..reports.evidence import learning_of
     from ..reports.run_report import write_report
 
     start, out, n_jobs = time.perf_counter(), options.pop("out"), options.pop("n_jobs")
@@ -107,26 +113,37 @@ def run(options: dict[str, Any]) -> Answer:
     require_file(check_path("--out", out) / "report.html")
     result = experiment.run(out, **more)
     report = write_report(result)
-    seconds, n_results = time.perf_counter() - start, len(result.results)
+    seconds, n_results, why_not = time.perf_counter() - start, len(result.results), learning_of(result).why_not
+    stated = {"run": out, "results": n_results, "seconds": seconds, "report": str(report.resolve())}
     return Answer(
-        f"{n_results} results in {seconds:.0f} s. Report: {report.resolve()}",
-        lambda: {"run": out, "results": n_results, "seconds": seconds, "report": str(report.resolve())},
+        f"{n_results} results in {seconds:.0f} s. Report: {report.resolve()}"
+        + (f"\nNo verdicts: {why_not}" if why_not else ""),
+        lambda: stated | {"counts": why_not is None, "reason": why_not},
     )
 
 
 def _experiment(out: Path, from_: str | None, options: dict[str, Any]) -> KernelEvolution:
     """Return the experiment of the folder, or of the one to take over from, with what is given in its place."""
-    from ..evolution.experiment import load_experiment, preset
+    from ..evolution.experiment import load_experiment
+    from ..evolution.presets import preset
 
     given = {name: value for name, value in options.items() if value is not None}
-    folder = out if (out / "settings.json").exists() else from_
+    is_run = (out / "settings.json").exists()
+    folder = out if is_run else from_
     if folder is None:
-        return preset(**({"data": "digits"} | given))
-    network = {"network": given["network"]} if "network" in given else {}
-    there = load_experiment(folder, **network)
+        return _said(out, preset(**({"data": "digits"} | given)))
+    objects = {name: given[name] for name in ("network", "optimizer") if name in given}
+    there = load_experiment(folder, **objects)
     if given.get("data", there.data) != there.data:
         given.setdefault("data_dir", None)
-    return replace(there, **given)
+    return replace(there, **given) if is_run else _said(out, replace(there, **given))
+
+
+def _said(out: Path, experiment: KernelEvolution) -> KernelEvolution:
+    """Say on stderr that a run begins anew, so that a misspelt folder is not taken for one to go on with."""
+    shown = ", ".join(f"{name}={getattr(experiment, name)}" for name in SHOWN)
+    print(f"no run in {out} yet: a new one begins, with these settings: {shown}", file=sys.stderr)
+    return experiment
 
 
 def _network(text: str) -> str:

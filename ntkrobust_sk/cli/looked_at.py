@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 from .._files import read_npz, require_file
-from ..evolution.claims import check_claims
 from ..evolution.experiment import load_evolution
 from ..evolution.tasks import tasks_of
 from ..kernels.store import open_to_read
 from ..kernels.store_header import read_header
 from ..networks.model import Model
+from ..reports.evidence import counted, learning_of, stated_claims
 from ..saving import load
 from ..saving.archive import DOCUMENT, is_saved_file
 from .attacked_examples import EXAMPLES, read_examples
@@ -62,7 +61,9 @@ def _in_a_folder(path) -> dict[str, Any]:
 
 def _run(path) -> dict[str, Any]:
     result = load_evolution(path)
-    experiment, verdicts = result.experiment, Counter(claim.verdict for claim in check_claims(result))
+    experiment, has_begun = result.experiment, bool(result.of_kind("checkpoint"))
+    learning = learning_of(result) if has_begun else None
+    claims = ", ".join(counted(stated_claims(result, learning))) if learning else "none tested yet"
     return {
         "run": str(path),
         "data": experiment.data,
@@ -70,9 +71,9 @@ def _run(path) -> dict[str, Any]:
         "epsilon": experiment.epsilon,
         "seeds": experiment.seeds,
         "results": f"{len(result.results)} of {len(tasks_of(experiment))}",
-        "claims": ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()),
+        "claims": claims,
         "report": str(path / "report.html") if (path / "report.html").exists() else None,
-    }
+    } | ({"no verdicts": learning.why_not} if learning and not learning.is_enough else {})
 
 
 def _store(path) -> dict[str, Any]:

@@ -25,8 +25,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: dict[str, Any]) -> Answer:
     """Run ``ntkrobust report``."""
     from .._validation import check_path
-    from ..evolution.claims import check_claims
     from ..evolution.experiment import load_evolution
+    from ..reports.evidence import learning_of, stated_claims
     from ..reports.run_report import write_report
 
     folder, out = check_path("RUN", options["run_folder"]), options["out"]
@@ -34,12 +34,15 @@ def run(options: dict[str, Any]) -> Answer:
     if not folder.is_dir():
         raise ValueError(f"RUN {folder} is no folder; give the folder of a run, as evolve --out has it")
     result = load_evolution(folder)
-    report, claims = write_report(result, path), check_claims(result)
-    said = [f"claim {claim.number} {claim.verdict}: {claim.text}" for claim in claims]
+    report, learning = write_report(result, path), learning_of(result)
+    claims = stated_claims(result, learning)
+    said = [f"claim {one.claim.number} {one.verdict}: {one.claim.text}" for one in claims]
+    said += [] if learning.is_enough else [f"No verdicts: {learning.why_not}"]
     said.append(f"{len(result.results)} results. Report: {report.resolve()}")
     stated = [
-        {"number": claim.number, "text": claim.text, "verdict": claim.verdict, "measured": claim.measured}
-        for claim in claims
+        {"number": one.claim.number, "text": one.claim.text, "verdict": one.verdict}
+        | {"measured": one.claim.measured, "counts": one.counts, "reason": one.reason}
+        for one in claims
     ]
     where = {"run": str(folder), "results": len(result.results), "report": str(report.resolve())}
     return Answer("\n".join(said), lambda: where | {"claims": stated})

@@ -12,7 +12,7 @@ from .signatures import constant
 
 def say_where_from(command: str, data: str, data_dir: str | None) -> None:
     """Say on stderr that a data set will be fetched, if it will be."""
-    if data in constant("evolution/experiment.py", "PRESETS") and data != "digits" and data_dir is None:
+    if data in constant("evolution/presets.py", "PRESETS") and data != "digits" and data_dir is None:
         print(f"ntkrobust {command}: no --data-dir, so {data} is fetched from OpenML", file=sys.stderr)
 
 

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 # Settings that parts name themselves, and those that only say which parts there are. Data count by their content.
 NAMED = (
     *("network", "normalize", "precision", "random_state", "learning_rate", "momentum", "batch_size"),
-    *("average_decay", "attack", "epsilon", "norm", "train_steps", "test_steps", "clean_step", "flip_epoch"),
+    *(
+        "optimizer",
+        "average_decay",
+        "attack",
+        "epsilon",
+        "norm",
+        "train_steps",
+        "test_steps",
+        "clean_step",
+        "flip_epoch",
+    ),
     *("patience", "stage2_epochs", "stage2_learning_rate", "freeze_state", "alpha", "n_features", "n_kernel"),
 )
 SELECTING = (
@@ -105,7 +115,7 @@ class Dependencies:
         return [network, self.contents.training, rest]
 
     def _training(self, training, learning_rate) -> list:
-        common = self._named(learning_rate, "momentum", "batch_size")
+        common = self._named("optimizer", learning_rate, "momentum", "batch_size")
         if training == "benign":
             return common
         attack = self._named("attack", "clean_step")

@@ -18,7 +18,7 @@ from .._validation import check_path, flag
 from ..attacks.pgd import PGD
 from ..datasets.splits import Splits, no_more
 from ..tangent.linearization import DYNAMICS
-from .own_objects import Stated
+from .own_objects import OBJECTS, Stated
 from .results import EvolutionResult
 from .run_directory import RunDirectory
 from .run_settings import settings_of as settings_of
@@ -26,7 +26,7 @@ from .run_settings import settings_there
 from .running import carry_out
 from .schedule import skipped
 from .setting_checks import ATTACKS as ATTACKS
-from .setting_checks import FRACTIONS, STAGE2, check_settings, n_matrix, named_attack
+from .setting_checks import FRACTIONS, RATES, STAGE2, check_settings, n_matrix, named_attack
 from .setting_checks import REGIMES as REGIMES
 from .workers import count_processes
 
@@ -71,13 +71,19 @@ class KernelEvolution:
     regimes : tuple of {"benign", "adversarial", "flip"}
         Trainings of stage 1. "flip" is the benign network, adversarially trained from ``flip_epoch`` on.
     epochs : int, default=20
-        Epochs of stage 1.
+        Epochs of stage 1; 0 measures the kernels at initialisation alone.
     flip_epoch : int, default=None
         None is half of the epochs.
     fractions : tuple of float
         Epochs, besides the whole ones, at which states are kept.
-    learning_rate, momentum, batch_size
-        Settings of stochastic gradient descent.
+    learning_rate : float, default=None
+        Of stage 1, for an optimiser that is given by its name. None is 0.05 for "sgd", 0.001 for "adam", "adamw".
+    momentum : float, default=None
+        Of "sgd", which alone has one. None is 0.9.
+    batch_size : int, default=128
+    optimizer : {"sgd", "adam", "adamw"} or optax.GradientTransformation, default="sgd"
+        Of both stages, as in :class:`~ntkrobust_sk.AdversarialKernelTrainer`. One of optax has its own learning
+        rate; the run's folder states it by its code and does not hold it.
     normalize : bool, default=False
         Normalise each channel by the training set, inside of the network, so that epsilon keeps its unit.
     average_decay : float, default=None
@@ -89,7 +95,8 @@ class KernelEvolution:
     stage2_from : tuple of (regime, epoch)
         Where stage 2 starts. None is the last epoch of the benign and of the adversarial network.
     stage2_epochs : int, default=10
-    stage2_learning_rate : float, default=0.01
+    stage2_learning_rate : float, default=None
+        None is 0.01 for "sgd", and the learning rate of stage 1 for "adam" and "adamw".
     dynamics : tuple of {"standard", "linearized", "centered"}
         Models that stage 2 trains.
     stage2 : tuple of {"benign", "adversarial"}
@@ -143,8 +150,8 @@ class KernelEvolution:
     epochs: int = 20
     flip_epoch: int | None = None
     fractions: tuple[float, ...] = FRACTIONS
-    learning_rate: float = 0.05
-    momentum: float = 0.9
+    learning_rate: float | None = None
+    momentum: float | None = None
     batch_size: int = 128
     normalize: bool = False
     average_decay: float | None = None
@@ -152,7 +159,7 @@ class KernelEvolution:
     n_validation: int = 0
     stage2_from: tuple[tuple[str, float], ...] | None = None
     stage2_epochs: int = 10
-    stage2_learning_rate: float = 0.01
+    stage2_learning_rate: float | None = None
     dynamics: tuple[str, ...] = DYNAMICS
     stage2: tuple[str, ...] = STAGE2
     freeze_state: bool = True
@@ -162,6 +169,7 @@ class KernelEvolution:
     precision: str | None = None
     seeds: int = 1
     random_state: int = 0
+    optimizer: Any = "sgd"
 
     def __post_init__(self):
         check_settings(self)
@@ -268,26 +276,6 @@ class KernelEvolution:
         return replace(self, n_kernel=n_kernel, n_features=n_features)
 
 
-LARGER = {"n_train": 5000, "n_test": 500, "test_steps": 20, "epochs": 10}
-# Settings that suit a data set; a file of the user's own takes the defaults.
-PRESETS = {
-    "digits": {},
-    "mnist": LARGER | {"epsilon": 0.1},
-    "fashion-mnist": LARGER | {"epsilon": 0.05},
-    "cifar10": LARGER | {"epsilon": 4 / 255, "train_steps": 7},
-}
-
-
-def preset(data: str = "digits", **given: Any) -> KernelEvolution:
-    """Return the experiment that suits a data set, with whatever is given (not None) in its place.
-
-    >>> preset("cifar10", epochs=None, seeds=3).epochs
-    10
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    return KernelEvolution(data=str(data), **PRESETS.get(data, {}) | given)
-
-
 def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     """Read the results in a run's folder, finished or not; nothing is written there.
 
@@ -314,8 +302,10 @@ def load_evolution(path: str | os.PathLike) -> EvolutionResult:
     Examples
     --------
     >>> import tempfile
+    >>> sizes = {"n_train": 20, "n_test": 10, "n_kernel": 10, "network": "mlp", "n_features": 0}
+    >>> at_first = KernelEvolution(**sizes, regimes=("benign",), epochs=0, stage2_from=())
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     KernelEvolution(regimes=()).run(folder, progress=False) == load_evolution(folder)
+    ...     at_first.run(folder, progress=False) == load_evolution(folder)
     True
     """
     run = RunDirectory(check_path("path", path))
@@ -338,8 +328,9 @@ def load_experiment(out: str | os.PathLike, **objects: Any) -> KernelEvolution:
     Parameters
     ----------
     out : path
-    **objects : network, attack
-        Objects that the folder states and does not hold: a network or an attack whose class has no name in files.
+    **objects : network, attack, optimizer
+        Objects that the folder states and does not hold: an optimiser of optax, and a network or an attack whose
+        class has no name in files.
         Those of this library, and those that :func:`~ntkrobust_sk.saved_as` has registered, are made again; a
         network that was named as ``module:name`` is imported when the experiment is run.
 
@@ -367,17 +358,24 @@ def load_experiment(out: str | os.PathLike, **objects: Any) -> KernelEvolution:
     Examples
     --------
     >>> import tempfile
+    >>> sizes = {"n_train": 20, "n_test": 10, "n_kernel": 10, "network": "mlp", "n_features": 0}
+    >>> at_first = KernelEvolution(**sizes, regimes=("benign",), epochs=0, stage2_from=(), memory="1GiB")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = KernelEvolution(regimes=(), seeds=3, memory="1GiB").run(folder, progress=False)
-    ...     load_experiment(folder).seeds, load_experiment(folder).memory
-    (3, '1GiB')
+    ...     result = at_first.run(folder, progress=False)
+    ...     load_experiment(folder) == at_first
+    True
     """
     run = RunDirectory(check_path("out", out))
-    if unknown := sorted(objects.keys() - {"network", "attack"}):
-        raise TypeError(f"load_experiment takes network and attack besides the folder, got {', '.join(unknown)}")
+    if unknown := sorted(objects.keys() - {*OBJECTS}):
+        taken = ", ".join(OBJECTS)
+        raise TypeError(f"load_experiment takes {taken} besides the folder, got {', '.join(unknown)}")
     more = run.going_on
     named = {name: more[name] for name in ("network",) if more.get(name)}
-    settings = settings_there(run, _names()) | named | objects
+    settings = settings_there(run, _names()) | named
+    if "optimizer" in objects and objects["optimizer"] != settings.get("optimizer", "sgd"):
+        # another one does not take these over
+        settings |= dict.fromkeys(RATES)
+    settings |= objects
     for name, value in settings.items():
         if isinstance(value, Stated):
             raise value.missing(name)

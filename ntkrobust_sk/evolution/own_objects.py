@@ -1,4 +1,4 @@
-"""How a run's settings state a network or an attack that is an object, and what they give back of it.
+"""How a run's settings state a network, attack or optimiser that is an object, and what they give back of it.
 
 What has a name in files (this library's own, and what :func:`~ntkrobust_sk.saved_as` registers) is stated by this
 name with its fields, and is made again of them. Of anything else stand there its class, how it prints, and what
@@ -19,11 +19,13 @@ from jax.tree_util import Partial
 
 from ..kernels.fingerprint import fingerprint, hash_arrays, without_addresses
 from ..networks.model import Model
-from ..networks.named import with_outputs
+from ..networks.named import initial_model, with_outputs
 from ..saving.tree import decoded, encoded
 
 # Rows that a network and an attack are traced on.
 ROWS = 2
+# Settings that may be objects.
+OBJECTS = ("network", "attack", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Stated:
         stated = json.loads(self.text)
         return stated.get("prints") or _type_of(stated)
 
-    def init(self, key: Any, input_shape: Any) -> Any:
+    def init(self, key: Any, input_shape: Any = None) -> Any:
         """Raise: there is no code."""
         raise self.missing()
 
@@ -50,11 +52,15 @@ class Stated:
         """Raise: there is no code."""
         raise self.missing()
 
+    def update(self, updates: Any, state: Any, params: Any = None) -> Any:
+        """Raise: there is no code."""
+        raise self.missing()
+
     def __call__(self, model: Any, x: Any, y: Any, *, key: Any) -> Any:
         """Raise: there is no code."""
         raise self.missing()
 
-    def missing(self, name: str = "network=... or attack") -> ValueError:
+    def missing(self, name: str = "network=..., attack=... or optimizer") -> ValueError:
         """Make the error for whoever needs the object itself."""
         return ValueError(
             f"a run's folder states {self!r} and does not hold it: give it again, "
@@ -103,6 +109,28 @@ def state_attack(attack: Any, input_shape: tuple[int, ...], n_outputs: int) -> A
         return attack(Partial(_linear, weights), x, y, key=key)
 
     return stated | _code(attacked, weights, x, y, keys)
+
+
+def state_optimizer(optimizer: Any, network: Any, input_shape: tuple[int, ...], n_outputs: int) -> Any:
+    """Return what settings state of an optimiser: a name as it is, one of optax by its functions and what they do.
+
+    Those of optax are functions, which print as addresses: stated are where they are defined, and a fingerprint of
+    what they compute for the network's parameters.
+    """
+    if isinstance(optimizer, str):
+        return optimizer
+    if isinstance(optimizer, Stated):
+        return json.loads(optimizer.text)
+    update, key = optimizer.update, jax.random.key(0)
+    params = jax.eval_shape(lambda key: initial_model(network, input_shape, n_outputs, key).variables.params, key)
+
+    def updated(params, gradient):
+        state = optimizer.init(params)
+        return state, optimizer.update(gradient, state, params)
+
+    where = f"{update.__module__}:{update.__qualname__}"
+    prints = f"{type(optimizer).__name__}({where})"
+    return {"class": where, "prints": prints} | _code(updated, params, params)
 
 
 def _linear(weights, x):

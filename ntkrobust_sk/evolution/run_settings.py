@@ -12,7 +12,7 @@ from ..datasets.splits import NAMES, Splits
 from ..kernels.fingerprint import hash_arrays
 from ..networks.named import initial_model, n_logits
 from .imported import is_named_by_module, resolved
-from .own_objects import restored, state_attack, state_network
+from .own_objects import OBJECTS, restored, state_attack, state_network, state_optimizer
 from .run_directory import RunDirectory, RunMismatchError
 from .setting_checks import check_network
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Settings in which runs need not agree: a run may get more seeds and other memory, and its data may have moved.
 FREE = ("seeds", "data_dir", "memory")
 # Settings of later versions, and what they were before: left out, so that folders stay what they were.
-BEFORE = {"norm": "linf", "image_size": None}
+BEFORE = {"norm": "linf", "image_size": None, "optimizer": "sgd"}
 
 
 def settings_of(experiment: KernelEvolution, splits: Splits) -> dict[str, Any]:
@@ -32,6 +32,9 @@ def settings_of(experiment: KernelEvolution, splits: Splits) -> dict[str, Any]:
     of_data = splits.X.shape[1:], int(splits.y.max()) + 1
     settings["network"] = state_network(resolved(experiment.network), *of_data)
     settings["attack"] = state_attack(experiment.attack, *of_data)
+    if "optimizer" in settings:
+        network = resolved(experiment.network)
+        settings["optimizer"] = state_optimizer(experiment.optimizer, network, *of_data)
     return settings | {"sha256_data": hash_arrays(splits), "version": __version__}
 
 
@@ -82,7 +85,7 @@ def _is_run(path: Path) -> bool:
 def settings_there(run: RunDirectory, known: tuple[str, ...]) -> dict[str, Any]:
     """Return the settings of an experiment in a folder, with objects in the place of what is stated of them."""
     settings = {name: value for name, value in run.settings.items() if name in known}
-    return settings | {name: restored(settings[name]) for name in ("network", "attack") if name in settings}
+    return settings | {name: restored(settings[name]) for name in OBJECTS if name in settings}
 
 
 def where_the_data_were(out: Path, settings: dict[str, Any], own_data: bool) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from ..networks.model import Model, Network, advice, require_network
 from ..networks.named import NETWORKS
 from ..networks.precision import PRECISIONS
 from ..tangent.linearization import DYNAMICS
+from ..training.optimizers import OPTIMIZERS, resolve_optimizer
 from .imported import check_form, is_named_by_module
+from .own_objects import Stated
 from .results import brief_epochs
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ ATTACKS = ("pgd", "fgsm", "n-fgsm")
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.5, 2.5)
 # Radius where neither the settings nor the attack state one.
 EPSILON = 0.15
+# Settings of an optimiser that is given by its name.
+RATES = ("learning_rate", "momentum", "stage2_learning_rate")
+# Learning rate of stage 2 under gradient descent; with other optimisers it is their own.
+STAGE2_RATE = 0.01
 
 # How settings of an experiment, and of the demo, are checked.
 CHECKS = {
@@ -48,12 +54,18 @@ def check_settings(experiment: KernelEvolution) -> None:
         object.__setattr__(experiment, name, several(name, getattr(experiment, name)))
         for value in getattr(experiment, name):
             check_choice(f"entry of {name}", value, known)
+    if not experiment.regimes:
+        raise ValueError(
+            f"regimes must name a training of stage 1 or more, {', '.join(map(repr, REGIMES))}, got (): without "
+            "one there is nothing to measure. For kernels at initialisation alone give regimes=('benign',), epochs=0"
+        )
     if experiment.precision is not None:
         check_choice("precision", experiment.precision, PRECISIONS, "None")
     parse_memory(experiment.memory)
     object.__setattr__(experiment, "n_kernel", count_or_all("n_kernel", experiment.n_kernel))
     check_network(experiment.network)
     check_attack(experiment)
+    choose_rates(experiment)
     check_numbers(experiment)
     named_attack(experiment)
     check_path("data", experiment.data)
@@ -123,6 +135,30 @@ def named_attack(experiment: Any) -> PGD | FGSM | NFGSM | None:
         return NFGSM(epsilon)
     made = {"pgd": partial(PGD, n_steps=experiment.train_steps), "fgsm": FGSM}
     return made[experiment.attack](epsilon, norm=norm) if isinstance(experiment.attack, str) else None
+
+
+def choose_rates(experiment: KernelEvolution) -> None:
+    """Let the optimiser say what hyperparameters it has where the settings do not, or raise where it has none."""
+    given = {name: value for name in RATES if (value := getattr(experiment, name)) is not None}
+    optimizer = "sgd" if experiment.optimizer is None else experiment.optimizer
+    stage2 = given.pop("stage2_learning_rate", None) if isinstance(optimizer, str) else None
+    if isinstance(optimizer, Stated):
+        return
+    try:
+        _, values = resolve_optimizer(optimizer, **given)
+    except ValueError as error:
+        if not given or (isinstance(optimizer, str) and optimizer not in OPTIMIZERS):
+            raise
+        raise ValueError(
+            f"{error}. Where replace(experiment, optimizer=...) changes an experiment, give momentum=None, "
+            "learning_rate=None and stage2_learning_rate=None, too"
+        ) from None
+    _require_hashable("optimizer", optimizer)
+    if stage2 is None and values:
+        stage2 = STAGE2_RATE if optimizer == "sgd" else values["learning_rate"]
+    chosen = values.get("learning_rate"), values.get("momentum"), stage2
+    for name, value in (("optimizer", optimizer), *zip(RATES, chosen, strict=True)):
+        object.__setattr__(experiment, name, value)
 
 
 def _require_hashable(name, value):

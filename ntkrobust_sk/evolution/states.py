@@ -113,12 +113,12 @@ class States:
             model = Model(network, model.variables)
         return with_precision(model, self.experiment.precision)
 
-    def stage(self, training: str, learning_rate: float, **options) -> TrainingConfig:
+    def stage(self, training: str, learning_rate: float | None, **options) -> TrainingConfig:
         """Say how "benign" training goes; any other is adversarial."""
         experiment = self.experiment
         attacks = () if training == "benign" else (experiment.train_attack,)
         attacks = (Clean(), *attacks) if experiment.clean_step or not attacks else attacks
-        common = {"momentum": experiment.momentum, "batch_size": experiment.batch_size}
+        common = {name: getattr(experiment, name) for name in ("optimizer", "momentum", "batch_size")}
         return TrainingConfig(attacks, learning_rate, **common, **options)
 
     def at(self, seed: int, regime: str, epoch: float) -> TrainState:

@@ -34,6 +34,7 @@ PAPER_SETTINGS = {
     "epochs of stage 2": 100,
     "learning rate of stage 2": 0.01,
     "batch size": 128,
+    "optimizer": "sgd",
     "momentum": 0.9,
 }
 
@@ -61,6 +62,26 @@ class Learning(NamedTuple):
         """Return whether verdicts count; what is not a number is not enough."""
         return bool(self.accuracy >= self.threshold)
 
+    @property
+    def why_not(self) -> str | None:
+        """Say in one line why verdicts do not count; None where they do."""
+        if self.is_enough:
+            return None
+        return (
+            f"the {self.regime} network has learned too little: its clean accuracy is {self.accuracy:.3f}, and "
+            f"verdicts count from {self.threshold:.3f}, half-way from guessing ({self.chance:.3f}) to always right"
+        )
+
+    @classmethod
+    def of(cls, regime: str, accuracy: float, n_classes: int) -> Learning:
+        """Compare an accuracy with that of guessing among so many classes.
+
+        >>> Learning.of("benign", 0.05, 10).why_not
+        'the benign network has learned too little: its clean accuracy is 0.050, and verdicts count from 0.550...'
+        """
+        chance = 1 / n_classes
+        return cls(regime, accuracy, chance, chance + LEARNED * (1 - chance))
+
 
 class Stated(NamedTuple):
     """A claim as the page shows it.
@@ -72,11 +93,19 @@ class Stated(NamedTuple):
         That of the claim, or "no verdict".
     published : str or None
         The paper's number.
+    reason : str or None
+        Why there is no verdict, or no test.
     """
 
     claim: Claim
     verdict: str
     published: str | None
+    reason: str | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Return whether this is a verdict."""
+        return self.verdict not in (NO_VERDICT, UNTESTED)
 
     @property
     def state(self) -> str:
@@ -92,19 +121,20 @@ def learning_of(result: EvolutionResult) -> Learning:
         (seed, epochs[-1]) for seed in range(result.experiment.seeds) if (epochs := result.epochs(seed, regime))
     ]
     last = [result.at(seed, regime, epoch) for seed, epoch in ends]
-    chance = 1 / len(last[0]["specialization_matrix"])
     # NaN stays NaN
     accuracy = float(np.min([record["clean"] for record in last]))
-    return Learning(regime, accuracy, chance, chance + LEARNED * (1 - chance))
+    return Learning.of(regime, accuracy, len(last[0]["specialization_matrix"]))
 
 
 def stated_claims(result: EvolutionResult, learning: Learning) -> list[Stated]:
     """Return the claims of a run, without verdicts where the networks have learned too little."""
-
-    def verdict_on(claim):
-        return claim.verdict if learning.is_enough or claim.verdict == UNTESTED else NO_VERDICT
-
-    return [Stated(claim, verdict_on(claim), PUBLISHED.get(claim.number)) for claim in check_claims(result)]
+    stated = []
+    for claim in check_claims(result):
+        verdict, reason = (claim.verdict, None) if learning.is_enough else (NO_VERDICT, learning.why_not)
+        if claim.verdict == UNTESTED:
+            verdict, reason = UNTESTED, claim.measured
+        stated.append(Stated(claim, verdict, PUBLISHED.get(claim.number), reason))
+    return stated
 
 
 def counted(stated: list[Stated]) -> list[str]:

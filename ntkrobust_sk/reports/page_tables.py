@@ -104,12 +104,18 @@ def _own_settings(result) -> dict[str, Any]:
         "its steps": getattr(training, "n_steps", 1),
         "PGD steps in scoring": scoring.n_steps,
         "epochs of stage 1": experiment.epochs,
-        "learning rate of stage 1": experiment.learning_rate,
+        "learning rate of stage 1": _of_optimizer(experiment.learning_rate),
         "epochs of stage 2": experiment.stage2_epochs,
-        "learning rate of stage 2": experiment.stage2_learning_rate,
+        "learning rate of stage 2": _of_optimizer(experiment.stage2_learning_rate),
         "batch size": experiment.batch_size,
-        "momentum": experiment.momentum,
+        "optimizer": experiment.optimizer if isinstance(experiment.optimizer, str) else repr(experiment.optimizer),
+        "momentum": _of_optimizer(experiment.momentum),
     }
+
+
+def _of_optimizer(value: float | None) -> Any:
+    """Return a hyperparameter, or say where it is: an object of optax has its own, and Adam has no momentum."""
+    return "the optimizer's own" if value is None else value
 
 
 def states_table(result: EvolutionResult) -> Table:

@@ -68,14 +68,15 @@ def write_report(result: EvolutionResult, path: str | os.PathLike | None = None)
 
     Examples
     --------
-    An experiment of no trainings measures nothing.
+    Of kernels at initialisation alone.
 
     >>> import tempfile
     >>> from ntkrobust_sk import KernelEvolution, write_report
+    >>> sizes = {"n_train": 20, "n_test": 10, "n_kernel": 10, "network": "mlp", "n_features": 0}
+    >>> at_first = KernelEvolution(**sizes, regimes=("benign",), epochs=0, stage2_from=())
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_report(KernelEvolution(regimes=()).run(folder, progress=False))
-    Traceback (most recent call last):
-    ValueError: ... holds no results yet, so there is nothing to report
+    ...     write_report(at_first.run(folder, progress=False)).name
+    'report.html'
     """
     path = None if path is None else check_path("path", path)
     require_result(result)

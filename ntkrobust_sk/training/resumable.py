@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from ..networks.model import Model
 from .checkpoints import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from .loop import train
-from .optimizers import Averaged, averaging, sgd
+from .optimizers import Averaged, averaging, resolve_optimizer
 from .state import TrainState, initial_state, with_hyperparameters
 
 if TYPE_CHECKING:
@@ -30,30 +30,38 @@ class TrainingConfig:
     ----------
     attacks : tuple
         As for :func:`~ntkrobust_sk.train`: one update per batch and attack.
-    learning_rate, momentum : float
+    learning_rate, momentum : float or None
+        As for :func:`~ntkrobust_sk.training.optimizers.resolve_optimizer`.
     batch_size : int
     freeze_state : bool
         Keep batch-norm statistics as they are.
     average_decay : float or None
         Of the moving average of the parameters; None keeps none.
+    optimizer : {"sgd", "adam", "adamw"} or optax.GradientTransformation
     """
 
     attacks: tuple
-    learning_rate: float
-    momentum: float = 0.9
+    learning_rate: float | None
+    momentum: float | None = None
     batch_size: int = 128
     freeze_state: bool = False
     average_decay: float | None = None
+    optimizer: Any = "sgd"
 
     @property
-    def optimizer(self) -> optax.GradientTransformation:
-        """Return stochastic gradient descent, with or without an average."""
-        return sgd() if self.average_decay is None else averaging(sgd(), self.average_decay)
+    def transformation(self) -> optax.GradientTransformation:
+        """Return the optimiser, with or without an average."""
+        optimizer, _ = self._resolved()
+        return optimizer if self.average_decay is None else averaging(optimizer, self.average_decay)
+
+    def _resolved(self):
+        return resolve_optimizer(self.optimizer, learning_rate=self.learning_rate, momentum=self.momentum)
 
     def first_state(self, model: Model, key: jax.Array) -> TrainState:
         """Return the state before the first step."""
-        state = initial_state(model, key, sgd())
-        state = with_hyperparameters(state, learning_rate=self.learning_rate, momentum=self.momentum)
+        optimizer, values = self._resolved()
+        state = initial_state(model, key, optimizer)
+        state = with_hyperparameters(state, **values) if values else state
         if self.average_decay is None:
             return state
         average = Averaged(state.opt_state, model.variables.params, np.int32(0))
@@ -132,7 +140,7 @@ def state_file(folder: Path, epoch: float) -> Path:
 
 
 def _train(stage, state, X, y, epochs):
-    common = {"optimizer": stage.optimizer, "attacks": stage.attacks, "batch_size": stage.batch_size}
+    common = {"optimizer": stage.transformation, "attacks": stage.attacks, "batch_size": stage.batch_size}
     return train(state, X, y, epochs=epochs, freeze_state=stage.freeze_state, **common)
 
 

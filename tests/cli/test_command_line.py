@@ -9,11 +9,12 @@ import pytest
 from ntkrobust_sk.cli.command import COMMANDS, main, read_arguments
 from ntkrobust_sk.cli.named_attacks import ATTACKS, KNOWN_NORMS, make_attack
 from ntkrobust_sk.cli.signatures import NONE_STATED, constant, parameters
-from ntkrobust_sk.evolution import experiment
+from ntkrobust_sk.evolution import experiment, presets
 from ntkrobust_sk.networks.named import NETWORKS
 from ntkrobust_sk.networks.precision import PRECISIONS
 from ntkrobust_sk.reports import demo
 from ntkrobust_sk.tangent.linearization import DYNAMICS
+from ntkrobust_sk.training.optimizers import OPTIMIZERS
 
 # What commands cannot do without.
 SAVED = ["--model", "m", "--data", "digits"]
@@ -62,10 +63,11 @@ def test_what_is_read_from_the_source_is_what_the_code_has(file, thing):
 @pytest.mark.parametrize(
     ("file", "name", "values"),
     [
-        ("evolution/experiment.py", "PRESETS", experiment.PRESETS),
+        ("evolution/presets.py", "PRESETS", presets.PRESETS),
         ("evolution/experiment.py", "DYNAMICS", DYNAMICS),
         ("evolution/setting_checks.py", "ATTACKS", experiment.ATTACKS),
         ("cli/evolve.py", "NETWORKS", tuple(NETWORKS)),
+        ("cli/evolve.py", "OPTIMIZERS", tuple(OPTIMIZERS)),
         ("reports/demo.py", "SIZES", demo.SIZES),
         ("reports/demo.py", "nothing", NONE_STATED),
     ],

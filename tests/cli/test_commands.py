@@ -68,6 +68,36 @@ def run(folder, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def unlearned(folder):
+    """A run whose networks have hardly moved, so that nothing that it compares is a finding."""
+    settings = {"epochs": 4, "fractions": (), "stage2_from": (), "n_features": 0, "learning_rate": 1e-6}
+    few = {"n_train": 40, "n_test": 20, "n_kernel": 20, "network": "mlp", "test_steps": 1, "train_steps": 1}
+    regimes = ("benign", "adversarial")
+    KernelEvolution(regimes=regimes, **settings, **few).run(folder / "unlearned", progress=False)
+
+
+@pytest.mark.slow
+def test_no_command_gives_verdicts_on_a_network_that_has_not_learned(run, unlearned):
+    why = (
+        r"the benign network has learned too little: its clean accuracy is 0\.\d+, and verdicts count from 0\.550"
+    )
+    status, printed, _ = run("report unlearned --overwrite")
+    assert status == 0 and re.search(rf"^No verdicts: {why}", printed, re.MULTILINE)
+    assert " holds:" not in printed and " does not hold:" not in printed and "claim 5a no verdict:" in printed
+    claims = json.loads(run("report unlearned --json --overwrite")[1])["claims"]
+    assert {claim["verdict"] for claim in claims} == {"no verdict", "not tested"}
+    assert not any(claim["counts"] for claim in claims)
+    assert all(re.match(why, claim["reason"]) for claim in claims if claim["verdict"] == "no verdict")
+    assert all(claim["reason"].startswith("needs ") for claim in claims if claim["verdict"] == "not tested")
+    found = json.loads(run("info unlearned --json")[1])
+    assert re.match(why, found["no verdicts"]) and "hold" not in found["claims"]
+    _, printed, _ = run("evolve --out unlearned")
+    assert re.search(rf"^No verdicts: {why}", printed, re.MULTILINE)
+    found = json.loads(run("evolve --out unlearned --json")[1])
+    assert found["counts"] is False and re.match(why, found["reason"])
+
+
 PGD_3 = "--model net.ntk --data digits --n-test 40 --attack pgd --steps 3"
 
 

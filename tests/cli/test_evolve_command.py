@@ -58,6 +58,17 @@ def test_without_a_folder_the_digits_are_the_data(run, seen):
     assert seen == [(KernelEvolution(epochs=3), {})]
 
 
+def test_a_folder_without_a_run_is_said_to_begin_anew_with_what_settings(run, seen, capsys):
+    main(["evolve", "--out", "rnu1", "--epochs", "3"])
+    main(["evolve", "--out", "run2", "--from", "run1"])
+    typo, taken = (line for line in capsys.readouterr().err.splitlines() if line.startswith("no run in"))
+    assert typo.startswith("no run in rnu1 yet: a new one begins, with these settings: data=digits, network=cnn")
+    assert "epochs=3" in typo
+    assert taken.startswith("no run in run2 yet") and f"n_train={SMALL.n_train}" in taken
+    main(["evolve", "--out", "run1"])
+    assert "no run in" not in capsys.readouterr().err
+
+
 def test_a_network_of_the_current_folder_is_found_and_one_that_is_not_is_named(run, capsys):
     (run.parent / "nets_of_the_command.py").write_text("number = 3")
     given = "--data digits --n-train 60 --n-test 20 --n-kernel 20"
@@ -68,7 +79,8 @@ def test_a_network_of_the_current_folder_is_found_and_one_that_is_not_is_named(r
     }.items():
         assert main(["evolve", "--out", "run3", "--network", name, *given.split()]) == 2
         printed = capsys.readouterr().err
-        assert said in printed and printed.count("\n") == 1
+        *_, last = printed.splitlines()
+        assert said in last and printed.count("\n") == 2
     assert not (run.parent / "run3").exists()
 
 

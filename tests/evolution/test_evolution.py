@@ -34,7 +34,8 @@ from ntkrobust_sk import (
 from ntkrobust_sk.cli.command import main
 from ntkrobust_sk.datasets.splits import Splits, load_splits
 from ntkrobust_sk.evolution.claims import check_claims
-from ntkrobust_sk.evolution.experiment import preset, settings_of
+from ntkrobust_sk.evolution.experiment import settings_of
+from ntkrobust_sk.evolution.presets import preset
 from ntkrobust_sk.evolution.run_directory import RunDirectory, RunMismatchError
 from ntkrobust_sk.evolution.states import States
 from ntkrobust_sk.evolution.tasks import Measurements, class_correlations
@@ -154,7 +155,7 @@ def test_flip_trains_on_from_the_benign_state_clean_step_then_adversarial(result
     benign, flipped = states.at(0, "benign", 2.0), states.at(0, "flip", 3.0)
     stage = states.stage("adversarial", SMALL.learning_rate)
     X, y = states.examples.training
-    options = {"optimizer": stage.optimizer, "attacks": (Clean(), SMALL.train_attack), "batch_size": 32}
+    options = {"optimizer": stage.transformation, "attacks": (Clean(), SMALL.train_attack), "batch_size": 32}
     (expected,) = train(benign, X, y, epochs=(3.0,), **options)
     params = (jax.tree.leaves(state.model.variables.params) for state in (expected, flipped))
     for a, b in zip(*params, strict=True):
@@ -533,6 +534,8 @@ def test_an_epoch_that_was_never_kept_is_refused_with_those_that_are(result):
         ({"fractions": (float("nan"),)}, "each of fractions must be a finite number"),
         ({"regimes": "benign"}, "regimes must be a sequence"),
         ({"regimes": None}, "regimes must be a sequence"),
+        ({"regimes": ()}, "regimes must name a training of stage 1 or more"),
+        ({"regimes": [], "epochs": 0}, "regimes must name a training of stage 1 or more"),
         ({"regimes": ([],)}, "unknown entry of regimes"),
         ({"momentum": 1.0}, "momentum must be a finite number >= 0 and < 1"),
         ({"average_decay": "0.9"}, "average_decay must be a finite number"),

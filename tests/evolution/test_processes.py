@@ -353,7 +353,7 @@ def carried_out(schedule, records, n_workers=2):
         KernelEvolution(),
         KernelEvolution(seeds=2, regimes=("flip", "benign"), stage2_from=(("flip", 20.0),)),
         KernelEvolution(patience=3, n_validation=20),
-        KernelEvolution(regimes=()),
+        KernelEvolution(stage2_from=()),
         KernelEvolution(epochs=0, flip_epoch=0, regimes=("benign",)),
     ],
 )

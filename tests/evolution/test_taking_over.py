@@ -53,6 +53,7 @@ CHANGES = {
     "fractions": ((0.5,), (7, 14, 2, 18)),
     "learning_rate": (0.1, (0, 0, 0, 0)),
     "momentum": (0.5, (0, 0, 0, 0)),
+    "optimizer": ("adam", (0, 0, 0, 0)),
     "batch_size": (16, (0, 0, 0, 0)),
     "normalize": (True, (0, 0, 0, 0)),
     "average_decay": (0.5, (0, 0, 0, 0)),
@@ -93,6 +94,8 @@ def changed(name, tmp_path):
         splits = load_splits("digits", n_train=60, n_test=20, random_state=3)
         np.savez(tmp_path / value, **splits._asdict())
         value = str(tmp_path / value)
+    if name == "optimizer":
+        return replace(FIRST, optimizer=value, learning_rate=0.05, momentum=None)
     return replace(FIRST, **{name: value} | ({"patience": 5} if name == "n_validation" else {}))
 
 

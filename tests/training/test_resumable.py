@@ -42,7 +42,7 @@ BENIGN = STAGES["benign"]
 def plain(stage, epochs=EPOCHS):
     """The states that plain training yields."""
     start = stage.first_state(MODEL, KEY)
-    options = {"optimizer": stage.optimizer, "attacks": stage.attacks, "batch_size": stage.batch_size}
+    options = {"optimizer": stage.transformation, "attacks": stage.attacks, "batch_size": stage.batch_size}
     return list(train(start, X, Y, epochs=epochs, **options))
 
 
@@ -319,7 +319,7 @@ def test_before_the_first_update_the_average_is_the_model():
 
 
 def test_the_same_average_is_the_same_optimiser_so_that_nothing_is_compiled_twice():
-    assert STAGES["averaged"].optimizer is replace(STAGES["averaged"], learning_rate=0.1).optimizer
+    assert STAGES["averaged"].transformation is replace(STAGES["averaged"], learning_rate=0.1).transformation
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan")])
