@@ -57,7 +57,7 @@ def check_settings(experiment: KernelEvolution) -> None:
     if not experiment.regimes:
         raise ValueError(
             f"regimes must name a training of stage 1 or more, {', '.join(map(repr, REGIMES))}, got (): without "
-            "one there is nothing to measure. For kernels at initialisation alone give regimes=('benign',), epochs=0"
+            "one nothing is measured. For kernels at initialisation alone give regimes=('benign',), epochs=0"
         )
     if experiment.precision is not None:
         check_choice("precision", experiment.precision, PRECISIONS, "None")

@@ -95,11 +95,9 @@ def test_a_run_prints_every_predictor_and_claim(finished):
     assert demo.table(results) in printed and str(out) in printed
     for name in PREDICTORS:
         assert name in printed
-    assert (
-        printed.count("HOLDS") == printed.count("DOES NOT HOLD") + sum(c["holds"] for c in results["claims"])
-        or ("HOLD" in printed)
-        or printed.count("NO VERDICT") == 2
-    )
+    # one epoch teaches too little for verdicts
+    assert printed.count("NO VERDICT: ") == 2 and "HOLD" not in printed
+    assert not any(claim["counts"] for claim in results["claims"])
 
 
 @pytest.mark.parametrize(
