@@ -46,6 +46,13 @@ def sigmoid(x: Array) -> Array:
     return (jax.scipy.special if isinstance(x, jax.Array) else scipy.special).expit(x)
 
 
+def clipped(low: Array, high: Array, x: Array) -> Array:
+    """Clip x to a range, and hand on gradients as if it were not: attacks beyond the range find their way back."""
+    if not isinstance(x, jax.Array):
+        return np.clip(x, low, high)
+    return jax.lax.stop_gradient(jnp.clip(x, low, high)) + (x - jax.lax.stop_gradient(x))
+
+
 def solve_lower(factor: np.ndarray, x: Array) -> Array:
     """Compute ``factor``⁻¹ x for a lower triangle (n, n) and x (n, m), where x lives."""
     linalg = jax.scipy.linalg if isinstance(x, jax.Array) else scipy.linalg

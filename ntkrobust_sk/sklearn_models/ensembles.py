@@ -16,7 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from .arrays import fitted, namespace, sigmoid
 from .linear import chained, scores_of
-from .piecewise import InversePower, interpolation
+from .piecewise import InversePower, guided, interpolation
 from .registry import COMPOSITIONS, form_of
 from .remembered_rows import core
 from .transformers import chosen, function_of, unchanged
@@ -222,7 +222,7 @@ def _curve(calibrator):
     if hasattr(calibrator, "a_"):
         return Partial(_logistic, float(calibrator.a_), float(calibrator.b_))
     points, values = fitted(calibrator, "X_thresholds_"), fitted(calibrator, "y_thresholds_")
-    return interpolation(points[:, None], values[:, None])
+    return guided(interpolation(points[:, None], values[:, None]), points[:1], points[-1:])
 
 
 def _logistic(slope, offset, x):

@@ -10,7 +10,7 @@ import scipy.special
 from jax.tree_util import Partial
 from sklearn.utils.validation import check_is_fitted
 
-from .arrays import Array, Named, dense, fitted, namespace
+from .arrays import Array, Named, clipped, dense, fitted, namespace
 from .linear import chained
 from .registry import ADAPTERS, adapts
 from .transformers import unchanged
@@ -53,14 +53,36 @@ def _interpolated(grid, values, slopes, x):
     return (on(positions(grid, x, "right") - 1) + on(positions(grid, x, "left") - 1)) / 2
 
 
+def guided(form: Any, low: Array, high: Array) -> Partial:
+    """Hand on the mean slope between low and high (d,) as the gradient, where a rising function's own is zero.
+
+    The function is of each feature by itself, and its values stay as they are. An attack that stands on a flat
+    piece so goes on towards where the function rises (backward pass differentiable approximation, Athalye et al.
+    2018, arXiv:1802.00420, section 4.1).
+    """
+    rise = (form(high[None]) - form(low[None]))[0]
+    return Partial(_guided, form, rise / np.where(high > low, high - low, np.inf))
+
+
+def _guided(form, mean_slope, x):
+    if not isinstance(x, jax.Array):
+        return form(x)
+    value, slope = jax.jvp(form, (x,), (jnp.ones_like(x),))
+    return value + jnp.where(slope == 0, jnp.asarray(mean_slope, x.dtype), 0) * (x - jax.lax.stop_gradient(x))
+
+
 @adapts("QuantileTransformer")
 def quantiles(estimator: Any) -> Partial:
-    """Write the share of training inputs below x, or the normal distribution's quantile of that share."""
+    """Write the share of training inputs below x, or the normal distribution's quantile of that share.
+
+    Beyond the quantiles, where it is flat, the gradient is its mean slope between them.
+    """
     grid = fitted(estimator, "quantiles_")
     shares = np.broadcast_to(fitted(estimator, "references_")[:, None], grid.shape)
     margin = AT_THE_END if estimator.output_distribution == "normal" else 0.0
     parts = [Partial(_share_below, grid[0] + margin, grid[-1] - margin, interpolation(grid, shares))]
-    return Partial(chained, [*parts, Partial(_normal_quantile)] if margin else parts)
+    form = Partial(chained, [*parts, Partial(_normal_quantile)] if margin else parts)
+    return guided(form, grid[0], grid[-1])
 
 
 def _share_below(low, high, shares, x):
@@ -130,7 +152,10 @@ def power(estimator: Any) -> Partial:
 
 @adapts("SplineTransformer")
 def splines(estimator: Any) -> Partial:
-    """Write each feature's B-splines as polynomials between their knots, and those that go on beyond."""
+    """Write each feature's B-splines as polynomials between their knots, and those that go on beyond.
+
+    Where they stay constant beyond, the gradient there is the slope at the last knot.
+    """
     check_is_fitted(estimator)
     beyond, kept = estimator.extrapolation, slice(None if estimator.include_bias else -1)
     if beyond == "error":
@@ -143,7 +168,8 @@ def splines(estimator: Any) -> Partial:
     edges, starts, coefficients = zip(*(_pieces(spline, beyond) for spline in estimator.bsplines_), strict=True)
     edges, starts = np.stack(edges, 1), np.stack(starts, 1)
     form = Partial(_polynomials, edges, starts, np.stack(coefficients, 2)[..., kept])
-    return Partial(chained, [Partial(_wrapped, edges[0], edges[-1]), form]) if beyond == "periodic" else form
+    ahead = {"periodic": _wrapped, "constant": clipped}.get(beyond)
+    return form if ahead is None else Partial(chained, [Partial(ahead, edges[0], edges[-1]), form])
 
 
 def _pieces(spline, beyond):
@@ -158,7 +184,7 @@ def _pieces(spline, beyond):
     else:
         ends, starts = np.zeros_like(coefficients[:, :2]), edges[[0, -1]]
         ends[-1] = [spline(edge) for edge in starts]
-        if beyond == "linear" and spline.k:
+        if spline.k:
             ends[-2] = [spline(edge, nu=1) for edge in starts]
     coefficients = np.concatenate([ends[:, :1], coefficients, ends[:, 1:]], axis=1)
     return edges, np.concatenate([starts[:1], edges[:-1], starts[1:]]), coefficients

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from .arrays import Array, Named, fitted, namespace, root
+from .arrays import Array, Named, clipped, fitted, namespace, root
 from .linear import projected
 from .registry import adapts
 
@@ -49,7 +49,7 @@ def max_abs(estimator: Any) -> Partial:
 
 
 def _scaled(scale, shift, low, high, x):
-    return namespace(x).clip(x * scale + shift, low, high)
+    return clipped(low, high, x * scale + shift)
 
 
 class Length(Named):

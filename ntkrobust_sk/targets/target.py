@@ -24,6 +24,7 @@ from ..execution.keys import Keys, key_of, keys_of
 from ..execution.precision import enable_x64, x64_enabled
 from ..execution.tiles import answers
 from ..tables.frames import Table, as_table
+from .flat_gradients import warn_of_flat_gradients
 from .labels import encode_targets, example_radii, target_values, weights_to_score
 
 # What ``random_state`` may be.
@@ -206,7 +207,10 @@ class AttackTarget:
         sample_weight: ArrayLike | None = None,
         random_state: Seed = 0,
     ) -> float:
-        """Return the score on adversarial examples; warn if it is better than that on the inputs themselves.
+        """Return the score on adversarial examples; warn if gradients were no guide to them.
+
+        They were none if the score is better than that on the inputs themselves, and where they are exactly zero
+        at examples that the attack has left right.
 
         With targets that are classes it is the share of examples whose answers are not these.
 
@@ -219,7 +223,8 @@ class AttackTarget:
         random_state : int, RandomState or None, default=0
         """
         weights = weights_to_score(y, len(self.X), sample_weight)
-        X_adv = self.perturb(self.attack_for(attack), key_of(random_state))
+        attack = self.attack_for(attack)
+        X_adv = self.perturb(attack, key_of(random_state))
         if self.each.aims is not None and len(self.classes):
             stands = [self.stands(self.answers(inputs)) for inputs in (X_adv, self.X)]
             robust, clean = (float(np.average(standing, weights=weights)) for standing in stands)
@@ -233,4 +238,6 @@ class AttackTarget:
                 UserWarning,
                 stacklevel=3,
             )
+        elif len(self.classes):
+            warn_of_flat_gradients(self, attack, X_adv)
         return robust

@@ -35,7 +35,7 @@ from sklearn.preprocessing import (
 
 from ntkrobust_sk import MLP, PGD, AdversarialKernelTrainer, as_model, perturb
 from ntkrobust_sk.execution.precision import enable_x64
-from ntkrobust_sk.sklearn_models import DifferentiableEstimator, discriminants, registry
+from ntkrobust_sk.sklearn_models import DifferentiableEstimator, discriminants, ensembles, registry
 
 X, Y3 = datasets.make_classification(
     70, 6, n_informative=5, n_redundant=0, n_classes=3, n_clusters_per_class=1, random_state=0
@@ -189,8 +189,12 @@ def own_scores(estimator, x):
     )
 
 
-def assert_a_model_of(estimator, x, scores):
-    """Scores to 1e-6, and the gradient of a mixture of them by central differences."""
+# beyond a clip, and on flat pieces, these hand on the slope that is nearest (test_white_against_black.py)
+STRAIGHT_THROUGH = ("columns", "quantiles", "splines, constant")
+
+
+def assert_a_model_of(estimator, x, scores, straight_through=False):
+    """Scores to 1e-6, and the gradient of a mixture of them by central differences, where these are not zero."""
     with enable_x64(True):
         model = as_model(estimator)
         found = np.asarray(model(jnp.asarray(x)))
@@ -206,7 +210,8 @@ def assert_a_model_of(estimator, x, scores):
         for feature in range(x.shape[1]):
             moved = [x + sign * step * (np.arange(x.shape[1]) == feature) for sign in (1, -1)]
             difference = np.subtract(*(np.asarray(model(jnp.asarray(z))) @ mixture for z in moved)) / (2 * step)
-            np.testing.assert_allclose(gradient[:, feature], difference, rtol=1e-5, atol=1e-5)
+            own = difference != 0 if straight_through else slice(None)
+            np.testing.assert_allclose(gradient[own, feature], difference[own], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(jax.jit(lambda m, z: m(z))(model, jnp.asarray(x)), found, rtol=1e-9, atol=1e-9)
 
 
@@ -217,10 +222,15 @@ QUERIES = X[:12] + 0.05 * np.random.default_rng(1).normal(size=(12, 6))
 @pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_a_classifier_s_scores_and_their_gradient(name, n_classes):
+def test_a_classifier_s_scores_and_their_gradient(name, n_classes, monkeypatch):
+    if "isotonic" in name:
+        # a mean of folds, of which one may be flat where another one is not: their own slopes are compared
+        monkeypatch.setattr(ensembles, "guided", lambda form, low, high: form)
     y = np.array(["no", "yes", "perhaps"])[Y2 if n_classes == 2 else Y3]
     estimator = CLASSIFIERS[name].fit(X, y)
-    assert_a_model_of(estimator, QUERIES, own_scores(estimator, QUERIES))
+    assert_a_model_of(
+        estimator, QUERIES, own_scores(estimator, QUERIES), any(part in name for part in STRAIGHT_THROUGH)
+    )
     with enable_x64(True):
         answers = estimator.classes_[np.asarray(as_model(estimator)(jnp.asarray(X))).argmax(1)]
     # votes may be tied

@@ -1,5 +1,7 @@
 """Each step that has got gradients, on breast cancers: they are the differences, and lead further than search."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     KBinsDiscretizer,
+    MinMaxScaler,
     OneHotEncoder,
     OrdinalEncoder,
     PowerTransformer,
@@ -27,7 +30,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC
 
-from ntkrobust_sk import PGD, Square, robust_accuracy
+from ntkrobust_sk import PGD, Square, as_model, robust_accuracy
 from ntkrobust_sk.robustness.target import attackable
 from ntkrobust_sk.targets.target import enable_x64
 
@@ -104,3 +107,61 @@ def test_gradients_of_a_transformed_target_are_central_differences():
     areas = load_breast_cancer(as_frame=True).data["mean area"]
     target = attackable(model.fit(X[NUMBERS], areas), ROWS[NUMBERS], areas[ROWS.index])
     assert differ_from_central_differences(target, [0, 1, 2, 3]) < 1e-4
+
+
+RAW, DIAGNOSES = load_breast_cancer(return_X_y=True)
+UNIT = MinMaxScaler().fit_transform(RAW[:, :6])
+FLAT = {
+    "isotonic": (CalibratedClassifierCV(LogisticRegression(C=100), cv=2, method="isotonic"), UNIT, 0.2),
+    "quantiles": (make_pipeline(QuantileTransformer(n_quantiles=50), LogisticRegression()), RAW[:, :6], 0.5),
+    "normal quantiles": (
+        make_pipeline(QuantileTransformer(n_quantiles=50, output_distribution="normal"), LogisticRegression()),
+        RAW[:, :6],
+        0.5,
+    ),
+    "splines": (make_pipeline(SplineTransformer(), LogisticRegression(C=10)), UNIT, 0.1),
+    "clipped": (make_pipeline(MinMaxScaler(clip=True), LogisticRegression(C=10)), RAW[:, :6], 0.5),
+}
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("name", FLAT)
+def test_gradients_lead_off_flat_pieces_as_far_as_a_search(name, random_start):
+    model, X, epsilon = FLAT[name]
+    model.fit(X[100:], DIAGNOSES[100:])
+    attacked = model, X[:60], DIAGNOSES[:60]
+    white = robust_accuracy(*attacked, PGD(epsilon, 20, random_start=random_start, bounds=None))
+    assert white <= robust_accuracy(*attacked, Square(epsilon, 100, bounds=None)) + 0.02
+
+
+@pytest.mark.parametrize("name", ["quantiles", "normal quantiles", "splines", "clipped"])
+def test_beyond_the_range_values_are_exact_and_gradients_are_not_zero(name):
+    model, X, _ = FLAT[name]
+    model.fit(X, DIAGNOSES)
+    beyond = X[:5] + np.where(np.arange(6) % 2, 1, -1) * 3 * np.ptp(X, axis=0)
+    with enable_x64(True):
+        scores = as_model(model)
+        margins = np.diff(scores(beyond), axis=1)[:, 0]
+        np.testing.assert_allclose(margins, model.decision_function(beyond), rtol=1e-9)
+        assert (jax.grad(lambda x: scores(x)[:, 1].sum())(jnp.asarray(beyond)) != 0).all()
+
+
+def steps(x):
+    return jnp.floor(4 * x)
+
+
+def test_an_attack_whose_gradients_are_zero_says_so_and_none_is_said_of_a_search():
+    model = make_pipeline(FunctionTransformer(steps), LogisticRegression()).fit(UNIT, DIAGNOSES)
+    with pytest.warns(UserWarning, match=r"exactly zero at \d+ of \d+ .*\(100%\).*with Square or AutoAttack"):
+        robust_accuracy(model, UNIT[:60], DIAGNOSES[:60], PGD(0.05, 3, random_start=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        robust_accuracy(model, UNIT[:60], DIAGNOSES[:60], Square(0.05, 3))
+
+
+def test_no_flat_gradients_are_told_of_a_model_that_is_very_sure():
+    sure = make_pipeline(StandardScaler(), LogisticRegression(C=1e9, tol=1e-9, max_iter=2000)).fit(UNIT, DIAGNOSES)
+    sure[-1].coef_ *= 1e4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert robust_accuracy(sure, UNIT[:60], DIAGNOSES[:60], PGD(1e-3, 3)) > 0.5
