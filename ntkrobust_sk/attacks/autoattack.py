@@ -29,6 +29,8 @@ from .tiled import Work, all_tiles, checked_data, finite_or_inputs
 
 # Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many.
 ROWS = 64
+# Of a report's table.
+HEAD = ["", "fallen", "accuracy left"]
 L1_RESTARTS, L1_MAX_TARGETS = 5, 5
 ZERO_GRADIENT_PRIMITIVES = ("argmax", "argmin", "ceil", "floor", "round", "sign", "stop_gradient")
 
@@ -178,9 +180,9 @@ class AutoAttack(AttackSettings):
         return AutoAttackReport(x_adv, fallen_to, names, tuple(flags(model, X, y, rows, names, fallen_to)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AutoAttackReport:
-    """The examples that AutoAttack has found, and what each member has added.
+    """The examples that AutoAttack has found, and what each member has added; printed, they are a table.
 
     Attributes
     ----------
@@ -233,17 +235,27 @@ class AutoAttackReport:
         finish(ax, ylabel="accuracy", ylim=(0, 1.08), title=title)
         return ax
 
+    def __str__(self):
+        lines = [f"{name:<16}{count:>8}   {accuracy}" for name, count, accuracy in [HEAD, *self._rows()]]
+        return "\n".join([self._caption(), "", *lines, *self._flags()])
+
+    def __repr__(self):
+        flags = f", {len(self.flags)} flags" if self.flags else ""
+        return f"<AutoAttackReport: {self._caption()}{flags}>"
+
     def _repr_html_(self):
-        n, broken = (
-            len(self.fallen_to),
-            np.bincount(self.fallen_to[self.fallen_to >= 0], minlength=len(self.names)),
-        )
+        return _html.table(self._caption(), HEAD, self._rows(), self._flags())
+
+    def _caption(self) -> str:
+        return f"AutoAttack on {len(self.fallen_to):,} examples: robust accuracy {self.robust_accuracy:.3f}"
+
+    def _rows(self) -> list[list[str]]:
+        broken = np.bincount(self.fallen_to[self.fallen_to >= 0], minlength=len(self.names))
         found = zip(self._steps(), broken, self.accuracies, strict=True)
-        rows = [[name, f"{count:,}", f"{accuracy:.3f}"] for name, count, accuracy in found]
-        caption = f"AutoAttack on {n:,} examples: robust accuracy {self.robust_accuracy:.3f}"
-        return _html.table(
-            caption, ["", "fallen", "accuracy left"], rows, [f"flag: {flag}" for flag in self.flags]
-        )
+        return [[name, f"{count:,}", f"{accuracy:.3f}"] for name, count, accuracy in found]
+
+    def _flags(self) -> list[str]:
+        return [f"flag: {flag}" for flag in self.flags]
 
     def _steps(self) -> list[str]:
         first, *members = self.names

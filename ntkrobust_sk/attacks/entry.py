@@ -22,6 +22,7 @@ from ..execution.loops import form_of, without_numbers
 from ..execution.tiles import as_pytree, on_rows
 from ..networks.model import failure
 from .boxes import plain_bounds
+from .capabilities import GoesThroughTiles, Reports
 from .norms import LENGTHS
 from .threat_model import Ball, admitted, ball_around, check_floating
 
@@ -320,6 +321,23 @@ def require_attack(attack: Any, name: str = "attack") -> Any:
     number(f"{name}.epsilon", attack.epsilon, low=0, unit="in units of the data")
     check_choice(f"{name}.norm", attack.norm, LENGTHS)
     plain_bounds(attack.bounds)
+    return attack
+
+
+def require_training_attack(attack: Any, name: str = "attack") -> Any:
+    """Return an attack like :func:`require_attack`, that can stand inside of a compiled step of training.
+
+    Raises
+    ------
+    TypeError
+        As :func:`require_attack`; for an attack that goes through all examples by itself, such as AutoAttack.
+    """
+    if isinstance(require_attack(attack, name), GoesThroughTiles | Reports):
+        raise TypeError(
+            f"{name}={brief(attack)} cannot train: {type(attack).__name__} goes through all examples by itself, "
+            "and decides by what it finds, which a compiled step of training cannot. PGD, FGSM and APGD train; "
+            f"measure by {type(attack).__name__} afterwards, with robust_accuracy"
+        )
     return attack
 
 

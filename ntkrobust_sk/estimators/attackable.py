@@ -265,9 +265,22 @@ class TangentClassifier(ClassifierMixin, AttackableEstimator):
         """Return weights of examples times those of their classes (n,), or None where there are neither."""
         if sample_weight is None and self.class_weight is None:
             return None
-        weights = checked_weights(sample_weight, X) * compute_sample_weight(self.class_weight, y)
+        weights = checked_weights(sample_weight, X) * self._class_weights(y)
         # once more, since weights of classes may be negative too, or leave nothing
         return checked_weights(weights, X)
+
+    def _class_weights(self, y) -> np.ndarray:
+        """Return the weights (n,) of the classes of labels; a class that a dict leaves out has weight 1."""
+        if not isinstance(self.class_weight, dict):
+            return compute_sample_weight(self.class_weight, y)
+        known, given = self.classes_.tolist(), self.class_weight
+        strange = [label for label in given if label not in known]
+        # as in scikit-learn, a dict of all classes may name others too, of which there are none in this fold
+        if strange and not set(known) <= set(given):
+            raise ValueError(
+                f"class_weight names {brief(strange[0])}, which is not among the labels of y, {brief(known)}"
+            )
+        return np.array([given.get(label, 1.0) for label in np.asarray(y).tolist()])
 
     def _attack_targets(self, y, n_samples):
         return encode_labels(y, self.classes_, n_samples)

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .._validation import fitting, number
+from ..attacks.entry import require_training_attack
 from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
 from ..attacks.tiled import attack_in_tiles
@@ -26,7 +27,7 @@ def attacks_of(estimator: Any, X: np.ndarray) -> tuple:
     """Return the attacks of one batch in turn, for inputs that lie within their bounds."""
     if estimator.attack is None:
         return (Clean(),)
-    admitted(estimator.attack, X)
+    admitted(require_training_attack(estimator.attack), X)
     return (Clean(), estimator.attack) if estimator.clean_step else (estimator.attack,)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import brief
+from .._validation import brief, require_unmasked
 from ..kernels.predictors import kernel_scores
 from ..kernels.room import require_host_memory
 from ..solvers.choice import resolve_solver, solver_of_matrix
@@ -20,7 +20,14 @@ from .shared import KernelSource, allowed
 
 PRECOMPUTED = "precomputed"
 # What has no say in a machine that is given its kernel as numbers, with the values that leave it out.
-NO_SAY = {"estimator": None, "params": None, "input_shape": None, "precision": None, "gram_store": None}
+NO_SAY = {
+    "estimator": None,
+    "params": None,
+    "input_shape": None,
+    "precision": None,
+    "gram_store": None,
+    "attack": None,
+}
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -106,11 +113,19 @@ class PrecomputedMachine(KernelSource):
 
 
 def _require_matrix(X: Any) -> None:
-    _, image_shape = as_rows(X)
+    rows, image_shape = as_rows(X)
     if image_shape is not None:
         raise ValueError(
             f"X must be a matrix K(x, x_i) with kernel='precomputed', got shape {np.shape(X)}: of the class and "
             "the full kernel, with several numbers for a pair, give kernel='class' or 'full' and inputs"
+        )
+    require_unmasked("X", X)
+    K = np.asarray(rows)
+    if K.dtype.kind == "f" and K.ndim == 2 and len(wrong := np.argwhere(~np.isfinite(K))):
+        i, j = wrong[0].tolist()
+        raise ValueError(
+            f"X must be a matrix K(x, x_i) of finite numbers with kernel='precomputed', but K[{i}, {j}] is "
+            f"{K[i, j]} ({len(wrong):,} of {K.size:,} entries are NaN or infinity): see how the kernel was computed"
         )
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from .._validation import brief, number
-from ..attacks.entry import require_attack
+from ..attacks.entry import require_attack, require_training_attack
 from ..networks.model import Model
 from ..training.loop import train
 from ..training.objectives import require_awp, require_loss
@@ -19,6 +19,9 @@ from ..training.optimizers import averaging, resolve_optimizer
 from ..training.schedules import is_by_step, rates_of, require_schedule
 from ..training.state import TrainState, initial_state, with_hyperparameters
 from .descent import attacks_of
+
+# Parameters that early stopping alone looks at, None without it.
+OF_EARLY_STOPPING = ("validation_attack", "n_iter_no_change")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,9 @@ class Recipe:
             raise ValueError(f"loss={loss!r} needs an attack, such as attack=PGD(8 / 255), got attack=None")
         if trainer.validation_attack is not None:
             require_attack(trainer.validation_attack, "validation_attack")
+        if trainer.attack is not None:
+            require_training_attack(trainer.attack)
+        _require_say(trainer)
         options = {
             "loss": loss,
             "weight_perturbation": require_awp(trainer.weight_perturbation),
@@ -101,3 +107,14 @@ class Recipe:
             learning_rate=rate,
             **self.options,
         )
+
+
+def _require_say(trainer: Any) -> None:
+    """Raise ValueError for a parameter of early stopping that was given without it."""
+    for name in OF_EARLY_STOPPING:
+        value = getattr(trainer, name)
+        if not trainer.early_stopping and value is not None:
+            raise ValueError(
+                f"{name}={brief(value)} has no say without early stopping; set early_stopping=True, or leave "
+                f"{name} out"
+            )

@@ -40,12 +40,12 @@ class SelectingMachine(ClosedFormMachine):
     cv: Any = field(default=5, metadata=allowed("cv_object"))
 
     def _validate_params(self):
-        super()._validate_params()
         check_choice("scoring", self.scoring, self.SCORINGS)
-        if self.scoring == "robust" and self.attack is None:
-            raise ValueError("scoring='robust' needs an attack, such as attack=PGD(epsilon=8/255), got None")
         if self.scoring == "robust":
             self._require_inputs("scoring='robust' attacks the inputs x")
+        super()._validate_params()
+        if self.scoring == "robust" and self.attack is None:
+            raise ValueError("scoring='robust' needs an attack, such as attack=PGD(epsilon=8/255), got None")
 
     def _candidates(self) -> list[Filter]:
         """Return the candidates as filters, in their own order."""

@@ -85,9 +85,10 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
     validation_attack : callable, default=None
         What held-out examples are attacked by; None is ``attack``.
     n_iter_no_change : int, default=None
-        Stop after so many epochs without a better one; None trains all epochs.
+        Stop after so many epochs without a better one; None trains all epochs. Like
+        ``validation_attack`` it needs ``early_stopping=True``.
     warm_start : bool, default=False
-        Start from ``model_`` where there is one: its network, precision and dynamics stay.
+        Start from ``model_`` where there is one; network, precision and dynamics must be those it was made by.
     class_weight : dict, "balanced" or None, default=None
     random_state : int, RandomState or None, default=None
         Seed of initial weights, data order and attack noise.
@@ -181,7 +182,7 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
         before = dict(vars(self)) if self.warm_start and hasattr(self, "model_") else None
         X, encoded, sample_weight = self._validated_labels(X, y, sample_weight)
         key_init, key_train = jax.random.split(self._key())
-        model = self._first_model(X, key_init) if before is None else self._model_before(before)
+        model = self._model_before(before, X, key_init) if before else self._first_model(X, key_init)
         X, encoded = self._in_final_form(model, X, encoded)
         self.loss_curve_, self.n_iter_ = [], 0
         callbacks = EpochCallbacks(self, self.max_epochs, X, np.asarray(given))
@@ -246,16 +247,22 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
             )
         return model if self.dynamics == "standard" else linearize(model, centered=self.dynamics == "centered")
 
-    def _model_before(self, before) -> Model:
-        """Return the model of the fit before, if it was one of the same classes and inputs."""
+    def _model_before(self, before, X, key) -> Model:
+        """Return the model of the fit before, if it was one of the same classes and inputs, and network."""
         for name, found in (("classes_", self.classes_), ("input_shape_", self.input_shape_)):
             if not np.array_equal(before[name], found):
                 vars(self).update({"classes_": before["classes_"], "input_shape_": before["input_shape_"]})
+                kept, new = (brief(np.asarray(values).tolist()) for values in (before[name], found))
                 raise ValueError(
-                    f"warm_start=True goes on with a network of {name}={brief(list(before[name]))}, but this "
-                    f"fit has "
-                    f"{brief(list(found))}; set warm_start=False to start afresh"
+                    f"warm_start=True goes on with a network of {name}={kept}, but this fit has {new}; set "
+                    "warm_start=False to start afresh"
                 )
+        asked, kept = self._first_model(X, key).network, before["model_"].network
+        if asked != kept:
+            raise ValueError(
+                f"warm_start=True goes on with the network of the fit before, {kept!r}, but network, precision "
+                f"and dynamics now ask for {asked!r}; set them as they were, or warm_start=False to start afresh"
+            )
         return before["model_"]
 
     def _in_final_form(self, model, X, y):

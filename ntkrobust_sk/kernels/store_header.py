@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from .. import __version__
 from .._files import read_json
 from .._validation import brief, check_choice, integer
+from ..datasets.items import Rows
 from ..execution.precision import DIGITS
 from ..networks.model import Model
 from .fingerprint import UNSURE, hash_arrays, without_addresses
@@ -72,6 +74,10 @@ def zarr_metadata(there: dict) -> bytes:
         attributes={"ntkrobust_sk": there},
     )
     return files["zarr.json"].to_bytes()
+
+
+# How a network with chosen parameters prints, networks.chosen_parameters.Restricted.
+RESTRICTED = re.compile(r"Restricted\(network=(.*), params=(\([^()]*\))\)", re.DOTALL)
 
 
 def _digest(there) -> str:
@@ -137,7 +143,9 @@ def _require_fitting(metadata, there):
             raise ValueError(f"{name} is {brief(found)}, where its attributes ask for {brief(expected)}")
 
 
-def require_same(path: Path, there: dict, made_from: dict, X: np.ndarray, Y: np.ndarray | None) -> None:
+def require_same(
+    path: Path, there: dict, made_from: dict, X: np.ndarray | Rows, Y: np.ndarray | Rows | None
+) -> None:
     """Raise StoreMismatchError unless a store was computed from the same, or from the first rows of it."""
     functions = [str(function) for function in (made_from["sha256_function"], there.get("sha256_function"))]
     for why in (function.removeprefix(UNSURE) for function in functions if function.startswith(UNSURE)):
@@ -152,7 +160,7 @@ def require_same(path: Path, there: dict, made_from: dict, X: np.ndarray, Y: np.
         if there.get(name) != here and name == "sha256_function" and same_writers:
             differences.append("function: network or kernel compute something else, however they print")
         elif there.get(name) != here and name not in (*WRITERS, "sha256_function"):
-            differences.append(f"{name}: {brief(there.get(name))} there, {brief(here)} here")
+            differences += _what_differs(name, there.get(name), here)
     for name, inputs in (("X", X), ("Y", Y)):
         n_there, hash_there = there.get(f"n_{name}"), there.get(f"sha256_{name}")
         if n_there is None or inputs is None:
@@ -164,6 +172,21 @@ def require_same(path: Path, there: dict, made_from: dict, X: np.ndarray, Y: np.
             differences.append(f"{name}: the first {n_there} rows hold other numbers")
     if differences:
         raise mismatch(path, "; ".join(differences))
+
+
+def _what_differs(name: str, there: Any, here: Any) -> list[str]:
+    """Say how a value there differs from that here; of a network with chosen parameters, in which of the two."""
+    networks = [RESTRICTED.fullmatch(text) if isinstance(text, str) else None for text in (there, here)]
+    if not any(networks):
+        return [f"{name}: {brief(there)} there, {brief(here)} here"]
+    (net_there, params_there), (net_here, params_here) = (
+        found.groups() if found else (text, "all of them")
+        for found, text in zip(networks, (there, here), strict=True)
+    )
+    differences = [] if net_there == net_here else [f"{name}: {brief(net_there)} there, {brief(net_here)} here"]
+    if params_there != params_here:
+        differences.append(f"params: {params_there} there, {params_here} here")
+    return differences
 
 
 def mismatch(path: Path, difference: str) -> StoreMismatchError:
@@ -192,7 +215,7 @@ def provenance(kernel: Kernel, model: Model, dtype, function: str) -> dict:
     }
 
 
-def described_inputs(X: np.ndarray, Y: np.ndarray | None) -> dict:
+def described_inputs(X: np.ndarray | Rows, Y: np.ndarray | Rows | None) -> dict:
     """Return the numbers of rows and columns, and fingerprints of their inputs."""
     known = {"n_X": len(X), "sha256_X": hash_arrays([X])}
     return known if Y is None else known | {"n_Y": len(Y), "sha256_Y": hash_arrays([Y])}

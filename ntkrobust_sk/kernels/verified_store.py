@@ -7,6 +7,7 @@ import os
 import jax
 import numpy as np
 
+from ..datasets.items import Rows
 from ..networks.model import Model
 from . import store_header as header
 from .fingerprint import fingerprint
@@ -18,7 +19,9 @@ from .stored_operator import StoredGram
 from .tiles import TileJob
 
 
-def verified_gram(path: str | os.PathLike, kernel: Kernel, model: Model, X: np.ndarray, memory: int) -> StoredGram:
+def verified_gram(
+    path: str | os.PathLike, kernel: Kernel, model: Model, X: np.ndarray | Rows, memory: int
+) -> StoredGram:
     """Open the store at ``path`` to be read, if it holds this kernel's Gram matrix of these rows and no others.
 
     What it says of itself is compared with kernel, network, parameters and inputs, and entries of a few rows are
@@ -30,7 +33,7 @@ def verified_gram(path: str | os.PathLike, kernel: Kernel, model: Model, X: np.n
         What ``gram(kernel, model, X, store=path)`` has written, in any precision.
     kernel : TangentKernel or CallableKernel
     model : Model
-    X : array (n, ...)
+    X : array or Rows (n, ...)
         As :func:`.host_inputs` gives them.
     memory : int
         Budget in bytes for what is computed again.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from inspect import signature
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import is_regressor
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._validation import brief
@@ -259,7 +261,30 @@ def _scorer(metric, response_method) -> Callable:
         if response_method is not None:
             raise TypeError(f"{brief(metric)} says itself which answers it takes: leave response_method out")
         return get_scorer(metric) if isinstance(metric, str) else metric
-    return make_scorer(metric, response_method="predict" if response_method is None else response_method)
+    return make_scorer(_numeric(metric), response_method="predict" if response_method is None else response_method)
+
+
+def _numeric(metric: Callable) -> Callable:
+    """Return a function that gives one number or raises, before a scorer calculates with it."""
+
+    @wraps(metric)
+    def measured(*args: Any, **options: Any) -> float:
+        return _one_number(metric, metric(*args, **options))
+
+    return measured
+
+
+def _one_number(metric: Any, found: Any) -> float:
+    given = np.asarray(found)
+    if given.ndim or given.dtype.kind not in "biuf" or not np.isfinite(given):
+        raise _NoNumberError(
+            f"the metric {_name(metric)} of make_robust_scorer must give one finite number, got {brief(found)}"
+        )
+    return float(found)
+
+
+class _NoNumberError(ValueError):
+    """The error of a metric that gave something else than a number."""
 
 
 def _require_answers(estimator, metric, scorer) -> None:
@@ -290,14 +315,15 @@ def _require_weights(metric, scorer) -> None:
 def _measured(metric, scorer, estimator, X, y, weights) -> float:
     """Return what a metric gives, or raise ValueError unless that is one finite number."""
     try:
-        found = scorer(estimator, X, y, **weights)
-    except (TypeError, ValueError) as error:
-        error.add_note(f"That is what the metric {_name(metric)} says of {type(estimator).__name__} and y.")
+        return _one_number(metric, scorer(estimator, X, y, **weights))
+    except (_NoNumberError, NotFittedError):
         raise
-    given = np.asarray(found)
-    if given.ndim or given.dtype.kind not in "biuf" or not np.isfinite(given):
-        raise ValueError(f"the metric {_name(metric)} must give one finite number, got {brief(found)}")
-    return float(found)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"the metric {_name(metric)} of make_robust_scorer cannot be computed of the answers of "
+            f"{type(estimator).__name__} and y: {error}"
+        ) from error
 
 
 def _name(metric) -> str:

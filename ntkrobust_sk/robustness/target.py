@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from .._validation import brief, fitting, require_numbers
 from ..attacks.capabilities import InBall, needs_gradients
-from ..attacks.entry import how_to_make, require_attack, with_two_columns
+from ..attacks.entry import how_to_make, with_two_columns
 from ..attacks.norms import NORMS
 from ..attacks.square import Square
 from ..estimators.attackable import AttackableEstimator
@@ -65,7 +65,7 @@ class EstimatorTarget(AttackTarget):
             For what is no attack; where there are no gradients, for an attack that does not say that it needs none
             and states no ball in which Square could take its place.
         """
-        attack = self.within(require_attack(attack))
+        attack = self.within(self._taken(attack))
         if self.box is not None and self.box.note is not None:
             warnings.warn(self.box.note, UserWarning, stacklevel=3)
         needs = needs_gradients(attack)
@@ -81,10 +81,12 @@ class EstimatorTarget(AttackTarget):
                 f"{self.no_gradient_because}, and {attack!r} states no ball in which Square could take its place: "
                 f"it knows {', '.join(NORMS)}"
             )
+        # without its bounds, which of a data frame fill a page
+        shown = f"Square(epsilon={attack.epsilon:.4g}, n_queries={QUERIES}, norm={attack.norm!r})"
         attack = Square(attack.epsilon, QUERIES, norm=attack.norm, bounds=attack.bounds)
         warnings.warn(
             f"{self.no_gradient_because}: so {type(self.source).__name__} is attacked as a black box, by "
-            f"{attack!r}. What stands may fall to an attack with gradients",
+            f"{shown} in the bounds that were given. What stands may fall to an attack with gradients",
             UserWarning,
             stacklevel=3,
         )

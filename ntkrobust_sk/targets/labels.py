@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike
 
 from .._validation import array, brief, number, require_regular
 
+# Relative difference below which a target is the true value itself: float32 does not tell them apart for long.
+SAME = 1e-6
+
 
 def encode_labels(y: ArrayLike, classes: np.ndarray, n_samples: int, name: str = "y") -> np.ndarray:
     """Return the positions of labels y (n,) in ``classes`` (C,), int32 (n,); messages call them by a name.
@@ -70,12 +73,7 @@ def encode_targets(targets: Any, y: np.ndarray, classes: np.ndarray) -> np.ndarr
     ValueError: targets must not be the labels themselves, but 1 of 2 are (first: row 1, 'c'); leave such rows out
     """
     aims = encode_labels([targets] * len(y) if _is_one(targets) else targets, classes, len(y), "targets")
-    same = np.flatnonzero(aims == y)
-    if len(same):
-        raise ValueError(
-            f"targets must not be the labels themselves, but {len(same)} of {len(y)} are (first: row {same[0]}, "
-            f"{classes[y[same[0]]].item()!r}); leave such rows out"
-        )
+    _require_others(aims == y, classes[y])
     return aims
 
 
@@ -85,7 +83,8 @@ def target_values(targets: Any, like: np.ndarray) -> np.ndarray:
     Raises
     ------
     TypeError, ValueError
-        For another shape than that of the true values ``like`` (n, T), and for what is no finite number.
+        For another shape than that of the true values ``like`` (n, T), for what is no finite number, and for a
+        target that is its example's true value, to six digits.
 
     Examples
     --------
@@ -94,10 +93,23 @@ def target_values(targets: Any, like: np.ndarray) -> np.ndarray:
     """
     found = array("targets", [targets] if _is_one(targets) else targets, finite=True)
     if _is_one(targets):
-        return np.full(like.shape, found[0], like.dtype)
+        found = np.full(like.shape, found[0], like.dtype)
     if len(found) != len(like) or found.size != like.size:
         raise ValueError(f"targets must hold one value for each of y, {like.shape}, got shape {found.shape}")
-    return found.reshape(like.shape).astype(like.dtype)
+    found = found.reshape(like.shape).astype(like.dtype)
+    near = np.abs(found - like) <= SAME * np.abs(like)
+    _require_others(np.asarray(near).reshape(len(like), -1).min(1), like)
+    return found
+
+
+def _require_others(same: np.ndarray, y: np.ndarray) -> None:
+    """Raise ValueError, naming the first row, if targets are the labels or values y (n, ...) where ``same``."""
+    if same.any():
+        first = int(np.argmax(same))
+        raise ValueError(
+            f"targets must not be the labels themselves, but {same.sum()} of {len(y)} are (first: row {first}, "
+            f"{y[first].tolist() if y[first].size > 1 else y[first].item()!r}); leave such rows out"
+        )
 
 
 def example_radii(epsilon: Any, n: int) -> np.ndarray:

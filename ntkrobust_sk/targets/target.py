@@ -129,9 +129,20 @@ class AttackTarget:
         Raises
         ------
         TypeError, ValueError
-            For what is no attack.
+            For what is no attack; for one that needs labels, where there are real targets.
         """
-        return self.within(require_attack(attack))
+        return self.within(self._taken(attack))
+
+    def _taken(self, attack: Any) -> Any:
+        """Return an attack on what answers as this one does: of real targets not all are."""
+        attack = require_attack(attack)
+        if getattr(attack, "needs_labels", False) and self.y.dtype.kind == "f":
+            raise ValueError(
+                f"{type(attack).__name__} attacks classifiers, since it needs integer labels, but y holds real "
+                f"targets of {type(self.source).__name__}; PGD, FGSM and APGD attack regressors (of labels that "
+                "are written as floating numbers give y.astype(int))"
+            )
+        return attack
 
     def within(self, attack: Any) -> Any:
         """Return the attack with bounds that keep to the features that may change."""
@@ -230,7 +241,9 @@ class AttackTarget:
             robust, clean = (float(np.average(standing, weights=weights)) for standing in stands)
         else:
             robust, clean = (self.score(inputs, y, weights) for inputs in (X_adv, self.X))
-        if robust - clean > max(GAIN, GAINED / len(X_adv)):
+        # the score of a regressor rises where its answers were driven to values that are nearer to y
+        aimed_at_values = self.each.aims is not None and not len(self.classes)
+        if not aimed_at_values and robust - clean > max(GAIN, GAINED / len(X_adv)):
             warnings.warn(
                 f"the attack makes the answers better: the score is {robust:.3f} on adversarial examples and "
                 f"{clean:.3f} on the inputs themselves. Its gradients are no guide for this model, so its robust "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._validation import array, flag, number, positive_tuple
+from .._validation import array, brief, flag, number, positive_tuple
 from ..execution.precision import enable_x64
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
@@ -21,17 +21,21 @@ from ..kernels.plan import fixed_plan
 from ..kernels.predictors import DualPredictor, make_predictor
 from ..networks.inputs import PyTree, host_inputs, require_finite
 from ..networks.model import Model, Network, require_model
+from .comparisons import require_close, require_finite_block, require_positive_semidefinite
 from .strategies import TILE_ROWS
 
 KernelLike = str | Callable
 
-ROUNDING = 64
 DRIFT = 256
-INDEFINITENESS = 10
 
 
 def check_kernel(
-    kernel: KernelLike, model: Model | None, X: ArrayLike, *, tangent: bool = True, rtol: float | None = None
+    kernel: KernelLike,
+    model: Model | ArrayLike | None = None,
+    X: ArrayLike | None = None,
+    *,
+    tangent: bool = True,
+    rtol: float | None = None,
 ) -> None:
     """Run every check that applies to the kernel.
 
@@ -47,11 +51,12 @@ def check_kernel(
         scikit-learn calls kernels (:class:`NTKKernel`, :mod:`sklearn.gaussian_process.kernels`,
         :func:`sklearn.metrics.pairwise.rbf_kernel`), also in NumPy: what it returns is then held
         to the laws of a matrix, and there are no tiles, precisions or logits to look at.
-    model : Model
-        Or None for ``k(X, Y)``, which knows of none.
+    model : Model, default=None
+        None, or left out as in ``check_kernel(k, X)``, for ``k(X, Y)``, which knows of none.
     X : array (n, ...), n >= 2
     tangent : bool, default=True
         Whether the kernel is quadratic in the logits, as every tangent kernel is; a kernel of the inputs is not.
+        With False the kernel of a model may also be in NumPy, and is then held to the laws of a matrix.
     rtol : float, default=None
         Largest difference between two ways of computing one entry, relative to the largest entry. None means
         the default of each check.
@@ -60,6 +65,9 @@ def check_kernel(
     ------
     AssertionError
         With the name of the property, the entry that is furthest from it, and what was allowed.
+    TypeError
+        Without X; for something else than a Model or None in its place; for a kernel in NumPy of a model, unless
+        ``tangent=False``.
 
     Examples
     --------
@@ -72,13 +80,22 @@ def check_kernel(
     A kernel of scikit-learn's:
 
     >>> from sklearn.metrics.pairwise import rbf_kernel
-    >>> check_kernel(rbf_kernel, None, np.eye(3))
+    >>> check_kernel(rbf_kernel, np.eye(3))
     """
     tangent = flag("tangent", tangent)
+    model, X = _model_and_inputs(model, X)
     if _takes_inputs_alone(kernel, model):
         _check_function(cast(Callable, kernel), X, rtol)
         return
     model = require_model(model)
+    if _is_in_numpy(kernel, model, X):
+        if tangent:
+            raise TypeError(
+                f"{brief(kernel)} computes in NumPy, which JAX cannot trace, and a tangent kernel must be in JAX "
+                "(jax.numpy); for a kernel that is none write check_kernel(..., tangent=False), which takes NumPy"
+            )
+        _check_function(partial(cast(Callable, kernel), model), X, rtol, brief(kernel))
+        return
     check_shape(kernel, model, X)
     check_symmetric(kernel, model, X, rtol=rtol)
     check_positive_semidefinite(kernel, model, X)
@@ -86,6 +103,33 @@ def check_kernel(
     checks += [check_scaling] * tangent + [check_predictor] * resolve_kernel(kernel).is_tangent
     for check in checks:
         check(kernel, model, X, rtol=rtol)
+
+
+def _model_and_inputs(model, X) -> tuple[Model | None, ArrayLike]:
+    """Return model and inputs; what is given alone are the inputs."""
+    if X is None:
+        model, X = None, model
+    if X is None or isinstance(X, Model):
+        raise TypeError(
+            "check_kernel needs X, the inputs: check_kernel(kernel, model, X), or check_kernel(k, X) of a "
+            "function k(X, Y) without a model"
+        )
+    if model is not None and not isinstance(model, Model):
+        raise TypeError(
+            f"model must be a ntkrobust_sk.Model, or None for a function k(X, Y), got {brief(model)}; "
+            "check_kernel(k, X) takes inputs once, and compares them with themselves"
+        )
+    return model, X
+
+
+def _is_in_numpy(kernel, model, X) -> bool:
+    """Tell whether a kernel of a model makes NumPy arrays of its inputs, which JAX cannot trace."""
+    kernel, X = _prepared(kernel, model, X)
+    try:
+        jax.eval_shape(kernel, model, X[:1], X)
+    except jax.errors.TracerArrayConversionError:
+        return True
+    return False
 
 
 def _takes_inputs_alone(kernel: KernelLike, model: Model | None) -> bool:
@@ -113,9 +157,9 @@ def _binds(signature: inspect.Signature, n_arguments: int) -> bool:
     return True
 
 
-def _check_function(kernel: Callable, X: ArrayLike, rtol: float | None) -> None:
+def _check_function(kernel: Callable, X: ArrayLike, rtol: float | None, name: str | None = None) -> None:
     """Check ``k(X, Y)`` as scikit-learn calls it: the laws of a matrix, on what it returns in NumPy."""
-    X = array("X", X, finite=True)
+    X, name = array("X", X, finite=True), name or repr(kernel)
     if X.ndim < 2 or len(X) < 2:
         raise ValueError(f"X must hold at least two inputs, of shape (n, ...), got shape {X.shape}")
 
@@ -123,22 +167,22 @@ def _check_function(kernel: Callable, X: ArrayLike, rtol: float | None) -> None:
         K = np.asarray(kernel(rows, columns))
         if K.shape != (len(rows), len(columns)):
             raise AssertionError(
-                f"k(X, Y) of {kernel!r} has shape {K.shape} for {len(rows)} and {len(columns)} inputs, expected "
+                f"k(X, Y) of {name} has shape {K.shape} for {len(rows)} and {len(columns)} inputs, expected "
                 "(n, m): one number for each pair. A kernel of a model is called as kernel(model, x1, x2)"
             )
-        return K
+        return require_finite_block(name, K)
 
     K = block(X, X)
-    _require_close(f"{kernel!r} is not symmetric", K, K.T, rtol)
-    _require_positive_semidefinite(kernel, K, None)
+    require_close(f"{name} is not symmetric", K, K.T, rtol)
+    require_positive_semidefinite(name, K, None)
     order, reverse = np.roll(np.arange(len(X)), 1), np.arange(len(X))[::-1]
     found = block(X[order], X[reverse])
-    _require_close(f"{kernel!r} depends on the order of its inputs", found, K[order][:, reverse], rtol)
+    require_close(f"{name} depends on the order of its inputs", found, K[order][:, reverse], rtol)
     alone = np.stack([block(x[None], x[None])[0, 0] for x in X])
-    _require_close(f"the matrix of {kernel!r} has another diagonal than k(x, x)", K.diagonal(), alone, rtol)
+    require_close(f"the matrix of {name} has another diagonal than k(x, x)", K.diagonal(), alone, rtol)
     half = len(X) // 2
     slices = block(X[half:], X[: half + 1])
-    _require_close(f"{kernel!r} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
+    require_close(f"{name} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
 
 
 def check_shape(kernel: KernelLike, model: Model, X: ArrayLike) -> None:
@@ -164,7 +208,7 @@ def check_symmetric(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: flo
     """
     kernel, X, K = _with_block(kernel, model, X)
     axes = (1, 0, 3, 2) if K.ndim == 4 else (1, 0, 2)[: K.ndim]
-    _require_close(f"{kernel!r} is not symmetric", K, K.transpose(axes), rtol)
+    require_close(f"{kernel!r} is not symmetric", K, K.transpose(axes), rtol)
 
 
 def check_positive_semidefinite(
@@ -182,19 +226,7 @@ def check_positive_semidefinite(
     """
     tol = None if tol is None else number("tol", tol, low=0)
     kernel, X, K = _with_block(kernel, model, X)
-    _require_positive_semidefinite(kernel, K, tol)
-
-
-def _require_positive_semidefinite(kernel, K, tol) -> None:
-    for name, matrix in _matrices(K):
-        values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-        largest = np.abs(values).max()
-        allowed = INDEFINITENESS * len(matrix) * _eps(K) if tol is None else tol
-        if not values[0] >= -allowed * largest:
-            raise AssertionError(
-                f"{kernel!r} is not positive semidefinite{name}: its least eigenvalue is {values[0]:.3g} at a "
-                f"largest of {largest:.3g}, below the −{allowed:.2g} of the largest that rounding explains"
-            )
+    require_positive_semidefinite(kernel, K, tol)
 
 
 def check_permutation_equivariance(
@@ -204,7 +236,7 @@ def check_permutation_equivariance(
     kernel, X, K = _with_block(kernel, model, X)
     rolled, reverse = np.roll(np.arange(len(X)), 1), np.arange(len(X))[::-1]
     found = _block_of(kernel, model, X[rolled], X[reverse])
-    _require_close(f"{kernel!r} depends on the order of its inputs", found, K[rolled][:, reverse], rtol)
+    require_close(f"{kernel!r} depends on the order of its inputs", found, K[rolled][:, reverse], rtol)
 
 
 def check_diagonal(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
@@ -213,7 +245,7 @@ def check_diagonal(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: floa
     alone = np.stack([_block_of(kernel, model, x[None], x[None])[0, 0] for x in X])
     K = np.asarray(gram(kernel, model, X, plan=_plan(kernel, model, X)))
     among_others = K[np.arange(len(X)), np.arange(len(X))]
-    _require_close(f"the Gram matrix of {kernel!r} has another diagonal than k(x, x)", among_others, alone, rtol)
+    require_close(f"the Gram matrix of {kernel!r} has another diagonal than k(x, x)", among_others, alone, rtol)
 
 
 def check_tiling_invariance(
@@ -238,10 +270,10 @@ def check_tiling_invariance(
     for rows in sizes:
         plan = _plan(kernel, model, X, rows)
         tiled = np.asarray(gram(kernel, model, X, plan=plan))
-        _require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)
+        require_close(f"in tiles of {rows} rows {kernel!r} has other entries", tiled, K, rtol)
     half = len(X) // 2
     slices = np.asarray(gram(kernel, model, X[half:], X[: half + 1], plan=plan))
-    _require_close(f"{kernel!r} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
+    require_close(f"{kernel!r} of a slice is no slice of it", slices, K[half:, : half + 1], rtol)
 
 
 def check_scaling(
@@ -253,7 +285,7 @@ def check_scaling(
     scaled = Model(_Scaled(model.network, factor), model.variables)
     claim = f"{kernel!r} of {factor:g} times the logits is not {factor**2:g} times the kernel"
     way = "; that is a law of tangent kernels alone: for another one write check_kernel(..., tangent=False)"
-    _require_close(claim, _block_of(kernel, scaled, X, X), factor**2 * K, rtol, way=way)
+    require_close(claim, _block_of(kernel, scaled, X, X), factor**2 * K, rtol, way=way)
 
 
 def check_dtype_drift(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
@@ -273,7 +305,7 @@ def check_dtype_drift(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: f
         double = jax.tree.map(partial(_cast, np.float64), single)
         exact = _block_of(kernel, double, x.astype(float), x.astype(float))
     rtol = float(DRIFT * np.finfo(np.float32).eps) if rtol is None else rtol
-    _require_close(f"{kernel!r} in float32 is not what it is in float64", found, exact, rtol)
+    require_close(f"{kernel!r} in float32 is not what it is in float64", found, exact, rtol)
 
 
 def check_predictor(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: float | None = None) -> None:
@@ -291,7 +323,7 @@ def check_predictor(kernel: KernelLike, model: Model, X: ArrayLike, *, rtol: flo
     found = _scores(make_predictor(kernel, model, X_fit, dual, offset, plan=plan), X)
     expected = _scores(DualPredictor(kernel, model, X_fit, dual, offset), X)
     scale = np.abs(K).max() * np.abs(dual).sum()
-    _require_close(f"folded, {kernel!r} predicts otherwise", found, expected, rtol, scale=scale)
+    require_close(f"folded, {kernel!r} predicts otherwise", found, expected, rtol, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -342,40 +374,8 @@ def _block_of(kernel, model, x1, x2) -> np.ndarray:
         block = np.asarray(_block(kernel, model, x1, x2))
     if block.shape[:2] != (len(x1), len(x2)):
         raise AssertionError(f"the block of {kernel!r} for {len(x1)} and {len(x2)} inputs has shape {block.shape}")
-    return block
+    return require_finite_block(repr(kernel), block)
 
 
 def _cast(dtype, leaf):
     return np.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
-
-
-def _matrices(K):
-    """Return (name, matrix in float64) of every matrix in a Gram matrix."""
-    n, K = len(K), K.astype(float)
-    if K.ndim == 2:
-        return [("", K)]
-    if K.ndim == 3:
-        return [(f" for class {c}", K[..., c]) for c in range(K.shape[2])]
-    return [("", K.transpose(0, 2, 1, 3).reshape(n * K.shape[2], -1))]
-
-
-def _eps(array) -> float:
-    return float(jnp.finfo(jnp.result_type(float, array.dtype)).eps)
-
-
-def _require_close(claim, found, expected, rtol, *, scale=None, way="") -> None:
-    if found.shape != expected.shape:
-        raise AssertionError(f"{claim}: shape {found.shape} instead of {expected.shape}")
-    rtol = ROUNDING * max(_eps(found), _eps(expected)) if rtol is None else number("rtol", rtol, low=0)
-    found, expected = np.asarray(found, float), np.asarray(expected, float)
-    scale = np.abs(expected).max() if scale is None else scale
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(found - expected)
-    # written so that NaN fails
-    if not (difference <= rtol * scale).all():
-        worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), difference.shape)
-        entry, share = tuple(int(i) for i in worst), difference[worst] / scale if scale else np.inf
-        raise AssertionError(
-            f"{claim}: entry {entry} is {found[worst]:.7g} instead of {expected[worst]:.7g}, off by {share:.2g} "
-            f"of the largest entry where {rtol:.2g} is allowed{way}"
-        )

@@ -95,31 +95,56 @@ def require_augmentation(augmentation: Any, first: Any) -> tuple[Callable, ...]:
     TypeError
         For what is no function of a key and a batch.
     ValueError
-        For Flip and Crop of what are no images, and for a function that changes shape or dtype.
+        For Flip and Crop of what are no images, a Crop as wide as these, and a function that changes shape or
+        dtype, or makes of the first input what is not finite.
     """
     found = () if augmentation is None else augmentation
     found = tuple(found) if isinstance(found, tuple | list) else (found,)
     for augment in found:
         function("augmentation", augment, CALL, 2)
         hash(augment)
+        _require_images(augment, first)
         _require_same_form(augment, first)
     return found
 
 
-def _require_same_form(augment, first):
+def _require_images(augment, first):
+    """Raise ValueError for Flip and Crop of what are no images, or of images that a Crop could shift away."""
     shape = tuple(first.shape[1:])
     if isinstance(augment, Flip | Crop) and len(shape) != 3:
         raise ValueError(
             f"augmentation={brief(augment)} needs images (n, h, w, c), but inputs are of shape {('n', *shape)}; "
-            f"rows "
-            "that hold images need input_shape=(h, w, c)"
+            "rows that hold images need input_shape=(h, w, c)"
         )
-    batch = jax.ShapeDtypeStruct((3, *shape), jax.dtypes.canonicalize_dtype(first.dtype))
-    made = jax.eval_shape(partial(_call, augment), jax.random.key(0), batch)
+    if isinstance(augment, Crop) and augment.padding >= min(shape[:2]):
+        raise ValueError(
+            f"augmentation={brief(augment)} may leave nothing of images of {shape[0]} by {shape[1]} pixels; its "
+            f"padding must be below {min(shape[:2])}"
+        )
+
+
+def _require_same_form(augment, first):
+    batch = jax.ShapeDtypeStruct((3, *first.shape[1:]), jax.dtypes.canonicalize_dtype(first.dtype))
+    try:
+        made = jax.eval_shape(partial(_call, augment), jax.random.key(0), batch)
+    except jax.errors.JAXTypeError as error:
+        raise TypeError(
+            f"augmentation must be a pure function of JAX, but {brief(augment)} asks for the numbers of its "
+            "batch, as NumPy and Python's if do; write it in jax.numpy"
+        ) from error
+    except Exception as error:
+        error.add_note(f"raised by augmentation={brief(augment)}, called on a batch of shape {batch.shape}")
+        raise
     if getattr(made, "shape", None) != batch.shape or made.dtype != batch.dtype:
         raise ValueError(
             f"augmentation must return batches as it gets them, {batch.shape} of dtype {batch.dtype}, but "
             f"{brief(augment)} returns {brief(made)}"
+        )
+    values = jnp.broadcast_to(jnp.asarray(first[:1]), batch.shape)
+    if not jnp.isfinite(augment(jax.random.key(0), values)).all():
+        raise ValueError(
+            f"augmentation must return finite numbers, but {brief(augment)} makes NaN or infinity of the first "
+            "input, which is finite"
         )
 
 

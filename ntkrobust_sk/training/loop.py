@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._validation import brief, flag, integer, number
-from ..attacks.entry import require_attack
+from ..attacks.entry import require_training_attack
 from ..attacks.pgd import Clean
 from ..attacks.threat_model import admitted
 from ..execution.loops import repeat
@@ -225,7 +225,7 @@ def _checked_attacks(attacks, X) -> tuple:
     if not attacks:
         raise ValueError("attacks is empty, so nothing would be trained; attacks=(Clean(),) is benign training")
     for attack in attacks:
-        admitted(require_attack(attack, "each of attacks"), X)
+        admitted(require_training_attack(attack, "each of attacks"), X)
         try:
             hash(attack)
         except TypeError as error:

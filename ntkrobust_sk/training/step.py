@@ -96,7 +96,13 @@ def _rows_at_once(step, attack, model, x) -> int:
 def _attacked(step, attack, model, x, y, key):
     """Return an attack's examples, if they are shaped like its inputs."""
     climbed, labels = step.loss.climbed(model, x, y)
-    x_adv = attack(climbed, x, labels, key=key)
+    try:
+        x_adv = attack(climbed, x, labels, key=key)
+    except jax.errors.JAXTypeError as error:
+        raise TypeError(
+            f"the attack {brief(attack)} cannot train: it asks for the numbers of a batch, as NumPy and Python's "
+            "if do, which a compiled step of training does not know; write it in jax.numpy"
+        ) from error
     if not isinstance(x_adv, np.ndarray | jax.Array) or x_adv.shape != x.shape:
         raise ValueError(
             f"an attack must return examples shaped like its inputs, {x.shape}, but {brief(attack)} returned "

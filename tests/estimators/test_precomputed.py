@@ -234,7 +234,12 @@ OTHER = Model(NETWORK, NETWORK.init(jax.random.key(1), (64,)))
 MISMATCHES = {
     "another kernel": ({"kernel": "pseudo"}, X, y, "kernel: .*TraceNTK.* there, .*PseudoNTK"),
     "other weights": ({"estimator": OTHER}, X, y, "sha256_variables"),
-    "other parameters": ({"params": "dense_0"}, X, y, "network: "),
+    "other parameters": (
+        {"params": "dense_0"},
+        X,
+        y,
+        r"params: all of them there, \('dense_0.bias', 'dense_0.kernel'\) here",
+    ),
     "fewer rows": ({}, X[:80], y[:80], "90 rows there, only 80 here"),
     "more rows": ({}, DIGITS[:100], LABELS[:100], "90 rows there, 100 here"),
     "another order": ({}, X[::-1], y[::-1], "other numbers"),
@@ -297,3 +302,20 @@ def test_a_frozen_source_with_a_store_is_verified_too(tmp_path):
     gram("trace", MODEL, X, store=tmp_path / "K")
     found = EmpiricalNTKClassifier(FrozenEstimator(trained), gram_store=tmp_path / "K").fit(X, y)
     assert found.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_precomputed_kernel_that_is_not_finite_is_named_by_its_entry(bad):
+    K = np.eye(6)
+    y = np.arange(6) % 2
+    fitted = EmpiricalNTKClassifier(kernel="precomputed").fit(K, y)
+    K[2, 4] = bad
+    machine = EmpiricalNTKClassifier(kernel="precomputed")
+    for call in (lambda: machine.fit(K, y), lambda: machine.fit(K.tolist(), y), lambda: fitted.predict(K)):
+        with pytest.raises(ValueError, match=rf"K\[2, 4\] is {bad} \(1 of 36 entries"):
+            call()
+
+
+def test_an_attack_has_no_say_in_a_machine_on_a_precomputed_kernel():
+    with pytest.raises(ValueError, match=r"kernel='precomputed'.*attack=PGD.* has no say"):
+        EmpiricalNTKClassifier(kernel="precomputed", attack=PGD(0.1)).fit(np.eye(6), np.arange(6) % 2)

@@ -20,6 +20,7 @@ from ntkrobust_sk import (
     PGD,
     TRADES,
     AdversarialKernelTrainer,
+    AutoAttack,
     Cosine,
     Crop,
     Flip,
@@ -314,6 +315,12 @@ def test_without_callbacks_of_scikit_learn_the_error_says_what_to_do(monkeypatch
 # Refused
 
 LINEAR = optax.linear_schedule(0.1, 0.0, 10)
+
+
+def in_numpy(model, x, y, *, key):
+    return x + np.sign(np.asarray(x))
+
+
 REFUSED = [
     ({"optimizer": "adma"}, "unknown optimizer 'adma'; known are 'sgd', 'adam', 'adamw'"),
     ({"optimizer": 3}, "optimizer must be"),
@@ -353,6 +360,15 @@ REFUSED = [
     ({"early_stopping": True, "validation_attack": "pgd"}, "validation_attack"),
     ({"weight_decay": -1.0}, "weight_decay"),
     ({"n_iter_no_change": 0}, "n_iter_no_change"),
+    ({"n_iter_no_change": 1}, "n_iter_no_change=1 has no say without early stopping"),
+    ({"validation_attack": PGD(0.1, bounds=None)}, "validation_attack=PGD.* has no say"),
+    ({"attack": AutoAttack(0.1, bounds=None)}, r"^attack=AutoAttack.* cannot train.*PGD, FGSM and APGD train"),
+    ({"attack": in_numpy}, r"the attack .*in_numpy.* cannot train.*jax\.numpy"),
+    ({"augmentation": lambda key, x: x * jnp.nan}, "augmentation must return finite numbers"),
+    ({"augmentation": (lambda key, x: x, lambda key, x: x / 0)}, "augmentation must return finite numbers"),
+    ({"augmentation": lambda key, x: np.asarray(x)}, "augmentation must be a pure function of JAX"),
+    ({"augmentation": lambda key, x: x if x.sum() > 0 else -x}, "augmentation must be a pure function of JAX"),
+    ({"class_weight": {77: 2.0}}, r"class_weight names 77, which is not among the labels of y, \[0, 1, 2\]"),
 ]
 
 
@@ -437,3 +453,44 @@ def test_fields_of_losses_and_schedules_are_parameters_of_a_search():
     assert best.learning_rate_schedule == MultiStep(factor=0.5)
     with pytest.raises(ValueError, match="loss"):
         made().set_params(loss__beta=3.0)
+
+
+@pytest.mark.parametrize("padding", [8, 100])
+def test_a_crop_that_could_leave_nothing_of_an_image_is_refused(padding):
+    images = np.random.default_rng(0).random((12, 8, 12, 1), "float32")
+    with pytest.raises(ValueError, match=rf"Crop\(padding={padding}.* padding must be below 8"):
+        made(augmentation=Crop(padding)).fit(images, np.arange(12) % 3)
+    made(augmentation=Crop(7), max_epochs=1).fit(images, np.arange(12) % 3)
+
+
+def test_an_error_inside_of_an_augmentation_names_it():
+    def broken(key, batch):
+        raise KeyError("tint")
+
+    with pytest.raises(KeyError, match="tint") as caught:
+        made(augmentation=broken).fit(X, Y)
+    assert any("augmentation=<function" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    "change", [{"network": MLP(widths=(5,))}, {"dynamics": "linearized"}, {"precision": "bf16"}], ids=str
+)
+def test_a_warm_start_never_passes_over_another_network(change):
+    trainer = made(warm_start=True, max_epochs=1).fit(X, Y)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match=r"goes on with the network of the fit before, MLP\(.* now ask for"):
+        trainer.set_params(**change).fit(X, Y)
+    np.testing.assert_array_equal(weights(trainer), before)
+
+
+def test_a_warm_start_of_other_classes_shows_plain_values():
+    trainer = made(warm_start=True, max_epochs=1).fit(X, Y)
+    with pytest.raises(ValueError, match=r"classes_=\[0, 1, 2\], but this fit has \[0, 1\];"):
+        trainer.fit(X[:100], Y[:100])
+
+
+def test_class_weights_are_those_of_all_classes_also_where_a_part_lacks_some():
+    trainer = made(class_weight={2: 3.0}).partial_fit(X[:100], Y[:100], classes=[0, 1, 2])
+    np.testing.assert_array_equal(
+        weights(trainer), weights(made().partial_fit(X[:100], Y[:100], classes=[0, 1, 2]))
+    )

@@ -12,7 +12,8 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import scale
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, scale
 
 from ntkrobust_sk import (
     APGD,
@@ -418,3 +419,36 @@ def test_wrong_options_are_refused_before_any_work(options):
     ):
         with pytest.raises((TypeError, ValueError), match=next(iter(options))):
             call()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-7])
+def test_targets_that_are_a_regressors_true_values_are_refused_with_the_first_row(shift):
+    ridge = Ridge(1e-2).fit(DIABETES, PROGRESSION)
+    attack = PGD(0.02, 3, bounds=None)
+    for score in (robust_accuracy, perturb):
+        with pytest.raises(ValueError, match=rf"targets must not be the labels.*first: row 0, {PROGRESSION[0]}"):
+            score(ridge, DIABETES, PROGRESSION, attack, targets=PROGRESSION * (1 + shift))
+    some = PROGRESSION + 10
+    some[7] = PROGRESSION[7]
+    with pytest.raises(ValueError, match=rf"1 of {len(some)} are \(first: row 7"):
+        robust_accuracy(ridge, DIABETES, PROGRESSION, attack, targets=some)
+
+
+def test_a_regressor_that_is_driven_nearer_to_the_truth_is_not_said_to_hide_its_gradients():
+    ridge = Ridge(1e-2).fit(DIABETES, PROGRESSION)
+    attack = PGD(0.02, 3, bounds=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        near = robust_accuracy(ridge, DIABETES, PROGRESSION, attack, targets=PROGRESSION + 0.1)
+    assert near > ridge.score(DIABETES, PROGRESSION)
+
+
+@pytest.mark.parametrize("attack", [AutoAttack(0.1), Square(0.1), FMN(0.1), DDN(0.1), FAB(0.1), SigmaZero(2)])
+def test_attacks_that_need_labels_say_that_they_attack_no_regressors(attack):
+    ridge = Ridge(1e-2).fit(DIABETES, PROGRESSION)
+    machine = EmpiricalNTKRegressor(random_state=0).fit(DIABETES[:20], PROGRESSION[:20])
+    pipeline = make_pipeline(StandardScaler(), Ridge()).fit(DIABETES, PROGRESSION)
+    for regressor in (ridge, pipeline, machine):
+        said = f"{type(attack).__name__} attacks classifiers"
+        with pytest.raises(ValueError, match=said):
+            robust_accuracy(regressor, DIABETES[:20], PROGRESSION[:20], attack)

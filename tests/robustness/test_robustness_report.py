@@ -347,6 +347,20 @@ def test_an_autoattack_report_in_a_notebook_says_what_each_member_did_and_names_
     assert texts[3:-1] == ["clean", "1", "0.750", f"after {HOSTILE}", "1", "0.500", "after square", "1", "0.250"]
 
 
+def test_an_autoattack_report_prints_as_a_table_without_its_arrays():
+    found = np.zeros((4, 200)), np.array([0, 1, -1, 2]), ("clean", "apgd-ce", "square")
+    report = AutoAttackReport(*found, ("randomness: odd",))
+    lines = str(report).splitlines()
+    assert lines[0] == "AutoAttack on 4 examples: robust accuracy 0.250" and lines[-1] == "flag: randomness: odd"
+    assert [line.split() for line in lines[3:-1]] == [
+        ["clean", "1", "0.750"],
+        ["after", "apgd-ce", "1", "0.500"],
+        ["after", "square", "1", "0.250"],
+    ]
+    assert repr(report) == "<AutoAttackReport: AutoAttack on 4 examples: robust accuracy 0.250, 1 flags>"
+    assert "flag" not in repr(AutoAttackReport(*found, ()))
+
+
 def test_a_report_is_drawn_with_its_intervals_and_with_keywords_of_style():
     report = hostile_report()
     ax = report.plot(line_kw={"lw": 4})

@@ -544,6 +544,8 @@ def test_a_metric_of_probabilities_says_that_there_are_none():
         (lambda y, found: np.nan, ValueError, "must give one finite number, got nan"),
         (lambda y, found: np.ones(3), ValueError, "must give one finite number, got an array"),
         (lambda y, found: "good", ValueError, "must give one finite number, got 'good'"),
+        (lambda y, found: None, ValueError, "must give one finite number, got None"),
+        (lambda y, found: 1 / None, TypeError, "cannot be computed of the answers of LogisticRegression and y"),
         ("f1", ValueError, "Target is multiclass"),
         ("roc_auc", ValueError, "multi_class must be in"),
         ("neg_mean_poisson_deviance", ValueError, "strictly positive"),
@@ -557,8 +559,8 @@ def test_what_a_metric_does_not_take_or_give_is_said_before_anything_is_attacked
     scorer = make_robust_scorer(never, metric=metric)
     with pytest.raises(error, match=message) as raised:
         scorer(LogisticRegression(max_iter=500).fit(X, y), X, y)
-    if isinstance(metric, str):
-        assert f"the metric {metric!r} says of LogisticRegression" in raised.value.__notes__[0]
+    name = repr(metric) if isinstance(metric, str) else "'<lambda>'"
+    assert str(raised.value).startswith(f"the metric {name} of make_robust_scorer")
 
 
 def test_weights_for_a_metric_without_any_are_refused():
@@ -598,3 +600,17 @@ def test_metrics_are_routed_weights_in_a_cross_validation():
     for model, score, at in zip(found["estimator"], found["test_score"], found["indices"]["test"], strict=True):
         right = model.predict(perturb(model, X[at], y[at], UNBOUNDED)) == y[at]
         assert score == pytest.approx(np.average(right, weights=weights[at]))
+
+
+def test_a_metric_of_numbers_that_is_given_text_is_named():
+    X, y = load_iris(return_X_y=True)
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    scorer = make_robust_scorer(UNBOUNDED, metric="neg_mean_absolute_error")
+    with pytest.raises(ValueError, match=r"^the metric 'neg_mean_absolute_error' of make_robust_scorer cannot"):
+        scorer(LogisticRegression(max_iter=500).fit(X, names), X, names)
+
+
+def test_an_estimator_that_is_not_fitted_is_no_fault_of_the_metric():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(NotFittedError, match="LogisticRegression instance is not fitted"):
+        make_robust_scorer(UNBOUNDED, metric="balanced_accuracy")(LogisticRegression(), X, y)

@@ -177,7 +177,7 @@ FAULTS = [
     (check_shape, OtherRank(), "of rank 3"),
     (check_symmetric, scaled_by_row, "is not symmetric: entry"),
     (check_symmetric, not_swapped_across_classes, "is not symmetric: entry"),
-    (check_symmetric, not_finite, "is not symmetric: entry"),
+    (check_symmetric, not_finite, "is not finite: entry"),
     (check_positive_semidefinite, negative, "is not positive semidefinite: its least eigenvalue is -"),
     (check_positive_semidefinite, negative_for_one_class, "is not positive semidefinite for class 1: its least"),
     (check_positive_semidefinite, negative_across_classes, "is not positive semidefinite: its least"),
