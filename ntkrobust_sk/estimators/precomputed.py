@@ -125,7 +125,7 @@ def _require_matrix(X: Any) -> None:
         i, j = wrong[0].tolist()
         raise ValueError(
             f"X must be a matrix K(x, x_i) of finite numbers with kernel='precomputed', but K[{i}, {j}] is "
-            f"{K[i, j]} ({len(wrong):,} of {K.size:,} entries are NaN or infinity): see how the kernel was computed"
+            f"{K[i, j]} ({len(wrong):,} of {K.size:,} entries are NaN or infinity): see how it was computed"
         )
 
 

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import is_regressor
-from sklearn.exceptions import NotFittedError
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from .._validation import brief
 from ..attacks.categories import categories_of
 from ..execution.keys import key_of
 from ..targets.target import Seed
-from .target import attackable
+from .target import attackable, under_attack
 
 
 def robust_accuracy(
@@ -158,6 +157,8 @@ class RobustScorer:
         if self.metric is None:
             return robust_accuracy(estimator, X, y, self.attack, **options)
         scorer = _scorer(self.metric, self.response_method)
+        # says it if it is not fitted, which would look like a fault of the metric
+        under_attack(estimator)
         _require_answers(estimator, self.metric, scorer)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         if weights:
@@ -316,7 +317,7 @@ def _measured(metric, scorer, estimator, X, y, weights) -> float:
     """Return what a metric gives, or raise ValueError unless that is one finite number."""
     try:
         return _one_number(metric, scorer(estimator, X, y, **weights))
-    except (_NoNumberError, NotFittedError):
+    except _NoNumberError:
         raise
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
