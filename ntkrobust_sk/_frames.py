@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
+
+# Above it, neighbouring integers are one number in double precision.
+LARGEST_INTEGER = 2**53
 
 
 class Column(NamedTuple):
@@ -29,6 +33,18 @@ class Column(NamedTuple):
     dtype: str
     is_number: bool
     is_integer: bool
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Return the least and the largest of the integers that its dtype and double precision hold.
+
+        >>> Column("n", None, "uint8", True, True).limits
+        (0.0, 255.0)
+        """
+        unsigned, bits = re.findall(r"(u?)int(\d+)", self.dtype.lower())[0]
+        most = 2 ** (int(bits) - (not unsigned)) - 1
+        least = 0 if unsigned else -most - 1
+        return float(max(least, -LARGEST_INTEGER)), float(min(most, LARGEST_INTEGER))
 
 
 def read_frame(X: Any) -> list[Column] | None:

@@ -71,8 +71,8 @@ def _by_name(what, limits) -> dict:
 
 def checked_mask(mask: Any) -> tuple | None:
     """Return a mask as booleans, or as names of columns."""
-    if mask is None:
-        return None
+    if mask is None or (isinstance(mask, list | tuple) and not mask):
+        return mask if mask is None else ()
     names = _names(mask)
     if names:
         return names
@@ -82,10 +82,15 @@ def checked_mask(mask: Any) -> tuple | None:
         found = np.empty(0)
     if found.dtype != bool:
         raise ValueError(
-            f"mask must hold a boolean for each feature, True where it may change, got {brief(mask)}; names of "
-            "columns must be strings"
+            f"mask must hold a boolean for each feature, True where it may change, got {brief(mask)}; "
+            f"{_as_list('mask', mask) or 'names of columns must be strings'}"
         )
     return tuple(found.ravel().tolist())
+
+
+def _as_list(name, value) -> str:
+    """Return how to name one column, if that is what was tried."""
+    return f"write {name}=[{value!r}]" if isinstance(value, str) else ""
 
 
 def _names(values) -> tuple[str, ...]:
@@ -113,6 +118,7 @@ def checked_features(name: str, values: Any) -> tuple:
     if found.ndim != 1 or (found.size and not (np.issubdtype(found.dtype, np.integer) and found.min() >= 0)):
         raise ValueError(
             f"{name} must be positions of features, integers >= 0, or names of columns, got {brief(values)}"
+            f"{'; ' * isinstance(values, str)}{_as_list(name, values)}"
         )
     return tuple(map(int, found))
 
@@ -120,7 +126,10 @@ def checked_features(name: str, values: Any) -> tuple:
 def checked_categories(given: Any) -> tuple:
     """Return pairs of a column and its values, or None for those that are known elsewhere."""
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        raise ValueError(f"categories must be columns, or a dict from columns to values, got {brief(given)}")
+        raise ValueError(
+            f"categories must be columns, or a dict from columns to values, got {brief(given)}"
+            f"{'; ' * isinstance(given, str)}{_as_list('categories', given)}"
+        )
     pairs = list(given.items()) if isinstance(given, Mapping) else list(given)
     if pairs and all(isinstance(each, tuple) and len(each) == 2 and _is_pair(each) for each in pairs):
         columns, values = checked_features("categories", [pair[0] for pair in pairs]), [pair[1] for pair in pairs]
@@ -146,14 +155,17 @@ def _values_of(column, values):
     return found
 
 
-def numbers_of_frame(columns: list[Column]) -> tuple[dict, list]:
-    """Return the columns of numbers (n,) by name, and the names of those of an integer dtype."""
+def numbers_of_frame(columns: list[Column], others: bool) -> tuple[dict, list]:
+    """Return the columns of numbers (n,) by name, and the names of those of an integer dtype.
+
+    There must be one, unless ``others`` may change.
+    """
     names = [column.name for column in columns]
     require_own_names(names)
     if odd := [name for name in names if not isinstance(name, str)]:
         raise ValueError(f"names of columns must be strings, got {odd[0]!r}; write X.rename(columns=str)")
     known = [c for c in columns if c.is_number and c.values is not None and not np.isnan(c.values).all()]
-    if not known:
+    if not (known or others):
         raise ValueError("X has no column of numbers from which bounds could be taken")
     for column in known:
         _require_finite(f"column {column.name!r} of X", column.values)
@@ -170,6 +182,28 @@ def numbers_of_array(X: Any) -> tuple[dict, list]:
     if (empty := np.isnan(flat).all(0)).any():
         raise ValueError(f"feature {empty.argmax()} of X holds missing values alone, so it has no range")
     return dict(enumerate(flat.T)), list(range(flat.shape[1])) if given.dtype.kind in "iu" else []
+
+
+def require_numbers_by_name(uses: dict[str, str], columns: list[Column], numbers: dict) -> None:
+    """Raise ValueError for names of columns in which numbers shall change but that have no range."""
+    kinds = {column.name: "missing values alone" if column.is_number else column.dtype for column in columns}
+    for name, use in uses.items():
+        if use != "categories" and name not in numbers:
+            raise ValueError(
+                f"Box.from_data: {use} names the column {name!r}, but it holds {kinds[name]}, no numbers that may "
+                f"change; leave it out, or let it move among its categories: categories=[{name!r}]"
+            )
+
+
+def require_width(mask: Any, positions: Iterable, n_features: int) -> None:
+    """Raise ValueError for a mask by position of another width, and for positions beyond it."""
+    if mask and isinstance(mask[0], bool) and len(mask) != n_features:
+        raise ValueError(f"mask has {len(mask)} booleans, but X has {n_features} features; give one for each")
+    if beyond := [at for at in positions if not isinstance(at, str) and at >= n_features]:
+        raise ValueError(
+            f"features must be positions below {n_features}, the number of those of X, got {beyond[0]}; "
+            "positions count from 0"
+        )
 
 
 def require_integers(features: tuple, numbers: dict) -> None:

@@ -21,9 +21,8 @@ from .box_arguments import (
     numbers_of_frame,
     ordered_bounds,
     require_integers,
-)
-from .box_arguments import (
-    brief_bounds as brief_bounds,
+    require_numbers_by_name,
+    require_width,
 )
 
 
@@ -47,9 +46,10 @@ class Box:
         Range of what may change; infinite where there is none, and for columns that a dict leaves out. None is 0
         and 1; in a Box that names columns it is no bound.
     mask : array of bool (n_features,), or sequence of names, default=None
-        Which features may change; None is all.
-    integers : sequence of int or names, default=()
-        Features (of the flattened input) that hold integers.
+        Which features may change; None is all, an empty sequence none.
+    integers : sequence of int or names, default=None
+        Features (of the flattened input) that hold integers. None is, of a data frame, the columns of an integer
+        dtype, which then stay in that dtype; of an array none. ``integers=[]`` lets fractions into all columns.
     one_hot : sequence of sequences of int or names, default=()
         Groups of features of which exactly one is 1 and the others are 0.
     categories : sequence of int or names, or dict from these to sequences of values, default=()
@@ -88,7 +88,7 @@ class Box:
     >>> from ntkrobust_sk import perturb
     >>> frame = pd.DataFrame({"age": [20.0, 31.0, 44.0, 60.0], "children": [2, 0, 1, 3]})
     >>> classifier = LogisticRegression().fit(frame, [1, 0, 0, 1])
-    >>> box = Box({"children": 0}, mask=["children"], integers=["children"])
+    >>> box = Box({"children": 0}, mask=["children"])
     >>> perturb(classifier, frame, [1, 0, 0, 1], PGD(1.5, bounds=box))["children"].tolist()
     [1, 1, 2, 2]
     """
@@ -96,7 +96,7 @@ class Box:
     low: Any = None
     high: Any = None
     mask: Any = None
-    integers: Any = ()
+    integers: Any = None
     one_hot: Any = ()
     categories: Any = ()
     n_changes: int | None = None
@@ -106,10 +106,12 @@ class Box:
             for name, value in fields.items():
                 object.__setattr__(self, name, value)
 
-        put(mask=checked_mask(self.mask), integers=checked_features("integers", self.integers))
+        integers = None if self.integers is None else checked_features("integers", self.integers)
+        put(mask=checked_mask(self.mask), integers=integers)
         if np.ndim(self.one_hot) == 0 and not isinstance(self.one_hot, tuple | list):
             raise ValueError(
-                f"one_hot must be groups of features, such as ((4, 5, 6),), got {brief(self.one_hot)}"
+                f"one_hot must be groups of features, such as ((4, 5, 6),) or [['rent', 'own']], got "
+                f"{brief(self.one_hot)}"
             )
         groups = tuple(checked_features("each group of one_hot", group) for group in self.one_hot)
         put(one_hot=groups, categories=checked_categories(self.categories))
@@ -171,7 +173,8 @@ class Box:
         Raises
         ------
         ValueError
-            For data without rows or numbers, and for infinite values; for integers that are none in the data.
+            For data without rows or numbers (unless ``categories`` names columns), and for infinite values; for
+            integers that are none in the data; for names of an array's features, and of columns without numbers.
 
         Examples
         --------
@@ -186,25 +189,32 @@ class Box:
         >>> Box.from_data([[0, 5], [2, 7]])
         Box(low=(0.0, 5.0), high=(2.0, 7.0), mask=None, integers=(0, 1), one_hot=(), categories=(), n_changes=None)
         """
+        asked = cls(mask=mask, integers=integers, one_hot=one_hot, categories=categories, n_changes=n_changes)
         columns = read_frame(X)
-        numbers, whole = numbers_of_array(X) if columns is None else numbers_of_frame(columns)
-        low, high = ({at: float(end(v)) for at, v in numbers.items()} for end in (np.nanmin, np.nanmax))
         if columns is None:
+            asked.require_positions("X is an array")
+        by_array = columns is None
+        numbers, whole = numbers_of_array(X) if by_array else numbers_of_frame(columns, bool(asked.categories))
+        low, high = ({at: float(end(v)) for at, v in numbers.items()} for end in (np.nanmin, np.nanmax))
+        if by_array:
             low, high = tuple(low.values()), tuple(high.values())
         elif mask is None:
             mask = list(numbers)
-        box = cls(low, high, mask=mask, one_hot=one_hot, categories=categories, n_changes=n_changes)
-        other = {*box.discrete, *(column for column, _ in box.categories)}
-        box = replace(box, integers=[at for at in whole if at not in other] if integers is None else integers)
-        if columns is not None:
+        other = {*asked.discrete, *(column for column, _ in asked.categories)}
+        found = [at for at in whole if at not in other] if integers is None else integers
+        box = replace(asked, low=low or None, high=high or None, mask=mask, integers=found)
+        if not by_array:
             box.for_columns([column.name for column in columns])
+            require_numbers_by_name(box.names, columns, numbers)
+        used = (*box.discrete, *(column for column, _ in box.categories))
+        require_width(box.mask, used, len(numbers) if by_array else len(columns))
         require_integers(box.integers, numbers)
         return box
 
     @property
     def discrete(self) -> tuple:
-        """Return all integer and one-hot features."""
-        return (*self.integers, *(feature for group in self.one_hot for feature in group))
+        """Return all integer and one-hot features that it states."""
+        return (*(self.integers or ()), *(feature for group in self.one_hot for feature in group))
 
     @property
     def names(self) -> dict[str, str]:
@@ -213,7 +223,7 @@ class Box:
             "low": [name for name, _ in self.low] if are_named(self.low) else (),
             "high": [name for name, _ in self.high] if are_named(self.high) else (),
             "mask": self.mask or (),
-            "integers": self.integers,
+            "integers": self.integers or (),
             "one_hot": [feature for group in self.one_hot for feature in group],
             "categories": [column for column, _ in self.categories],
         }
@@ -261,21 +271,21 @@ class Box:
             return tuple(known.get(name, otherwise) for name in columns)
 
         mask = self.mask
-        if mask is not None and isinstance(mask[0], str):
+        if mask is not None and not (mask and isinstance(mask[0], bool)):
             mask = tuple(name in mask for name in columns)
         return replace(
             self,
             low=numbers(self.low, -np.inf),
             high=numbers(self.high, np.inf),
             mask=mask,
-            integers=positions(self.integers),
+            integers=None if self.integers is None else positions(self.integers),
             one_hot=tuple(map(positions, self.one_hot)),
             categories=tuple((positions([column])[0], values) for column, values in self.categories),
         )
 
     def free(self, n_features: int) -> np.ndarray:
         """Return which features may change as numbers, bool (n_features,) where the mask has that length."""
-        found = np.ones(n_features, bool) if self.mask is None else np.array(self.mask)
+        found = np.array(self.mask) if self.mask else np.full(n_features, self.mask is None)
         found[[at for at, _ in self.categories if at < len(found)]] = False
         return found
 

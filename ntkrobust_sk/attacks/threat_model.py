@@ -6,6 +6,7 @@ Attacks state ``epsilon``, ``norm`` and ``bounds``; here is what those mean for 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .boxes import Box, brief_bounds
+from .boxes import Box
 from .capabilities import InBall
 from .norms import L0, LENGTHS, Norm
 
@@ -80,7 +81,7 @@ def project_into(x_adv: jax.Array, x: jax.Array, attack: Any) -> jax.Array:
 _project = jax.jit(project, static_argnames="norm")
 
 
-def admitted(attack: Any, X: np.ndarray, dtype: Any = None) -> np.ndarray:
+def admitted(attack: Any, X: np.ndarray, dtype: Any = None, names: Sequence | None = None) -> np.ndarray:
     """Return the inputs, at bounds or integers where rounding alone has put them outside or beside.
 
     Parameters
@@ -90,6 +91,8 @@ def admitted(attack: Any, X: np.ndarray, dtype: Any = None) -> np.ndarray:
     X : array (n, ...)
     dtype : dtype, default=None
         In which the data were computed, where it is not that of X.
+    names : sequence, default=None
+        Names of the features, for messages.
 
     Raises
     ------
@@ -103,7 +106,7 @@ def admitted(attack: Any, X: np.ndarray, dtype: Any = None) -> np.ndarray:
     1.0
     >>> admitted(PGD(0.1), np.array([[0.5, 1.001]]))
     Traceback (most recent call last):
-    ValueError: the attack's bounds are (0.0, 1.0), but X ranges from 0.5 to 1.001 (feature 1 is 1.001...
+    ValueError: the attack's bounds are (0.0, 1.0), but X ranges from 0.5 to 1.001: 1 of 1 rows are outside...
     """
     bounds = attack.bounds if isinstance(attack, InBall) else None
     if bounds is None or len(X) == 0:
@@ -111,10 +114,10 @@ def admitted(attack: Any, X: np.ndarray, dtype: Any = None) -> np.ndarray:
     # in the dtype of the data: float32(-0.1) is below -0.1
     lower, upper = limits_of(bounds, X)
     if _reach_beyond(X, lower, upper):
-        X = _clipped(bounds, X, lower, upper, ROUNDING[np.dtype(dtype or X.dtype).itemsize])
+        X = _clipped(bounds, X, lower, upper, ROUNDING[np.dtype(dtype or X.dtype).itemsize], names)
     if isinstance(bounds, Box) and bounds.discrete:
         rounding = ROUNDING[np.dtype(dtype or X.dtype).itemsize]
-        X = _with_discrete(bounds, X.reshape(len(X), -1), rounding).reshape(X.shape)
+        X = _with_discrete(bounds, X.reshape(len(X), -1), rounding, names).reshape(X.shape)
     return X
 
 
@@ -126,25 +129,42 @@ def _reach_beyond(X, lower, upper) -> bool:
     return bool(X.min() < lower or X.max() > upper)
 
 
-def _clipped(bounds, X, lower, upper, rounding):
+def _clipped(bounds, X, lower, upper, rounding, names):
     """Return X at its bounds where it is outside of them by rounding."""
     clipped = np.clip(X, lower, upper)
     ends = [np.where(np.isfinite(limit), np.abs(limit), 0) for limit in (lower, upper)]
     sizes = np.maximum(np.maximum(*ends), np.abs(X).max(0, keepdims=True))
-    if (np.abs(X - clipped) > rounding * sizes).any():
-        at = np.unravel_index(np.abs(X - clipped).argmax(), X.shape)
-        feature = int(at[1]) if X.ndim == 2 else tuple(map(int, at[1:]))
-        bounded = X[np.broadcast_to(lower < upper, X.shape) | (clipped != X)]
-        raise ValueError(
-            f"the attack's bounds are {brief_bounds(bounds)}, but X ranges from {bounded.min():.6g} to "
-            f"{bounded.max():.6g} (feature {feature} is {X[at]} where it must be {clipped[at]} at "
-            f"{'most' if X[at] > clipped[at] else 'least'}); "
-            "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
-        )
+    if (beyond := np.abs(X - clipped) > rounding * sizes).any():
+        raise ValueError(_told_of_bounds(bounds, X, clipped, beyond, names))
     return clipped
 
 
-def _with_discrete(box, X, rounding):
+def _told_of_bounds(bounds, X, clipped, beyond, names) -> str:
+    """Return which feature of which row is furthest outside of its bounds, how many rows are, and what to do."""
+    at = np.unravel_index(np.abs(X - clipped).argmax(), X.shape)
+    feature = int(at[1]) if X.ndim == 2 else tuple(map(int, at[1:]))
+    called = f"feature {feature}" if names is None else _called(feature, names)
+    where = int(np.ravel_multi_index(at[1:], X.shape[1:]))
+    flat, wrong = X.reshape(len(X), -1)[:, where], beyond.reshape(len(X), -1)
+    ends = [end if np.ndim(end) == 0 else np.ravel(end)[where] for end in bounds]
+    own = names is not None or any(map(np.ndim, bounds))
+    way = "scale the data into the bounds, or give the attack bounds=(low, high) or bounds=None"
+    if own:
+        by_name = (
+            "" if names is None else f", or widen them by name, as in bounds={{{names[at[1]]!r}: (low, high)}}"
+        )
+        way = f"take the bounds from all rows, those under attack too, by Box.from_data{by_name}; or bounds=None"
+    ranging = flat if own else X
+    others = int(wrong.any(0).sum()) - 1
+    return (
+        f"the attack's bounds are ({float(ends[0])}, {float(ends[1])}){f' in {called}' * own}, but X ranges from "
+        f"{ranging.min():.6g} to {ranging.max():.6g}{' there' * own}: {wrong.any(1).sum()} of {len(X)} rows are "
+        f"outside of the bounds{f', in {others} other features too' * (others > 0)} ({called} of row {at[0]} is "
+        f"{X[at]} where it must be {clipped[at]} at {'most' if X[at] > clipped[at] else 'least'}); {way}"
+    )
+
+
+def _with_discrete(box, X, rounding, names):
     """Return rows X (n, d) with integers and groups rounded where they are wrong by rounding alone."""
     if max(box.discrete) >= X.shape[1]:
         raise ValueError(
@@ -157,22 +177,31 @@ def _with_discrete(box, X, rounding):
     if (values != nearest).any():
         X = X.copy()
         X[:, discrete] = np.where(near, nearest, values)
-    for position in box.integers:
+    for position in box.integers or ():
         wrong = X[:, position] != np.rint(X[:, position])
         if wrong.any():
             raise ValueError(
-                f"feature {position} is one of the attack's integers, but X holds {X[wrong, position][0]:.6g} "
-                "there; round it, or take it out of Box(integers=...)"
+                f"{_called(position, names)} is one of the attack's integers, but X holds "
+                f"{X[wrong, position][0]:.6g} there; round it, or take it out of Box(integers=...)"
             )
     for group in box.one_hot:
         values = X[:, group]
         wrong = ~(((values == 0) | (values == 1)).all(1) & (values.sum(1) == 1))
         if wrong.any():
             raise ValueError(
-                f"features {group} are a one-hot group of the attack, but X holds {values[wrong][0].tolist()} "
-                "there; exactly one must be 1 and the others 0, before any scaling (put scalers into a Pipeline)"
+                f"{_called(group, names)} are a one-hot group of the attack, but X holds "
+                f"{values[wrong][0].tolist()} there; exactly one must be 1 and the others 0, "
+                "before any scaling (put scalers into a Pipeline)"
             )
     return X
+
+
+def _called(feature, names) -> str:
+    """Return a feature, or a group of them, as a message calls it."""
+    many = isinstance(feature, tuple)
+    if names is None:
+        return f"feature{'s' * many} {feature}"
+    return f"columns {tuple(names[at] for at in feature)}" if many else f"column {names[feature]!r}"
 
 
 def radii(epsilon: Any, ndim: int) -> Any:

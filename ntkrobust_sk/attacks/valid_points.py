@@ -106,7 +106,7 @@ def _discretised(x_adv, x, attack):
         # of two equally near ones the input's own
         stays = np.take_along_axis(value, own[:, group].argmax(1)[:, None], 1) >= value.max(1, keepdims=True)
         put(at, np.where(stays, own[:, group], np.eye(len(group))[value.argmax(1)]))
-    integers = list(box.integers)
+    integers = list(box.integers or ())
     nearest = np.clip(np.rint(wanted), np.ceil(lower), np.floor(upper))[:, integers] - own[:, integers]
     # the larger changes first
     for rank in np.argsort(-np.abs(nearest), axis=1, kind="stable").T[:, :, None]:

@@ -192,8 +192,8 @@ class AttackableEstimator(DifferentiableEstimator, TangentEstimator):
         Returns
         -------
         array shaped like X, or a data frame if X is one
-            Columns of numbers keep their dtype, but integers that have become other numbers are floating (give
-            ``bounds=Box(integers=...)`` to keep them integers). Boolean columns of a frame stay as they are.
+            Columns of numbers keep their dtype, and so integers stay integers; with ``bounds=Box(integers=[])``
+            they become floating where they are other numbers. Boolean columns of a frame stay as they are.
         """
         target, attack = self.attack_target(X, y), self._attack_or_own(attack)
         target = target.asked(targets, epsilon, n_jobs, progress)

@@ -21,6 +21,7 @@ from ..sklearn_models.registry import DifferentiableEstimator
 from ..sklearn_models.remembered_rows import unwrap
 from ..tables.frames import Table, require_free
 from .black_box import BlackBox
+from .refusals import explained, refusal
 
 # On which an estimator's scores are looked at before it is attacked.
 LOOKED_AT = 32
@@ -85,7 +86,8 @@ def through_scikit_learn(estimator: Any, X: Any, table: Table | None, categories
         model = own_arrays(_model_of(estimator, checked, table))
     except Exception as error:
         # whatever scikit-learn itself says of these columns, types and values, it says here
-        estimator.predict(X)
+        if (refused := refusal(estimator, X)) is not None:
+            raise explained(estimator, X, refused) from error
         if not isinstance(error, TypeError):
             raise
         if not is_classifier(estimator):

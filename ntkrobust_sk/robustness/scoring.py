@@ -17,7 +17,8 @@ from .._validation import brief
 from ..attacks.categories import categories_of
 from ..execution.keys import key_of
 from ..targets.target import Seed
-from .target import attackable, under_attack
+from .refusals import told_of_the_attack
+from .target import EstimatorTarget, attackable, under_attack
 
 
 def robust_accuracy(
@@ -116,7 +117,8 @@ def perturb(
     Raises
     ------
     TypeError, ValueError
-        As for :func:`robust_accuracy`; for labels outside of ``classes_``; for sparse or empty X.
+        As for :func:`robust_accuracy`; for labels outside of ``classes_``; for sparse or empty X; where the attack
+        has moved inputs to where the estimator has no answer, as below zero before a logarithm.
 
     Examples
     --------
@@ -130,7 +132,10 @@ def perturb(
     """
     target = attackable(estimator, X, y, categories=categories_of(attack))
     target = target.asked(targets, epsilon, n_jobs, progress)
-    return target.in_original_form(target.perturb(target.attack_for(attack), key_of(random_state)))
+    found = target.in_original_form(target.perturb(target.attack_for(attack), key_of(random_state)))
+    if isinstance(target, EstimatorTarget):
+        target.require_taken(found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ class RobustScorer:
         # of the inputs too, since what a metric does not take should be said before anything is attacked
         _measured(self.metric, scorer, estimator, X, y, weights)
         X_adv = perturb(estimator, X, y, self.attack, random_state=self.random_state)
-        return _measured(self.metric, scorer, estimator, X_adv, y, weights)
+        with told_of_the_attack(estimator, X, X_adv):
+            return _measured(self.metric, scorer, estimator, X_adv, y, weights)
 
     def set_score_request(self, *, sample_weight: bool | str | None) -> RobustScorer:
         """Return a scorer that asks for ``sample_weight``, or for metadata of this name, where they are routed."""

@@ -33,6 +33,7 @@ from ..targets.labels import encode_labels
 from ..targets.target import AttackTarget
 from .black_box import BlackBox, forget_error
 from .readings import last_step, own_arrays, scores_of, through_scikit_learn
+from .refusals import of_an_attack, refusal, told_of_the_attack
 
 # Rows attacked at once of scikit-learn's estimators, most of which do so little for a row that a step's own cost
 # counts; divides the numbers of examples that people choose.
@@ -103,12 +104,22 @@ class EstimatorTarget(AttackTarget):
                 raise
             forget_error()
             own, self.box.error = self.box.error, None
-            raise error if isinstance(error, KeyboardInterrupt) else own from None
+            if isinstance(error, KeyboardInterrupt):
+                raise error from None
+            raise of_an_attack(self.source, self.given, own) from None
+
+    def require_taken(self, X_adv: Any) -> None:
+        """Raise the error of an estimator that refuses adversarial examples, in the form of X, with its cause."""
+        if (error := refusal(self.source, X_adv)) is not None:
+            raise of_an_attack(self.source, self.given, error, X_adv) from error
 
     def answers(self, X: ArrayLike) -> np.ndarray:
         """Return the positions in ``classes`` (n,) of what ``predict`` says of inputs like ``X``."""
         X = np.asarray(X, self.X.dtype).reshape(-1, *self.X.shape[1:])
-        return encode_labels(self.source.predict(self.in_original_form(X)), self.classes, len(X))
+        given = self.in_original_form(X)
+        with told_of_the_attack(self.source, self.given, given):
+            found = self.source.predict(given)
+        return encode_labels(found, self.classes, len(X))
 
     def score(self, X: np.ndarray, y: ArrayLike, sample_weight: np.ndarray | None = None) -> float:
         """Return the estimator's own score of inputs like ``X``."""
@@ -116,7 +127,9 @@ class EstimatorTarget(AttackTarget):
             # metrics want to know of what type labels are
             y = self.classes[self.y]
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        return float(self.source.score(self.in_original_form(X), y, **weights))
+        given = self.in_original_form(X)
+        with told_of_the_attack(self.source, self.given, given):
+            return float(self.source.score(given, y, **weights))
 
 
 def attackable(

@@ -37,7 +37,7 @@ def with_categories(table: Table, estimator: Any, asked: tuple) -> Table:
         raise ValueError(f"categories must be columns of X, which has {len(table.reasons)}, got {beyond[0]}")
     encoders, found = known_categories(estimator, table), {}
     for at, wanted in columns:
-        own = _own_values(table, at)
+        own = own_values(table, at)
         known = _known(table, at, wanted, encoders.get(at, []))
         values = (*known, *(value for value in dict.fromkeys(own) if value not in set(known)))
         position = {value: code for code, value in enumerate(values)}
@@ -59,9 +59,9 @@ def _known(table, at, wanted, encoders) -> tuple:
                 f"Box(categories={{{name!r}: [...]}}), or convert the column to a categorical dtype"
             )
         return wanted
-    known = [value for value in _plain(sources[0][1]) if value is not None]
+    known = [value for value in plain_values(sources[0][1]) if value is not None]
     for _, others in sources[1:]:
-        known = [value for value in known if value in set(_plain(others))]
+        known = [value for value in known if value in set(plain_values(others))]
     if unknown := [value for value in wanted or () if value not in known]:
         raise ValueError(
             f"Box(categories=...): {brief(unknown[0])} is no category of column {name!r} that "
@@ -70,21 +70,21 @@ def _known(table, at, wanted, encoders) -> tuple:
     return tuple(known if wanted is None else wanted)
 
 
-def _plain(values) -> tuple:
+def plain_values(values) -> tuple:
     """Return values as Python has them, None for what is missing."""
     values = values.tolist() if hasattr(values, "tolist") else list(values)
     return tuple(None if value is None or value != value else value for value in values)
 
 
-def _own_values(table, at) -> tuple:
+def own_values(table, at) -> tuple:
     """Return what stands in a column, None for what is missing."""
     given = table.part(np.array([at]))
     if not table.has_names:
-        return _plain(given[:, 0])
+        return plain_values(given[:, 0])
     if hasattr(given, "iloc"):
         column = given.iloc[:, 0]
-        return _plain(column.astype(object).where(column.notna(), None))
-    return _plain(given.to_series(0).to_list())
+        return plain_values(column.astype(object).where(column.notna(), None))
+    return plain_values(given.to_series(0).to_list())
 
 
 def _declared(table, at):

@@ -52,6 +52,15 @@ def known_categories(estimator: Any, table: Table) -> dict[int, list[tuple[str, 
     return known
 
 
+def refusing_encoders(estimator: Any, table: Table) -> dict[int, tuple[str, Any]]:
+    """Return by position of a column the first encoder that refuses other categories, and those that it knows."""
+    found: dict[int, tuple[str, Any]] = {}
+    for at, step, known in _encoded(estimator, table, np.arange(len(table.reasons))):
+        if getattr(step, "handle_unknown", None) == "error" and known is not None:
+            found.setdefault(int(at), (type(step).__name__, known))
+    return found
+
+
 def _encoded(step, table, columns):
     step = unwrap(step)
     if isinstance(step, str) or step is None:

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._frames import read_frame, require_own_names
+from .._frames import LARGEST_INTEGER, read_frame, require_own_names
 from .._validation import brief, require_regular
 from ..attacks.boxes import Box
 
 # Why columns of numbers stay as they are.
 MISSING, TOO_LARGE = "missing or infinite values", "integers above 2**53"
-# Above it, neighbouring integers are one number in double precision.
-LARGEST_INTEGER = 2**53
 
 
 class Categories(NamedTuple):
@@ -65,12 +63,15 @@ class Table:
         Why each column is fixed; None where its numbers may change.
     categories : dict from int to Categories
         Fixed columns that hold categories which may change, by position.
+    integers : dict from int to (float, float)
+        Columns of a frame of an integer dtype, by position, with the least and the largest that this holds.
     """
 
     given: Any
     numbers: np.ndarray
     reasons: tuple[str | None, ...]
     categories: dict[int, Categories] = field(default_factory=dict)
+    integers: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def fixed(self) -> np.ndarray:
@@ -134,13 +135,14 @@ class Table:
         """Return the attack with bounds that keep to the columns that may change, if it is one with bounds."""
         if "bounds" not in fields_of(attack):
             return attack
-        if isinstance(attack.bounds, Box):
-            attack = replace(attack, bounds=self._coded_box(self.by_position(attack.bounds)))
-        if not self.fixed.any():
-            return attack
         bounds = (-np.inf, np.inf) if attack.bounds is None else attack.bounds
         box = bounds if isinstance(bounds, Box) else Box(bounds[0], bounds[1])
-        free = ~self.fixed if box.mask is None else np.asarray(box.mask) & self._of_our_width(box.mask)
+        stated = isinstance(attack.bounds, Box) or self.fixed.any() or self.integers
+        return replace(attack, bounds=self._kept_to(self._coded_box(self.by_position(box)))) if stated else attack
+
+    def _kept_to(self, box):
+        """Return a Box by position that keeps to the columns that may change, and to the dtypes of integers."""
+        free = ~self.fixed if box.mask is None else np.asarray(box.mask, bool) & self._of_our_width(box.mask)
         held = [group for group in box.one_hot if not free[[at for at in group if at < len(free)]].all()]
         free[[at for group in held for at in group]] = False
         if box.mask is not None and any(box.mask) and not free.any() and not box.categories:
@@ -148,15 +150,28 @@ class Table:
                 f"the attack's mask leaves no column that may change: {self.named}. Let columns of numbers "
                 "change, or name columns of categories in Box(categories=...)"
             )
-        integers = [at for at in box.integers if at >= len(free) or free[at]]
         groups = [group for group in box.one_hot if group not in held]
-        return replace(attack, bounds=replace(box, mask=free, integers=integers, one_hot=groups))
+        own = {*self.integers} - {at for group in groups for at in group}
+        asked = sorted(own) if box.integers is None else box.integers
+        integers = [at for at in asked if at >= len(free) or free[at]]
+        mask = None if free.all() else free
+        return replace(self._within_dtypes(box, integers), mask=mask, integers=integers, one_hot=groups)
+
+    def _within_dtypes(self, box, integers):
+        """Return a Box of which columns stay among the integers that their dtypes hold."""
+        d, limits = len(self.reasons), {at: self.integers[at] for at in integers if at in self.integers}
+        if not limits or any(np.size(end) not in (1, d) for end in (box.low, box.high)):
+            return box
+        low, high = (np.broadcast_to(end, d).copy() for end in (box.low, box.high))
+        at, dtypes = list(limits), np.array(list(limits.values()))
+        low[at], high[at] = np.maximum(low[at], dtypes[:, 0]), np.minimum(high[at], dtypes[:, 1])
+        return replace(box, low=low, high=high)
 
     def by_position(self, box: Box) -> Box:
         """Return a Box by the positions of the columns that it names."""
         if not self.has_names:
             box.require_positions("X is an array")
-        found = box.for_columns(self.names) if box.names else box
+        found = box.for_columns(self.names) if box.names or box.mask == () else box
         for name, use in box.names.items():
             at = self.names.index(name)
             what = self.reasons[at]
@@ -226,7 +241,8 @@ def as_table(X: Any) -> Table | None:
     read_columns = [_checked(column) for column in columns]
     numbers = [np.full(len(X), np.nan) if found is None else found for found, _ in read_columns]
     numbers = np.stack(numbers, 1) if numbers else np.zeros((len(X), 0))
-    return kind(X, numbers, tuple(reason for _, reason in read_columns))
+    integers = {at: column.limits for at, column in enumerate(columns) if column.is_integer}
+    return kind(X, numbers, tuple(reason for _, reason in read_columns), integers=integers)
 
 
 def _checked(column):

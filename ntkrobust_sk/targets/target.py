@@ -24,6 +24,7 @@ from ..execution.keys import Keys, key_of, keys_of
 from ..execution.precision import enable_x64, x64_enabled
 from ..execution.tiles import answers
 from ..tables.frames import Table, as_table
+from ..tables.integers import warn_of_integers
 from .flat_gradients import warn_of_flat_gradients
 from .labels import encode_targets, example_radii, target_values, weights_to_score
 
@@ -148,7 +149,15 @@ class AttackTarget:
         """Return the attack with bounds that keep to the features that may change."""
         if self.table is None and (names := [name for name, _ in categories_of(attack) if isinstance(name, str)]):
             raise ValueError(f"Box(categories=...) names the column {names[0]!r}, but X is no data frame")
-        return attack if self.table is None else self.table.within(attack)
+        if self.table is None:
+            return attack
+        radius = (
+            getattr(attack, "epsilon", np.inf)
+            if self.each.epsilon is None
+            else np.max(self.each.epsilon, initial=0)
+        )
+        warn_of_integers(self.table, attack, float(radius))
+        return self.table.within(attack)
 
     def lengths(self, norm: str, points: np.ndarray, at: Any = slice(None)) -> np.ndarray:
         """Return the lengths (m,) of the changes of numbers from the inputs of the rows ``at``."""
@@ -156,7 +165,8 @@ class AttackTarget:
 
     def inputs(self, attack: Any, at: Any = slice(None)) -> np.ndarray:
         """Return the inputs of the rows ``at``, checked against the attack's bounds."""
-        return admitted(attack, self.X[at], self.data_dtype)
+        names = self.table.names if self.table is not None and self.table.has_names else None
+        return admitted(attack, self.X[at], self.data_dtype, names)
 
     def perturb(self, attack: Callable, key: Any, at: Any = slice(None), look: bool = True) -> np.ndarray:
         """Return adversarial examples of the rows ``at``; ``key`` is one, or one for each of *all* rows."""

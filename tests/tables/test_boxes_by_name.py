@@ -179,6 +179,8 @@ def test_boxes_by_name_are_values():
 
 # From data
 
+DATES = FRAME.assign(when=pd.Timestamp("1912-04-15"), old=FRAME["age"] > 40, lost=np.nan)
+
 
 def test_a_box_from_a_frame_has_its_ranges_and_its_integers():
     box = Box.from_data(FRAME)
@@ -236,6 +238,63 @@ def test_a_box_from_an_array_is_by_position():
 def test_data_without_ranges_are_refused(X, message):
     with pytest.raises(ValueError, match=message):
         Box.from_data(X)
+
+
+@pytest.mark.parametrize("frame", [FRAME, in_polars(FRAME)], ids=["pandas", "polars"])
+def test_a_box_from_data_may_be_of_categories_alone(pipeline, frame):
+    boxes = [
+        Box.from_data(frame, mask=[], categories=["embarked"]),
+        Box.from_data(frame[["sex", "embarked"]], categories=["embarked"]),
+    ]
+    full = FULL if frame is FRAME else in_polars(FULL)
+    for box in boxes:
+        found = perturb(pipeline, full, LABELS, PGD(5.0, 2, bounds=box))
+        changed = [n for n in FULL if list(found[n]) != list(full[n])]
+        assert box.mask == () and changed == ["embarked"]
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (lambda: Box.from_data([[1, 2], [3, 4]], mask=["a"]), "names the column 'a' in mask, but X is an array"),
+        (lambda: Box.from_data([[1, 2], [3, 4]], integers=["a"]), "names the column 'a' in integers, but X is"),
+        (lambda: Box.from_data([[1, 2], [3, 4]], categories=["a"]), "names the column 'a' in categories"),
+        (lambda: Box.from_data([[1, 2], [3, 4]], mask=[True]), "mask has 1 booleans, but X has 2 features"),
+        (lambda: Box.from_data([[1, 2], [3, 4]], integers=[2]), "positions below 2, .* got 2"),
+        (lambda: Box.from_data(DATES, mask=["when"]), "mask names the column 'when', but it holds datetime64"),
+        (
+            lambda: Box.from_data(DATES, mask=["age", "sex"]),
+            "'sex', but it holds (str|object).*categories=\\['sex'\\]",
+        ),
+        (lambda: Box.from_data(DATES, mask=["old"]), "mask names the column 'old', but it holds bool"),
+        (lambda: Box.from_data(DATES, mask=["lost"]), "'lost', but it holds missing values alone"),
+        (lambda: Box.from_data(DATES, integers=["sex"]), "integers names the column 'sex'"),
+        (lambda: Box.from_data(DATES, one_hot=[["sex", "age"]]), "one_hot names the column 'sex'"),
+        (lambda: Box.from_data(DATES, mask="age"), r"write mask=\['age'\]"),
+        (lambda: Box(integers="age"), r"write integers=\['age'\]"),
+        (lambda: Box(categories="age"), r"write categories=\['age'\]"),
+    ],
+)
+def test_what_a_box_cannot_be_of_these_data_is_told_at_once(made, message):
+    with pytest.raises(ValueError, match=message):
+        made()
+
+
+def test_what_lies_outside_of_the_bounds_is_named_with_its_column_and_the_ways_out(pipeline):
+    box = Box.from_data(FULL[:20])
+    outside = FULL[NUMBERS].lt(FULL[:20][NUMBERS].min()) | FULL[NUMBERS].gt(FULL[:20][NUMBERS].max())
+    with pytest.raises(ValueError) as error:
+        perturb(pipeline, FULL, LABELS, PGD(1.0, bounds=box))
+    for part in (
+        f"({float(FULL[:20].fare.min())}, {float(FULL[:20].fare.max())}) in column 'fare'",
+        f"{outside.any(axis=1).sum()} of {len(FULL)} rows",
+        "by Box.from_data, or widen them by name, as in bounds={'fare': (low, high)}",
+    ):
+        assert part in str(error.value)
+    assert "<" not in str(error.value)
+    halves = FULL.assign(sibsp=FULL["sibsp"] + 0.5)
+    with pytest.raises(ValueError, match="column 'sibsp' is one of the attack's integers, but X holds"):
+        perturb(pipeline, halves, LABELS, PGD(1.0, bounds=Box(mask=["sibsp"], integers=["sibsp"])))
 
 
 def test_integers_that_are_none_in_the_data_are_told():

@@ -227,14 +227,48 @@ def test_bounds_and_masks_count_the_columns_of_the_frame():
         perturb(pipeline, FRAME, Y, PGD(0.1, bounds=Box(mask=[True] * 3)))
 
 
-@pytest.mark.slow
-def test_integers_stay_integers_where_the_box_says_so_and_become_floating_where_not():
-    frame = pd.DataFrame({"a": RNG.uniform(size=N), "n": RNG.integers(0, 9, N)})
-    y = (frame.a + frame.n / 9 > 1).astype(int)
-    model = LogisticRegression().fit(frame, y)
-    kept = perturb(model, frame, y, PGD(2, bounds=Box(0, 9, integers=[1])))
-    assert kept["n"].dtype == np.int64 and not kept["n"].equals(frame["n"])
-    assert perturb(model, frame, y, PGD(0.1, bounds=(0, 9)))["n"].dtype == np.float64
+OTHER = np.random.default_rng(1)
+COUNTS = pd.DataFrame(
+    {"a": OTHER.uniform(2.5, 8, N), "n": OTHER.integers(2, 9, N), "k": 254 * OTHER.integers(0, 2, N) + 1}
+)
+COUNTED = (COUNTS.a + COUNTS.n + COUNTS.k / 32 > 11).astype(int)
+COUNTER = LogisticRegression().fit(COUNTS, COUNTED)
+
+
+@pytest.mark.parametrize(
+    "bounds", [None, (0, 300), Box(0, 300), {"a": (0, 300)}], ids=["none", "two", "box", "names"]
+)
+@pytest.mark.parametrize("dtype", ["int64", "int16", "Int64", "uint64", "polars"])
+def test_integers_of_a_frame_stay_integers_whatever_the_bounds_are(bounds, dtype):
+    frame = COUNTS.astype({"n": "int64" if dtype == "polars" else dtype, "k": "uint8"})
+    frame = pl.from_pandas(frame) if dtype == "polars" else frame
+    found = perturb(COUNTER, frame, COUNTED, PGD(2.5, 4, bounds=bounds))
+    assert list(found.dtypes) == list(frame.dtypes)
+    moves = np.abs(np.stack([np.asarray(found[name], float) - np.asarray(frame[name], float) for name in "ank"]))
+    # at 255 and 1 of bytes there is no room outwards
+    assert 2 < moves[0].max() <= 2.5 and moves[1].max() == 2 and moves[2].max() <= 2
+
+
+def test_fractions_are_let_into_integers_where_that_is_said():
+    stated = perturb(COUNTER, COUNTS, COUNTED, PGD(0.3, 4, bounds=Box(0, 300, integers=[])))
+    cast = perturb(COUNTER, COUNTS.astype(float), COUNTED, PGD(0.3, 4, bounds=(0, 300)))
+    pd.testing.assert_frame_equal(stated, cast)
+    assert (stated.n % 1 != 0).any() and stated.n.dtype == np.float64
+    floats = COUNTS.astype({"n": float})
+    stated = perturb(COUNTER, floats, COUNTED, PGD(1.5, 4, bounds=Box(0, 300, integers=["n"])))
+    assert (stated.n % 1 == 0).all() and not stated.n.equals(floats.n)
+
+
+def test_a_radius_too_short_for_integers_is_told_unless_the_box_states_them():
+    with pytest.warns(UserWarning, match=r"radius of 0.3 is too short to move: .* 'n', 'k'. To let fractions in"):
+        found = perturb(COUNTER, COUNTS, COUNTED, PGD(0.3, 4, bounds=None))
+    assert found[["n", "k"]].equals(COUNTS[["n", "k"]]) and not found.a.equals(COUNTS.a)
+    of_arrays = LogisticRegression().fit(COUNTS.to_numpy(), COUNTED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        perturb(COUNTER, COUNTS, COUNTED, PGD(0.3, 4, bounds=Box(0, 300, integers=["n", "k"])))
+        perturb(COUNTER, COUNTS, COUNTED, PGD(0.3, 4, bounds=None), epsilon=np.full(N, 2.0))
+        perturb(of_arrays, COUNTS.to_numpy(), COUNTED, PGD(0.3, 4, bounds=None))
 
 
 @pytest.mark.slow
