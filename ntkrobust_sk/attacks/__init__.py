@@ -2,6 +2,7 @@
 
 from .apgd import APGD as APGD
 from .autoattack import AutoAttack as AutoAttack
+from .autoattack import AutoAttackReport as AutoAttackReport
 from .boxes import Box as Box
 from .each import Each as Each
 from .entry import require_attack as require_attack

@@ -22,7 +22,7 @@ from ..execution.loops import form_of, without_numbers
 from ..execution.tiles import as_pytree, on_rows
 from ..networks.model import failure
 from .boxes import plain_bounds
-from .capabilities import GoesThroughTiles, Reports
+from .capabilities import GoesThroughTiles
 from .norms import LENGTHS
 from .threat_model import Ball, admitted, ball_around, check_floating
 
@@ -332,7 +332,7 @@ def require_training_attack(attack: Any, name: str = "attack") -> Any:
     TypeError
         As :func:`require_attack`; for an attack that goes through all examples by itself, such as AutoAttack.
     """
-    if isinstance(require_attack(attack, name), GoesThroughTiles | Reports):
+    if isinstance(require_attack(attack, name), GoesThroughTiles):
         raise TypeError(
             f"{name}={brief(attack)} cannot train: {type(attack).__name__} goes through all examples by itself, "
             "and decides by what it finds, which a compiled step of training cannot. PGD, FGSM and APGD train; "

@@ -12,8 +12,10 @@ from sklearn.svm import SVC
 from ntkrobust_sk import (
     PGD,
     AutoAttack,
+    Box,
     EmpiricalNTKClassifier,
     Square,
+    perturb,
     robust_accuracy,
     robustness_report,
     transfer_matrix,
@@ -178,3 +180,11 @@ def test_inputs_and_labels_of_other_kinds_are_refused(own, X_bad, y_bad, error, 
 def test_a_column_of_labels_is_labels():
     linear = LogisticRegression().fit(X, Y)
     assert robust_accuracy(linear, X, Y[:, None], PGD(0.1)) == robust_accuracy(linear, X, Y, PGD(0.1))
+
+
+def test_the_warning_of_a_black_box_is_short_however_wide_the_data_are():
+    X, y = np.random.default_rng(0).random((30, 200)), np.arange(30) % 2
+    forest = RandomForestClassifier(5, random_state=0).fit(X, y)
+    with pytest.warns(UserWarning, match=r"by Square\(epsilon=0.1, n_queries=1000, norm='linf'\) in the") as told:
+        perturb(forest, X[:2], y[:2], PGD(0.1, bounds=Box.from_data(X)))
+    assert all(len(str(warning.message)) < 500 for warning in told)

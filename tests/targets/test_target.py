@@ -19,8 +19,9 @@ PACKAGE = Path(ntkrobust_sk.__file__).parent
 X, Y = load_iris(return_X_y=True)
 X, Y = X[::3] / 8, np.array(["a", "b", "c"])[Y[::3]]
 ATTACK = PGD(0.05, 3)
-# Private attributes of scikit-learn's own estimators, which nothing public tells.
+# Private names of scikit-learn, on its own estimators and on those with its callbacks, which nothing public tells.
 THEIRS = {
+    "_init_callback_context",
     "_preprocessor",
     "_fields",
     "_gamma",
