@@ -231,7 +231,7 @@ def _parsed(content: bytes) -> np.ndarray:
     except Exception as error:  # whatever NumPy's and Python's parsers may raise
         raise ValueError(f"its header cannot be read: {error}") from error
     if dtype.hasobject or dtype.names is not None or dtype.itemsize == 0:
-        raise ValueError(f"it holds {dtype}, which are no plain numbers or text; nothing is unpickled")
+        raise ValueError(f"its entries (dtype {dtype}) are no plain numbers or text; nothing is unpickled")
     wanted, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
     if min(shape, default=0) < 0 or wanted != there:
         raise ValueError(f"its header asks for {wanted:,} bytes (shape {shape}, {dtype}), but {there:,} are there")

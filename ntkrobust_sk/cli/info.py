@@ -55,7 +55,7 @@ def _here() -> dict[str, Any]:
     # Windows has no such question
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     devices = [
-        f"{one.platform} {one.device_kind}"
+        " ".join(dict.fromkeys((one.platform, one.device_kind)))
         + ("" if (free := free_bytes(one)) is None else f", {readable(free)} free")
         for one in jax.devices()
     ]
@@ -66,7 +66,7 @@ def _here() -> dict[str, Any]:
         "devices": devices,
         "double precision": bool(jax.config.read("jax_enable_x64")),
         "cores": os.cpu_count(),
-        "memory": "not known" if memory is None else readable(memory),
+        "memory": memory,
         "blas": libraries,
         "packages": {name: _version(name) for name in NEEDED},
         "extras": {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()},
@@ -82,10 +82,14 @@ def _version(name: str) -> str | None:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     """Write what was found, a line for each entry; what is missing says how to install it."""
+    from ..execution.memory import readable
+
     lines = []
     for name, value in found.items():
         if name == "extras":
             lines += [f"{f'[{extra}]':<22}{_installed(extra, parts)}" for extra, parts in value.items()]
+        elif name == "memory":
+            lines.append(f"{name:<22}{'not known' if value is None else readable(value)}")
         else:
             lines.append(f"{name:<22}{_text(value)}")
     return lines

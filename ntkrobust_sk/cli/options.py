@@ -22,6 +22,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with status 2, and one line."""
+        message = message.replace(
+            "expected at least one argument",
+            "expected one value or more, separated by spaces, none of them with a minus sign",
+        )
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
     def refuse(self, unknown: list[str]) -> NoReturn:

@@ -16,7 +16,7 @@ MODEL = (
     "fitted estimator: a file of its own save method (.ntk; best), of skops.io.dump (.skops), or of joblib.dump "
     "(loading runs code in it, so it must be trusted)"
 )
-DATA = "digits, cifar10, fashion-mnist, mnist, or an .npz file with X and y"
+DATA = "digits, cifar10, fashion-mnist, mnist, an .npz file with X and y, or a folder of images by class"
 
 
 def add_model_and_data(parser: Parser, *, n_test: int, what: str) -> Any:

@@ -48,6 +48,16 @@ def is_data_set(data: Any) -> bool:
     return hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
+def gives_items(data: Any) -> bool:
+    """Tell whether this is a data set, or a list of its items: pairs (input, label), or dicts.
+
+    >>> gives_items([(np.ones(2), 0)]), gives_items([[1.0, 2.0]])
+    (True, False)
+    """
+    is_list = isinstance(data, list) and bool(data) and all(isinstance(item, tuple | Mapping) for item in data)
+    return is_list or is_data_set(data)
+
+
 def item_of(name: str, data: DataSet, i: int) -> Any:
     """Return an item, or say which one could not be read."""
     try:
@@ -70,6 +80,26 @@ def label_of(item: Any) -> Any:
     if not isinstance(item, tuple) or len(item) != 2:
         raise ValueError(f"items must be (input, label) or dicts with both, got {brief(item)}")
     return item[1]
+
+
+def labels_of(name: str, data: DataSet) -> np.ndarray:
+    """Return the labels (n,) of all items, or raise ValueError that names the item."""
+    labels = []
+    for i in range(len(data)):
+        item = item_of(name, data, i)
+        try:
+            labels.append(label_of(item))
+        except ValueError as error:
+            raise ValueError(f"item {i} of {name}: {error}") from None
+    try:
+        y = np.asarray([label.item() if hasattr(label, "item") else label for label in labels])
+    except ValueError as error:
+        raise ValueError(
+            f"the labels of {name} must be one number or text each, got {brief(labels[:3])}"
+        ) from error
+    if y.ndim != 1 or y.dtype.kind not in "biuSU":
+        raise ValueError(f"the labels of {name} must be one integer or text each, got {brief(labels[:3])}")
+    return y
 
 
 def _key(item, known, what) -> str:

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from .._files import read_npz
 from .._validation import brief, check_path, checked_seed, flag, integer, unknown
 from .image_folders import read_folder
-from .items import Rows, is_data_set, item_of, label_of
+from .items import Rows, gives_items, labels_of
 from .loaders import load_cifar10, load_digits_images, load_fashion_mnist, load_mnist
 
 # A seed as scikit-learn takes it.
@@ -78,7 +78,8 @@ def load_splits(
         bounds have to fit it. A folder of images has a subfolder for each class, or ``train`` and ``test``, which
         have these; images become numbers (h, w, c) in [0, 1], of one channel if all are grey, else three.
         A data set is any object with ``len`` that gives an item by its number, as PyTorch's and Hugging Face's
-        do: ``(x, y)``, or a dict with "image", "pixel_values", "input" or "x", and "label", "target" or "y". Bytes
+        do, or a list of items: ``(x, y)``, or a dict with "image", "pixel_values", "input" or "x", and "label",
+        "target" or "y". Bytes
         and pictures become numbers in [0, 1], other arrays are taken as they are: this library's networks
         take images (h, w, c). Only examples that are chosen are kept. Where there are no test examples, they are
         taken out of the others.
@@ -122,7 +123,9 @@ def load_splits(
     """
     n_train, n_test = _count("n_train", n_train), _count("n_test", n_test)
     random_state, at_most = checked_seed("random_state", random_state), flag("at_most", at_most)
-    name, parts = _found(data, data_dir, image_size, test_data, lambda y: require_enough(y, n_train, n_test))
+    name, parts = _found(
+        data, data_dir, image_size, test_data, lambda y: require_enough(y, n_train=n_train, n_test=n_test)
+    )
     train, test = parts if len(parts) == 2 else _taken_out(parts[0], n_test, random_state, at_most)
     asked_for = (("n_train", n_train, len(train.y), "training"), ("n_test", n_test, len(test.y), "test"))
     for what, asked, there, kind in asked_for:
@@ -136,7 +139,7 @@ def load_splits(
 
 def _found(data, data_dir, image_size, test_data, check) -> tuple[str, list[_Part]]:
     """Return the name of the data, and their training and test examples, or all in one part."""
-    if is_data_set(data):
+    if gives_items(data):
         if data_dir is not None or image_size is not None:
             raise ValueError("data_dir and image_size are for data by name or path; leave them out for a data set")
         given = {"data": data} | ({} if test_data is None else {"test_data": test_data})
@@ -145,8 +148,8 @@ def _found(data, data_dir, image_size, test_data, check) -> tuple[str, list[_Par
         return brief(data), parts
     if not isinstance(data, str | os.PathLike):
         raise TypeError(
-            "data must be a name, the path of an .npz file or of a folder of images, or a data set with len and "
-            f"items by their number, got {brief(data)}"
+            "data must be a name, the path of an .npz file or of a folder of images, a data set with len and "
+            f"items by their number, or a list of pairs, got {brief(data)}; arrays: Splits(X, y, X_test, y_test)"
         )
     if test_data is not None:
         raise ValueError("test_data is for data sets given in Python; a file or folder holds its own")
@@ -177,23 +180,7 @@ def _by_name(name, data_dir, check) -> list[_Part]:
 
 
 def _of_items(name, data) -> _Part:
-    rows = Rows.of(name, data, scaled=True)
-    labels = []
-    for i in range(len(data)):
-        item = item_of(name, data, i)
-        try:
-            labels.append(label_of(item))
-        except ValueError as error:
-            raise ValueError(f"item {i} of {name}: {error}") from None
-    try:
-        y = np.asarray([label.item() if hasattr(label, "item") else label for label in labels])
-    except ValueError as error:
-        raise ValueError(
-            f"the labels of {name} must be one number or text each, got {brief(labels[:3])}"
-        ) from error
-    if y.ndim != 1 or y.dtype.kind not in "biuSU":
-        raise ValueError(f"the labels of {name} must be one integer or text each, got {brief(labels[:3])}")
-    return _Part(rows, y)
+    return _Part(Rows.of(name, data, scaled=True), labels_of(name, data))
 
 
 def _numbered(parts: list[_Part]) -> list[_Part]:
@@ -359,11 +346,15 @@ def class_balanced_indices(y: ArrayLike, n_samples: int, *, random_state: Random
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
-def require_enough(y: np.ndarray, *counts: int | None) -> None:
+def require_enough(y: np.ndarray, **counts: int | None) -> None:
     """Raise ValueError unless there is at least one example of every class in each of some counts; None is all."""
-    n_classes, least = len(np.unique(y)), min(len(y) if count is None else count for count in counts)
+    n_classes = len(np.unique(y))
+    least, name = min((len(y) if count is None else count, name) for name, count in counts.items())
     if least < n_classes:
-        raise ValueError(f"{least} examples cannot hold one of each of the {n_classes} classes; ask for more")
+        raise ValueError(
+            f"{name}={least}: {least} examples cannot hold one of each of the {n_classes} classes; ask for more, "
+            f"{n_classes} at least"
+        )
 
 
 def no_more(name: str, asked: int, there: int, what: str) -> int:

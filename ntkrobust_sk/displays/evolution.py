@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from .._drawing import LINE_STYLES, Axes, color_of, finish, styled
-from .._validation import flag
+from .._validation import check_choice, flag
 from ..analysis.metrics import kernel_distance
 from .drawing import LABELS, Display, Regimes, Run, Style, curve_of, mapping_of, regimes_of, result_of
 
@@ -105,4 +105,5 @@ def _curve(result, seed, regime, name) -> tuple[np.ndarray, np.ndarray]:
         epochs = result.epochs(seed, regime)
         first = result.kernel(seed, regime, epochs[0])
         return np.array(epochs), np.array([kernel_distance(first, result.kernel(seed, regime, e)) for e in epochs])
+    check_choice("name", name, ("velocity", "distance_to_start", *result.measured(seed, regime)))
     return result.curve(seed, regime, name)

@@ -49,8 +49,10 @@ class KernelEvolution:
         ``"module:name"`` says where it is imported from, or made by calling what is there without arguments. The
         number of outputs may be left open (``n_outputs=None``). The weights of a Model are the first ones of every
         seed.
-    n_train, n_test : int
-        Examples for training and for scoring; all of the latter are attacked.
+    n_train : int, default=1397
+        Examples for training.
+    n_test : int, default=400
+        Examples for scoring; all of them are attacked.
     n_kernel : int or "all", default=200
         Training examples, balanced over the classes, on which kernels are measured. "all" estimates effective
         rank, top mass and alignments on all of them, by some 40 products with a kernel that is never formed, with
@@ -92,6 +94,7 @@ class KernelEvolution:
         End a regime when the robust accuracy of ``n_validation`` training examples, held out, has not risen for
         so many epochs. None never does.
     n_validation : int, default=0
+        Training examples held out for ``patience``.
     stage2_from : tuple of (regime, epoch)
         Where stage 2 starts. None is the last epoch of the benign and of the adversarial network.
     stage2_epochs : int, default=10

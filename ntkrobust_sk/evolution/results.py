@@ -159,8 +159,14 @@ class EvolutionResult:
 
     def curve(self, seed: int, regime: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return epochs and a measurement over them, such as "clean_effective_rank" or "robust"."""
+        check_choice("name", name, self.measured(seed, regime))
         epochs = self.epochs(seed, regime)
         return np.array(epochs), np.array([self.at(seed, regime, epoch)[name] for epoch in epochs])
+
+    def measured(self, seed: int, regime: str) -> list[str]:
+        """List the numbers that are measured at each state of a regime."""
+        first = self.at(seed, regime, self.epochs(seed, regime)[0])
+        return [name for name, value in first.items() if isinstance(value, float | int)]
 
     def velocity(self, seed: int, regime: str, images: str = "clean") -> tuple[np.ndarray, np.ndarray]:
         """Compute the kernel velocity per epoch, at the middle of each interval between measurements."""

@@ -37,7 +37,7 @@ def carry_out(
     own_data = splits is not None
     splits = splits_of(experiment, splits)
     experiment = experiment.fitting(len(splits.y), len(np.unique(splits.y)))
-    require_enough(splits.y, min(n_matrix(experiment.n_kernel), len(splits.y)))
+    require_enough(splits.y, n_kernel=min(n_matrix(experiment.n_kernel), len(splits.y)))
     check_outputs(experiment, splits)
     settings = where_the_data_were(out, settings_of(experiment, splits), own_data)
     with heard(), RunDirectory.session(out, settings, going_on(experiment, splits, own_data, out)) as run:

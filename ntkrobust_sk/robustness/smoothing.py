@@ -76,7 +76,9 @@ def certify(
     sigma : float
         Standard deviation of the noise, in units of X.
     n_selection : int, default=100
+        Draws of noise that choose each answer.
     n_samples : int, default=10_000
+        Draws of noise that count how often it is given.
         No radius can be above σ Φ⁻¹(alpha^(1 / n_samples)).
     alpha : float in (0, 1/2), default=0.001
         Probability at most that one example's radius is too large (or its answer another).

@@ -172,3 +172,9 @@ def test_a_wrong_number_is_told_of_by_its_option(command, name, tmp_path, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ntkrobust {command}: ") and flag in line and name not in line.replace(flag, "")
     assert not (tmp_path / "x").exists()
+
+
+def test_radii_that_are_written_with_commas_or_signs_are_told_how_they_are(capsys):
+    with pytest.raises(SystemExit):
+        read_arguments(["attack", "--model", "x", "--data", "digits", "--epsilon", "-0.1,0.2"])
+    assert "separated by spaces" in capsys.readouterr().err

@@ -187,6 +187,7 @@ def test_info_says_what_is_here_and_what_is_missing(run, monkeypatch):
     status, out, _ = run("info --json")
     found = json.loads(out)
     assert status == 0 and found["packages"]["numpy"] == np.__version__ and found["devices"]
+    assert found["memory"] > 2**20 and "cpu cpu" not in found["devices"]
     monkeypatch.setitem(EXTRAS, "nets", ("no-such-package-at-all",))
     _, out, _ = run("info")
     assert "missing: no-such-package-at-all (pip install 'ntkrobust_sk[nets]')" in out

@@ -324,9 +324,9 @@ def test_fewer_examples_than_the_file_has_classes_are_refused(file, n_train, n_t
 
 
 def test_one_example_of_each_class_is_enough():
-    require_enough(np.array([0, 1, 2, 2]), 3, 5)
+    require_enough(np.array([0, 1, 2, 2]), n_train=3, n_test=5)
     with pytest.raises(ValueError, match="2 examples"):
-        require_enough(np.array([0, 1, 2, 2]), 3, 2)
+        require_enough(np.array([0, 1, 2, 2]), n_train=3, n_test=2)
 
 
 @pytest.mark.parametrize(
@@ -339,3 +339,19 @@ def test_all_but_a_few_are_chosen_from_the_largest_classes(counts, left):
     chosen = chosen_indices(y, sum(left), 0)
     assert len(set(chosen.tolist())) == len(chosen) and sorted(np.bincount(y[chosen]).tolist()) == left
     np.testing.assert_array_equal(chosen, chosen_indices(y, sum(left), 0))
+
+
+def test_a_list_of_pairs_or_dicts_is_a_data_set_and_a_tuple_of_arrays_is_told_of_splits():
+    pairs = [(np.full((2, 2, 1), i / 30), i % 3) for i in range(30)]
+    for items in (pairs, [{"x": x, "y": y} for x, y in pairs]):
+        splits = load_splits(items, n_train=12, n_test=6)
+        assert splits.X.shape == (12, 2, 2, 1) and splits.X_test.shape == (6, 2, 2, 1)
+    for wrong in ((np.ones((4, 2)), [0, 1, 0, 1]), [[1.0, 2.0]], []):
+        with pytest.raises(TypeError, match=r"Splits\(X, y, X_test, y_test\)"):
+            load_splits(wrong, n_train=2, n_test=2)
+
+
+def test_what_cannot_hold_a_class_each_is_named_with_the_smallest_number_that_can():
+    for name in ("n_train", "n_test"):
+        with pytest.raises(ValueError, match=rf"^{name}=5: 5 examples .* 10 at least"):
+            load_splits("digits", **{"n_train": 50, "n_test": 50} | {name: 5})

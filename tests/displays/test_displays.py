@@ -83,6 +83,7 @@ def fake_result():
         experiment=SimpleNamespace(regimes=("benign", "adversarial"), seeds=2),
         epochs=lambda seed, regime: epochs,
         kernel=kernel_of,
+        measured=lambda seed, regime: ["robust", "clean_effective_rank", "clean"],
         curve=lambda seed, regime, name: (np.array(epochs), np.array([0.1, 0.2, 0.3]) * (1 + seed)),
         velocity=lambda seed, regime: (np.array([0.5, 1.5]), np.array([1.0, 0.1]) * (1 + seed)),
         distances=lambda states, images: np.array(
@@ -330,3 +331,8 @@ def test_an_estimator_that_is_not_fitted_is_refused():
 def test_what_cannot_be_drawn_is_refused_by_name(draw, message):
     with pytest.raises((TypeError, ValueError), match=message):
         draw()
+
+
+def test_a_measurement_that_is_none_is_told_with_those_that_there_are():
+    with pytest.raises(ValueError, match="unknown name 'nothing'; known are 'velocity', 'distance_to_start'"):
+        EvolutionDisplay.from_evolution(fake_result(), "nothing")
