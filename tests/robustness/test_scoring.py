@@ -461,7 +461,7 @@ def test_what_an_estimator_says_of_its_inputs_is_said_and_not_of_an_attack_s():
     forest = RandomForestClassifier(3, random_state=0).fit(X, Y)
     far = X.copy()
     far[5] = 1e300
-    message = r"^Input X contains infinity or a value too large for dtype\('float32'\)"
+    message = r"^RandomForestClassifier refuses X: row 5. It says: Input X contains infinity or a value too large"
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
         warnings.simplefilter("ignore")
         robust_accuracy(forest, far, Y, Square(0.1, 10, bounds=None))
