@@ -60,7 +60,8 @@ curves = {
 
 # %%
 # :func:`~ntkrobust_sk.perturb` gives a frame back, with the dtypes of the one that it got, and with categories
-# that the encoder knows. Each arrow is a passenger whose right answer is now a wrong one.
+# that the encoder knows. The bars count passengers whose right answer is now a wrong one, by what of theirs has
+# moved.
 
 counts = {}
 for model, estimator in models.items():
@@ -76,5 +77,7 @@ for (model, name), curve in curves.items():
 axes[0].set(title="Accuracy under attack", xlabel="epsilon (years, pounds)", ylabel="accuracy", ylim=(0, 1))
 axes[0].legend(frameon=False, fontsize=8, loc="lower left")
 shown = pd.DataFrame(counts, ["port", "class", "numbers alone"])
-shown.plot.bar(ax=axes[1], color=style, rot=0, ylabel="passengers", title="Turned by ±10, and moving")
+shown.plot.bar(
+    ax=axes[1], color=style, legend=False, rot=0, ylabel="passengers", title="Turned by ±10, and moving"
+)
 plt.show()
