@@ -20,8 +20,9 @@ from ..training.schedules import is_by_step, rates_of, require_schedule
 from ..training.state import TrainState, initial_state, with_hyperparameters
 from .descent import attacks_of
 
-# Parameters that early stopping alone looks at, None without it.
-OF_EARLY_STOPPING = ("validation_attack", "n_iter_no_change")
+# Parameters that are None without early stopping. ``n_iter_no_change`` is not among them: scikit-learn's estimators
+# pass it over, and its checks set it.
+OF_EARLY_STOPPING = ("validation_attack",)
 
 
 @dataclass(frozen=True, eq=False)

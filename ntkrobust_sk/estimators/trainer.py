@@ -83,10 +83,10 @@ class AdversarialKernelTrainer(CallbackSupportMixin, GradientDescent, TangentCla
     validation_fraction : float, default=0.1
         Share of the examples that early stopping holds out, by class.
     validation_attack : callable, default=None
-        What held-out examples are attacked by; None is ``attack``.
+        What held-out examples are attacked by; None is ``attack``. It needs ``early_stopping=True``.
     n_iter_no_change : int, default=None
-        Stop after so many epochs without a better one; None trains all epochs. Like
-        ``validation_attack`` it needs ``early_stopping=True``.
+        Stop after so many epochs without a better one; None trains all epochs. Of early
+        stopping alone; without it, it has no say.
     warm_start : bool, default=False
         Start from ``model_`` where there is one; network, precision and dynamics must be those it was made by.
     class_weight : dict, "balanced" or None, default=None

@@ -83,8 +83,7 @@ class AdversarialTraining(TrainingLoss):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> f"{AdversarialTraining()(None, jax.numpy.zeros((1, 2)), np.array([0]))[0]:.3f}"
+    >>> f"{AdversarialTraining()(None, jax.numpy.zeros((1, 2)), jax.numpy.array([0]))[0]:.3f}"
     '0.693'
     """
 

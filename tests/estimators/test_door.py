@@ -505,7 +505,7 @@ def test_weights_of_scores_are_named_and_not_the_labels(make, weights):
 def test_an_excess_over_the_bounds_is_shown_however_small(dtype, excess):
     X = ROWS.astype(dtype)
     X[5, 2] = float(excess)
-    with pytest.raises(ValueError, match=rf"feature 2 is {excess}\d* where it must be 1\.0 at most\)"):
+    with pytest.raises(ValueError, match=rf"feature 2 of row 5 is {excess}\d* where it must be 1\.0 at most\)"):
         robust_accuracy(LogisticRegression().fit(ROWS, LABELS_OF_ROWS), X, LABELS_OF_ROWS, PGD(0.1, 2))
     images = X.reshape(12, 2, 2, 1) - 1
     images[5] = 0

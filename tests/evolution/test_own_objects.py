@@ -325,7 +325,7 @@ def test_a_folder_of_an_earlier_version_loads_and_says_what_is_missing(tmp_path)
 def test_a_folder_that_is_no_run_and_objects_that_it_has_not_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         load_experiment(tmp_path)
-    with pytest.raises(TypeError, match="takes network and attack besides the folder, got netwrk"):
+    with pytest.raises(TypeError, match="takes network, attack, optimizer besides the folder, got netwrk"):
         load_experiment(tmp_path, netwrk=MLP())
 
 

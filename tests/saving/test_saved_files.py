@@ -87,7 +87,7 @@ def test_a_file_of_version_1_is_read_as_on_the_first_day():
     assert hashlib.sha256(content).hexdigest().startswith("98775d13cff293c0")
     machine = EmpiricalNTKClassifier.load(DATA / "machine_1.ntk")
     trainer = machine.estimator.estimator
-    attack = PGD(0.1, n_steps=2, bounds=Box(0, 1, mask=[True, True, False]))
+    attack = PGD(0.1, n_steps=2, bounds=Box(0, 1, mask=[True, True, False], integers=()))
     assert trainer.attack == attack and isinstance(machine.estimator, FrozenEstimator)
     assert trainer.network == Normalized(MLP(widths=(2,), activation="tanh"), (0.5,), (0.25,))
     assert machine.model_.network == Normalized(MLP(2, (2,), "tanh"), (0.5,), (0.25,))
