@@ -20,7 +20,7 @@ from ..training.schedules import is_by_step, rates_of, require_schedule
 from ..training.state import TrainState, initial_state, with_hyperparameters
 from .descent import attacks_of
 
-# Parameters that are None without early stopping. ``n_iter_no_change`` is not among them: scikit-learn's estimators
+# Parameters that are None without early stopping. Not ``n_iter_no_change``: scikit-learn's own estimators
 # pass it over, and its checks set it.
 OF_EARLY_STOPPING = ("validation_attack",)
 

@@ -510,7 +510,7 @@ def test_an_excess_over_the_bounds_is_shown_however_small(dtype, excess):
     images = X.reshape(12, 2, 2, 1) - 1
     images[5] = 0
     images[7, 1, 0, 0] = -2
-    with pytest.raises(ValueError, match=r"feature \(1, 0, 0\) is -2.0 where it must be -1.0 at least\)"):
+    with pytest.raises(ValueError, match=r"feature \(1, 0, 0\) of row 7 is -2.0 where it must be -1.0 at least\)"):
         PGD(0.1, 2, bounds=(-1, 0))(lambda x: x.reshape(len(x), 4), images, LABELS_OF_ROWS, key=jax.random.key(0))
 
 
