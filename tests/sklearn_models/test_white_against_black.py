@@ -30,7 +30,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC
 
-from ntkrobust_sk import PGD, Square, as_model, robust_accuracy
+from ntkrobust_sk import APGD, PGD, Square, as_model, robust_accuracy
 from ntkrobust_sk.robustness.target import attackable
 from ntkrobust_sk.targets.target import enable_x64
 
@@ -178,3 +178,13 @@ def test_no_flat_gradients_are_told_of_a_model_that_is_very_sure():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert robust_accuracy(sure, UNIT[:60], DIAGNOSES[:60], PGD(1e-3, 3)) > 0.5
+
+
+@pytest.mark.parametrize("extrapolation", ["constant", "periodic"])
+def test_in_a_ball_that_is_wider_than_some_columns_starts_and_steps_are_what_find(extrapolation):
+    """One start of PGD falls behind a search there; several of APGD, which shortens its steps, do not."""
+    raw = load_breast_cancer(as_frame=True)["data"].iloc[:, :6]
+    model = make_pipeline(SplineTransformer(extrapolation=extrapolation), LogisticRegression(max_iter=2000))
+    attacked = model.fit(raw[60:], Y[60:]), raw[:60], Y[:60]
+    by_gradients = robust_accuracy(*attacked, APGD(0.5, 50, n_restarts=5, bounds=None))
+    assert by_gradients <= robust_accuracy(*attacked, Square(0.5, 100, bounds=None)) + 0.02
