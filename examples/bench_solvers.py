@@ -362,9 +362,9 @@ def write(name: str, row: dict) -> None:
     latest = {found["name"]: found for found in map(json.loads, lines)}
     rows = [latest[name] for name in CASES if name in latest]
     table = table_of_bars("case", rows)
-    write_part(
-        BENCHMARKS, SCRIPT, f"`python examples/{SCRIPT} --write`, {now()}, on {machine(PACKAGES)}.\n\n{table}"
-    )
+    # rows of several days may come from several machines; each row's figures are from one
+    machines = " and ".join(sorted({found["on"] for found in rows}))
+    write_part(BENCHMARKS, SCRIPT, f"`python examples/{SCRIPT} --write`, {now()}, on {machines}.\n\n{table}")
 
 
 def main() -> None:

@@ -60,8 +60,7 @@ curves = {
 
 # %%
 # :func:`~ntkrobust_sk.perturb` gives a frame back, with the dtypes of the one that it got, and with categories
-# that the encoder knows. The bars count passengers whose right answer is now a wrong one, by what of theirs has
-# moved.
+# that the encoder knows. The bars count passengers whose right answer is now a wrong one, by what has moved.
 
 counts = {}
 for model, estimator in models.items():
@@ -76,8 +75,6 @@ for (model, name), curve in curves.items():
     axes[0].plot(epsilons, curve, mark, color=style[model], label=f"{model}: {name}")
 axes[0].set(title="Accuracy under attack", xlabel="epsilon (years, pounds)", ylabel="accuracy", ylim=(0, 1))
 axes[0].legend(frameon=False, fontsize=8, loc="lower left")
-shown = pd.DataFrame(counts, ["port", "class", "numbers alone"])
-shown.plot.bar(
-    ax=axes[1], color=style, legend=False, rot=0, ylabel="passengers", title="Turned by ±10, and moving"
-)
+shown, title = pd.DataFrame(counts, ["port", "class", "numbers alone"]), "Turned by ±10, and moving"
+shown.plot.bar(ax=axes[1], color=style, legend=False, rot=0, ylabel="passengers", title=title)
 plt.show()
