@@ -247,13 +247,11 @@ def test_augmentations_are_saved_too(tmp_path):
 # Callbacks
 
 HAS_CALLBACKS = pytest.mark.skipif(
-    parse_version(sklearn.__version__) < parse_version("1.9"), reason="scikit-learn has none before"
+    parse_version(sklearn.__version__) < parse_version("1.9"), reason="callbacks came with scikit-learn 1.9"
 )
 
 
-@pytest.mark.skipif(
-    parse_version(sklearn.__version__) < parse_version("1.9"), reason="scikit-learn has none before"
-)
+@HAS_CALLBACKS
 def test_callbacks_of_scikit_learn_see_every_epoch(capfd):
     from sklearn.callback import ProgressBar, ScoringMonitor
 
@@ -268,9 +266,7 @@ def test_callbacks_of_scikit_learn_see_every_epoch(capfd):
         made().set_callbacks("bar")
 
 
-@pytest.mark.skipif(
-    parse_version(sklearn.__version__) < parse_version("1.9"), reason="scikit-learn has none before"
-)
+@HAS_CALLBACKS
 def test_a_callback_may_stop_training():
     class Stop:
         def setup(self, estimator, context):
