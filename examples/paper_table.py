@@ -24,9 +24,9 @@ def section(path: Path) -> str:
     result = load_evolution(path)
     e = result.experiment
     head = (
-        f"### {e.data}, {e.network}\n\n{e.n_train:,} training images, {e.n_test} test images, kernels of "
-        f"{e.n_kernel}; epsilon {e.epsilon:.4g}, PGD-{e.train_steps} in training, PGD-{e.test_steps} in scoring; "
-        f"{e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: {e.seeds}. Computed on "
+        f"### {e.data}, {e.network}, {e.n_train:,} images\n\n{e.n_train:,} training images, {e.n_test:,} test "
+        f"images, kernels of {e.n_kernel}; epsilon {e.epsilon:.4g}, PGD-{e.train_steps} in training, "
+        f"PGD-{e.test_steps} in scoring; {e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: {e.seeds}. Computed on "
         f"{os.cpu_count()} cores, {jax.devices()[0].device_kind} ({platform.machine()}); Python "
         f"{platform.python_version()}, JAX {version('jax')}.\n"
     )

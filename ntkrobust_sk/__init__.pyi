@@ -70,6 +70,7 @@ from .evolution import EvolutionResult as EvolutionResult
 from .evolution import KernelEvolution as KernelEvolution
 from .evolution import load_evolution as load_evolution
 from .evolution import load_experiment as load_experiment
+from .evolution import load_trained as load_trained
 from .kernels import ClassNTK as ClassNTK
 from .kernels import FullNTK as FullNTK
 from .kernels import InfiniteNTK as InfiniteNTK

@@ -12,3 +12,4 @@ from .results import EvolutionResult as EvolutionResult
 from .results import read_kernel as read_kernel
 from .run_directory import RunDirectory as RunDirectory
 from .run_directory import RunMismatchError as RunMismatchError
+from .trained import load_trained as load_trained

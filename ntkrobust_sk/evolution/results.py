@@ -139,7 +139,7 @@ class EvolutionResult:
 
     def at(self, seed: int, regime: str, epoch: float) -> records.Checkpoint:
         """Return the measurements of one state."""
-        found = self.of_kind("checkpoint", seed=seed, regime=self._kept_as(regime, epoch), epoch=epoch)
+        found = self.of_kind("checkpoint", seed=seed, regime=self.kept_as(regime, epoch), epoch=epoch)
         if not found:
             raise LookupError(
                 f"{self.path} has no epoch {epoch:g} of {regime!r} with seed {seed}; there are "
@@ -151,10 +151,11 @@ class EvolutionResult:
         """Read a state's trace kernel (n_kernel, n_kernel), on clean images or on those attacked through it."""
         check_choice("images", images, IMAGES)
         stated = self.at(seed, regime, epoch)["kernels"][images]
-        store = self.path / "kernels" / kernel_name(seed, self._kept_as(regime, epoch), epoch, images)
+        store = self.path / "kernels" / kernel_name(seed, self.kept_as(regime, epoch), epoch, images)
         return read_kernel(store, stated)
 
-    def _kept_as(self, regime, epoch):
+    def kept_as(self, regime: str, epoch: float) -> str:
+        """Return the regime that keeps a state: those of "flip" before it turns are the benign ones."""
         return "benign" if regime == "flip" and epoch <= self.experiment.flips_at else regime
 
     def curve(self, seed: int, regime: str, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -140,9 +140,7 @@ class States:
         if epoch not in own_epochs(self.experiment, regime) or not file.exists():
             return None
         try:
-            return load_checkpoint(
-                file, self._first_state(seed), self.run.place(*self.folder(seed, regime), file.name)
-            )
+            return self.read(seed, regime, epoch)
         except DamagedCheckpointError:
             return None
 
@@ -175,14 +173,31 @@ class States:
             Where stage 2 starts.
         dynamics, training : str
         """
+        stage, start = self._second_stage(seed, model, dynamics, training)
+        epochs = [float(epoch) for epoch in range(self.experiment.stage2_epochs + 1)]
+        *_, (_, state) = self._kept(seed, f"stage2/{name}", stage, start, epochs, keep_all=False)
+        return state.model
+
+    def _second_stage(self, seed, model, dynamics, training) -> tuple[TrainingConfig, TrainState]:
+        """Say how stage 2 goes, and what it starts from."""
         experiment = self.experiment
         if dynamics != "standard":
             model = linearize(model, centered=dynamics == "centered")
         stage = self.stage(training, experiment.stage2_learning_rate, freeze_state=experiment.freeze_state)
-        start = stage.first_state(model, self.key(seed, 3))
-        epochs = [float(epoch) for epoch in range(experiment.stage2_epochs + 1)]
-        *_, (_, state) = self._kept(seed, f"stage2/{name}", stage, start, epochs, keep_all=False)
-        return state.model
+        return stage, stage.first_state(model, self.key(seed, 3))
+
+    def read(self, seed: int, regime: str, epoch: float) -> TrainState:
+        """Read a state of stage 1, which is not trained where it is not there."""
+        return self._read(seed, regime, epoch, self._first_state(seed))
+
+    def read_after_stage_two(self, seed: int, name: str, model: Model, dynamics: str, training: str) -> Model:
+        """Read what stage 2 has made; arguments as for :meth:`after_stage_two`."""
+        _, start = self._second_stage(seed, model, dynamics, training)
+        return self._read(seed, f"stage2/{name}", self.experiment.stage2_epochs, start).model
+
+    def _read(self, seed, name, epoch, like) -> TrainState:
+        file = self.file(seed, name, epoch)
+        return load_checkpoint(file, like, self.run.place(*self.folder(seed, name), file.name))
 
     def _kept(self, seed, name, stage, start, epochs, keep_all=True):
         folder = self.folder(seed, name)

@@ -80,10 +80,10 @@ def _tasks_of_a_seed(experiment) -> Iterator[Task]:
             yield Task(f"{regime}/{epoch:g}", Measurements.checkpoint, {"regime": regime, "epoch": epoch})
     for regime, epoch in experiment.starts:
         on = {"regime": regime, "epoch": epoch}
-        yield Task(_name(regime, epoch, "closed-form"), Measurements.closed_form, on)
+        yield Task(predictor_name(regime, epoch, "closed-form"), Measurements.closed_form, on)
         for dynamics, training in product(experiment.dynamics, experiment.stage2):
             how = {"dynamics": dynamics, "training": training}
-            yield Task(_name(regime, epoch, dynamics, training), Measurements.stage_two, on | how)
+            yield Task(predictor_name(regime, epoch, dynamics, training), Measurements.stage_two, on | how)
     if experiment.starts:
         yield Task("transfer", Measurements.transfer, {})
     for regime in experiment.regimes:
@@ -241,12 +241,12 @@ class Measurements:
         model = self.model(seed, regime, epoch)
         predictor = self._regression(model, self.kernel(seed, regime, epoch, model))
         return "closed form", self._scores(
-            predictor, seed, self._rows_of(predictor), _name(regime, epoch, "closed-form")
+            predictor, seed, self._rows_of(predictor), predictor_name(regime, epoch, "closed-form")
         )
 
     def stage_two(self, seed: int, regime: str, epoch: float, dynamics: str, training: str) -> Measured:
         """Score what training on a kernel, or from it, has made."""
-        name = _name(regime, epoch, dynamics, training)
+        name = predictor_name(regime, epoch, dynamics, training)
         model = self.states.after_stage_two(seed, name, self.model(seed, regime, epoch), dynamics, training)
         return "stage 2", self._scores(model, seed, name=name, restarts=True)
 
@@ -341,11 +341,11 @@ class Measurements:
         """Yield name, model and rows of a tile of everything that stage 2 has made."""
         for regime, epoch in self.experiment.starts:
             model = self.model(seed, regime, epoch)
-            yield _name(regime, epoch, "network"), model, network_rows()
+            yield predictor_name(regime, epoch, "network"), model, network_rows()
             predictor = self._regression(model, self.kernel(seed, regime, epoch, model))
-            yield _name(regime, epoch, "closed-form"), predictor, self._rows_of(predictor)
+            yield predictor_name(regime, epoch, "closed-form"), predictor, self._rows_of(predictor)
             for how in product(self.experiment.dynamics, self.experiment.stage2):
-                name = _name(regime, epoch, *how)
+                name = predictor_name(regime, epoch, *how)
                 yield name, self.states.after_stage_two(seed, name, model, *how), network_rows()
 
     def _rows_of(self, predictor) -> int:
@@ -365,7 +365,7 @@ def adversarial_names(record: Record, starts: Iterable[tuple[str, float]]) -> li
     if record["kind"] in ("closed form", "stage 2"):
         return [record["task"].partition("/")[2]]
     # the examples of the networks that the others start from
-    return [_name(*start, "network") for start in starts] if record["kind"] == "transfer" else []
+    return [predictor_name(*start, "network") for start in starts] if record["kind"] == "transfer" else []
 
 
 def kernel_store(run: RunDirectory, seed: int, regime: str, epoch: float, images: str) -> NamedStore:
@@ -383,7 +383,7 @@ def _state_of(record) -> tuple[int, str, float]:
     return record["seed"], record["regime"], record["epoch"]
 
 
-def _name(regime, epoch, *how) -> str:
+def predictor_name(regime: str, epoch: float, *how: str) -> str:
     """Name what was made of a network of stage 1, in every seed."""
     return "/".join((regime, f"{epoch:g}", *how))
 
