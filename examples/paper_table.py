@@ -23,12 +23,12 @@ def section(path: Path) -> str:
     """Claims and accuracies of one run."""
     result = load_evolution(path)
     e = result.experiment
+    where = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind} ({platform.machine()})"
     head = (
         f"### {e.data}, {e.network}, {e.n_train:,} images\n\n{e.n_train:,} training images, {e.n_test:,} test "
         f"images, kernels of {e.n_kernel}; epsilon {e.epsilon:.4g}, PGD-{e.train_steps} in training, "
-        f"PGD-{e.test_steps} in scoring; {e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: {e.seeds}. Computed on "
-        f"{os.cpu_count()} cores, {jax.devices()[0].device_kind} ({platform.machine()}); Python "
-        f"{platform.python_version()}, JAX {version('jax')}.\n"
+        f"PGD-{e.test_steps} in scoring; {e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: "
+        f"{e.seeds}. Computed on {where}; Python {platform.python_version()}, JAX {version('jax')}.\n"
     )
     claims = ["| claim | measured | | statistic |", "|---|---|---|---|"]
     for claim in check_claims(result):
