@@ -326,7 +326,7 @@ load_fashion_mnist(<data_dir:path folder>, <split:choice 'test'>) # fails
 load_splits(<data:any 'digits'>, <n_train:integer 30>, <n_test:integer 20>, <random_state:integer 0>)
 load_evolution(<path:path folder>) # fails
 load_experiment(<out:path folder>) # fails
-load_trained(<out:path folder>, <regime:choice 'benign'>, seed=<seed:integer 0>) # fails
+load_trained(<out:path folder>, <regime:choice 'benign'>, <seed:integer 0>) # fails
 write_report(<result:any folder>, <path:path? None>) # fails
 KernelEvolution(<data:any 'digits'>, <network:any 'cnn'>, <n_train:integer 1397>, <n_test:integer 400>,
     <n_kernel:integer 200>, <epsilon:number? 0.15>, <attack:any 'pgd'>, <norm:choice? None>,

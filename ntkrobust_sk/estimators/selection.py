@@ -24,6 +24,7 @@ from .shared import allowed
 
 # From hardly to heavily regularised, two for each power of ten; precision may not allow for the first ones.
 ALPHAS = tuple(float(f"{alpha:.3g}") for alpha in np.logspace(-6, 2, 17))
+_NO_FOLDS = "cv must be a number of folds, a splitter of scikit-learn or (train, test) pairs of indices"
 # Arrays of the size of one system that an eigendecomposition takes.
 N_ARRAYS = 5
 
@@ -133,16 +134,28 @@ class SelectingMachine(ClosedFormMachine):
         """Return the mean score under attack of each filter over folds, with one decomposition for each."""
         X, y = given
         seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
-        from sklearn.model_selection import check_cv
-
-        splitter: Any = check_cv(self.cv, np.asarray(y), classifier=is_classifier(self))
         folds = [
             self._fold_scores(candidates, K, targets, sample_weight, train, test, X, y, seed)
-            for train, test in splitter.split(self.X_fit_, np.asarray(y))
+            for train, test in self._folds(np.asarray(y))
         ]
         # the machine of the last fold and candidate
         vars(self).pop("predictor_", None)
         return np.mean(folds, axis=0).tolist()
+
+    def _folds(self, y) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the indices of the training and the test rows of each fold."""
+        from sklearn.model_selection import check_cv
+
+        n = len(y)
+        try:
+            splitter: Any = check_cv(self.cv, y, classifier=is_classifier(self))
+            found = [tuple(np.arange(n)[part] for part in fold) for fold in splitter.split(self.X_fit_, y)]
+            whole = bool(found) and all(len(fold) == 2 and all(part.size for part in fold) for fold in found)
+        except (TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"{_NO_FOLDS} of {n} rows, got {brief(self.cv)}: {error}") from error
+        if not whole:
+            raise ValueError(f"{_NO_FOLDS} of {n} rows, none of them empty, got {brief(self.cv)}")
+        return found
 
     def _fold_scores(self, candidates, K, targets, sample_weight, train, test, X, y, seed):
         """Return the score under attack on one fold of each filter fitted on the others."""

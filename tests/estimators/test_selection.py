@@ -77,6 +77,15 @@ def test_robust_scores_are_those_of_machines_fitted_on_the_folds():
         assert score == pytest.approx(np.mean(found), abs=0.11)
 
 
+@pytest.mark.parametrize(
+    "cv",
+    [[], np.array([]), np.array(5), [3], [([0, 1], [999])], [([0, 1], [])], [([0.5], [1])], {}, [([0], [1], [2])]],
+)
+def test_folds_that_are_none_are_refused(cv):
+    with pytest.raises(ValueError, match="cv must be a number of folds"):
+        classifier(scoring="robust", attack=ATTACK, cv=cv).fit(X, Y)
+
+
 def test_a_stopping_time_is_chosen_in_place_of_alpha():
     times = [1.0, 1e2, 1e4]
     chosen = regressor(stopping_times=times).fit(X, TARGETS)
