@@ -14,6 +14,9 @@ from array_api_compat import array_namespace, device, is_cupy_array, is_jax_arra
 # An array of NumPy, CuPy, JAX or another namespace of the array API, or what NumPy makes of lists: no type is all.
 AnyArray: TypeAlias = Any
 
+# Rows that are brought to double precision at once: a core's cache holds them until they are multiplied.
+PRODUCT_ROWS = 128
+
 
 @cache
 def cupy_or_none():
@@ -185,6 +188,30 @@ def cholesky_factor(A, *, overwrite=False):
     if info > 0:
         raise np.linalg.LinAlgError(f"{info}-th leading minor of the array is not positive definite")
     return L
+
+
+def host_product(A, V):
+    """Compute A V, in double precision, of a matrix of NumPy in any precision and few columns (n, k).
+
+    It takes SciPy's BLAS, whose LAPACK solves: NumPy brings one of its own, and while the threads of one wait for
+    work they keep the cores from those of the other. Of A no more than some rows are in double precision at once.
+
+    Examples
+    --------
+    >>> host_product(np.array([[2.0, 1.0], [1.0, 2.0]], np.float32), np.array([[1.0], [3.0]]))
+    array([[5.],
+           [7.]])
+    """
+    V = np.asfortranarray(V, dtype=np.float64)
+    (gemm,) = scipy.linalg.get_blas_funcs(("gemm",), (V,))
+    if A.dtype == np.float64 and A.flags.c_contiguous:
+        return gemm(1.0, A.T, V, trans_a=True)
+    found, wide = np.empty((len(A), V.shape[1])), np.empty((PRODUCT_ROWS, A.shape[1]))
+    for at in range(0, len(A), PRODUCT_ROWS):
+        rows = wide[: len(A) - at]
+        rows[:] = A[at : at + PRODUCT_ROWS]
+        found[at : at + PRODUCT_ROWS] = gemm(1.0, rows.T, V, trans_a=True)
+    return found
 
 
 def symmetric_product(L, diagonal, X):

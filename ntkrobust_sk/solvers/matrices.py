@@ -1,6 +1,8 @@
 """What a matrix must be for a solver: square, real, finite, symmetric."""
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
@@ -11,6 +13,9 @@ from .._validation import array, brief
 # A Gram matrix made of float32 tiles is symmetric to about 1e-6; a wrong block or permutation misses by O(1).
 SYMMETRY_TOLERANCE = 1e-4
 _ROWS_AT_ONCE = 1024
+# Tiles of this side, and their mirror images, stay in a core's cache; more threads only wait for memory.
+_TILE = 256
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 def rounding(n, A):
@@ -85,18 +90,33 @@ def _squares_of_rows(A):
 
 
 def _squares_of_tiles(A):
-    """Yield the same of pairs of tiles, mirror images of each other, which a CPU's cache holds."""
-    side = min(_ROWS_AT_ONCE, 256)
-    tiles = [slice(start, start + side) for start in range(0, A.shape[0], side)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        for i, rows in enumerate(tiles):
-            for columns in tiles[i:]:
-                upper = A[rows, columns].astype(np.float64, order="C").ravel()
-                lower = A[columns, rows].T.astype(np.float64, order="C").ravel()
-                squares = float(upper @ upper), float(lower @ lower)
-                lower -= upper
-                skew = float(lower @ lower)
-                yield (squares[0], skew) if rows is columns else (sum(squares), 2 * skew)
+    """Yield the same of rows of tiles with their mirror images, of which a CPU's cache holds a pair at a time."""
+    tiles = [slice(start, start + _TILE) for start in range(0, A.shape[0], _TILE)]
+    rows = [(A, tile, tiles[i:]) for i, tile in enumerate(tiles)]
+    if len(tiles) <= 4:
+        yield from (_squares_of_row(*row) for row in rows)
+        return
+    # in the order of the tiles, so that the sum is the same for any number of threads
+    with ThreadPoolExecutor(_THREADS) as threads:
+        yield from threads.map(lambda row: _squares_of_row(*row), rows)
+
+
+def _squares_of_row(A, rows, tiles):
+    squares = skew = 0.0
+    for columns in tiles:
+        upper = A[rows, columns].astype(np.float64, order="C").ravel()
+        lower = A[columns, rows].T.astype(np.float64, order="C").ravel()
+        times = 1 if rows == columns else 2
+        squares += _square(upper) + (times - 1) * _square(lower)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lower -= upper
+        skew += times * _square(lower)
+    return squares, skew
+
+
+def _square(v):
+    """Sum the squares, in this thread alone: BLAS would wake its own."""
+    return float(np.einsum("i,i->", v, v))
 
 
 def frobenius(a):

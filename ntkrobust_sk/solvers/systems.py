@@ -8,10 +8,10 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from scipy.sparse.linalg import LinearOperator
 
-from .._arrays import AnyArray, as_array_like, to_numpy
+from .._arrays import AnyArray, as_array_like, host_product, to_numpy
 from .._validation import is_finite
 
-# Of a matrix in single precision, brought to double precision.
+# Of a matrix that is brought to single precision.
 ROWS_AT_ONCE = 256
 
 
@@ -109,11 +109,10 @@ class RidgeSystem:
         return copy
 
     def _plain_product(self, V):
-        if self.is_single:
-            blocks = (self.gram[at : at + ROWS_AT_ONCE] for at in range(0, self.shape[0], ROWS_AT_ONCE))
-            return np.concatenate([block.astype(np.float64) @ together(V) for block in blocks])
+        if isinstance(self.gram, np.ndarray):
+            return host_product(self.gram, V)
         if not self.is_operator:
-            return self.gram @ together(V)
+            return self.gram @ V
         found = np.asarray(self.gram.matmat(V), np.float64)
         if not is_finite(found):
             raise FloatingPointError(f"a product with {self.gram!r} has entries that are not finite")

@@ -13,6 +13,7 @@ from ntkrobust_sk.solvers import (
     EigenPro,
     FeatureGram,
     Nystrom,
+    RidgeSystem,
     SingularGramError,
     chosen_solver,
     pivoted_cholesky,
@@ -101,6 +102,27 @@ def test_a_factor_in_single_precision_leaves_few_iterations_in_all_units(weight,
     assert relative(dual, expected) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_refinement_by_a_close_factor_takes_one_product_a_step(monkeypatch, dtype):
+    products, product = [], RidgeSystem.product
+    monkeypatch.setattr(RidgeSystem, "product", lambda of, V: products.append(V) or product(of, V))
+    K = SMOOTH.astype(dtype)
+    dual, report = solve(K, TARGETS, alpha=1e-2, solver=ConjugateGradient(tol=1e-12), return_report=True)
+    assert report.converged and len(products) == report.n_iter <= 4
+    left = K.astype(float) @ dual + report.ridge * dual - TARGETS
+    worst = (np.linalg.norm(left, axis=0) / np.linalg.norm(TARGETS, axis=0)).max()
+    assert worst <= 1e-12 and report.residual == pytest.approx(worst, rel=0.1)
+
+
+@pytest.mark.parametrize("max_iter", [1, 2])
+def test_refinement_ends_with_the_iterations_and_says_what_is_left(max_iter):
+    cg = ConjugateGradient(tol=1e-13, max_iter=max_iter)
+    with pytest.warns(ConvergenceWarning, match=f"after {max_iter} iteration"):
+        dual, report = solve(SMOOTH, TARGETS, alpha=1e-3, solver=cg, return_report=True)
+    left = np.linalg.norm(SMOOTH @ dual + report.ridge * dual - TARGETS, axis=0)
+    assert report.residual == pytest.approx((left / np.linalg.norm(TARGETS, axis=0)).max(), rel=1e-3)
+
+
 @pytest.mark.parametrize("alpha", [1e-5, 1e-6, 1e-7])
 def test_a_ridge_below_the_rounding_of_single_precision_still_converges(alpha):
     K = np.tile(FEATURES @ FEATURES.T, (3, 3))
@@ -113,7 +135,8 @@ def test_a_ridge_below_the_rounding_of_single_precision_still_converges(alpha):
 def test_an_indefinite_kernel_is_solved_where_the_ridge_makes_it_definite_and_refused_where_it_does_not():
     # one eigenvalue is -0.8
     K = np.eye(N) - 0.9 * np.ones((N, N)) / N * 2
-    dual, report = solve(K, TARGETS, alpha=0.9, solver="cg", return_report=True)
+    cg = ConjugateGradient(tol=1e-9)
+    dual, report = solve(K, TARGETS, alpha=0.9, solver=cg, return_report=True)
     assert report.converged
     np.testing.assert_allclose(dual, solve(K, TARGETS, alpha=0.9), rtol=1e-4, atol=1e-6)
     with pytest.raises(SingularGramError):

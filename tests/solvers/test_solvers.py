@@ -125,13 +125,41 @@ def test_every_solver_refuses_what_is_not_a_symmetric_system(solver, A, B, messa
         solver(A, B)
 
 
-def test_asymmetry_is_found_in_whichever_block_of_rows_it_hides(monkeypatch):
+@pytest.mark.parametrize("namespace", [np, array_api_strict], ids=lambda xp: xp.__name__)
+@pytest.mark.parametrize("side", [2, 4], ids=["by threads", "by one"])
+def test_what_is_no_kernel_matrix_is_found_in_whichever_block_it_hides(monkeypatch, namespace, side):
     monkeypatch.setattr(matrices, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(matrices, "_TILE", side)
     for i, j in [(0, 9), (5, 6), (9, 8)]:
-        A = np.eye(10)
-        A[i, j] = 0.5
-        with pytest.raises(ValueError, match="must be symmetric"):
-            Cholesky()(A, np.ones(10))
+        for wrong, message in [(0.5, "must be symmetric"), (np.nan, "must be finite"), (1e200, "must be finite")]:
+            A = np.eye(10)
+            A[i, j] = wrong
+            with np.errstate(over="ignore"), pytest.raises(ValueError, match=message):
+                Cholesky()(namespace.asarray(A), np.ones(10))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_checks_by_threads_sum_the_norm_and_the_asymmetry(monkeypatch, dtype, order):
+    monkeypatch.setattr(matrices, "_TILE", 16)
+    A = np.array(random_gram(100) + 1e-6 * random_targets(100, 100), dtype, order=order)
+    norm, asymmetry = matrices.require_symmetric(A, "A")
+    wide = A.astype(float)
+    assert norm == pytest.approx(np.linalg.norm(wide), rel=1e-12)
+    assert asymmetry == pytest.approx(np.linalg.norm(wide - wide.T) / np.linalg.norm(wide), rel=1e-9)
+    assert matrices.require_symmetric(A, "A") == (norm, asymmetry)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", ["C", "F", "slice"])
+def test_products_on_the_host_are_in_double_precision_whatever_the_matrix(monkeypatch, dtype, form):
+    monkeypatch.setattr(_backend, "PRODUCT_ROWS", 7)
+    A = random_targets(20, 20).astype(dtype)
+    A = np.stack([A, A], axis=-1)[:, :, 1] if form == "slice" else np.array(A, order=form)
+    for V in (random_targets(20, 3), random_targets(20, 3)[:, ::2]):
+        found = _backend.host_product(A, V)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, A.astype(float) @ V, rtol=1e-13, atol=1e-13)
 
 
 # Singular matrices
