@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 SMOKE = ntkrobust_sk tests/test_imports.py $(addprefix tests/,kernels/test_ntk.py solvers estimators/test_estimators.py \
 	sklearn_models/test_sklearn_models.py networks/test_adapters.py)
 
-.PHONY: help demo docs test test-fast coverage smoke smoke-oldest lint clean
+.PHONY: help demo docs test test-fast sweep coverage smoke smoke-oldest lint clean
 
 help: ## list what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1@/' | column -t -s @
@@ -23,9 +23,12 @@ docs: $(VENV)/.docs ## the site, with every example of the gallery run: docs/_bu
 test-fast: $(VENV)/.test ## what tells soonest whether something broke: all but the tests marked slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q tests
 
-test: $(VENV)/.test lint ## every test and every docstring's example, after lint
+test: $(VENV)/.test lint ## every kind of test and every docstring's example, after lint
 	# large pages: a tenth less time for what allocates large arrays again and again
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not sweep"
+
+sweep: $(VENV)/.test ## the cases whose likes `make test` has: the rest of the gallery and of scikit-learn's checks
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m sweep tests
 
 coverage: $(VENV)/.test ## which lines of the package no test runs: at least 95 % must be (quickest with Python 3.12 or later)
 	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \

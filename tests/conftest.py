@@ -75,7 +75,7 @@ WHOLE_RUNS = {"finished", "result", "tiny", "toy"}
 def pytest_collection_modifyitems(items):
     """The longest test first, so that no worker is left alone with it at the end."""
     for item in items:
-        if WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
+        if item.get_closest_marker("sweep") or WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.name != "test_the_example_runs_as_written")
 

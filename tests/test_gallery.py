@@ -26,6 +26,8 @@ RUN_HERE = [
     "robust_overfitting",
     "transfer",
 ]
+# One for images and one for tables in `make test`, the others in `make sweep`.
+QUICK = {"broken_kernel", "frame_pipeline"}
 # Runs for longer than it compiles: as a user runs it, without the tests' compiler settings.
 LONG = {"certificates"}
 # The slower half, which is left to `make docs`, and what takes its time.
@@ -70,7 +72,9 @@ def test_an_example_is_short_has_a_title_and_uses_public_names(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUN_HERE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.sweep) for name in RUN_HERE]
+)
 def test_an_example_runs_without_a_warning(name, tmp_path):
     environment = {**os.environ, "MPLBACKEND": "Agg", "TQDM_DISABLE": "1"}
     environment.pop("DISPLAY", None)

@@ -61,6 +61,20 @@ EACH = [
     AutoAttack(0.1, n_steps=6, n_queries=20),
 ]
 each_attack = pytest.mark.parametrize("attack", EACH, ids=str)
+# Each attack once and each norm: for what they have in common.
+ONCE = [
+    PGD(0.1, 4),
+    FGSM(0.1),
+    NFGSM(0.1),
+    APGD(0.1, 6, norm="l1"),
+    FAB(0.1, 4, norm="l2"),
+    FMN(0.1, 6),
+    DDN(0.1, 6),
+    SigmaZero(2, 6),
+    Square(0.1, 20, norm="l1"),
+    AutoAttack(0.1, n_steps=6, n_queries=20),
+]
+each_attack_once = pytest.mark.parametrize("attack", ONCE, ids=str)
 
 
 # What is NaN is neither gradient, answer nor example
@@ -99,7 +113,7 @@ def test_a_feature_whose_gradient_is_nan_does_not_hold_up_the_others(attack):
 
 
 @pytest.mark.slow
-@each_attack
+@each_attack_once
 def test_points_without_scores_do_not_count_as_found(attack):
     """Scores that are NaN beyond a wall, on whose near side all answers are right."""
     wall = Partial(lambda x: jnp.where(x[:, :1] < 0.5, jnp.nan, jnp.stack([x[:, 0], -x[:, 0], -1 - x[:, 0]], 1)))
@@ -140,7 +154,7 @@ def test_examples_that_are_not_finite_are_counted_and_replaced_by_the_inputs():
 
 
 @pytest.mark.slow
-@each_attack
+@each_attack_once
 def test_one_score_column_is_that_of_label_1_against_label_0(attack):
     if getattr(attack, "loss", "ce") != "ce":
         return

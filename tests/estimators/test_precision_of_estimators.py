@@ -153,7 +153,13 @@ def test_double_precision_cannot_be_rounded_so():
 @pytest.mark.parametrize(
     "estimator, check",
     [
-        pytest.param(estimator, check, id=f"{type(estimator).__name__}-{getattr(check, 'func', check).__name__}")
+        pytest.param(
+            estimator,
+            check,
+            id=f"{type(estimator).__name__}-{getattr(check, 'func', check).__name__}",
+            # as in single precision but for the network, of which the kernel machines' checks tell
+            marks=pytest.mark.sweep if isinstance(estimator, AdversarialKernelTrainer) else (),
+        )
         for each in (
             AdversarialKernelTrainer(NETWORK, precision="bf16", random_state=0),
             EmpiricalNTKClassifier(NETWORK, precision="bf16", random_state=0),
