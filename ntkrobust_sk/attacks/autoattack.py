@@ -16,7 +16,7 @@ from .. import _html
 from .._drawing import COLORS, Axes, axes_of, finish, styled
 from .._validation import integer
 from ..execution.devices import on_host
-from ..execution.tiles import NO_ANSWER, ROWS_ACCELERATOR, answers, as_pytree, evaluate, pad_rows
+from ..execution.tiles import NO_ANSWER, ROWS_ACCELERATOR, answers, as_pytree, evaluate, pad_rows, tile_rows
 from .apgd import APGD
 from .boxes import Box
 from .each import NOTHING, Each
@@ -27,8 +27,9 @@ from .skeleton import AttackSettings
 from .square import Square
 from .tiled import Work, all_tiles, checked_data, finite_or_inputs
 
-# Rows attacked at once: few on a CPU, since the examples that still stand seldom fill tiles of many.
-ROWS = 64
+# Rows that may be attacked at once on a CPU, where rows of padding cost as much as others: members meet fewer and
+# fewer examples, and each number of rows is compiled for.
+ROWS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128)
 # Of a report's table.
 HEAD = ["", "fallen", "accuracy left"]
 L1_RESTARTS, L1_MAX_TARGETS = 5, 5
@@ -119,7 +120,6 @@ class AutoAttack(AttackSettings):
         progress: bool = False,
     ) -> np.ndarray:
         """Return adversarial examples of X (n, ...), attacked so many at a time."""
-        rows = min(rows, ROWS) if on_host() else rows
         return self.run(model, X, y, key=key, rows=rows, each=each, n_jobs=n_jobs, progress=progress).x_adv
 
     def run(
@@ -144,7 +144,8 @@ class AutoAttack(AttackSettings):
         y : array (n,) of int labels
         key : JAX PRNG key, or one for each example (n,)
         rows : int, default=None
-            Of a tile; None is 64 on a CPU and 512 on an accelerator.
+            Of a tile, the most of them; None is 128 on a CPU and 512 on an accelerator. On a CPU a member takes
+            fewer where that spares padding, and never more than 128.
         each : Each, default=None
             Radii and aims of the examples. With aims an example falls where it is answered by its aim, and the
             members are those for two classes: the aim and the others.
@@ -161,7 +162,8 @@ class AutoAttack(AttackSettings):
         X, y, keys = checked_data(self, X, y, key)
         if not len(X):
             raise ValueError(f"X holds no inputs to attack: its shape is {X.shape}")
-        rows = (ROWS if on_host() else ROWS_ACCELERATOR) if rows is None else integer("rows", rows)
+        sizes = row_sizes(ROWS_ACCELERATOR if rows is None else integer("rows", rows))
+        rows = sizes[-1]
         model, n_classes = fitting_model(self, model, jnp.asarray(pad_rows(X[:rows], rows)), y, len(X))
         x_adv, fallen_to, each = X.copy(), np.full(len(X), -1), each or NOTHING
         fallen_to[each.fallen(answers(model, X, rows), y)] = 0
@@ -171,13 +173,21 @@ class AutoAttack(AttackSettings):
             if not len(at):
                 break
             work = Work(each.at(at), n_jobs, progress)
-            found, _ = all_tiles(attack, model, X[at], y[at], keys[at], rows, n_classes, work)
+            given = model, X[at], y[at], keys[at]
+            found, _ = all_tiles(attack, *given, tile_rows(len(at), sizes), n_classes, work)
             found = finite_or_inputs(attack, found, X[at])
-            given = answers(model, found, rows)
-            fell = each.at(at).fallen(given, y[at]) & (given != NO_ANSWER)
+            answered = answers(model, found, rows)
+            fell = each.at(at).fallen(answered, y[at]) & (answered != NO_ANSWER)
             x_adv[at[fell]], fallen_to[at[fell]] = found[fell], number
         names = ("clean", *members)
         return AutoAttackReport(x_adv, fallen_to, names, tuple(flags(model, X, y, rows, names, fallen_to)))
+
+
+def row_sizes(most: int) -> tuple[int, ...]:
+    """Return how many rows may be attacked at once, in rising order, if no more than ``most`` are."""
+    if not on_host():
+        return (most,)
+    return (*(rows for rows in ROWS if rows < most), min(most, ROWS[-1]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ..execution.convolutions import with_fast_convolutions
 from ..execution.keys import fold_keys
 from ..execution.loops import repeat
 from .boxes import Box
@@ -124,7 +125,7 @@ def _step(norm, state, now, model, x, y, target, ball):
     alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), ALPHA_MAX)
     mixed = (at + ETA * from_at) * (1 - alpha) + (x + ETA * from_x) * alpha
     at = jnp.clip(mixed, ball.lower, ball.upper)
-    scores, distance = model(at), norm.length(at - x).reshape(-1)
+    scores, distance = with_fast_convolutions(model)(at), norm.length(at - x).reshape(-1)
     wrong = answers_wrongly(scores, y)
     # where there are no scores there is no plane either
     back = wrong | jnp.isnan(scores).any(1)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..execution.convolutions import with_fast_convolutions
 from ..execution.loops import repeat
 from .boxes import Box
 from .entry import Given, given
@@ -111,7 +112,7 @@ def refined(norm: str, model: Callable, x: jax.Array, y: jax.Array, ball: Ball, 
     length = LENGTHS[norm].length
 
     def wrong(z):
-        return answers_wrongly(model(z), y)[:, None]
+        return answers_wrongly(with_fast_convolutions(model)(z), y)[:, None]
 
     def beyond(z):
         return jnp.clip(x + (1 + BEYOND) * (z - x), ball.lower, ball.upper)

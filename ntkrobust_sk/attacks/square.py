@@ -78,22 +78,29 @@ class Square(Attack):
     checks = {"share": partial(number, above=0, high=1)}
 
     def _run(self, given: Given) -> Outcome:
-        kind, n_steps = (self.norm, given.shape[1:]), self.n_queries - 1
+        kind, n_queries = (self.norm, given.shape[1:]), self.n_queries
         operands = (given.model, given.x, given.y, given.keys, given.ball)
-        plan = np.arange(1, self.n_queries), _sizes(self.n_queries, self.share, given.shape[1:])
-        start = _begin(*kind, *operands)
-        return Outcome(repeat(_query, n_steps, start, *operands, static=kind, schedule=lambda _: plan).x)
+        # a query ends with what the next one asks about; what the last one ends with is not asked about
+        numbers, sizes = np.arange(1, n_queries + 1), _sizes(n_queries + 1, self.share, given.shape[1:])
+        plan = numbers[1:], sizes[1:]
+        start = _begin(*kind, *operands, (numbers[0], sizes[0]))
+        return Outcome(repeat(_query, n_queries - 1, start, *operands, static=kind, schedule=lambda _: plan).x)
 
 
 class _State(NamedTuple):
-    """The best points (n, d) so far, and their margins (n,)."""
+    """The best points (n, d) so far, their margins (n,), and the points (n, d) that are asked about next.
+
+    These are part of the state so that they are written down: on a CPU, XLA would compute them anew for each place
+    where a network pads and copies them.
+    """
 
     x: jax.Array
     margin: jax.Array
+    candidate: jax.Array
 
 
 @partial(jax.jit, static_argnames=("norm", "shape"))
-def _begin(norm, shape, model, x, y, keys, ball):
+def _begin(norm, shape, model, x, y, keys, ball, first):
     delta = jax.vmap(partial(_stripes if norm == "linf" else _tiles, shape, x.dtype))(keys)
     delta = jnp.broadcast_to(delta, (len(x), *shape)).reshape(x.shape)
     if norm != "linf":
@@ -101,7 +108,8 @@ def _begin(norm, shape, model, x, y, keys, ball):
         length = NORMS[norm].length(delta)
         delta = delta / jnp.where(length > 0, length, 1)
     start = project(NORMS[norm], x, x + ball.epsilon * delta, ball)
-    return _State(start, margin(with_fast_convolutions(model)(start), y))
+    found = margin(with_fast_convolutions(model)(start), y)
+    return _State(start, found, _candidate(norm, shape, first, start, x, keys, ball))
 
 
 def _stripes(shape, dtype, key):
@@ -121,25 +129,28 @@ def _tiles(shape, dtype, key):
 
 
 @partial(jax.jit, static_argnames=("norm", "shape"))
-def _query(norm, shape, state, now, model, x, y, keys, ball):
+def _query(norm, shape, state, following, model, x, y, keys, ball):
+    found = margin(with_fast_convolutions(model)(state.candidate), y)
+    # what is fooled stays as it is
+    better = (found < state.margin) & (state.margin >= 0)
+    best = jnp.where(better[:, None], state.candidate, state.x)
+    candidate = _candidate(norm, shape, following, best, x, keys, ball)
+    return _State(best, jnp.where(better, found, state.margin), candidate)
+
+
+def _candidate(norm, shape, now, best, x, keys, ball):
+    """Draw what a query asks about: the best points with a change."""
     query, size = now
     keys = fold_keys(keys, query)
     if norm == "linf":
         changes = jax.vmap(partial(_flip, shape, x.dtype, size))(keys)
-        candidate = state.x + ball.epsilon * changes.reshape(x.shape)
+        candidate = best + ball.epsilon * changes.reshape(x.shape)
     else:
         free = jnp.broadcast_to(ball.lower < ball.upper, x.shape).reshape(-1, *shape)
         epsilon = jnp.broadcast_to(ball.epsilon.reshape(-1), len(x))
         move = jax.vmap(partial(_move, NORMS[norm].order, size))
-        candidate = x + move(epsilon, keys, (state.x - x).reshape(-1, *shape), free).reshape(x.shape)
-    candidate = project(NORMS[norm], x, candidate, ball)
-    found = margin(with_fast_convolutions(model)(candidate), y)
-    # what is fooled stays as it is
-    better = (found < state.margin) & (state.margin >= 0)
-    return _State(
-        jnp.where(better[:, None], candidate, state.x),
-        jnp.where(better, found, state.margin),
-    )
+        candidate = x + move(epsilon, keys, (best - x).reshape(-1, *shape), free).reshape(x.shape)
+    return project(NORMS[norm], x, candidate, ball)
 
 
 def _flip(shape, dtype, size, key):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -165,6 +165,18 @@ def pad_rows(X: Any, rows: int) -> np.ndarray:
     """
     missing = rows - len(X)
     return X if missing == 0 else np.concatenate([X, np.repeat(X[:1], missing, axis=0)])
+
+
+def tile_rows(n: int, sizes: Sequence[int]) -> int:
+    """Return the rows of a tile for n rows, one of some sizes in rising order, for each of which is compiled.
+
+    Tiles are as few as possible, and then as small as the sizes let them be.
+
+    >>> [tile_rows(n, (50, 100, 200, 300, 400)) for n in (1, 100, 300, 450, 797, 10_000)]
+    [50, 100, 300, 300, 400, 400]
+    """
+    n_tiles = max(-(-n // sizes[-1]), 1)
+    return next(rows for rows in sizes if rows * n_tiles >= n)
 
 
 # Rows evaluated or attacked at once by a network; fixed, so that no answer depends on the other rows.

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import validate_data
 
 from .._validation import brief
+from ..sklearn_models.kernel_machines import has_labels_everywhere
 from ..tables.frames import Table, as_table
 
 # Rows that are asked about one by one, in search of one that is taken.
@@ -65,6 +68,32 @@ def refusal(estimator: Any, X: Any) -> Exception | None:
         return error
     lost = found.dtype.kind == "f" and not np.isfinite(found).all()
     return ValueError(f"{type(estimator).__name__}.predict answers numbers that are not finite") if lost else None
+
+
+def takes_what_is_finite(estimator: Any, X: Any) -> bool:
+    """Tell, without asking for its answers, that a support vector machine has one to each of these rows.
+
+    Its answers take as long as an attack, and it has a label wherever its inputs are finite. What is not known to
+    be so has to be asked, with :func:`refusal`.
+
+    Examples
+    --------
+    >>> from sklearn.svm import SVC, SVR
+    >>> X, y = np.eye(2), [0, 1]
+    >>> [takes_what_is_finite(machine().fit(X, y), X) for machine in (SVC, SVR)]
+    [True, False]
+    >>> takes_what_is_finite(SVC().fit(X, y), np.full((1, 2), np.inf))
+    False
+    """
+    last = estimator.steps[-1][1] if type(estimator) is Pipeline else estimator
+    if not has_labels_everywhere(last):
+        return False
+    try:
+        given = estimator[:-1].transform(X) if type(estimator) is Pipeline and len(estimator) > 1 else X
+        validate_data(last, given, reset=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _unknown_category(estimator, table: Table) -> str | None:

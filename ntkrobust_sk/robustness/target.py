@@ -23,7 +23,7 @@ from ..estimators.attackable import AttackableEstimator
 from ..estimators.inputs import kept_dtypes
 from ..execution.loops import form_of
 from ..execution.precision import x64_enabled
-from ..execution.tiles import NETWORK_ROWS, as_pytree, movable, network_rows
+from ..execution.tiles import NETWORK_ROWS, as_pytree, movable, network_rows, tile_rows
 from ..networks.inputs import params_dtype
 from ..networks.model import Model, failure
 from ..sklearn_models.registry import DifferentiableEstimator
@@ -33,11 +33,11 @@ from ..targets.labels import encode_labels
 from ..targets.target import AttackTarget
 from .black_box import BlackBox, forget_error
 from .readings import last_step, own_arrays, scores_of, through_scikit_learn
-from .refusals import of_an_attack, refusal, told_of_the_attack
+from .refusals import of_an_attack, refusal, takes_what_is_finite, told_of_the_attack
 
-# Rows attacked at once of scikit-learn's estimators, most of which do so little for a row that a step's own cost
-# counts; divides the numbers of examples that people choose.
-ROWS = 200
+# Rows that may be attacked at once of scikit-learn's estimators, most of which do so little for a row that a
+# step's own cost counts. Each of these numbers is compiled for, and few rows of padding are left by them.
+ROWS = (50, 100, 200, 300, 400)
 # Queries of the black-box attack that takes the place of one with gradients.
 QUERIES = 1000
 
@@ -110,6 +110,8 @@ class EstimatorTarget(AttackTarget):
 
     def require_taken(self, X_adv: Any) -> None:
         """Raise the error of an estimator that refuses adversarial examples, in the form of X, with its cause."""
+        if takes_what_is_finite(self.source, X_adv):
+            return
         if (error := refusal(self.source, X_adv)) is not None:
             raise of_an_attack(self.source, self.given, error, X_adv) from error
 
@@ -180,7 +182,7 @@ def attackable(
         warn_of_fixed(found.table)
     last, inputs = last_step(estimator), found.X
     # what scikit-learn computes in double precision is attacked in it
-    rows, dtype, x64 = ROWS, np.dtype(float), True
+    rows, dtype, x64 = tile_rows(len(inputs), ROWS), np.dtype(float), True
     if isinstance(last, DifferentiableEstimator) and found.no_gradient_because is None:
         rows, dtype, x64 = last._rows, last._dtype, x64_enabled()
         inputs = fitting("X", movable(found.model, inputs, dtype, rows), dtype)

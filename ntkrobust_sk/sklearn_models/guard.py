@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 from sklearn.pipeline import Pipeline
 
 from .._validation import brief
+from ..execution.devices import one_thread_each
 from .arrays import dense
 from .discriminants import deciding_scores
 from .kernel_machines import one_vs_rest
@@ -147,7 +148,8 @@ def compare(estimator: Any, form: Callable, rows: np.ndarray, own: Callable = la
     own : callable, default=identity
         From rows to what the estimator takes.
     """
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    # threads of NumPy's products would spin for a while, and take a core from the attack that follows
+    with warnings.catch_warnings(), np.errstate(all="ignore"), one_thread_each():
         # of feature names, and of what overflows far away
         warnings.simplefilter("ignore")
         _compare(estimator, form, rows, own)

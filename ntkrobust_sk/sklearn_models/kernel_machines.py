@@ -37,7 +37,8 @@ def expanded_distances(x: Array, z: Array) -> Array:
     """Compute them as |x|² + |z|² − 2⟨x, z⟩ from z's centre: one product, for what is smooth where they meet."""
     centre = z.mean(0)
     x, z = x - centre, z - centre
-    return (x**2).sum(1)[:, None] + (z**2).sum(1) - 2 * x @ z.T
+    # a sum: the gradients of its parts are one array, and not a second one of the other sign
+    return (x**2).sum(1)[:, None] + (z**2).sum(1) + x @ (-2 * z).T
 
 
 def _unit(x):
@@ -114,6 +115,12 @@ def support_vectors(estimator: Any, kernel: Any, X_fit: Any) -> Callable:
 
     z = _remembered(estimator, kernel, z)
     return Partial(_one_vs_rest_expansion, k, z, weights.T, offset, sides, weights.T @ sides, offset @ sides)
+
+
+def has_labels_everywhere(estimator: Any) -> bool:
+    """Tell whether it is a support vector classifier of scikit-learn's, which labels whatever is finite."""
+    known = type(estimator).__name__ in ("SVC", "NuSVC") and type(estimator).__module__.startswith("sklearn.")
+    return known and isinstance(estimator.kernel, str) and estimator.kernel in KernelFunction.table
 
 
 def expansion(kernel: Any, z: Array, weights: Array, offset: Any, x: Array) -> Array:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ntkrobust_sk import APGD, CNN, FAB, FMN, MLP, PGD, AutoAttack, Model, Square, as_model
 from ntkrobust_sk.attacks.apgd import _looks, _radii, _target
-from ntkrobust_sk.attacks.autoattack import flags
+from ntkrobust_sk.attacks.autoattack import flags, row_sizes
 from ntkrobust_sk.attacks.losses import dlr, example_losses, margin, targeted_dlr
 from ntkrobust_sk.attacks.norms import NORMS
 from ntkrobust_sk.attacks.planes import to_plane
@@ -19,6 +19,7 @@ from ntkrobust_sk.attacks.square import _bump, _sizes
 from ntkrobust_sk.attacks.threat_model import Ball
 from ntkrobust_sk.attacks.tiled import attack_in_tiles
 from ntkrobust_sk.execution.precision import enable_x64
+from ntkrobust_sk.execution.tiles import tile_rows
 
 KEY = jax.random.key(0)
 C, N = 5, 40
@@ -626,6 +627,20 @@ def test_a_defence_that_gradients_do_not_see_through_is_broken_by_square_and_fla
     report = AutoAttack(0.1, n_steps=20, n_queries=200, n_targets=2).run(steps, X, y, key=KEY, rows=N)
     assert names_of(report.flags) == ["flat operations", "square", "zero gradients"]
     assert report.robust_accuracy < report.accuracies[3] - 0.05
+
+
+def test_members_meet_the_examples_that_are_left_with_little_padding_and_find_the_same():
+    for most in (50, 128, 512):
+        sizes = row_sizes(most)
+        for n in range(32, 700):
+            rows = tile_rows(n, sizes)
+            assert rows <= most and n <= -(-n // rows) * rows <= 1.26 * n
+    model = network()
+    X, y = data(model)
+    attack = AutoAttack(0.1, n_steps=10, n_queries=100, n_targets=2)
+    found = [attack.run(model, X, y, key=KEY, rows=rows) for rows in (3, N, 512)]
+    for other in found[1:]:
+        assert (other.fallen_to == found[0].fallen_to).mean() >= 1 - 1 / N
 
 
 # Bad input

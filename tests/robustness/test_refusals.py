@@ -16,6 +16,7 @@ from sklearn.preprocessing import (
     PowerTransformer,
     StandardScaler,
 )
+from sklearn.svm import SVC
 
 from ntkrobust_sk import PGD, Box, Square, make_robust_scorer, perturb, robust_accuracy, robustness_report
 
@@ -84,17 +85,19 @@ def test_an_unknown_category_that_the_encoder_ignores_is_attacked():
     assert 0 <= robust_accuracy(model, frame, Y, PGD(1.0, 2, bounds=None)) <= model.score(frame, Y)
 
 
+def logarithm(last):
+    X = FRAME[NUMBERS].to_numpy()
+    return make_pipeline(FunctionTransformer(jnp.log1p), last).fit(X, Y == "died"), X
+
+
 OUT_OF_DOMAIN = {
     "box-cox": lambda: (power(LogisticRegression()), ABOVE),
     "box-cox of arrays": lambda: (power(LogisticRegression(), ABOVE.to_numpy()), ABOVE.to_numpy()),
     "a regressor": lambda: (power(Ridge()), ABOVE),
     "a black box": lambda: (power(RandomForestClassifier(3, random_state=0)), ABOVE),
-    "a logarithm": lambda: (
-        make_pipeline(FunctionTransformer(jnp.log1p), LogisticRegression()).fit(
-            FRAME[NUMBERS].to_numpy(), Y == "died"
-        ),
-        FRAME[NUMBERS].to_numpy(),
-    ),
+    "a logarithm": lambda: logarithm(LogisticRegression()),
+    "a logarithm before an SVC": lambda: logarithm(SVC()),
+    "box-cox before an SVC": lambda: (power(SVC()), ABOVE),
 }
 
 
@@ -117,6 +120,14 @@ def test_inputs_that_an_attack_moves_out_of_the_domain_are_said_to_be_its_own(ca
     inside = PGD(9.0, 3, bounds=Box.from_data(X))
     if case != "a black box":
         assert np.isfinite(robust_accuracy(model, X, Y == "died", inside))
+
+
+def test_a_support_vector_machine_is_not_asked_about_examples_that_it_takes(monkeypatch):
+    asked, predict = [], SVC.predict
+    monkeypatch.setattr(SVC, "predict", lambda self, X: asked.append(len(X)) or predict(self, X))
+    X = ABOVE.to_numpy()
+    perturb(make_pipeline(StandardScaler(), SVC()).fit(X, Y == "died"), X, Y == "died", PGD(0.1, 2, bounds=None))
+    assert max(asked) < len(X)
 
 
 def test_a_metric_on_such_inputs_says_so_too():
