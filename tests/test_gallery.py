@@ -26,8 +26,8 @@ RUN_HERE = [
     "robust_overfitting",
     "transfer",
 ]
-# One for images and one for tables in `make test`, the others in `make sweep`.
-QUICK = {"broken_kernel", "frame_pipeline"}
+# The shortest are in `make test`, the others in `make sweep`.
+QUICK = {"broken_kernel", "nearest_points"}
 # Runs for longer than it compiles: as a user runs it, without the tests' compiler settings.
 LONG = {"certificates"}
 # The slower half, which is left to `make docs`, and what takes its time.

@@ -230,7 +230,7 @@ def test_running_again_changes_nothing(result):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_results", [1, 20])
+@pytest.mark.parametrize("n_results", [pytest.param(1, marks=pytest.mark.sweep), 20])
 def test_a_run_that_is_killed_and_started_again_finds_the_same_to_the_bit(result, tmp_path, n_results):
     out = tmp_path / "run"
     # tasks go seed by seed, so one seed's results are the first of two's
@@ -659,6 +659,10 @@ def test_a_file_of_ones_own_runs_from_the_command_line_and_bad_input_is_told_in_
         "2",
         "--flip-epoch",
         "1",
+        "--dynamics",
+        "centered",
+        "--stage2",
+        "benign",
         "--stage2-from",
     ]
     assert main(command) == 0

@@ -141,7 +141,14 @@ def test_early_stopping_is_that_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["0/adversarial/training", "0/adversarial/2/centered/benign", "0/transfer"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("0/adversarial/training", marks=pytest.mark.sweep),
+        "0/adversarial/2/centered/benign",
+        pytest.param("0/transfer", marks=pytest.mark.sweep),
+    ],
+)
 def test_the_task_of_a_worker_that_is_killed_is_done_again_with_a_warning(result, tmp_path, watched, victim):
     killed = []
 
