@@ -27,7 +27,7 @@ test: $(VENV)/.test lint ## every kind of test and every docstring's example, af
 	# large pages: a tenth less time for what allocates large arrays again and again
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not sweep"
 
-sweep: $(VENV)/.test ## the cases whose likes `make test` has: the rest of the gallery and of scikit-learn's checks
+sweep: $(VENV)/.test ## the cases whose likes `make test` has: the rest of the gallery, the guide and scikit-learn's checks
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m sweep tests
 
 coverage: $(VENV)/.test ## which lines of the package no test runs: at least 95 % must be (quickest with Python 3.12 or later)

@@ -46,7 +46,9 @@ WITH_CODE = [name for name, page in PAGES.items() if blocks_of(page)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.sweep if "guide/" in name else ()) for name in WITH_CODE]
+)
 def test_a_page_runs_as_written(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}

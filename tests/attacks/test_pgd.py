@@ -122,7 +122,7 @@ def mean_loss(model, x, y):
 @pytest.mark.parametrize(
     "kind, norm, bounds, dtype",
     [
-        # each victim with bounds of each feature and in double precision; what bounds do to a norm does not depend on it
+        # each victim with bounds of each feature and in double precision; what bounds do to a norm is one for all
         *((kind, norm, "per feature", "float32") for kind in VICTIMS for norm in ("linf", "l2")),
         *((kind, norm, "per feature", "float64") for kind, norm in zip(VICTIMS, 3 * ["linf", "l2"], strict=False)),
         *(("dense", norm, bounds, "float32") for norm in NORMS for bounds in BOUNDS if bounds != "per feature"),

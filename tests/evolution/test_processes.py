@@ -118,6 +118,7 @@ def test_the_command_takes_a_number_of_jobs(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_seeds_that_are_added_are_computed_by_several_processes(tiny, tmp_path):
     alone = replace(TINY, seeds=2).run(tmp_path / "alone", progress=False)
     TINY.run(tmp_path / "run", progress=False)
@@ -126,6 +127,7 @@ def test_seeds_that_are_added_are_computed_by_several_processes(tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_early_stopping_is_that_of_one_process(tmp_path):
     # a learning rate that changes nothing: the first state is the best
     experiment = replace(
