@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import scipy.linalg
-from documents import BENCHMARKS, HISTORY, alternating_seconds, bar, machine, now, table_of_bars, write_part
+from documents import (
+    BENCHMARKS,
+    HISTORY,
+    alternating_seconds,
+    bar,
+    largest_resident,
+    machine,
+    now,
+    table_of_bars,
+    write_part,
+)
 from scipy.sparse.linalg import aslinearoperator
 from sklearn.model_selection import GridSearchCV
 from solver_sections import SECTIONS
@@ -77,11 +86,6 @@ def in_a_process(which: str, *given) -> dict:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def resident() -> int:
-    """The largest number of bytes that this process has had in memory."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def digits_like(n: int, seed: int = 0) -> np.ndarray:
     """Digits of 8 × 8 pixels with noise, as many as are asked for."""
     rng, images = np.random.default_rng(seed), load_digits_images()[0]
@@ -104,13 +108,13 @@ def products(small: int, large: int, repeats: int) -> dict:
     sizes = {n: gram_operator("trace", model, X[:n]) for n in (small, large)}
     V = np.random.default_rng(1).normal(size=(large, 10))
     sizes[small] @ V[:small]  # compiles
-    before, seconds = resident(), {n: [] for n in sizes}
+    before, seconds = largest_resident(), {n: [] for n in sizes}
     for _ in range(repeats):
         for n, K in sizes.items():
             start = time.perf_counter()
             K @ V[:n]
             seconds[n].append(time.perf_counter() - start)
-    return {"bytes": resident() - before, "seconds": {n: float(np.median(s)) for n, s in seconds.items()}}
+    return {"bytes": largest_resident() - before, "seconds": {n: float(np.median(s)) for n, s in seconds.items()}}
 
 
 @case("operator-growth")
@@ -202,10 +206,10 @@ def of_cifar(folder: str, data: str, minutes: float) -> dict:
         return {"n": n, "seconds": seconds, **numbers}
 
     measured(few)  # compiles
-    before = resident()
+    before = largest_resident()
     each = measured(few)["seconds"] / few
     n = min(len(X), int(60 * minutes / each) // few * few)
-    return measured(n) | {"bytes": resident() - before, "all": len(X) * each}
+    return measured(n) | {"bytes": largest_resident() - before, "all": len(X) * each}
 
 
 @case("cifar")

@@ -16,6 +16,15 @@ BENCHMARKS = DOCS / "benchmarks.md"
 HISTORY = DOCS / "results"
 
 
+def largest_resident() -> int:
+    """Return the largest number of bytes that this process has had in memory, since its program began.
+
+    What ``getrusage`` tells begins with the largest size of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 class Seconds(float):
     """A median of some times, printed with the quartiles around it."""
 
