@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, cast
 
 import jax
@@ -48,12 +48,20 @@ class AbstractFeatures:
     digits: str | None
     x64: bool
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # of all that is cached by it, for each call: a network and a model's structure take a while to hash
+        return hash((self.kernel, self.tree, self.leaves, self.input_shape, self.inputs, self.digits, self.x64))
+
+    @cached_property
     def model(self) -> Model:
         """The model with shapes in place of arrays."""
         return jax.tree.unflatten(self.tree, [jax.ShapeDtypeStruct(*leaf) for leaf in self.leaves])
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of one parameter."""
         return params_dtype(self.model.variables.params).itemsize
@@ -63,7 +71,7 @@ class AbstractFeatures:
         """Bytes of the model's arrays."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.leaves)
 
-    @property
+    @cached_property
     def n_directions(self) -> int:
         """Number of directions in output space of which the kernel takes gradients."""
         return len(output_directions(self))
@@ -151,7 +159,13 @@ def abstract_features(
     shapes = shapes_of(leaves)
     inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
     device, digits = device or default_devices()[0], digits if digits in DIGITS else None
-    return AbstractFeatures(kernel, tree, shapes, tuple(input_shape), inputs, device, digits, x64_enabled())
+    return _known(AbstractFeatures(kernel, tree, shapes, tuple(input_shape), inputs, device, digits, x64_enabled()))
+
+
+@lru_cache(maxsize=256)
+def _known(abstract: AbstractFeatures) -> AbstractFeatures:
+    """Return the first one that was equal, which knows its hash and whatever else it was asked."""
+    return abstract
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,6 @@ import numpy as np
 from .._arrays import cupy_or_none, gpu_bytes_free
 from ..execution.devices import free_bytes, on_host, pool_bytes
 from ..execution.memory import host_bytes_free, readable
-from .abstract_features import abstract_features
 from .tiles import TileJob
 
 # Less than this is not asked for: a machine that has not so much left does not get here.
@@ -17,7 +16,7 @@ NOT_ASKED = 64 * 2**20
 
 def features_bytes(job: TileJob) -> int:
     """Count the bytes of features and working space on each device; no panel is larger than the matrix."""
-    plan, abstract = job.plan, _abstract(job)
+    plan, abstract = job.plan, job.abstract
     n_tiles = -(-max(job.shape) // plan.rows)
     block = abstract.block_bytes(plan.rows, plan.directions, _itemsize(job))
     spare = max(0, plan.panel - n_tiles)
@@ -26,7 +25,7 @@ def features_bytes(job: TileJob) -> int:
 
 def result_bytes(job: TileJob) -> int:
     """Count the bytes of the matrix; of a function as kernel those that its stated rank needs, one for a pair."""
-    entries = job.kernel.block_entries(_abstract(job).n_directions)
+    entries = job.kernel.block_entries(job.abstract.n_directions)
     entries = entries if job.kernel.is_tangent else int(job.kernel.rank in (None, 2))
     layers = len(jax.tree.leaves(job.model.variables.params)) if job.by_layer else 1
     return math.prod(job.shape) * entries * layers * _itemsize(job)
@@ -118,7 +117,7 @@ def require_host_memory(matrix: int, solving: int, of: str) -> None:
 
 def _system_size(job: TileJob) -> int:
     """Return the equations of one system of a square matrix."""
-    return job.shape[0] * (_abstract(job).n_directions if job.kernel.rank == 4 else 1)
+    return job.shape[0] * (job.abstract.n_directions if job.kernel.rank == 4 else 1)
 
 
 def _said(job: TileJob) -> str:
@@ -126,10 +125,6 @@ def _said(job: TileJob) -> str:
     return f"{n:,} rows" if job.Y is None else f"{n:,} rows and {m:,} columns"
 
 
-def _abstract(job: TileJob):
-    return abstract_features(job.kernel, job.model, job.X.shape[1:], job.X.dtype, job.plan.devices[0], job.digits)
-
-
 def _itemsize(job: TileJob) -> int:
     # half precision adds up in single precision, and so is the result
-    return max(4, _abstract(job).itemsize) if job.products_dtype is None else np.dtype(job.products_dtype).itemsize
+    return max(4, job.abstract.itemsize) if job.products_dtype is None else np.dtype(job.products_dtype).itemsize

@@ -20,7 +20,7 @@ from ..networks.inputs import params_dtype
 from ..networks.model import Model
 from ..networks.precision import precision_of
 from ..tangent.gradient_lists import concatenate_tiles, split_biases
-from .abstract_features import abstract_features, compiled_features, output_directions
+from .abstract_features import AbstractFeatures, abstract_features, compiled_features, output_directions
 from .ntk import Kernel, TangentKernel
 from .plan import Plan
 from .verification import verify
@@ -160,6 +160,12 @@ class TileJob:
     def prepare(self) -> None:
         """Compile the programs of rows and columns, and verify how the network is read."""
         _ = self._row_program, self._column_program
+
+    @cached_property
+    def abstract(self) -> AbstractFeatures:
+        """The rows' features without numbers, on the plan's first device."""
+        shape, dtype = self.X.shape[1:], self.X.dtype
+        return abstract_features(self.kernel, self.model, shape, dtype, self.plan.devices[0], self.digits)
 
     @property
     def digits(self) -> str | None:

@@ -18,7 +18,7 @@ from ..execution.tiles import pad_rows
 from ..networks.inputs import params_dtype
 from ..networks.model import Model
 from ..tangent.gradients import DenseGradients, Gradients, OuterProducts
-from .abstract_features import AbstractFeatures, abstract_features, output_directions
+from .abstract_features import AbstractFeatures, output_directions
 from .ntk import TangentKernel
 from .plan import FEW_BYTES
 from .tiles import TileJob, transpose
@@ -41,7 +41,7 @@ def is_small(job: TileJob) -> bool:
         or plan.row_bytes > FEW_BYTES
     ):
         return False
-    if _bytes(_abstract(job), plan.rows, plan.directions, _rows(job)) > plan.memory:
+    if _bytes(job.abstract, plan.rows, plan.directions, _rows(job)) > plan.memory:
         return False
     return job.products_dtype is None or job.products_dtype == params_dtype(job.model.variables.params)
 
@@ -59,7 +59,7 @@ def small_matrix(job: TileJob) -> np.ndarray:
     ArithmeticError
         If the network's structure was read wrongly: see :mod:`.verification`.
     """
-    abstract, model, rows = _abstract(job), job.model, _rows(job)
+    abstract, model, rows = job.abstract, job.model, _rows(job)
     if verify(cast(TangentKernel, job.kernel).base, model, np.asarray(job.X[:2])):
         give_back_memory()
     inputs = [pad_rows(np.asarray(x), rows) for x in (job.X, job.Y) if x is not None]
@@ -79,10 +79,6 @@ def _bytes(abstract: AbstractFeatures, tile: int, n_directions: int, rows: int) 
     working = abstract.working_bytes(tile, n_directions) / tile
     block = 3 * abstract.block_bytes(rows, n_directions, max(4, abstract.itemsize))
     return 2 * rows * (abstract.row_bytes(n_directions) + working) + block
-
-
-def _abstract(job: TileJob) -> AbstractFeatures:
-    return abstract_features(job.kernel, job.model, job.X.shape[1:], job.X.dtype, job.plan.devices[0], job.digits)
 
 
 def _on_device(model: Model, device) -> Model:

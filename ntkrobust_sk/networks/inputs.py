@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
 
 from .._validation import array, brief, brief_with_dtype, fitting, is_finite
 from ..execution.devices import on_host
@@ -24,7 +24,7 @@ def params_dtype(params: PyTree) -> jnp.dtype:
     >>> params_dtype({"body": jnp.zeros(2, jnp.float16), "head": jnp.zeros(2, jnp.float32)})
     dtype('float32')
     """
-    found = {dtype for _, dtype in shapes_of(jax.tree.leaves(params))}
+    found = {dtype for _, dtype in map(_shape_of, jax.tree.leaves(params))}
     if found == {SINGLE}:
         return SINGLE
     floating = [dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)]
@@ -37,13 +37,14 @@ def shapes_of(leaves: list) -> tuple[tuple[tuple[int, ...], np.dtype], ...]:
     >>> shapes_of([jnp.zeros(2), 1.0])
     (((2,), dtype('float32')), ((), dtype('float32')))
     """
-    return tuple(_shape_of(leaf) for leaf in leaves)
+    return tuple([_shape_of(leaf) for leaf in leaves])
 
 
 def _shape_of(leaf):
     # what JAX makes of a dtype is asked only where that may be another one: it takes longer than all the rest
-    if isinstance(leaf, jax.Array) and leaf.dtype == SINGLE:
-        return leaf.shape, SINGLE
+    aval = getattr(leaf, "aval", None)
+    if isinstance(aval, ShapedArray) and aval.dtype == SINGLE:
+        return aval.shape, SINGLE
     try:
         return tuple(jnp.shape(leaf)), jnp.result_type(leaf)
     except (TypeError, ValueError) as error:
@@ -103,9 +104,11 @@ def _require_numbers(name, x):
 
 def inputs_dtype(dtype, params: PyTree) -> np.dtype:
     """Return the dtype in which inputs of a given dtype reach a network with these parameters."""
+    own = params_dtype(params)
+    if dtype is SINGLE and own is SINGLE:
+        return SINGLE
     if jnp.issubdtype(dtype, jnp.integer):
         return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
-    own = params_dtype(params)
     return np.dtype(jnp.result_type(own, jnp.complex64) if jnp.issubdtype(dtype, jnp.complexfloating) else own)
 
 
