@@ -28,7 +28,7 @@ from .plan import Plan, make_plan
 from .room import require_device_memory, require_host_room
 from .store import GramStore, open_store, stored_sizes
 from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose
-from .whole import is_small, small_matrix
+from .whole import bind, call_key, is_small, matrix_again, small_matrix
 from .without_model import model_for
 from .workers import count_workers, finished_tiles
 
@@ -136,6 +136,10 @@ def gram(
     >>> bool(abs(sum(layers.values()) - K).max() < 1e-5 * K.max())
     True
     """
+    is_plain = by_layer is plan is progress is False and store is n_jobs is params is None
+    key = call_key(kernel, X, Y, memory, dtype) if is_plain else None
+    if key is not None and (K := matrix_again(key, model, X, Y)) is not None:
+        return _finite(kernel, K)
     kernel, model, X, Y = checked_sides(kernel, model, X, Y, params=params, read_later=True)
     memory = parse_memory(memory)
     _check_options(by_layer=by_layer, progress=progress, n_jobs=n_jobs, plan=plan)
@@ -149,9 +153,8 @@ def gram(
         # a store may grow, and keeps the tiles that it has
         n_rows = max(len(X), 0 if Y is None else len(Y)) if store is None else None
         sizes = None if store is None else stored_sizes(store)
-        plan = make_plan(
-            kernel, model, X.shape[1:], memory, n_rows=n_rows, sizes=sizes, dtype=dtype, inputs=X.dtype
-        )
+        shape, own = X.shape[1:], X.dtype
+        plan = make_plan(kernel, model, shape, memory, n_rows=n_rows, sizes=sizes, dtype=dtype, inputs=own)
         if shown:
             print(plan)
     elif plan.n_directions != (n := abstract_features(kernel, model, X.shape[1:], X.dtype).n_directions):
@@ -168,8 +171,9 @@ def gram(
         return _fill_store(store, job, n_jobs, progress).read()
     # a plan that was given is carried out
     if not given and is_small(job):
-        K = small_matrix(job)
-        _require_finite(kernel, K)
+        K = _finite(kernel, small_matrix(job))
+        if key is not None:
+            bind(job, key)
         return K
     result = _assembled(job, n_jobs, progress)
     if not by_layer:
@@ -193,9 +197,7 @@ def _assembled(job: TileJob, n_jobs, progress) -> list:
             result = result or [_empty(job.shape, block) for block in blocks]
             for k, block in enumerate(blocks):
                 result[k] = _write(result[k], block, i * rows, j * rows, job.Y is None and i < j)
-    for K in result:
-        _require_finite(job.kernel, K)
-    return result
+    return [_finite(job.kernel, K) for K in result]
 
 
 def checked_sides(
@@ -284,8 +286,7 @@ def _fill_store(path, job: TileJob, n_jobs, progress) -> GramStore:
             finished = one_ahead(finished)
         bar = {"total": len(tiles), "initial": len(tiles) - len(missing), "disable": not progress, "unit": "tile"}
         for (i, j), (block,) in tqdm(finished, "Gram tiles", leave=False, **bar):
-            _require_finite(job.kernel, block)
-            block = np.asarray(block)
+            block = np.asarray(_finite(job.kernel, block))
             store.write(i, j, block, transpose(block) if job.Y is None and i < j else None)
         return store
 
@@ -327,14 +328,16 @@ def _scale(K, symmetric):
     return scale.reshape(*scale.shape, *[1] * (K.ndim - 2))
 
 
-def _require_finite(kernel, K):
+def _finite(kernel, K):
+    """Return a matrix, or raise where it is not finite."""
     with own_precision(K):
         finite = all_finite([K])
     if not finite:
         raise FloatingPointError(
-            f"the Gram matrix of {kernel!r} has entries that are not finite; look for overflow in the "
+            f"the Gram matrix of {resolve_kernel(kernel)!r} has entries that are not finite; look for overflow in the "
             "network's parameters or inputs"
         )
+    return K
 
 
 def _empty(size, block):

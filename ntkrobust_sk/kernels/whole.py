@@ -6,14 +6,19 @@ side and multiplies them where they are. Features that are many are multiplied s
 """
 
 import math
+import operator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..execution.devices import give_back_memory, on_host
+from .._validation import is_finite
+from ..execution.devices import default_devices, give_back_memory, on_host
+from ..execution.precision import x64_enabled
 from ..execution.tiles import pad_rows
 from ..networks.inputs import params_dtype
 from ..networks.model import Model
@@ -62,11 +67,73 @@ def small_matrix(job: TileJob) -> np.ndarray:
     abstract, model, rows = job.abstract, job.model, _rows(job)
     if verify(cast(TangentKernel, job.kernel).base, model, np.asarray(job.X[:2])):
         give_back_memory()
-    inputs = [pad_rows(np.asarray(x), rows) for x in (job.X, job.Y) if x is not None]
-    block = _compiled(abstract, rows, len(inputs))(_on_device(model, abstract.device), *inputs)
-    n, m = job.shape
+    program = _compiled(abstract, rows, 1 if job.Y is None else 2)
+    sides = [np.asarray(x) for x in (job.X, job.Y) if x is not None]
+    return _run(program, _on_device(model, abstract.device), sides, rows)
+
+
+def _run(program, model: Model, sides: list[np.ndarray], rows: int) -> np.ndarray:
+    block = np.asarray(program(model, *[pad_rows(x, rows) for x in sides]))
     # what JAX has made may not be written to
-    return np.array(np.asarray(block)[:n, :m])
+    return np.array(block[: len(sides[0]), : len(sides[-1])])
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """The program of an earlier call, the arrays that its model had, and the dtype of its inputs."""
+
+    program: jax.stages.Compiled
+    leaves: list
+    dtype: np.dtype
+    rows: int
+
+
+# By model, since arrays of JAX do not change: what was checked of them holds.
+_BOUND: WeakKeyDictionary[Model, dict[tuple, _Bound]] = WeakKeyDictionary()
+MOST_BOUND = 64
+
+
+def call_key(kernel: Any, X: Any, Y: Any, memory: Any, dtype: Any) -> tuple | None:
+    """Return what tells calls of one model apart, but for the inputs' numbers; None for arguments of other types.
+
+    Integers are not among them: whether they fit JAX's own depends on their numbers.
+    """
+    sides = [X] if Y is None else [X, Y]
+    if any(type(x) is not np.ndarray or x.dtype.kind not in "fc" for x in sides) or not isinstance(kernel, str | TangentKernel):
+        return None
+    if not isinstance(memory, str | int) or not isinstance(dtype, str | type | None):
+        return None
+    return kernel, memory, dtype, *[(x.shape, x.dtype) for x in sides], default_devices(), x64_enabled()
+
+
+def bind(job: TileJob, key: tuple) -> None:
+    """Keep the program of a job that is done, if all of its model's arrays are JAX's and where it runs."""
+    abstract, rows = job.abstract, _rows(job)
+    if _on_device(job.model, abstract.device) is job.model:
+        known = _BOUND.setdefault(job.model, {})
+        if len(known) == MOST_BOUND:
+            known.clear()
+        program = _compiled(abstract, rows, 1 if job.Y is None else 2)
+        known[key] = _Bound(program, jax.tree.leaves(job.model), job.X.dtype, rows)
+
+
+def matrix_again(key: tuple, model: Any, X: np.ndarray, Y: np.ndarray | None) -> np.ndarray | None:
+    """Compute the matrix of a call that differs from an earlier one in the inputs' numbers alone.
+
+    Returns
+    -------
+    array (n, m, ...), or None
+        None where there was no such call, the model has other arrays, or a number is not finite.
+    """
+    bound = _BOUND[model].get(key) if type(model) is Model and model in _BOUND else None
+    if bound is None:
+        return None
+    leaves = jax.tree.leaves(model)
+    if len(leaves) != len(bound.leaves) or not all(map(operator.is_, leaves, bound.leaves)):
+        return None
+    with np.errstate(over="ignore"):
+        sides = [x.astype(bound.dtype, copy=False) for x in (X, Y) if x is not None]
+    return _run(bound.program, model, sides, bound.rows) if all(map(is_finite, sides)) else None
 
 
 def _rows(job: TileJob) -> int:
