@@ -159,7 +159,8 @@ def abstract_features(
     shapes = shapes_of(leaves)
     inputs = inputs_dtype(float if inputs is None else inputs, model.variables.params)
     device, digits = device or default_devices()[0], digits if digits in DIGITS else None
-    return _known(AbstractFeatures(kernel, tree, shapes, tuple(input_shape), inputs, device, digits, x64_enabled()))
+    shape = tuple(input_shape)
+    return _known(AbstractFeatures(kernel, tree, shapes, shape, inputs, device, digits, x64_enabled()))
 
 
 @lru_cache(maxsize=256)

@@ -334,8 +334,8 @@ def _finite(kernel, K):
         finite = all_finite([K])
     if not finite:
         raise FloatingPointError(
-            f"the Gram matrix of {resolve_kernel(kernel)!r} has entries that are not finite; look for overflow in the "
-            "network's parameters or inputs"
+            f"the Gram matrix of {resolve_kernel(kernel)!r} has entries that are not finite; look for overflow in "
+            "the network's parameters or inputs"
         )
     return K
 

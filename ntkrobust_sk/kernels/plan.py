@@ -152,23 +152,18 @@ def make_plan(
     MemoryError
         If a tile of one row does not fit.
     """
-    devices = tuple(devices or default_devices())
-    abstract = abstract_features(resolve_kernel(kernel), model, input_shape, inputs, devices[0], dtype)
-    return plan_features(abstract, parse_memory(memory), devices, n_rows=n_rows, sizes=sizes, dtype=dtype)
-
-
-def plan_features(
-    abstract: AbstractFeatures, memory: int, devices: tuple, *, n_rows: int | None = None, sizes=None, dtype=None
-) -> Plan:
-    """Make the plan for features that are known by their shapes; arguments as for :func:`make_plan`."""
+    memory, kernel = parse_memory(memory), resolve_kernel(kernel)
     n_rows = PANEL_ROWS if n_rows is None else min(PANEL_ROWS, 2 ** math.ceil(math.log2(n_rows)))
-    itemsize = 0 if dtype is None or abstract.digits else np.dtype(dtype).itemsize
-    return _plan(abstract, memory, n_rows, sizes, itemsize, devices)
+    digits = dtype if isinstance(dtype, str) and dtype in DIGITS else None
+    itemsize = 0 if dtype is None or digits else np.dtype(dtype).itemsize
+    devices = tuple(devices or default_devices())
+    abstract = abstract_features(kernel, model, input_shape, inputs, devices[0], digits)
+    return replace(_plan(abstract, memory, n_rows, sizes, itemsize), devices=devices)
 
 
 @lru_cache(maxsize=256)
-def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize: int, devices: tuple) -> Plan:
-    """Return the plan for a budget on each device; an ``itemsize`` of 0 is that of the parameters."""
+def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize: int) -> Plan:
+    """Return the plan for a budget on one device; an ``itemsize`` of 0 is that of the parameters."""
     at_host, splits = on_host([abstract.device]), abstract.kernel.splits_directions
     rows = min(TILE_ROWS if at_host else TILE_ROWS_ACCELERATOR, n_rows)
     directions = n_directions = abstract.n_directions
@@ -198,9 +193,9 @@ def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize:
             # two tiles at least: one of rows and one of columns, and the block of each pair of a column
             if 2 * rows * row_bytes + block + working <= memory:
                 panel = (memory - working - rows * row_bytes) // (rows * row_bytes + block)
-                panel = min(panel, LARGEST_COUNT)
+                panel, device = min(panel, LARGEST_COUNT), (abstract.device,)
                 working += panel * block
-                return Plan(rows, chunk, int(panel), directions, n_directions, row_bytes, working, memory, devices)
+                return Plan(rows, chunk, int(panel), directions, n_directions, row_bytes, working, memory, device)
         if rows > 1 and sizes is None:
             rows //= 2
         elif directions > 1 and splits and sizes is None:

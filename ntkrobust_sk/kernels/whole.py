@@ -64,12 +64,15 @@ def small_matrix(job: TileJob) -> np.ndarray:
     ArithmeticError
         If the network's structure was read wrongly: see :mod:`.verification`.
     """
-    abstract, model, rows = job.abstract, job.model, _rows(job)
-    if verify(cast(TangentKernel, job.kernel).base, model, np.asarray(job.X[:2])):
+    if verify(cast(TangentKernel, job.kernel).base, job.model, np.asarray(job.X[:2])):
         give_back_memory()
-    program = _compiled(abstract, rows, 1 if job.Y is None else 2)
     sides = [np.asarray(x) for x in (job.X, job.Y) if x is not None]
-    return _run(program, _on_device(model, abstract.device), sides, rows)
+    return _run(matrix_program(job), _on_device(job.model, job.abstract.device), sides, _rows(job))
+
+
+def matrix_program(job: TileJob) -> jax.stages.Compiled:
+    """Return the program from model and padded inputs to the matrix of a job of which :func:`is_small` holds."""
+    return _compiled(job.abstract, _rows(job), 1 if job.Y is None else 2)
 
 
 def _run(program, model: Model, sides: list[np.ndarray], rows: int) -> np.ndarray:
@@ -99,22 +102,21 @@ def call_key(kernel: Any, X: Any, Y: Any, memory: Any, dtype: Any) -> tuple | No
     Integers are not among them: whether they fit JAX's own depends on their numbers.
     """
     sides = [X] if Y is None else [X, Y]
-    if any(type(x) is not np.ndarray or x.dtype.kind not in "fc" for x in sides) or not isinstance(kernel, str | TangentKernel):
+    if any(type(x) is not np.ndarray or x.dtype.kind not in "fc" for x in sides):
         return None
-    if not isinstance(memory, str | int) or not isinstance(dtype, str | type | None):
+    expected = (kernel, str | TangentKernel), (memory, str | int), (dtype, str | type | None)
+    if not all(isinstance(*each) for each in expected):
         return None
     return kernel, memory, dtype, *[(x.shape, x.dtype) for x in sides], default_devices(), x64_enabled()
 
 
 def bind(job: TileJob, key: tuple) -> None:
     """Keep the program of a job that is done, if all of its model's arrays are JAX's and where it runs."""
-    abstract, rows = job.abstract, _rows(job)
-    if _on_device(job.model, abstract.device) is job.model:
+    if _on_device(job.model, job.abstract.device) is job.model:
         known = _BOUND.setdefault(job.model, {})
         if len(known) == MOST_BOUND:
             known.clear()
-        program = _compiled(abstract, rows, 1 if job.Y is None else 2)
-        known[key] = _Bound(program, jax.tree.leaves(job.model), job.X.dtype, rows)
+        known[key] = _Bound(matrix_program(job), jax.tree.leaves(job.model), job.X.dtype, _rows(job))
 
 
 def matrix_again(key: tuple, model: Any, X: np.ndarray, Y: np.ndarray | None) -> np.ndarray | None:
@@ -184,12 +186,12 @@ def _summed(a: Gradients, b: Gradients) -> jax.Array:
     other = cast(OuterProducts, b)
     if a.inputs.shape[1:3] != (1, 1):
         return a.inner_sum(other)
-    left, right = (each.cotangents[:, :, 0, 0] for each in (a, other))
-    return a.products(other)[0, :, 0, :, 0] * _products(left, right)
+    return a.products(other)[0, :, 0, :, 0] * _products(a.cotangents, other.cotangents)
 
 
 def _products(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Return Σ_rk left_rnk right_rmk, (n, m)."""
+    """Return Σ_rk left_rn...k right_rm...k, (n, m)."""
+    # back to where examples stood before anything else: XLA then leaves out both transpositions
     rows, columns = (side.swapaxes(0, 1).reshape(side.shape[1], -1) for side in (left, right))
     narrow = left.dtype.itemsize == 2
     return jnp.matmul(rows, columns.T, preferred_element_type=jnp.float32 if narrow else None)

@@ -283,7 +283,10 @@ def _in_units(directions, dtype) -> tuple[jax.Array, jax.Array]:
     """Return directions in units of their largest entry, and that entry.
 
     Zeros and ones are exact in half precision, where 1/√C is not: its rounding would be in all gradients alike.
+    Where the logits have all of the directions' digits the unit is one, and nothing is scaled.
     """
+    if jnp.finfo(dtype).eps <= jnp.finfo(directions.dtype).eps:
+        return directions.astype(dtype), jnp.ones((), dtype)
     size = jnp.abs(directions).max()
     size = jnp.where(size > 0, size, 1)
     return (directions / size).astype(dtype), size

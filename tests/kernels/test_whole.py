@@ -1,5 +1,8 @@
 """Small Gram matrices, by one program: the same numbers as in tiles, and nothing done again from call to call."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,3 +161,52 @@ def test_a_model_of_arrays_elsewhere_is_brought_to_the_device(monkeypatch):
     assert not whole.is_small(
         gram_matrix.TileJob(KERNELS["trace"], model, X, Y, fixed_plan("trace", model, (5,), 16))
     )
+
+
+def test_a_call_like_an_earlier_one_takes_its_program(computed):
+    model, X, Y = draw("dense")
+    first = gram("trace", model, X, Y)
+    np.testing.assert_array_equal(gram("trace", model, X, Y), first)
+    np.testing.assert_array_equal(gram("trace", model, X.astype(np.float64), Y), first)
+    moved = gram("trace", model, X + 1, Y)
+    assert computed == [(9, 6), (9, 6)]  # the second in double precision
+    np.testing.assert_allclose(moved, in_tiles("trace", model, X + 1, Y), rtol=0, atol=3e-6 * np.abs(moved).max())
+    moved[:] = 0  # whose numbers they are may write to them
+
+
+@pytest.mark.parametrize("value, says", [(np.nan, "NaN or infinity"), (1e39, "float32 cannot")])
+def test_a_call_like_an_earlier_one_has_its_numbers_checked(value, says):
+    model, X, Y = draw("dense")
+    X = X.astype(np.float64)
+    gram("trace", model, X, Y.astype(np.float64))
+    X[3, 2] = value
+    with pytest.raises(ValueError, match=says):
+        gram("trace", model, X, Y.astype(np.float64))
+    with pytest.raises(FloatingPointError, match=r"TraceNTK\(\) has entries that are not finite"):
+        gram("trace", model, np.full((9, 5), 1e25), Y.astype(np.float64))
+
+
+def test_a_model_whose_parameters_were_exchanged_is_another_one():
+    model, X, Y = draw("dense")
+    first = gram("trace", model, X, Y)
+    name = next(iter(model.variables.params))
+    model.variables.params[name] = jax.tree.map(lambda leaf: 2 * leaf, model.variables.params[name])
+    assert np.abs(gram("trace", model, X, Y) - first).max() > 0.1 * np.abs(first).max()
+
+
+def test_a_model_that_is_gone_leaves_no_program():
+    model, X, Y = draw("dense")
+    gram("trace", model, X, Y)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_integers_that_fit_no_more_are_refused_in_a_call_like_an_earlier_one():
+    model, X, Y = draw("dense")
+    X, Y = (np.rint(10 * each).astype(np.int64) for each in (X, Y))
+    gram("trace", model, X, Y)
+    X[0, 0] = 2**40
+    with pytest.raises(ValueError, match="do not fit"):
+        gram("trace", model, X, Y)
