@@ -89,10 +89,17 @@ def table_of_bars(head: str, lines: list[dict]) -> str:
 def write_benchmark(script: str, head: str, lines: list[dict], packages: tuple[str, ...], at: str) -> None:
     """Put a benchmark's table into docs/benchmarks.md, and a line a case into its history in docs/results/.
 
-    A case that was measured again replaces the one of the same run, which ``at`` names by its time.
+    A case that was measured again replaces the one of the same run, which ``at`` names by its time. Rows of cases
+    that this run has not measured stay in the table.
     """
-    table = f"`python examples/{script} --write`, {at}, on {machine(packages)}.\n\n{table_of_bars(head, lines)}"
-    write_part(BENCHMARKS, script, table)
+    title, *measured = table_of_bars(head, lines).splitlines()
+    ruler, measured = measured[0], {_case(row): row for row in measured[1:]}
+    before = [row for row in read_part(BENCHMARKS, script).splitlines() if row.startswith("| ")][1:]
+    also = " (other rows: earlier runs)" if set(map(_case, before)) - set(measured) else ""
+    rows = [measured.pop(_case(row), row) for row in before] + list(measured.values())
+    table = "\n".join([title, ruler, *rows])
+    how = f"`python examples/{script} --write`, {at}{also}, on {machine(packages)}."
+    write_part(BENCHMARKS, script, f"{how}\n\n{table}")
     history = HISTORY / f"{Path(script).stem}.jsonl"
     history.parent.mkdir(exist_ok=True)
     before = history.read_text(encoding="utf-8").splitlines() if history.exists() else []
@@ -112,6 +119,10 @@ def machine(packages: tuple[str, ...]) -> str:
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return f"{os.cpu_count()} cores, {model}; Python {platform.python_version()}, {versions}"
+
+
+def _case(row: str) -> str:
+    return row.split(" | ")[0]
 
 
 def _marks(name) -> tuple[str, str]:

@@ -60,6 +60,7 @@ def test_a_benchmark_writes_its_table_and_its_history(documents, tmp_path, monke
     text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert text.count("| a | ≥ 2 | 1.5 | **falls short** | ours 2 ms (1.5 to 3) |") == 1
     assert f"numpy {np.__version__}" in text and "2026-01-02" in text and "2026-01-01" not in text
+    assert "earlier runs" not in text
     kept = [
         json.loads(entry) for entry in (tmp_path / "results" / "bench_x.jsonl").read_text("utf-8").splitlines()
     ]
@@ -69,3 +70,9 @@ def test_a_benchmark_writes_its_table_and_its_history(documents, tmp_path, monke
         ("2026-01-02", "a", 1.5),
         ("2026-01-02", "b", 3.0),
     ]
+    documents.write_benchmark(
+        "bench_x.py", "case", [rows[1] | {"measured": 4.0}], ("numpy",), "2026-01-03 00:00 UTC"
+    )
+    text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert "2026-01-03 00:00 UTC (other rows: earlier runs)" in text
+    assert text.count("| b |") == 1 and "| b | ≥ 1 | 4 |" in text and "| a | ≥ 2 | 1.5 |" in text

@@ -27,7 +27,7 @@ from .ntk import Kernel, resolve_kernel
 from .plan import Plan, make_plan
 from .room import require_device_memory, require_host_room
 from .store import GramStore, open_store, stored_sizes
-from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose
+from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose, verified_meanwhile
 from .whole import bind, call_key, is_small, matrix_again, small_matrix
 from .without_model import model_for
 from .workers import count_workers, finished_tiles
@@ -154,7 +154,8 @@ def gram(
         n_rows = max(len(X), 0 if Y is None else len(Y)) if store is None else None
         sizes = None if store is None else stored_sizes(store)
         shape, own = X.shape[1:], X.dtype
-        plan = make_plan(kernel, model, shape, memory, n_rows=n_rows, sizes=sizes, dtype=dtype, inputs=own)
+        with verified_meanwhile(kernel, model, X):
+            plan = make_plan(kernel, model, shape, memory, n_rows=n_rows, sizes=sizes, dtype=dtype, inputs=own)
         if shown:
             print(plan)
     elif plan.n_directions != (n := abstract_features(kernel, model, X.shape[1:], X.dtype).n_directions):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +23,7 @@ from ..tangent.gradient_lists import concatenate_tiles, split_biases
 from .abstract_features import AbstractFeatures, abstract_features, compiled_features, output_directions
 from .ntk import Kernel, TangentKernel
 from .plan import Plan
-from .verification import verify
+from .verification import start_verification, verify
 
 # The units of a GPU that take products of rounded numbers.
 UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
@@ -118,6 +118,17 @@ def tile_program(
         plan,
         in_numpy=kernel.is_tangent and on_host([device]),
     )
+
+
+@contextmanager
+def verified_meanwhile(kernel: Kernel, model: Model, X: np.ndarray | Rows) -> Iterator[None]:
+    """Verify how a network is read while the block traces and compiles something else; errors come at its end."""
+    finish = (
+        start_verification(kernel.base, model, np.asarray(X[:2])) if isinstance(kernel, TangentKernel) else bool
+    )
+    yield
+    if finish():
+        give_back_memory()
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ explains is allowed.
 """
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 
@@ -66,10 +68,15 @@ def verify(kernel, model: Model, x: np.ndarray) -> bool:
     bool
         Whether there was something to verify.
     """
+    return start_verification(kernel, model, x)()
+
+
+def start_verification(kernel, model: Model, x: np.ndarray) -> Callable[[], bool]:
+    """Start what :func:`verify` does, and return what ends it: meanwhile a thread compiles the program."""
     leaves, tree = jax.tree.flatten(model)
     about = (tree, shapes_of(leaves), x.shape[1:], x.dtype, x64_enabled())
     if (kernel, about) in _VERIFIED:
-        return False
+        return bool
     # at the host: GPUs are slow in double precision, and lack algorithms for some convolutions
     with at_host():
         model = jax.tree.map(_at_host, model)
@@ -78,12 +85,26 @@ def verify(kernel, model: Model, x: np.ndarray) -> bool:
         verified = {(kernel, about), (kernel.reading, n_directions, about)}
         if verified & _VERIFIED:
             _VERIFIED.update(verified)
-            return False
-        # parameters that were moved may leave where the network is defined; then they are taken as they are
-        for moved in (True, False):
-            error, tolerance = relative_error_to_backward(kernel, n_directions, *_case(model, rows, moved))
-            if math.isfinite(error):
-                break
+            return bool
+        compare = start_comparison(kernel, n_directions, *_case(model, rows, moved=True))
+
+    def finish():
+        with at_host():
+            error, tolerance = compare()
+            if not math.isfinite(error):
+                # where moved parameters left what the network is defined for, they are taken as they are
+                case = _case(model, rows, moved=False)
+                error, tolerance = relative_error_to_backward(kernel, n_directions, *case)
+        _require_small(error, tolerance, model)
+        # what overflowed shows nothing
+        if math.isfinite(error):
+            _VERIFIED.update(verified)
+        return True
+
+    return finish
+
+
+def _require_small(error: float, tolerance: float, model: Model) -> None:
     if error > tolerance:
         raise ArithmeticError(
             f"gradients read from the structure of {model.network!r} differ from a plain backward pass by "
@@ -91,42 +112,51 @@ def verify(kernel, model: Model, x: np.ndarray) -> bool:
             "of a batch (batch norm in training mode?), or it holds an operation that was read wrongly: please "
             "report it with the network"
         )
-    # what overflowed shows nothing
-    if math.isfinite(error):
-        _VERIFIED.update(verified)
-    return True
 
 
 def relative_error_to_backward(kernel, n_directions: int, model: Model, x: np.ndarray) -> tuple[float, float]:
     """Return how far both ways are apart, and may be; in double precision where the network allows it."""
+    return start_comparison(kernel, n_directions, model, x)()
+
+
+def start_comparison(kernel, n_directions: int, model: Model, x: np.ndarray) -> Callable[[], tuple[float, float]]:
+    """Start :func:`relative_error_to_backward`, and return what ends it: meanwhile a thread compiles."""
     random, n_logits = np.random.default_rng(1), kernel.output_directions(model, x).shape[1]
     directions, weights = (random.normal(size=(n_directions, size)) for size in (n_logits, len(x)))
-    traced, found = None, None
+    traced, compiled = None, None
     # a network may have no such form, for whatever reason; without one its own errors come below
     with enable_x64(True), suppress(Exception):
         program = _both_ways.trace(kernel, *jax.tree.map(_double, (model, x)), directions, weights)
         traced = program, program.lower()
     if traced and _form(traced[0].out_info[0]) == _own_form(kernel, model, x):
-        # a host callback that knows single precision alone fails when it runs
-        with enable_x64(True), suppress(jax.errors.JaxRuntimeError):
-            found = _run(traced[1], *jax.tree.map(_double, (model, x)), directions, weights)
-    if found is None or traced is None:
-        own = [np.asarray(array, np.float32) for array in (directions, weights)]
-        program = _both_ways.trace(kernel, model, x, *own)
-        traced = program, program.lower()
-        found = _run(traced[1], model, x, *own)
-    eps = _coarsest(traced[0].jaxpr.jaxpr)
-    features, expected = found
-    error = _relative_error(features, expected, weights)
-    return error, EXACT if eps <= jnp.finfo(jnp.float64).eps or not math.isfinite(error) else min(
-        0.3, 30 * eps**0.5
-    )
+        compiled = _compiled_meanwhile(traced[1])
+
+    def compare():
+        program, found = traced and traced[0], None
+        if compiled is not None:
+            # a host callback that knows single precision alone fails when it runs
+            with enable_x64(True), suppress(jax.errors.JaxRuntimeError):
+                found = compiled()(*jax.tree.map(_double, (model, x)), directions, weights)
+                found = jax.tree.map(np.asarray, found)
+        if found is None or program is None:
+            own = [np.asarray(array, np.float32) for array in (directions, weights)]
+            program = _both_ways.trace(kernel, model, x, *own)
+            found = jax.tree.map(np.asarray, _compiled_meanwhile(program.lower())()(model, x, *own))
+        eps = _coarsest(program.jaxpr.jaxpr)
+        error = _relative_error(*found, weights)
+        exact = eps <= jnp.finfo(jnp.float64).eps or not math.isfinite(error)
+        return error, EXACT if exact else min(0.3, 30 * eps**0.5)
+
+    return compare
 
 
-def _run(lowered, *arguments) -> tuple:
+def _compiled_meanwhile(lowered) -> Callable[[], jax.stages.Compiled]:
+    """Compile in a thread, and return what waits for the program: compilers do not hold Python's lock."""
     heavy = (lowered.cost_analysis() or {}).get("flops", 0) > QUICK_OPERATIONS
-    found = lowered.compile(compiler_options=None if heavy else _quickly())(*arguments)
-    return jax.tree.map(np.asarray, found)
+    compiler = ThreadPoolExecutor(1)
+    program = compiler.submit(lowered.compile, compiler_options=None if heavy else _quickly())
+    compiler.shutdown(wait=False)
+    return program.result
 
 
 @cache

@@ -378,13 +378,13 @@ def test_estimators_fit_predict_and_are_scored():
 
 @pytest.mark.slow
 def test_readings_are_proved_at_the_host(monkeypatch):
-    where, compared = [], verification.relative_error_to_backward
+    where, compared = [], verification.start_comparison
 
     def recorded(kernel, n_directions, model, x):
         where.extend([devices.default_devices(), *(type(leaf) for leaf in jax.tree.leaves(model))])
         return compared(kernel, n_directions, model, x)
 
-    monkeypatch.setattr(verification, "relative_error_to_backward", recorded)
+    monkeypatch.setattr(verification, "start_comparison", recorded)
     monkeypatch.setattr(verification, "_VERIFIED", set())
     gram("trace", MODEL, X)
     assert where[0] == (jax.local_devices(backend="cpu")[0],) and set(where[1:]) == {np.ndarray}

@@ -468,13 +468,13 @@ def test_a_network_whose_rows_see_each_other_is_refused_in_tiles_of_one_row_too(
 @pytest.fixture
 def checks(monkeypatch):
     """A list that grows with every comparison with a plain backward pass."""
-    compare, made = verification.relative_error_to_backward, []
+    compare, made = verification.start_comparison, []
 
     def counted(*args):
         made.append(args)
         return compare(*args)
 
-    monkeypatch.setattr(verification, "relative_error_to_backward", counted)
+    monkeypatch.setattr(verification, "start_comparison", counted)
     return made
 
 
