@@ -23,7 +23,7 @@ from ..tangent.gradient_lists import concatenate_tiles, split_biases
 from .abstract_features import AbstractFeatures, abstract_features, compiled_features, output_directions
 from .ntk import Kernel, TangentKernel
 from .plan import Plan
-from .verification import start_verification, verify
+from .verification import start_verification
 
 # The units of a GPU that take products of rounded numbers.
 UNITS = {"tf32": "TF32_TF32_F32", "bf16": "BF16_BF16_F32"}
@@ -82,6 +82,17 @@ class TileProgram:
         return jax.tree.map(np.asarray, features) if self.in_numpy else features
 
 
+@contextmanager
+def verified_meanwhile(kernel: Kernel, model: Model, X: np.ndarray | Rows) -> Iterator[None]:
+    """Verify how a network is read while the block traces and compiles something else; errors come at its end."""
+    finish = (
+        start_verification(kernel.base, model, np.asarray(X[:2])) if isinstance(kernel, TangentKernel) else bool
+    )
+    yield
+    if finish():
+        give_back_memory()
+
+
 def tile_program(
     kernel: Kernel, model: Model, plan: Plan, X: np.ndarray | Rows, digits: str | None = None
 ) -> TileProgram:
@@ -105,30 +116,19 @@ def tile_program(
     device = plan.devices[0]
     abstract = abstract_features(kernel, model, X.shape[1:], X.dtype, device, digits)
     model = jax.device_put(model, device)
-    if isinstance(kernel, TangentKernel) and verify(kernel.base, model, np.asarray(X[:2])):
-        give_back_memory()
+    with verified_meanwhile(kernel, model, X):
+        compiled = compiled_features(abstract, plan.chunk, plan.directions)
     directions = output_directions(abstract)
     directions = np.pad(directions, ((0, plan.passes * plan.directions - len(directions)), (0, 0)))
     starts = range(0, plan.n_directions, plan.directions)
     passes = {start: directions[start : start + plan.directions] for start in starts}
     return TileProgram(
-        compiled_features(abstract, plan.chunk, plan.directions),
+        compiled,
         model,
         jax.device_put(passes, device),
         plan,
         in_numpy=kernel.is_tangent and on_host([device]),
     )
-
-
-@contextmanager
-def verified_meanwhile(kernel: Kernel, model: Model, X: np.ndarray | Rows) -> Iterator[None]:
-    """Verify how a network is read while the block traces and compiles something else; errors come at its end."""
-    finish = (
-        start_verification(kernel.base, model, np.asarray(X[:2])) if isinstance(kernel, TangentKernel) else bool
-    )
-    yield
-    if finish():
-        give_back_memory()
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,7 +143,8 @@ def start_comparison(kernel, n_directions: int, model: Model, x: np.ndarray) -> 
             program = _both_ways.trace(kernel, model, x, *own)
             found = jax.tree.map(np.asarray, _compiled_meanwhile(program.lower())()(model, x, *own))
         eps = _coarsest(program.jaxpr.jaxpr)
-        error = _relative_error(*found, weights)
+        features, expected = found
+        error = _relative_error(features, expected, weights)
         exact = eps <= jnp.finfo(jnp.float64).eps or not math.isfinite(error)
         return error, EXACT if exact else min(0.3, 30 * eps**0.5)
 

@@ -280,15 +280,12 @@ def forms_gradient(n_positions: int, n_in: int, n_out: int, n_directions: int, a
 
 
 def _in_units(directions, dtype) -> tuple[jax.Array, jax.Array]:
-    """Return directions in units of their largest entry, and that entry.
+    """Return directions in units of their largest entry, and that entry; or of one, where no digits are lost.
 
     Zeros and ones are exact in half precision, where 1/√C is not: its rounding would be in all gradients alike.
-    Where the logits have all of the directions' digits the unit is one, and nothing is scaled.
     """
-    if jnp.finfo(dtype).eps <= jnp.finfo(directions.dtype).eps:
-        return directions.astype(dtype), jnp.ones((), dtype)
-    size = jnp.abs(directions).max()
-    size = jnp.where(size > 0, size, 1)
+    loses = jnp.finfo(dtype).eps > jnp.finfo(directions.dtype).eps
+    size = jnp.where((largest := jnp.abs(directions).max()) > 0, largest, 1) if loses else jnp.ones((), dtype)
     return (directions / size).astype(dtype), size
 
 
