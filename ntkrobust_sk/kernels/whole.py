@@ -105,7 +105,7 @@ def call_key(kernel: Any, X: Any, Y: Any, memory: Any, dtype: Any) -> tuple | No
     if any(type(x) is not np.ndarray or x.dtype.kind not in "fc" for x in sides):
         return None
     expected = (kernel, str | TangentKernel), (memory, str | int), (dtype, str | type | None)
-    if not all(isinstance(*each) for each in expected):
+    if not all(isinstance(value, kinds) for value, kinds in expected):
         return None
     return kernel, memory, dtype, *[(x.shape, x.dtype) for x in sides], default_devices(), x64_enabled()
 
