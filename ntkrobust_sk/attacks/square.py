@@ -17,7 +17,7 @@ import numpy as np
 from .._validation import number
 from ..execution.convolutions import with_fast_convolutions
 from ..execution.keys import fold_keys
-from ..execution.loops import repeat
+from ..execution.loops import prefers_compiled_loop, repeat
 from .boxes import Box
 from .entry import Given
 from .losses import margin
@@ -25,6 +25,8 @@ from .norms import NORMS
 from .skeleton import Attack, Outcome
 from .threat_model import project
 
+# Queries whose random numbers are drawn at once.
+BLOCK = 16
 # Numbers of queries after which the share of features that a proposal changes is halved once more.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -81,10 +83,15 @@ class Square(Attack):
         kind, n_queries = (self.norm, given.shape[1:]), self.n_queries
         operands = (given.model, given.x, given.y, given.keys, given.ball)
         # a query ends with what the next one asks about; what the last one ends with is not asked about
-        numbers, sizes = np.arange(1, n_queries + 1), _sizes(n_queries + 1, self.share, given.shape[1:])
-        plan = numbers[1:], sizes[1:]
-        start = _begin(*kind, *operands, (numbers[0], sizes[0]))
-        return Outcome(repeat(_query, n_queries - 1, start, *operands, static=kind, schedule=lambda _: plan).x)
+        sizes = _sizes(n_queries + 1, self.share, given.shape[1:])
+        start = _begin(*kind, *operands, sizes[0])
+        # in a compiled loop several at a time, so that their random numbers are drawn at once
+        block = BLOCK if prefers_compiled_loop(given.model, given.x) else 1
+        n_steps = -(-(n_queries - 1) // block)
+        numbers = np.arange(2, n_steps * block + 2).reshape(n_steps, block)
+        sizes = np.pad(sizes[1:], (0, numbers.size - n_queries + 1), mode="edge").reshape(numbers.shape)
+        plan = numbers, sizes, np.minimum(n_queries + 1 - numbers[:, 0], block)
+        return Outcome(repeat(_queries, n_steps, start, *operands, static=kind, schedule=lambda _: plan).x)
 
 
 class _State(NamedTuple):
@@ -100,7 +107,7 @@ class _State(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("norm", "shape"))
-def _begin(norm, shape, model, x, y, keys, ball, first):
+def _begin(norm, shape, model, x, y, keys, ball, size):
     delta = jax.vmap(partial(_stripes if norm == "linf" else _tiles, shape, x.dtype))(keys)
     delta = jnp.broadcast_to(delta, (len(x), *shape)).reshape(x.shape)
     if norm != "linf":
@@ -109,7 +116,8 @@ def _begin(norm, shape, model, x, y, keys, ball, first):
         delta = delta / jnp.where(length > 0, length, 1)
     start = project(NORMS[norm], x, x + ball.epsilon * delta, ball)
     found = margin(with_fast_convolutions(model)(start), y)
-    return _State(start, found, _candidate(norm, shape, first, start, x, keys, ball))
+    drawn = _drawn(norm, shape, x.dtype, fold_keys(keys, 1))
+    return _State(start, found, _candidate(norm, shape, size, drawn, start, x, ball))
 
 
 def _stripes(shape, dtype, key):
@@ -129,36 +137,59 @@ def _tiles(shape, dtype, key):
 
 
 @partial(jax.jit, static_argnames=("norm", "shape"))
-def _query(norm, shape, state, following, model, x, y, keys, ball):
-    found = margin(with_fast_convolutions(model)(state.candidate), y)
-    # what is fooled stays as it is
-    better = (found < state.margin) & (state.margin >= 0)
-    best = jnp.where(better[:, None], state.candidate, state.x)
-    candidate = _candidate(norm, shape, following, best, x, keys, ball)
-    return _State(best, jnp.where(better, found, state.margin), candidate)
+def _queries(norm, shape, state, following, model, x, y, keys, ball):
+    """Ask some queries, each of which ends with what the next one asks about."""
+    numbers, sizes, n_asked = following
+    drawn = jax.vmap(lambda number: _drawn(norm, shape, x.dtype, fold_keys(keys, number)))(numbers)
+
+    def query(at, state):
+        found = margin(with_fast_convolutions(model)(state.candidate), y)
+        # what is fooled stays as it is
+        better = (found < state.margin) & (state.margin >= 0)
+        best = jnp.where(better[:, None], state.candidate, state.x)
+        now = jax.tree.map(lambda part: part[at], drawn)
+        candidate = _candidate(norm, shape, sizes[at], now, best, x, ball)
+        return _State(best, jnp.where(better, found, state.margin), candidate)
+
+    return query(0, state) if len(numbers) == 1 else jax.lax.fori_loop(0, n_asked, query, state)
 
 
-def _candidate(norm, shape, now, best, x, keys, ball):
-    """Draw what a query asks about: the best points with a change."""
-    query, size = now
-    keys = fold_keys(keys, query)
+def _drawn(norm, shape, dtype, keys):
+    """Draw what one query needs of each example: few numbers, or else keys from which it draws itself."""
+    if norm != "linf" or len(shape) != 3:
+        return keys
+
+    def draw(key):
+        key_where, key_sign = jax.random.split(key)
+        return jax.random.uniform(key_where, (2,)), jax.random.rademacher(key_sign, shape[2:], dtype)
+
+    return jax.vmap(draw)(keys)
+
+
+def _candidate(norm, shape, size, drawn, best, x, ball):
+    """Return what a query asks about: the best points with a change."""
     if norm == "linf":
-        changes = jax.vmap(partial(_flip, shape, x.dtype, size))(keys)
+        flip = _flip_square if len(shape) == 3 else _flip
+        changes = jax.vmap(partial(flip, shape, x.dtype, size))(drawn)
         candidate = best + ball.epsilon * changes.reshape(x.shape)
     else:
         free = jnp.broadcast_to(ball.lower < ball.upper, x.shape).reshape(-1, *shape)
         epsilon = jnp.broadcast_to(ball.epsilon.reshape(-1), len(x))
         move = jax.vmap(partial(_move, NORMS[norm].order, size))
-        candidate = x + move(epsilon, keys, (best - x).reshape(-1, *shape), free).reshape(x.shape)
+        candidate = x + move(epsilon, drawn, (best - x).reshape(-1, *shape), free).reshape(x.shape)
     return project(NORMS[norm], x, candidate, ball)
 
 
+def _flip_square(shape, dtype, size, drawn):
+    """Return changes, in units of epsilon, that take one square from any point of the ball to its ends."""
+    corner, sign = drawn
+    chosen, _, _ = _window(corner, shape, size)
+    return jnp.where(chosen[:, :, None], 2 * sign, jnp.zeros((), dtype))
+
+
 def _flip(shape, dtype, size, key):
-    """Draw changes, in units of epsilon, that take one square from any point of the ball to its ends."""
+    """Draw changes, in units of epsilon, that take some features from any point of the ball to its ends."""
     key_where, key_sign = jax.random.split(key)
-    if len(shape) == 3:
-        chosen, _, _ = _window(key_where, shape, size)
-        return jnp.where(chosen[:, :, None], 2 * jax.random.rademacher(key_sign, shape[2:], dtype), 0)
     return jnp.where(_ranks(key_where, shape) < size, 2 * jax.random.rademacher(key_sign, shape, dtype), 0)
 
 
@@ -167,8 +198,8 @@ def _move(p, size, epsilon, key, delta, free):
     key_1, key_2, key_sign, key_turn = jax.random.split(key, 4)
     shape, dtype = delta.shape, delta.dtype
     if delta.ndim == 3:
-        window, rows, columns = _window(key_1, shape, size)
-        other, _, _ = _window(key_2, shape, size)
+        window, rows, columns = _window(jax.random.uniform(key_1, (2,)), shape, size)
+        other, _, _ = _window(jax.random.uniform(key_2, (2,)), shape, size)
         turned = jax.random.bernoulli(key_turn)
         rows, columns = jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)
         window, other = window[:, :, None], other[:, :, None]
@@ -193,9 +224,8 @@ def _move(p, size, epsilon, key, delta, free):
     return jnp.where(window, moved, jnp.where(other, 0, delta)).reshape(shape)
 
 
-def _window(key, shape, size):
-    """Draw a square of pixels, and return it with the rows and columns counted from its corner."""
-    corner = jax.random.uniform(key, (2,))
+def _window(corner, shape, size):
+    """Return a square of pixels, with the rows and columns counted from its corner, given as shares of its way."""
     top, left = (jnp.floor(c * (n - size + 1)).astype(int) for c, n in zip(corner, shape[:2], strict=True))
     rows, columns = jnp.arange(shape[0])[:, None] - top, jnp.arange(shape[1]) - left
     return (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size), rows, columns
