@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from math import log10
 from pathlib import Path
@@ -52,14 +53,13 @@ from ntkrobust_sk import (
     kernel_norm,
     kernel_trace,
     load_digits_images,
+    load_experiment,
+    load_trained,
     solve,
     target_alignment,
 )
 from ntkrobust_sk.analysis import Probes
-from ntkrobust_sk.datasets.splits import load_splits
-from ntkrobust_sk.evolution.experiment import load_evolution
-from ntkrobust_sk.evolution.run_directory import RunDirectory
-from ntkrobust_sk.evolution.states import States
+from ntkrobust_sk.evolution.running import splits_of
 from ntkrobust_sk.execution.devices import one_thread_each
 from ntkrobust_sk.kernels import workers
 from ntkrobust_sk.solvers.filters import Ridge
@@ -189,12 +189,10 @@ def measures(options) -> dict:
 
 def of_cifar(folder: str, data: str, minutes: float) -> dict:
     """Measure one state of a run on as many training images as there is time for."""
-    result = load_evolution(folder)
-    experiment = result.experiment
-    splits = load_splits("cifar10", data, n_train=50_000, n_test=10)
-    model = States(experiment, RunDirectory(Path(folder)), splits).at(0, "benign", 10.0).model
+    splits = splits_of(replace(load_experiment(folder), data_dir=data), None)
+    model = load_trained(folder, "benign", splits=splits)
     X, Y = splits.X, np.eye(10)[splits.y]
-    probes, few = Probes(n_range=8, n_random=16), 128
+    probes, few = Probes(n_range=4, n_random=8), 128
 
     def measured(n):
         K, start = gram_operator("trace", model, X[:n]), time.perf_counter()

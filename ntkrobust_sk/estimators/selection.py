@@ -149,8 +149,9 @@ class SelectingMachine(ClosedFormMachine):
         n = len(y)
         try:
             splitter: Any = check_cv(self.cv, y, classifier=is_classifier(self))
-            found = [tuple(np.arange(n)[part] for part in fold) for fold in splitter.split(self.X_fit_, y)]
-            whole = bool(found) and all(len(fold) == 2 and all(part.size for part in fold) for fold in found)
+            rows = np.arange(n)
+            found = [(rows[train], rows[test]) for train, test in splitter.split(self.X_fit_, y)]
+            whole = bool(found) and all(train.size and test.size for train, test in found)
         except (TypeError, ValueError, IndexError) as error:
             raise ValueError(f"{_NO_FOLDS} of {n} rows, got {brief(self.cv)}: {error}") from error
         if not whole:

@@ -119,7 +119,7 @@ def bind(job: TileJob, key: tuple) -> None:
         known[key] = _Bound(matrix_program(job), jax.tree.leaves(job.model), job.X.dtype, _rows(job))
 
 
-def matrix_again(key: tuple, model: Any, X: np.ndarray, Y: np.ndarray | None) -> np.ndarray | None:
+def matrix_again(key: tuple, model: Any, X: Any, Y: Any) -> np.ndarray | None:
     """Compute the matrix of a call that differs from an earlier one in the inputs' numbers alone.
 
     Returns
