@@ -103,8 +103,8 @@ def _hashed(key, gradients, k):
     rows_each = -(-p // k)
     rows = jnp.pad(gradients, ((0, 0), (0, 0), (0, rows_each * k - p))).reshape(n_directions, n, rows_each, k)
     of_sign, of_turn = jax.random.split(key)
-    signs = jax.random.rademacher(of_sign, (n_directions, rows_each, k), gradients.dtype)
-    turns = jax.random.randint(of_turn, (n_directions, rows_each), 0, k)
+    signs = _signs(of_sign, (n_directions, rows_each, k), gradients.dtype)
+    turns = jax.random.randint(of_turn, (n_directions, rows_each), 0, k, jnp.int32)
     places = (jnp.arange(k) - turns[..., None]) % k
     turned = jnp.take_along_axis(rows * signs[:, None], places[:, None], axis=3)
     return turned.sum((0, 2))
@@ -114,10 +114,16 @@ def _rank_one(key, leaf, k):
     """Project Σ_s δ_s ⊗ h_s on k random rank-one sign matrices, over √k: (n, k)."""
     n_directions, n, n_groups, n_positions, n_out = leaf.cotangents.shape
     of_inputs, of_cotangents = jax.random.split(key)
-    b = jax.random.rademacher(of_cotangents, (n_groups, n_directions * n_out, k), leaf.cotangents.dtype)
+    b = _signs(of_cotangents, (n_groups, n_directions * n_out, k), leaf.cotangents.dtype)
     cotangents = leaf.cotangents.transpose(1, 2, 3, 0, 4).reshape(n, n_groups, n_positions, -1) @ b
     n_in = math.prod(leaf.layout.shape) // (n_groups * n_out)
-    a = jax.random.rademacher(of_inputs, (n_groups, n_in, k), leaf.cotangents.dtype)
+    a = _signs(of_inputs, (n_groups, n_in, k), leaf.cotangents.dtype)
     is_index = leaf.inputs.dtype.kind in "iu"
     inputs = a[0][leaf.inputs[:, 0, :, 0]][:, None] if is_index else leaf.inputs @ a
     return (inputs * cotangents).sum((1, 2)) / math.sqrt(k)
+
+
+def _signs(key, shape, dtype):
+    """Draw 1 and -1, the same ones of a key in single and in double precision."""
+    # JAX's rademacher draws uniform numbers in its default dtype, and those of 64 bits are others
+    return 2 * jax.random.bernoulli(key, jnp.float32(0.5), shape).astype(dtype) - 1

@@ -8,9 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntkrobust_sk import CNN, MLP, Model, ProjectedNTK, Stateless, TangentFeatures, TraceNTK, Variables, gram
+from ntkrobust_sk import (
+    CNN,
+    MLP,
+    Model,
+    ProjectedNTK,
+    Stateless,
+    TangentFeatures,
+    TraceNTK,
+    Variables,
+    gram,
+    gram_operator,
+    kernel_diag,
+)
+from ntkrobust_sk.execution.precision import enable_x64
 from ntkrobust_sk.kernels.plan import make_plan
 from ntkrobust_sk.kernels.predictors import PrimalPredictor, make_predictor
+from ntkrobust_sk.networks.chosen_parameters import map_parameters
 
 N_SEEDS = 64
 
@@ -159,3 +173,35 @@ def test_projections_are_plain_values():
     assert eval(repr(kernel)) == kernel == pickle.loads(pickle.dumps(kernel)) != ProjectedNTK(64)
     assert kernel.base == TraceNTK() and hash(kernel) == hash(ProjectedNTK(64, 3))
     assert partial(gram, kernel)(MODELS["dense"][0], inputs("dense", 2)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("of", ["trace", "pseudo"])
+@pytest.mark.parametrize("name", MODELS)
+def test_projections_are_the_same_in_single_and_in_double_precision(name, of, tmp_path):
+    kernel, model, X = ProjectedNTK(64, 3, of), MODELS[name][0], inputs(name)
+    single = gram(kernel, model, X)
+    near = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4 * abs(single).max())
+    doubled = gram_operator(kernel, model, X, dtype="float64")
+    near(gram(kernel, model, X, dtype="float64"), single)
+    near(doubled @ np.eye(len(X)), single)
+    near(doubled.diagonal(), single.diagonal())
+    near(kernel_diag(kernel, model, X, dtype="float64"), single.diagonal())
+    for dtype in ("float32", "float64"):
+        near(gram(kernel, model, X, dtype=dtype, store=tmp_path / dtype), single)
+        stored = gram_operator(kernel, model, X, dtype=dtype, store=tmp_path / f"operator {dtype}")
+        near(stored @ np.eye(len(X)), single)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_double_precision_has_the_same_projections_and_predictions(name):
+    kernel, model, X = ProjectedNTK(64), MODELS[name][0], inputs(name)
+    dual = np.random.default_rng(0).normal(size=(len(X), 2))
+    expected = gram(kernel, model, X) @ dual
+    with enable_x64(True):
+        doubled = map_parameters(lambda leaf: np.asarray(leaf, np.float64), model)
+        K = np.asarray(gram(kernel, doubled, X))
+        predict = make_predictor(kernel, doubled, X, dual, np.zeros(2), memory="1GiB")
+        answers = np.asarray(predict(jnp.asarray(X)))
+    assert K.dtype == np.float64
+    for found in (K @ dual, answers):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * abs(expected).max())
