@@ -11,7 +11,7 @@ of a row, which compilers tell elsewhere, is stated. Operations are counted from
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jax
 import numpy as np
@@ -84,7 +84,13 @@ def plan_on_paper(kernel: str, model: Model, shape, memory: int, digits: str) ->
     """Return the plan that the library would make for many rows on a card."""
     rounding = None if digits == "fp32" else digits
     known = abstract_features(resolve_kernel(kernel), model, shape, digits=rounding)
-    return _plan(Assumed(**(vars(known) | {"device": Card()})), memory, 1024, None, 0)
+    return _plan(
+        Assumed(**{field.name: getattr(known, field.name) for field in fields(known)} | {"device": Card()}),
+        memory,
+        1024,
+        None,
+        0,
+    )
 
 
 def size_of(

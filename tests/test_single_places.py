@@ -33,7 +33,9 @@ def asked_for(attributes):
 
 
 def test_one_function_decides_between_a_compiled_loop_and_one_in_python():
-    assert [module for module, _ in calls("prefers_compiled_loop")] == ["execution/loops"]
+    # Square Attack draws numbers for several queries at once where its loop is compiled
+    asked = [module for module, _ in calls("prefers_compiled_loop")]
+    assert sorted(asked) == ["attacks/square", "execution/loops"]
 
 
 def test_kernels_are_asked_for_their_kind_at_most_twice():

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -225,23 +224,26 @@ class TracedNetwork:
 def find_parameter_uses(apply, params, z) -> TracedNetwork:
     """Follow the one example z (1, ...) through the network."""
 
+    def apply_to_data(params, z):
+        logits = apply(params, z)
+        # Logits of parameters alone would meet the data nowhere and look as if they had no gradient. Without this
+        # the XLA of JAX 0.10.2 computes wrong trace kernels on a CPU in programs of one's own, of 25 to 60 rows: it fuses
+        # their products ("__ynn_fusion"); tests/kernels/test_compiled_by_users.py would tell.
+        return jnp.where((z == 0).all(), logits, logits)
+
+    closed, logits = jax.make_jaxpr(apply_to_data, return_shape=True)(params, z)
+
     def walk(at, probes, operands_only=False):
         walker = _Walk(probes, operands_only)
         leaves = jax.tree.leaves(at)
         kinds = [_FromParams(frozenset([i]), _Origin(i, Layout(jnp.shape(v)))) for i, v in enumerate(leaves)]
-        (logits,), (kind,) = walker.run(closed.jaxpr, closed.consts, [*leaves, z], [*kinds, DATA])
-        return None if logits is None else logits[0], walker.uses, kind
-
-    closed, logits = jax.make_jaxpr(apply, return_shape=True)(params, z)
-    _, uses, kind = walk(params, None)
-    if kind is not DATA:
-        # logits of parameters alone meet the data nowhere, and would look as if they had no gradient
-        closed, _ = jax.make_jaxpr(partial(_joined, apply), return_shape=True)(params, z)
-        _, uses, _ = walk(params, None)
+        outputs, _ = walker.run(closed.jaxpr, closed.consts, [*leaves, z], [*kinds, DATA])
+        return None if operands_only else outputs[0][0], walker.uses
 
     def probe(var):
         return jnp.zeros(var.aval.shape, var.aval.dtype) if jnp.issubdtype(var.aval.dtype, jnp.inexact) else None
 
+    uses = walk(params, None)[1]
     probes = [[probe(var) for var in use.eqn.outvars] for use in uses]
 
     def cotangents(directions):
@@ -252,12 +254,6 @@ def find_parameter_uses(apply, params, z) -> TracedNetwork:
         return [use.operands() for use in walk(at, None, operands_only=True)[1]]
 
     return TracedNetwork(uses, cotangents, operands_of, logits)
-
-
-def _joined(apply, params, z):
-    """Compute the logits as a function of the data, too, whose value does not depend on it."""
-    logits = apply(params, z)
-    return jnp.where((z == 0).all(), logits, logits)
 
 
 def _summed(cotangents, changes, dtype, each):

@@ -171,5 +171,5 @@ def test_scikit_learn_check(estimator, check, monkeypatch, request):
     if isinstance(estimator, AdversarialKernelTrainer) and "sample_weight_equivalence" in request.node.name:
         reason = "sums depend on their order by more than the check's tolerance of 1e-7, as they do in float32"
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    monkeypatch.setattr("ntkrobust_sk.kernels.tiles.verify", lambda *_: False)
+    monkeypatch.setattr("ntkrobust_sk.kernels.tiles.start_verification", lambda *_: bool)
     check(estimator)

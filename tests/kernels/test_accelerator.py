@@ -333,7 +333,7 @@ def test_autoattack_takes_larger_tiles_than_on_a_cpu(on_a_cpu):
         return max(shapes)
 
     assert rows_of() == 512
-    assert on_a_cpu(rows_of) == 64
+    assert on_a_cpu(rows_of) == 128
 
 
 def test_a_machine_is_lowered_once_for_the_rows_of_its_tiles(monkeypatch):
