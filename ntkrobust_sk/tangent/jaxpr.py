@@ -227,8 +227,8 @@ def find_parameter_uses(apply, params, z) -> TracedNetwork:
     def apply_to_data(params, z):
         logits = apply(params, z)
         # Logits of parameters alone would meet the data nowhere and look as if they had no gradient. Without this
-        # the XLA of JAX 0.10.2 computes wrong trace kernels on a CPU in programs of one's own, of 25 to 60 rows: it fuses
-        # their products ("__ynn_fusion"); tests/kernels/test_compiled_by_users.py would tell.
+        # the XLA of JAX 0.10.2 also fuses a trace kernel's products wrongly on a CPU ("__ynn_fusion"), in programs
+        # of one's own of 25 to 60 rows: tests/kernels/test_compiled_by_users.py would tell.
         return jnp.where((z == 0).all(), logits, logits)
 
     closed, logits = jax.make_jaxpr(apply_to_data, return_shape=True)(params, z)
