@@ -1,7 +1,8 @@
 """Conjugate gradients for several right-hand sides, preconditioned by a factor of few columns or few digits."""
 
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .direct import SingularGramError, prepared
 from .matrices import require_symmetric
 from .preconditioners import complete, low_rank
 from .systems import RidgeSystem
+from .units import in_own_units
 
 # Residuals of products in single precision are computed anew, in double precision, when they fall by this.
 RELIABLE = 0.03
@@ -31,6 +33,16 @@ class IterativeSolver:
     @abstractmethod
     def run(self, system: RidgeSystem, B: AnyArray) -> tuple[AnyArray, SolveReport]:
         """Return X (n, k) for B (n, k), both in double precision, and what was done; no warning is given."""
+
+    def solve_system(self, system: RidgeSystem, B: AnyArray) -> tuple[AnyArray, SolveReport]:
+        """Do the same as :meth:`run` for numbers of any size: it is given each right-hand side in a unit of its own.
+
+        An answer whose residual is not a number has not converged.
+        """
+        B, units = in_own_units(B)
+        X, report = self.run(system, B)
+        converged = report.converged and (report.residual is None or math.isfinite(report.residual))
+        return X * units, replace(report, converged=converged)
 
     @property
     def advice(self) -> str:
@@ -75,7 +87,7 @@ class IterativeSolver:
             dtype = A.dtype
             xp = array_namespace(A)
             A, B = (xp.astype(of, xp.float64, copy=False) for of in (A, B))
-        X, report = self.run(RidgeSystem(A), B if B.ndim == 2 else B[:, None])
+        X, report = self.solve_system(RidgeSystem(A), B if B.ndim == 2 else B[:, None])
         warn_unless_converged(report, self.advice)
         X = X if B.ndim == 2 else X[:, 0]
         return array_namespace(X).astype(X, dtype, copy=False)

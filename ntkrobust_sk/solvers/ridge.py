@@ -158,7 +158,7 @@ def _operator_solve(gram, targets, alpha, solver, sample_weight):
     scale = _positive_scale(np.average(diagonal, weights=weight))
     root = None if weight is None else np.sqrt(weight)
     system, rows = RidgeSystem(gram, alpha * scale, root, diagonal), targets.reshape(size, -1)
-    u, report = solver.run(system, rows if root is None else root[:, None] * rows)
+    u, report = solver.solve_system(system, rows if root is None else root[:, None] * rows)
     u = _checked_answer(u, rows, solver)
     return (u if root is None else root[:, None] * u).reshape(targets.shape), report
 
@@ -176,7 +176,7 @@ def _ridge_solve(gram, targets, ridge, root, solver):
             A = xp.astype(A, xp.float64, copy=False)
         require_symmetric(A, "the matrix")
         _require_finite_targets(targets)
-        u, report = solver.run(RidgeSystem(A, ridge, root), targets)
+        u, report = solver.solve_system(RidgeSystem(A, ridge, root), targets)
     else:
         # One assignment casts to float64 and carries out any permutation: the only copy of the Gram matrix here.
         A = xp.empty(gram.shape, dtype=xp.float64, device=device(gram))
