@@ -15,6 +15,7 @@ from array_api_compat import array_namespace, device, is_numpy_array
 from .._arrays import as_array_like, cholesky_factor, eigh, solve_triangular, symmetric_product
 from .._validation import number
 from .matrices import frobenius, require_real, require_square, require_symmetric, rounding, solver_array
+from .units import near_one, unit_of
 
 # LAPACK's workspace, 1 + 6n + 2n², leaves int32 at n = 32,767, and eigh returns NaN; cuSOLVER fails likewise.
 EIGH_MAX_SIZE = 32_766
@@ -252,4 +253,6 @@ def prepared(A: Any, B: Any) -> tuple[Any, Any]:
     A, B = xp.astype(A, dtype, copy=False), xp.astype(B, dtype, copy=False)
     if not bool(xp.all(xp.isfinite(B))):
         raise ValueError("B, the right-hand side, must be finite, but has NaN or infinity")
-    return A, B
+    unit = unit_of(xp.linalg.diagonal(A))
+    # both sides, so that the answer is the same
+    return (A, B) if near_one(unit) else (A / unit, B / unit)

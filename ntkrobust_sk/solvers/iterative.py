@@ -35,14 +35,15 @@ class IterativeSolver:
         """Return X (n, k) for B (n, k), both in double precision, and what was done; no warning is given."""
 
     def solve_system(self, system: RidgeSystem, B: AnyArray) -> tuple[AnyArray, SolveReport]:
-        """Do the same as :meth:`run` for numbers of any size: it is given each right-hand side in a unit of its own.
+        """Do the same as :meth:`run` for numbers of any size, each right-hand side in a unit of its own.
 
         An answer whose residual is not a number has not converged.
         """
         B, units = in_own_units(B)
+        system, more = system.within_range()
         X, report = self.run(system, B)
         converged = report.converged and (report.residual is None or math.isfinite(report.residual))
-        return X * units, replace(report, converged=converged)
+        return X * (units * more), replace(report, converged=converged)
 
     @property
     def advice(self) -> str:

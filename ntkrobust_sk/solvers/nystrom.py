@@ -75,9 +75,10 @@ class Nystrom(IterativeSolver):
             )
         n = system.shape[0]
         rank = min(n, max(1, min(1000, round(10 * n**0.5))) if self.n_landmarks is None else self.n_landmarks)
+        # of the trace; also where the ridge is larger than it, what is left must be small beside the rest
+        end = 1e-6 * min(1.0, system.ridge / float(system.diagonal().sum()))
         if 8 * n * rank > WHOLE_BYTES and hasattr(system.gram, "block"):
-            return self._streamed(system, B, rank)
-        end = 1e-6 * system.ridge / float(system.diagonal().sum())
+            return self._streamed(system, B, rank, end)
         factor, pivots = pivoted_cholesky(system, rank, tol=end, seed=self.seed)
         xp = array_namespace(factor)
         corner = xp.take(factor, system.array(pivots), axis=0)
@@ -85,14 +86,13 @@ class Nystrom(IterativeSolver):
         left = 1 - float(xp.sum(factor * factor)) / float(system.diagonal().sum())
         return self._answer(system, B, pivots, corner, coefficients, residual, left)
 
-    def _streamed(self, system, B, rank):
+    def _streamed(self, system, B, rank, end):
         """Choose landmarks among some rows, and add up the equations block by block."""
         gram, n = system.gram, system.shape[0]
         few = min(n, WHOLE_BYTES // (16 * rank))
         chance = None if system.weight is None else system.weight / system.weight.sum()
         some = np.sort(np.random.default_rng(self.seed).choice(n, few, replace=False, p=chance))
         part = RidgeSystem(gram.subset(some), system.ridge)
-        end = 1e-6 * system.ridge / n / float(part.diagonal().mean())
         factor, pivots = pivoted_cholesky(part, rank, tol=end, seed=self.seed)
         corner, pivots = factor[pivots], some[pivots]
         left = 1 - float((factor**2).sum() / part.diagonal().sum())

@@ -92,6 +92,8 @@ def low_rank(system: RidgeSystem, rank: int | None, seed: int) -> Preconditioner
             f"the {n} x {n} matrix has rank {len(pivots)} to working precision, so without a ridge there is "
             "no unique solution. Raise alpha, or remove duplicate samples from X"
         )
+    if not len(pivots):
+        return Preconditioner(lambda V: V, "no preconditioner: the ridge outweighs the matrix")
     square = factor.T @ factor
     largest = float(xp.linalg.trace(square))
     shift = max(system.ridge + left / n, SMALLEST_SHIFT * largest)

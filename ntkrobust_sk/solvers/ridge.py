@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from .direct import InaccurateSolveError, SingularGramError
 from .iterative import IterativeSolver
 from .matrices import require_real, require_symmetric, solver_array
 from .systems import RidgeSystem
+from .units import unit_of
 
 
 def solve(
@@ -115,20 +117,21 @@ def _matrix_solve(gram, targets, alpha, solver, sample_weight):
     xp = array_namespace(gram)
     targets = xp.astype(targets, xp.float64, copy=False)
     weight = None if sample_weight is None else _checked_weight(sample_weight, gram)
-    ridge = alpha * _mean_diagonal(gram, weight)
-    root = None if weight is None else xp.sqrt(weight)
+    ridge = _ridge(alpha, _mean_diagonal(gram, weight))
+    root, own = _root_and_ridge(weight, ridge)
 
     n, n_outputs = gram.shape[0], gram.shape[-1]
     if gram.ndim == 3:
         systems = [(gram[:, :, c], targets[:, c : c + 1]) for c in range(n_outputs)]
-        found = [_ridge_solve(K, y, ridge, root, solver) for K, y in systems]
-        return xp.concat([dual for dual, _ in found], axis=1), together([report for _, report in found])
+        found = [_ridge_solve(K, y, own, root, solver) for K, y in systems]
+        report = together([report for _, report in found])
+        return xp.concat([dual for dual, _ in found], axis=1), replace(report, ridge=ridge)
     if gram.ndim == 4:
         gram = xp.permute_dims(gram, (0, 2, 1, 3))
         root = None if root is None else xp.repeat(root, n_outputs)
         n = n * n_outputs
-    dual, report = _ridge_solve(gram, xp.reshape(targets, (n, -1)), ridge, root, solver)
-    return xp.reshape(dual, targets.shape), report
+    dual, report = _ridge_solve(gram, xp.reshape(targets, (n, -1)), own, root, solver)
+    return xp.reshape(dual, targets.shape), replace(report, ridge=ridge)
 
 
 def _operator_solve(gram, targets, alpha, solver, sample_weight):
@@ -155,12 +158,39 @@ def _operator_solve(gram, targets, alpha, solver, sample_weight):
     weight = None if sample_weight is None else _checked_weight(sample_weight, targets)
     weight = None if weight is None else np.repeat(weight, per_sample)
     diagonal = np.asarray(gram.diagonal(), np.float64)
-    scale = _positive_scale(np.average(diagonal, weights=weight))
-    root = None if weight is None else np.sqrt(weight)
-    system, rows = RidgeSystem(gram, alpha * scale, root, diagonal), targets.reshape(size, -1)
+    ridge = _ridge(alpha, _positive_scale(_mean(diagonal, weight)))
+    root, own = _root_and_ridge(weight, ridge)
+    system, rows = RidgeSystem(gram, own, root, diagonal), targets.reshape(size, -1)
     u, report = solver.solve_system(system, rows if root is None else root[:, None] * rows)
     u = _checked_answer(u, rows, solver)
-    return (u if root is None else root[:, None] * u).reshape(targets.shape), report
+    return (u if root is None else root[:, None] * u).reshape(targets.shape), replace(report, ridge=ridge)
+
+
+def _ridge(alpha, scale):
+    """Return λ, if it is a number."""
+    if not math.isfinite(alpha * scale):
+        raise ValueError(
+            f"alpha times the mean diagonal of gram must be finite, got alpha = {alpha:.3g} and {scale:.3g}"
+        )
+    return alpha * scale
+
+
+def _root_and_ridge(weight, ridge):
+    """Return roots of weights in their own unit, and the ridge that gives the same dual coefficients with them.
+
+    W^½ (W^½ K W^½ + λI)⁻¹ W^½ is the same for cW and cλ.
+    """
+    if weight is None:
+        return None, ridge
+    xp = array_namespace(weight)
+    unit = unit_of(weight)
+    own = ridge / unit
+    if not math.isfinite(own) or (own == 0) != (ridge == 0):
+        raise ValueError(
+            f"sample_weight goes up to {float(xp.max(weight)):.3g}, beside which the ridge λ = {ridge:.3g} is out "
+            "of the range of float64: divide sample_weight by its mean, and choose alpha for that"
+        )
+    return xp.sqrt(weight / unit), own
 
 
 def _ridge_solve(gram, targets, ridge, root, solver):
@@ -233,7 +263,16 @@ def _mean_diagonal(gram, weight):
         gram = xp.permute_dims(gram, (2, 0, 1))
     diagonal = xp.astype(xp.linalg.diagonal(gram), xp.float64)
     diagonal = diagonal if diagonal.ndim == 1 else xp.mean(diagonal, axis=0)
-    return _positive_scale(xp.mean(diagonal) if weight is None else xp.sum(weight * diagonal) / xp.sum(weight))
+    return _positive_scale(_mean(diagonal, weight))
+
+
+def _mean(diagonal, weight):
+    """Return the weighted mean."""
+    xp = array_namespace(diagonal)
+    if weight is None:
+        return xp.mean(diagonal)
+    weight = weight / unit_of(weight)
+    return xp.sum(weight * diagonal) / xp.sum(weight)
 
 
 def _positive_scale(scale):
@@ -278,6 +317,6 @@ def _checked_weight(sample_weight, gram):
             f"sample_weight must have shape ({gram.shape[0]},), one a sample; got {tuple(weight.shape)}"
         )
     weight = xp.astype(weight, xp.float64, copy=False)
-    if not bool(xp.all(xp.isfinite(weight) & (weight >= 0))) or float(xp.sum(weight)) == 0:
+    if not bool(xp.all(xp.isfinite(weight) & (weight >= 0))) or float(xp.max(weight)) == 0:
         raise ValueError("sample_weight must be finite and >= 0, with at least one weight > 0")
     return weight

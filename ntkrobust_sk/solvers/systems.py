@@ -1,6 +1,6 @@
 """The system of kernel ridge regression, K + λI, of a matrix or of a linear operator, with weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,8 @@ from .._validation import is_finite
 
 # Of a matrix that is brought to single precision.
 ROWS_AT_ONCE = 256
+# Of the largest diagonal entry: beside this the kernel is less than rounding, twice over.
+LARGEST_RIDGE = 2.0**110
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,16 @@ class RidgeSystem:
             if self.root is not None:
                 copy[rows] *= self.root
         return copy
+
+    def within_range(self) -> tuple["RidgeSystem", float]:
+        """Return the system with a ridge whose square is in range, and the factor that its answer then lacks.
+
+        Above 2^110 of the diagonal the answer is b / λ, or what landmarks make of b over λ, to the last digit.
+        """
+        if not self.ridge > 1:
+            return self, 1.0
+        most = LARGEST_RIDGE * float(self.diagonal().max())
+        return (replace(self, ridge=most), most / self.ridge) if 0 < most < self.ridge else (self, 1.0)
 
     def _plain_product(self, V):
         if isinstance(self.gram, np.ndarray):

@@ -39,3 +39,50 @@ def test_a_residual_that_is_no_number_has_not_converged():
 
     with pytest.warns(UserWarning, match="has not converged"):
         assert not solve(GAUSS, POINTS[:, 0], alpha=1e-2, solver=Lost(), return_report=True)[1].converged
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "eigh", *ITERATIVE], ids=lambda solver: str(solver)[:32])
+def test_a_ridge_of_any_size_gives_targets_over_it(solver, capfd):
+    K = kernel_of(solver)
+    large = [solve(K, POINTS[:, 0], alpha=alpha, solver=solver) * alpha for alpha in (1e20, 1e40, 1e300)]
+    np.testing.assert_allclose(large[1], large[0], rtol=1e-6)
+    np.testing.assert_allclose(large[2], large[0], rtol=1e-6)
+    scale = K.diagonal().mean()
+    if isinstance(solver, Nystrom):
+        # landmarks answer as all rows do, at themselves
+        landmarks = large[2] != 0
+        assert landmarks.sum() == 30
+        np.testing.assert_allclose((K @ large[2] * scale)[landmarks], (K @ POINTS[:, 0])[landmarks], rtol=1e-6)
+    else:
+        np.testing.assert_allclose(large[2] * scale, POINTS[:, 0], rtol=1e-3)
+    captured = capfd.readouterr()
+    assert "illegal value" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "eigh", *ITERATIVE], ids=lambda solver: str(solver)[:32])
+@pytest.mark.parametrize("weight", [1e-300, 1e-100, 1e100, 1e300])
+def test_weights_of_any_size_are_those_near_one_with_the_ridge_over_them(solver, weight, capfd):
+    K, shape = kernel_of(solver), np.linspace(1, 3, 50)
+    alpha = weight if weight < 1 else 1e-3 * weight  # as alpha=1 or 1e-3 with weights near one
+    plain = solve(K, POINTS[:, 0], alpha=alpha / weight, solver=solver, sample_weight=shape)
+    found, report = solve(
+        K, POINTS[:, 0], alpha=alpha, solver=solver, sample_weight=weight * shape, return_report=True
+    )
+    np.testing.assert_allclose(found, plain, rtol=1e-2, atol=1e-3 * abs(plain).max())
+    assert report.ridge > 0 and report.converged
+    # with a small ridge on light samples, all that is left is a multiple of the weighted targets
+    light = solve(K, POINTS[:, 0], alpha=1.0, solver=solver, sample_weight=np.full(50, 1e-250))
+    assert np.isfinite(light).all() and 0 < abs(light).max() < 1e-240
+    captured = capfd.readouterr()
+    assert "illegal value" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "eigh", *ITERATIVE], ids=lambda solver: str(solver)[:32])
+def test_a_ridge_out_of_range_beside_the_weights_names_them(solver):
+    K, y = kernel_of(solver), POINTS[:, 0]
+    for weight, alpha in ((1e-300, 1e300), (1e300, 1e-300)):
+        with pytest.raises(ValueError, match="sample_weight goes up to"):
+            solve(K, y, alpha=alpha, solver=solver, sample_weight=np.full(50, weight))
+    if not isinstance(solver, EigenPro):
+        with pytest.raises(ValueError, match="alpha times the mean diagonal"):
+            solve(1e10 * GAUSS, y, alpha=1e300, solver=solver)
