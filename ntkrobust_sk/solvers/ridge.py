@@ -58,8 +58,9 @@ def solve(
         :class:`~ntkrobust_sk.solvers.ConjugateGradient`, or any ``solver(A, B) -> X``.
     sample_weight : array (n,) or None, default=None
         Weights >= 0. A weight of k is the same as k copies of the sample, the ridge included: the dual
-        coefficient is then the sum of the copies'. A sample of weight 0 has dual coefficient 0. Of iterative
-        solvers this holds to their tolerance.
+        coefficient is then the sum of the copies'. A sample of weight 0 has dual coefficient 0. Of "cg"
+        and "eigenpro" this holds to their tolerance. "nystrom" draws its landmarks among the rows: with as many
+        landmarks as there are distinct rows this holds too, and else approximately.
     return_report : bool, default=False
         Return the report too: which solver it was, its iterations and its residual.
 

@@ -325,6 +325,12 @@ def test_a_weight_of_two_is_the_row_twice_in_iterative_solvers():
     some = Nystrom(n_landmarks=25)
     weighted = solve(SMOOTH, TARGETS, alpha=1e-2, solver=some, sample_weight=WEIGHTS)
     assert relative(weighted, folded(solve(copies, y, alpha=1e-2, solver=some))) < 1e-6
+    for n_landmarks in (np.count_nonzero(WEIGHTS), N):
+        every = Nystrom(n_landmarks=int(n_landmarks))
+        weighted = SMOOTH @ solve(SMOOTH, TARGETS, alpha=1e-2, solver=every, sample_weight=WEIGHTS)
+        twice = solve(copies, y, alpha=1e-2, solver=Nystrom(n_landmarks=int(n_landmarks), seed=1))
+        assert relative(weighted, SMOOTH @ folded(twice)) < 1e-9
+        assert relative(weighted, SMOOTH @ solve(SMOOTH, TARGETS, alpha=1e-2, sample_weight=WEIGHTS)) < 1e-9
     sgd = EigenPro(tol=1e-6, max_epochs=200)
     weighted = solve(FeatureGram(FEATURES), TARGETS, alpha=1e-1, solver=sgd, sample_weight=WEIGHTS)
     repeated = solve(FeatureGram(FEATURES[REPEATED]), y, alpha=1e-1, solver=sgd)
