@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
 
 from .._drawing import Axes, styled
 from .._validation import array, brief, integer
@@ -118,6 +119,7 @@ class AttributionDisplay(Display):
         machine = unfrozen(estimator)
         if not isinstance(machine, AttributableMachine) or not isinstance(machine, TangentClassifier):
             raise TypeError(f"estimator must be a fitted EmpiricalNTKClassifier, got {brief(estimator)}")
+        shape = _image_shape(machine)
         clean = np.asarray(array("X", X))
         rows, names = [clean], ["clean"]
         if attack is not None:
@@ -129,7 +131,6 @@ class AttributionDisplay(Display):
         answers = machine.predict(inputs)
         top = machine.top_attributions(inputs, integer("k", k, low=1))
         said = [f"{names[at % len(rows)]}: {answer}" for at, answer in enumerate(answers)]
-        shape = tuple(machine.input_shape_)
         images = host_inputs("X", inputs, machine.model_.variables.params).reshape(-1, *shape)
         return cls(images, machine.X_fit_, top, said, labels).plot(ax, **style)
 
@@ -173,6 +174,19 @@ class AttributionDisplay(Display):
             size = np.array([starts[-1] + side, n * (ratio + TEXT) + 3 * GAP])
             cast(Any, self.figure_).set_size_inches(INCHES * size + MARGIN)
         return self
+
+
+def _image_shape(machine) -> tuple[int, ...]:
+    """Return the shape (h, w, c) of the images that a machine was fitted on, or raise."""
+    check_is_fitted(machine)
+    shape = tuple(machine.input_shape_)
+    if len(shape) != 3 or shape[2] not in (1, 3):
+        raise ValueError(
+            "estimator must be fitted on images (h, w, c) with c = 1 or 3 to draw them, but its inputs have "
+            f"shape {shape}; where rows hold images, fit it with input_shape=, such as "
+            f"{type(machine).__name__}(..., input_shape=(8, 8, 1)), and a network for that shape"
+        )
+    return shape
 
 
 def _show(ax, image, left, top, ratio, im_kw) -> None:

@@ -56,6 +56,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
     scale : float, default=1.0
         Factor of the kernel, the hyperparameter; Gaussian processes search for its logarithm.
     scale_bounds : pair of float or "fixed", default=(1e-5, 1e5)
+        0 < low <= high.
     input_shape : tuple of int, default=None
         Shape (h, w, c) of the images that rows hold; scikit-learn's machines take rows alone. None takes inputs as
         they come.
@@ -68,7 +69,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
     ------
     TypeError, ValueError
         When it is called: for what is no model, a kernel of another kind, inputs that do not fit the network,
-        and a scale that is not positive.
+        a scale that is not positive, and bounds that are none.
 
     Examples
     --------
@@ -196,6 +197,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
     def _scale(self) -> float:
         """Return the scale; whatever else is a setting is looked at too."""
         parse_memory(self.memory)
+        self.hyperparameter_scale  # noqa: B018 - raises for bounds that are none
         return number("scale", self.scale, above=0)
 
     def _kernel_and_model(self):

@@ -4,6 +4,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from sklearn.exceptions import NotFittedError
 
 from ntkrobust_sk import (
     MLP,
@@ -74,6 +75,17 @@ def test_from_estimator_draws_each_image_and_under_attack_what_its_answer_rests_
 def test_rows_are_drawn_as_the_images_that_they_are(machine):
     display = AttributionDisplay.from_estimator(machine, X[:1].reshape(1, 64), k=1)
     np.testing.assert_array_equal(drawn(display)[0][0], X[0, ..., 0])
+
+
+def test_a_machine_on_rows_is_told_to_name_the_shape_of_its_images():
+    rows = X.reshape(30, 64)
+    flat = EmpiricalNTKClassifier(NETWORK, random_state=0).fit(rows, LABELS)
+    with pytest.raises(ValueError, match=r"inputs have shape \(64,\); .*fit it with input_shape="):
+        AttributionDisplay.from_estimator(flat, rows[:2])
+    with pytest.raises(NotFittedError):
+        AttributionDisplay.from_estimator(EmpiricalNTKClassifier(NETWORK), rows[:2])
+    shaped = EmpiricalNTKClassifier(NETWORK, input_shape=(8, 8, 1), random_state=0).fit(rows, LABELS)
+    assert len(drawn(AttributionDisplay.from_estimator(shaped, rows[:2], k=1))[0]) == 6
 
 
 def test_colours_are_drawn():

@@ -209,6 +209,8 @@ def test_its_scale_is_searched_for_by_cross_validation():
         (NTKKernel(MODEL, "trase"), X, ValueError, "unknown kernel 'trase'"),
         (NTKKernel(MODEL, scale=0), X, ValueError, "scale must be a finite number > 0, got 0"),
         (NTKKernel(MODEL, scale=float("nan")), X, ValueError, "scale must be a finite number"),
+        (NTKKernel(MODEL, scale_bounds=(3, 2)), X, ValueError, r"0 < low <= high, got \(3, 2\)"),
+        (NTKKernel(MODEL, scale_bounds=(1,)), X, ValueError, r"scale_bounds must be 'fixed' or two numbers"),
         (NTKKernel(MODEL, input_shape=(3, 3)), X, ValueError, "input_shape=.3, 3., which stands for 9 features"),
         (NTKKernel(MODEL, input_shape="ab"), X, (TypeError, ValueError), "input_shape"),
         (NTKKernel(MODEL, memory="2 apples"), X, ValueError, "memory"),
