@@ -63,7 +63,7 @@ def kernel_form(
     Raises
     ------
     ValueError
-        If the solver is unfit for the kind of kernel.
+        If the solver is unfit for the kind of kernel, or for an ``alpha`` of zero.
     """
     found = resolve_solver(solver)
     size = n * (n_outputs if rank == 4 else 1)
@@ -77,6 +77,7 @@ def kernel_form(
             found = SOLVERS["cg"]
         else:
             found = SOLVERS["eigenpro" if isinstance(kernel, ProjectedNTK) else "nystrom"]
+    require_ridge(found, alpha)
     if isinstance(found, EigenPro):
         if not has_rows:
             raise ValueError(
@@ -87,6 +88,15 @@ def kernel_form(
     if isinstance(found, IterativeSolver) and not fits:
         return KernelForm(found, "operator")
     return KernelForm(found, "matrix")
+
+
+def require_ridge(solver: Callable, alpha: float) -> None:
+    """Raise ValueError for a solver on landmarks without a ridge."""
+    if isinstance(solver, Nystrom) and not alpha > 0:
+        raise ValueError(
+            "alpha must be > 0 with solver='nystrom', whose equations on landmarks need a ridge, got "
+            f"alpha={alpha!r}; give a small one, such as alpha=1e-6, or take solver='cholesky'"
+        )
 
 
 def not_formed(form: KernelForm, kernel: Kernel, rank: int, model: Model, X: Any, memory: int) -> Any:

@@ -32,8 +32,9 @@ class EmpiricalNTKClassifierCV(TangentClassifier, SelectingMachine):
         regularise too little for the precision of the Gram matrix are left out with a warning. None: from 1e-6, or
         as soon as the precision allows, to 100, two for each power of ten.
     stopping_times : array-like of float, default=None
-        Times at which gradient flow on the squared error is stopped, candidates in place of ``alphas``. A
-        time is in units of one over the mean diagonal of the Gram matrix: t fits about as much as alpha = 1/t.
+        Times at which gradient flow on the squared error is stopped, candidates in place of ``alphas``; both
+        together are an error. A time is in units of one over the mean diagonal of the Gram matrix: t fits about as
+        much as alpha = 1/t.
     scoring : {"squared_error", "accuracy", "log_loss", "gcv", "robust"}, default="squared_error"
         The first three are those of leave-one-out scores: the squared error to the classes' indicators, the
         accuracy, and the log-likelihood at the best temperature. "gcv" is generalised cross-validation, in closed
@@ -146,8 +147,9 @@ class EmpiricalNTKRegressorCV(TangentRegressor, SelectingMachine):
         regularise too little for the precision of the Gram matrix are left out with a warning. None: from 1e-6, or
         as soon as the precision allows, to 100, two for each power of ten.
     stopping_times : array-like of float, default=None
-        Times at which gradient flow on the squared error is stopped, candidates in place of ``alphas``. A
-        time is in units of one over the mean diagonal of the Gram matrix: t fits about as much as alpha = 1/t.
+        Times at which gradient flow on the squared error is stopped, candidates in place of ``alphas``; both
+        together are an error. A time is in units of one over the mean diagonal of the Gram matrix: t fits about as
+        much as alpha = 1/t.
     scoring : {"squared_error", "gcv", "robust"}, default="squared_error"
         "squared_error" is that of leave-one-out predictions. "gcv" is generalised cross-validation, in closed
         form too; "robust" the score under ``attack``, in ``cv`` folds. Of equal scores the most regularised one

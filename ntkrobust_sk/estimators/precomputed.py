@@ -15,7 +15,7 @@ from ..solvers.choice import resolve_solver, solver_of_matrix
 from ..solvers.eigenpro import EigenPro
 from ..solvers.matrices import require_symmetric
 from .inputs import as_rows
-from .kernel_forms import KernelForm
+from .kernel_forms import KernelForm, require_ridge
 from .shared import KernelSource, allowed
 
 PRECOMPUTED = "precomputed"
@@ -92,6 +92,7 @@ class PrecomputedMachine(KernelSource):
                 "solver='eigenpro' takes tangent features, of which kernel='precomputed' knows nothing; take "
                 "solver='cg' or 'nystrom'"
             )
+        require_ridge(found, alpha)
         require_host_memory(0, 8 * getattr(found, "n_arrays", 1) * len(K) ** 2, f"{len(K):,} rows")
         return KernelForm(found, "matrix")
 

@@ -45,6 +45,11 @@ class SelectingMachine(ClosedFormMachine):
         if self.scoring == "robust":
             self._require_inputs("scoring='robust' attacks the inputs x")
         super()._validate_params()
+        if self.alphas is not None and self.stopping_times is not None:
+            raise ValueError(
+                "alphas and stopping_times are two kinds of candidates, of which a machine takes one: leave one "
+                f"out, got alphas={brief(self.alphas)} and stopping_times={brief(self.stopping_times)}"
+            )
         if self.scoring == "robust" and self.attack is None:
             raise ValueError("scoring='robust' needs an attack, such as attack=PGD(epsilon=8/255), got None")
 

@@ -88,7 +88,7 @@ def test_folds_that_are_none_are_refused(cv):
 
 def test_a_stopping_time_is_chosen_in_place_of_alpha():
     times = [1.0, 1e2, 1e4]
-    chosen = regressor(stopping_times=times).fit(X, TARGETS)
+    chosen = regressor(alphas=None, stopping_times=times).fit(X, TARGETS)
     assert chosen.stopping_time_ in times and not hasattr(chosen, "alpha_")
     errors = ((chosen.left_out_ - TARGETS) ** 2).mean()
     assert chosen.best_score_ == pytest.approx(-errors)
@@ -96,7 +96,7 @@ def test_a_stopping_time_is_chosen_in_place_of_alpha():
     ridge = EmpiricalNTKRegressor(NETWORK, alpha=1 / chosen.stopping_time_, random_state=0).fit(X, TARGETS)
     assert abs(chosen.score(X, TARGETS) - ridge.score(X, TARGETS)) < 0.1
     assert chosen.ridge_ == pytest.approx(ridge.ridge_, rel=1e-5)
-    again = chosen.set_params(stopping_times=None).fit(X, TARGETS)
+    again = chosen.set_params(alphas=ALPHAS, stopping_times=None).fit(X, TARGETS)
     assert again.alpha_ in ALPHAS and not hasattr(again, "stopping_time_")
 
 
@@ -166,7 +166,8 @@ def test_the_kernel_of_a_trainer_is_taken_and_the_full_kernel_too():
         ({"alphas": [0.1, -1]}, r"alphas\[1\] must be a finite number >= 0"),
         ({"alphas": [0.1, np.nan]}, r"alphas\[1\]"),
         ({"alphas": [[0.1]]}, "alphas"),
-        ({"stopping_times": [0.0]}, r"stopping_times\[0\] must be a finite number > 0"),
+        ({"alphas": None, "stopping_times": [0.0]}, r"stopping_times\[0\] must be a finite number > 0"),
+        ({"stopping_times": [1.0]}, r"alphas and stopping_times are two kinds.*leave one out, got alphas=\[0.001"),
         ({"scoring": "mse"}, "unknown scoring 'mse'; known are 'squared_error'"),
         ({"scoring": None}, "unknown scoring None"),
         ({"scoring": "robust"}, "needs an attack, such as attack=PGD"),

@@ -106,7 +106,8 @@ def test_what_has_not_converged_warns_and_is_kept():
     [
         ({"solver": "lu"}, "'solver' parameter of EmpiricalNTKClassifier must be"),
         ({"solver": "eigenpro", "kernel": "class"}, "eigenpro.*takes tangent features.*kernel='pseudo'"),
-        ({"solver": "nystrom", "alpha": 0}, "alpha > 0"),
+        ({"solver": "nystrom", "alpha": 0}, "^alpha must be > 0 with solver='nystrom'.*got alpha=0"),
+        ({"solver": "nystrom", "alpha": 0, "memory": SMALL}, "^alpha must be > 0 with solver='nystrom'"),
         ({"solver": "cg", "memory": SMALL, "calibrate": True}, "calibrate=True.*give more memory"),
     ],
 )
