@@ -58,6 +58,12 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
             With ``return_std``, for a machine that was fitted by gradient descent.
         SingularGramError
             With ``return_std``, if the Gram matrix with the ridge is singular.
+
+        Warns
+        -----
+        UserWarning
+            With ``return_std``, where the targets do not differ between training rows, as with one row: σ² is 0
+            then, and so are all deviations.
         """
         answers = self._answers(self._evaluate(X))
         return (answers, self._answers(self._deviations(X))) if flag("return_std", return_std) else answers
@@ -66,7 +72,7 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
     def noise_std_(self) -> np.ndarray:
         """The standard deviation (T,) of the noise of an observation of weight one, √(σ² λ)."""
         check_is_fitted(self)
-        return np.sqrt(self.prior_variance_ * self.ridge_)
+        return np.sqrt(self._prior_scale() * self.ridge_)
 
     def std_model(self) -> Callable:
         """Return the standard deviations of ``predict`` as a differentiable function of the inputs.
@@ -78,7 +84,7 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
             machine as unsure as it can.
         """
         variance = self._variance_model(self._posterior())
-        scale = jnp.asarray(self.prior_variance_, self._working_dtype())
+        scale = jnp.asarray(self._prior_scale(), self._working_dtype())
         return self._as_model(PosteriorDeviation(variance, scale))
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
@@ -88,7 +94,7 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
     def _deviations(self, X: Any) -> np.ndarray:
         """Return the standard deviations (n, T) of the function at inputs."""
         _, posterior, inputs = self._variances(X)
-        return as_answer(np.sqrt(posterior * self.prior_variance_), inputs, "standard deviations")
+        return as_answer(np.sqrt(posterior * self._prior_scale()), inputs, "standard deviations")
 
     def _answers(self, scores):
         return scores[:, 0] if self._one_target else scores

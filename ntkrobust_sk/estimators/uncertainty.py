@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,7 +29,8 @@ class UncertaintyMixin(PrecomputedMachine):
 
     It is the mean of a Gaussian process with prior covariance σ² K and noise variance σ² λ / w_i, where λ is the
     ridge (``ridge_``) and w_i the sample weight; σ² (``prior_variance_``) is the maximum of the marginal
-    likelihood, in closed form: σ² = Σ_i (y_i - μ) α_i / Σ_i w_i with the dual coefficients α.
+    likelihood, in closed form: σ² = Σ_i (y_i - μ) α_i / Σ_i w_i with the dual coefficients α. It is 0 for targets
+    that do not differ.
     """
 
     X_fit_: np.ndarray
@@ -92,10 +94,28 @@ class UncertaintyMixin(PrecomputedMachine):
         of_targets = np.einsum("ic,ic->c", centred, self.dual_coef_)
         total = len(centred) if sample_weight is None else np.sum(sample_weight)
         scale = np.maximum(of_targets / total, 0)
+        seen = centred if sample_weight is None else centred[np.asarray(sample_weight) > 0]
+        # not what rounding of the mean leaves
+        scale = np.where(np.ptp(seen, axis=0) > 0, scale, 0.0)
         mixes = not self._precomputed and getattr(resolve_kernel(self.kernel), "rank", None) == 4
         # a full kernel has one prior for all targets together
         self.prior_variance_ = np.full_like(scale, scale.mean()) if mixes else scale
         self.ridge_, self.weight_fit_ = float(ridge), sample_weight
+
+    def _prior_scale(self) -> np.ndarray:
+        """Return σ² (T,), with a warning where targets that do not differ have made it zero."""
+        check_is_fitted(self)
+        found = self.prior_variance_
+        if not (found > 0).all():
+            which = "the targets" if not found.any() else f"those of column {np.flatnonzero(found == 0)[0]}"
+            warnings.warn(
+                f"standard deviations are 0 for all inputs, since {which} do not differ between the training rows "
+                "of positive weight: the variance of the prior, which is fitted to them (prior_variance_), is 0. "
+                "This is not certainty; fit on rows with different targets",
+                UserWarning,
+                stacklevel=3,
+            )
+        return found
 
     def _variances(self, X):
         """Return prior and posterior variances (n, C) or (n, 1) in double precision, and the checked inputs."""

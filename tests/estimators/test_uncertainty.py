@@ -203,3 +203,26 @@ def test_constant_targets_leave_no_doubt():
     mean, std = machine.predict(Z, return_std=True)
     np.testing.assert_allclose(mean, 3.0)
     np.testing.assert_allclose(std, 0.0)
+
+
+@pytest.mark.parametrize(
+    "rows, y, weight",
+    [
+        (X[:1], [3.0], None),
+        (X, np.full(40, 0.1), None),
+        (X, TARGETS[:, 0], np.arange(40.0) == 7),
+        (X, np.c_[TARGETS[:, 0], np.full(40, 0.1)], None),
+    ],
+    ids=["one row", "constant", "one weight", "one constant column"],
+)
+def test_deviations_of_zero_for_targets_that_do_not_differ_warn(rows, y, weight):
+    machine = regressor().fit(rows, y, weight)
+    with pytest.warns(UserWarning, match="not certainty; fit on rows with different targets") as caught:
+        _, std = machine.predict(Z, return_std=True)
+    varied = np.ptp(np.reshape(y, (len(rows), -1))[slice(None) if weight is None else weight], axis=0) > 0
+    np.testing.assert_array_equal(machine.prior_variance_ > 0, varied)
+    np.testing.assert_array_equal(std.reshape(len(Z), -1).any(axis=0), varied)
+    assert ("the targets" if not varied.any() else "column 1") in str(caught[0].message)
+    for ask in (machine.std_model, lambda: machine.noise_std_):
+        with pytest.warns(UserWarning, match="not certainty"):
+            ask()
