@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from .._arrays import AnyArray, cholesky_factor, solve_triangular, to_numpy
 from .._validation import integer, number
 from .convergence import SolveReport
+from .direct import SingularGramError
 from .iterative import IterativeSolver
 from .pivoting import pivoted_cholesky
 from .systems import RidgeSystem
@@ -80,6 +82,7 @@ class Nystrom(IterativeSolver):
         if 8 * n * rank > WHOLE_BYTES and hasattr(system.gram, "block"):
             return self._streamed(system, B, rank, end)
         factor, pivots = pivoted_cholesky(system, rank, tol=end, seed=self.seed)
+        _require_semidefinite(system, factor, pivots)
         xp = array_namespace(factor)
         corner = xp.take(factor, system.array(pivots), axis=0)
         coefficients, residual = _small_ridge(system, factor.T @ factor, factor.T @ B)
@@ -94,6 +97,8 @@ class Nystrom(IterativeSolver):
         some = np.sort(np.random.default_rng(self.seed).choice(n, few, replace=False, p=chance))
         part = RidgeSystem(gram.subset(some), system.ridge)
         factor, pivots = pivoted_cholesky(part, rank, tol=end, seed=self.seed)
+        if system.root is None:
+            _require_semidefinite(part, factor, pivots)
         corner, pivots = factor[pivots], some[pivots]
         left = 1 - float((factor**2).sum() / part.diagonal().sum())
         square, right = np.zeros((len(pivots), len(pivots))), np.zeros((len(pivots), B.shape[1]))
@@ -116,6 +121,36 @@ class Nystrom(IterativeSolver):
         X[pivots] = to_numpy(solve_triangular(corner, coefficients, transposed=True))
         detail = f"{len(pivots)} landmarks, which leave {max(left, 0.0):.1e} of the trace"
         return system.array(X), SolveReport(self, 1, residual, residual <= self.tol, system.ridge, detail)
+
+
+def _require_semidefinite(system, factor, pivots):
+    """Raise SingularGramError where landmarks leave a row less than -λ, and an eigenvalue is below -λ indeed.
+
+    What is left of a row i is vᵀK v, of a v that is one at i and else zero but for landmarks.
+    """
+    left = system.diagonal() - to_numpy(array_namespace(factor).sum(factor * factor, axis=1))
+    worst = int(np.argmin(left))
+    if left[worst] >= -system.ridge or len(left) < 3:
+        return
+    factor = to_numpy(factor)
+    start = np.zeros(len(left))
+    start[pivots] = -np.linalg.solve(factor[pivots].T, factor[worst])
+    start[worst] = 1.0
+
+    def product(v):
+        return to_numpy(system.product(system.array(v.reshape(-1, 1))))[:, 0]
+
+    operator = LinearOperator(system.shape, matvec=product, dtype=np.dtype(np.float64))
+    try:
+        smallest = float(eigsh(operator, 1, which="SA", v0=start, tol=1e-2, return_eigenvectors=False)[0])
+    except ArpackNoConvergence:
+        return
+    if smallest <= 0:
+        raise SingularGramError(
+            f"the {len(left)} x {len(left)} matrix is not positive definite: with the ridge λ = "
+            f"{system.ridge:.3g} it has an eigenvalue of {smallest:.3g}. Raise alpha, or take a kernel that is "
+            "positive semidefinite"
+        )
 
 
 def _small_ridge(system, square: Any, right: Any) -> tuple[Any, float]:

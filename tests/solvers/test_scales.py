@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ntkrobust_sk.solvers import ConjugateGradient, EigenPro, FeatureGram, Nystrom, solve
+from ntkrobust_sk.solvers import ConjugateGradient, EigenPro, FeatureGram, Nystrom, SingularGramError, solve
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(50, 5))
@@ -86,3 +86,18 @@ def test_a_ridge_out_of_range_beside_the_weights_names_them(solver):
     if not isinstance(solver, EigenPro):
         with pytest.raises(ValueError, match="alpha times the mean diagonal"):
             solve(1e10 * GAUSS, y, alpha=1e300, solver=solver)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("negative", [-0.1, -0.01])
+def test_landmarks_refuse_an_indefinite_matrix_as_the_other_solvers_do(seed, negative):
+    Q = np.linalg.qr(np.random.default_rng(seed).normal(size=(120, 120)))[0]
+    values = np.logspace(0, -10, 120)
+    values[-3:] = negative
+    K = (Q * values) @ Q.T
+    for solver in ("cholesky", "cg", Nystrom(n_landmarks=120)):
+        with pytest.raises(SingularGramError, match="not positive definite"):
+            solve(K, np.ones(120), alpha=1e-3, solver=solver)
+    # a ridge that covers the negative eigenvalues
+    cover = 2 * -negative / K.diagonal().mean()
+    solve(K, np.ones(120), alpha=cover, solver=Nystrom(n_landmarks=120))
