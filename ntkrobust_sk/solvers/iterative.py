@@ -155,18 +155,25 @@ class ConjugateGradient(IterativeSolver):
         if preconditioner.is_close:
             X, R, n_iter = _refined(system, preconditioner, B, targets, self.max_iter)
         found = _lengths(R)
+        best, smallest = X, found
         while not (done := bool((found <= targets).all())) and n_iter < self.max_iter:
             # all columns, since those that are done help the others
             steps, more, size, within = _recursion(system, preconditioner, R, targets, self.max_iter - n_iter)
             X, n_iter, norm, before = X + steps, n_iter + more, max(norm, size), found
             R = B - system.product(X)
             found = _lengths(R)
+            better = found < smallest
+            xp = array_namespace(X)
+            best = xp.where(system.array(better), X, best)
+            smallest = np.where(better, found, smallest)
             # what rounding of the products leaves does not become smaller
             floor = _eps(system) * norm * _lengths(X)
             if done := within and bool((found <= np.maximum(targets, floor)).all()):
                 break
             if not (found < before / 2).any():
                 break
+        if not done:
+            X, found = best, smallest
         relative = float((found / np.where(lengths > 0, lengths, 1)).max())
         return X, SolveReport(self, n_iter, relative, done, system.ridge, preconditioner.detail)
 
@@ -210,6 +217,7 @@ def _recursion(system, preconditioner, R, targets, max_iter):
     B, X, norm = R, xp.zeros_like(R), 0.0
     P = _orthonormal(system, precondition(R))
     exact = _lengths(R)
+    best, smallest = X, float((exact / targets).max())
     for n_iter in range(1, max_iter + 1):
         Q = product(P)
         curvature = to_numpy(P.T @ Q)
@@ -224,10 +232,12 @@ def _recursion(system, preconditioner, R, targets, max_iter):
             found = exact = _lengths(R)
         if (found <= targets).all():
             return X, n_iter, norm, True
+        if (worst := float((found / targets).max())) < smallest:
+            best, smallest = X, worst
         Z = precondition(R)
         Z = Z - P @ system.array(np.linalg.solve(curvature, to_numpy(Q.T @ Z)))
         P = _orthonormal(system, Z)
-    return X, max_iter, norm, False
+    return best, max_iter, norm, False
 
 
 def _orthonormal(system, V):

@@ -10,6 +10,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from .._arrays import AnyArray, as_array_like, host_product, to_numpy
 from .._validation import is_finite
+from .units import near_one, unit_of
 
 # Of a matrix that is brought to single precision.
 ROWS_AT_ONCE = 256
@@ -111,14 +112,23 @@ class RidgeSystem:
         return copy
 
     def within_range(self) -> tuple["RidgeSystem", float]:
-        """Return the system with a ridge whose square is in range, and the factor that its answer then lacks.
+        """Return a system near one, with a ridge whose square is in range, and the factor that its answer lacks.
 
         Above 2^110 of the diagonal the answer is b / λ, or what landmarks make of b over λ, to the last digit.
         """
-        if not self.ridge > 1:
+        if self.is_operator and not hasattr(self.gram, "diagonal"):
             return self, 1.0
-        most = LARGEST_RIDGE * float(self.diagonal().max())
-        return (replace(self, ridge=most), most / self.ridge) if 0 < most < self.ridge else (self, 1.0)
+        largest = float(self.diagonal().max())
+        most = LARGEST_RIDGE * largest
+        system, factor = (replace(self, ridge=most), most / self.ridge) if 0 < most < self.ridge else (self, 1.0)
+        unit = unit_of(np.array([largest]))
+        if near_one(unit):
+            return system, factor
+        ridge = system.ridge / unit
+        if not self.is_operator:
+            return replace(system, gram=self.gram / unit, ridge=ridge), factor / unit
+        root = (np.ones(self.shape[0]) if self.root is None else self.root) / unit**0.5
+        return replace(system, root=root, ridge=ridge), factor / unit
 
     def _plain_product(self, V):
         if isinstance(self.gram, np.ndarray):

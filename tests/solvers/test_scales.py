@@ -1,7 +1,10 @@
 """Numbers of any size: answers scale with targets, kernels and weights, or an error says what is out of range."""
 
+import warnings
+
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from ntkrobust_sk.solvers import ConjugateGradient, EigenPro, FeatureGram, Nystrom, SingularGramError, solve
 
@@ -101,3 +104,34 @@ def test_landmarks_refuse_an_indefinite_matrix_as_the_other_solvers_do(seed, neg
     # a ridge that covers the negative eigenvalues
     cover = 2 * -negative / K.diagonal().mean()
     solve(K, np.ones(120), alpha=cover, solver=Nystrom(n_landmarks=120))
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "eigh", *ITERATIVE], ids=lambda solver: str(solver)[:32])
+@pytest.mark.parametrize("size", [1e-200, 1e-100, 1e100, 1e200])
+def test_answers_scale_with_kernels_of_any_size(solver, size):
+    y = POINTS[:, 0]
+    small = FeatureGram(POINTS * size**0.5) if isinstance(solver, EigenPro) else GAUSS * size
+    plain = solve(kernel_of(solver), y, alpha=1e-3, solver=solver)
+    found, report = solve(small, y, alpha=1e-3, solver=solver, return_report=True)
+    rough = 1e-2 if isinstance(solver, EigenPro) else 1e-4
+    np.testing.assert_allclose(found * size, plain, rtol=rough, atol=rough * abs(plain).max())
+    assert report.converged and 0 < report.ridge / size < 1e-2
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "eigh", "cg", "nystrom"])
+def test_tiny_kernels_must_be_symmetric_too(solver):
+    skewed = GAUSS + np.triu(RNG.normal(size=GAUSS.shape), 1)
+    with pytest.raises(ValueError, match="must be symmetric"):
+        solve(1e-200 * skewed, POINTS[:, 0], alpha=1.0, solver=solver)
+
+
+def test_conjugate_gradients_keep_the_best_that_they_have_seen():
+    i = np.arange(1, 121)
+    hilbert = 1 / (i[:, None] + i - 1.0)
+    for solver in (ConjugateGradient(rank=0), ConjugateGradient(rank=20), ConjugateGradient()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found, report = solve(hilbert, np.sin(i), alpha=1e-14, solver=solver, return_report=True)
+        ridge = 1e-14 * hilbert.diagonal().mean() * found
+        left = np.linalg.norm(hilbert @ found + ridge - np.sin(i)) / np.linalg.norm(np.sin(i))
+        assert report.residual <= 1 and left <= 1.001
