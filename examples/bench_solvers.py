@@ -195,7 +195,7 @@ def of_cifar(folder: str, data: str, minutes: float) -> dict:
     probes, few = Probes(n_range=4, n_random=8), 128
 
     def measured(n):
-        K, start = gram_operator("trace", model, X[:n]), time.perf_counter()
+        K, start = gram_operator("pseudo", model, X[:n]), time.perf_counter()
         rank = effective_rank(K, "participation", probes=probes)
         aligned = target_alignment(K, Y[:n], centered=True, probes=probes)
         seconds = time.perf_counter() - start
@@ -218,7 +218,7 @@ def cifar(options) -> dict:
     found = in_a_process("of_cifar", options.run, options.data, options.minutes)
     (rank, rank_error), (aligned, aligned_error) = found["rank"], found["aligned"]
     return bar(
-        f"participation ratio and centred target alignment, {found['n']:,} CIFAR-10 images at a CNN's checkpoint",
+        f"pseudo kernel of a trained CNN on {found['n']:,} CIFAR-10 images: participation, alignment",
         "stated",
         f"{rank:.3g} ± {rank_error:.1g}, {aligned:.3f} ± {aligned_error:.1g}",
         True,
