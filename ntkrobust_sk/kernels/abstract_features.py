@@ -15,7 +15,8 @@ from ..execution.precision import DIGITS, x64_enabled
 from ..networks.inputs import PyTree, inputs_dtype, params_dtype, shapes_of
 from ..networks.model import Model
 from ..tangent.gradient_lists import round_features
-from .ntk import Kernel
+from ..tangent.gradients import Gradients
+from .ntk import Kernel, TangentKernel
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,19 @@ class AbstractFeatures:
 
     def row_bytes(self, n_directions: int) -> int:
         """Count the bytes of one row's features."""
-        leaves = jax.tree.leaves(_shapes(self, n_directions))
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        return _bytes(_shapes(self, n_directions))
+
+    @property
+    def direction_bytes(self) -> int:
+        """Count the bytes of one row's features in one of all directions."""
+        return _bytes(_fewer(_shapes(self, self.n_directions), 1)) if self.is_read_alike else self.row_bytes(1)
+
+    @property
+    def is_read_alike(self) -> bool:
+        """Whether gradients have the same form in any number of directions, unless that is one."""
+        kernel = self.kernel
+        own = type(kernel).features is TangentKernel.features
+        return kernel.splits_directions and own and self.digits is None
 
     def working_bytes(self, rows: int, n_directions: int) -> int:
         """Count what computing a tile's features takes besides them, as the compiler states it."""
@@ -185,7 +197,23 @@ def compiled_features(abstract: AbstractFeatures, rows: int, n_directions: int) 
 @lru_cache(maxsize=256)
 def _shapes(abstract: AbstractFeatures, n_directions: int) -> PyTree:
     """Return the shapes of one row's features."""
+    if abstract.is_read_alike and 1 < n_directions < abstract.n_directions:
+        # tracing a large network takes a second
+        return _fewer(_shapes(abstract, abstract.n_directions), n_directions)
     return jax.eval_shape(abstract.function(), abstract.model, abstract.tile(1), abstract.directions(n_directions))
+
+
+def _fewer(features: list[Gradients], n_directions: int) -> list[Gradients]:
+    """Return the shapes of gradients in fewer directions: the first axis, where that of examples is the second."""
+
+    def fewer(array, axis):
+        return jax.ShapeDtypeStruct((n_directions, *array.shape[1:]), array.dtype) if axis else array
+
+    return [leaf.each(fewer) for leaf in features]
+
+
+def _bytes(features: PyTree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(features))
 
 
 def _of_rows(rows: int, array: jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:

@@ -168,7 +168,7 @@ def _plan(abstract: AbstractFeatures, memory: int, n_rows: int, sizes, itemsize:
     rows = min(TILE_ROWS if at_host else TILE_ROWS_ACCELERATOR, n_rows)
     directions = n_directions = abstract.n_directions
     if splits:
-        at_most = max(1, min(n_directions, int(0.8 * memory) // ((n_rows + rows) * abstract.row_bytes(1))))
+        at_most = max(1, min(n_directions, int(0.8 * memory) // ((n_rows + rows) * abstract.direction_bytes)))
         # each pass goes forward once and backward for each direction, at twice the cost, also for spare ones
         directions = min(range(1, at_most + 1), key=lambda size: -(-n_directions // size) * (1 + 2 * size))
     if sizes is not None:

@@ -149,10 +149,12 @@ def test_tiles_are_cut_until_their_working_space_fits_too(working_space, feature
     free = plan_of("trace", "dense", memory)
     assert free.rows == 128
     for rows in (32, 8, 1):
-        working_space(memory // (rows + 1))
+        # the rest is for features
+        of_each = int(0.95 * memory / rows)
+        working_space(of_each)
         plan = plan_of("trace", "dense", memory)
         assert plan.rows == rows
-        assert plan.working_bytes == rows * (memory // (rows + 1))
+        assert plan.working_bytes == rows * of_each
         assert plan.peak_bytes <= memory
         assert plan.panel * plan.rows < free.panel * free.rows
     working_space(memory)
@@ -564,3 +566,17 @@ def test_memory_in_another_form_is_refused_with_the_right_one(memory):
 def test_memory_that_is_not_positive_is_refused(memory):
     with pytest.raises(ValueError, match="must be a finite number >= 1 of bytes"):
         parse_memory(memory)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@each_kernel
+def test_features_in_fewer_directions_are_known_without_tracing_the_network_again(kernel, name):
+    model, shape = draw_model(name), NETWORKS[name][1]
+    abstract = abstract_features.abstract_features(resolve_kernel(kernel), model, shape)
+    for n_directions in range(2, abstract.n_directions + 1):
+        known = abstract.features(n_directions)
+        arguments = abstract.model, abstract.tile(1), abstract.directions(n_directions)
+        traced = jax.eval_shape(abstract.function(), *arguments)
+        assert jax.tree.structure(known) == jax.tree.structure(traced)
+        for one, other in zip(jax.tree.leaves(known), jax.tree.leaves(traced), strict=True):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
