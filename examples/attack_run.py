@@ -2,9 +2,9 @@
 
     python examples/attack_run.py runs/cifar10 -n 500 --write
 
-attacks those of stage 1 at their last epoch, and all that stage 2 has made of them. Each finding is kept in
-``autoattack.jsonl`` in the run's folder, so a stopped run goes on; ``--write`` puts the table into
-``docs/reproduction.md``.
+attacks those of stage 1 at their last epoch, and all that stage 2 has made of them, the most robust ones first.
+Each finding is kept in ``autoattack.jsonl`` in the run's folder, so a stopped run goes on; ``--known`` attacks no
+more of them; ``--write`` puts the table into ``docs/reproduction.md``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def models_of(experiment) -> list[dict]:
             experiment.starts, experiment.dynamics, experiment.stage2
         )
     ]
-    return last + second
+    return last + second[::-1]
 
 
 def attacked(folder: Path, experiment, splits, n: int, seed: int, of: dict) -> dict:
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("-n", type=int, default=500, help="test examples")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--known", action="store_true", help="only what is attacked already")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reproduction.md")
     options = parser.parse_args()
     experiment = load_experiment(options.run)
@@ -81,6 +82,8 @@ def main() -> None:
         same = of | {"seed": options.seed, "n": options.n}
         done = next((one for one in there if one | same == one), None)
         if done is None:
+            if options.known:
+                continue
             try:
                 done = attacked(options.run, experiment, splits, options.n, options.seed, of)
             except LookupError as error:

@@ -143,7 +143,8 @@ class ConjugateGradient(IterativeSolver):
         """What to do where it does not converge."""
         return (
             "Raise alpha, max_iter, tol or the rank of the preconditioner (ConjugateGradient(max_iter=, tol=, "
-            "rank=)), or take solver='cholesky' if the matrix fits in memory"
+            "rank=)), or take solver='cholesky' if the matrix fits in memory. An operator in single precision "
+            "may not allow so small a tol: gram_operator(..., dtype='float64') does"
         )
 
     def run(self, system: RidgeSystem, B: AnyArray) -> tuple[AnyArray, SolveReport]:
