@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -13,8 +14,10 @@ from ..kernels.fingerprint import hash_arrays
 from ..networks.model import Model
 from ..training.state import averaged
 from .experiment import load_evolution, load_experiment
+from .imported import resolved
 from .results import brief_epochs
-from .run_directory import RunDirectory, RunMismatchError
+from .own_objects import state_network
+from .run_directory import RunDirectory, RunMismatchError, differences
 from .running import splits_of
 from .states import States
 from .tasks import Measurements, predictor_name
@@ -49,7 +52,8 @@ def load_trained(
     splits : Splits, default=None
         The data, where the run was begun with data that were given in Python.
     **objects : network, attack, optimizer
-        As for :func:`load_experiment`.
+        As for :func:`load_experiment`. The network must be the one that was trained; under another version of JAX
+        than that of the run its code is taken on trust. Attack and optimiser play no part here.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def load_trained(
     DamagedCheckpointError
         If the file is not what was written.
     RunMismatchError
-        If the data are not those of the run.
+        If the data or the network are not those of the run.
     ValueError, TypeError
         For arguments that the experiment does not know.
 
@@ -97,6 +101,7 @@ def load_trained(
         raise RunMismatchError(
             f"the data are not those of {run.path}. sha256_data: {str(stated)[:12]} there, {given[:12]} here"
         )
+    _require_network_of(run, experiment, splits)
     experiment = experiment.fitting(len(splits.y), len(np.unique(splits.y)))
     epoch = experiment.checkpoints[-1] if epoch is None else number("epoch", epoch, low=0)
     regime = result.kept_as(regime, epoch)
@@ -116,3 +121,20 @@ def load_trained(
             f"{experiment.dynamics}, its trainings {experiment.stage2}. Run the experiment again to make what is "
             "missing"
         ) from error
+
+
+def _require_network_of(run, experiment, splits):
+    """Raise unless a network is the one that a run states, by its code where that can be compared."""
+    of_data = splits.X.shape[1:], int(splits.y.max()) + 1
+    there = run.settings.get("network")
+    here = json.loads(json.dumps(state_network(resolved(experiment.network), *of_data)))
+    stated = [{**of} if isinstance(of, dict) else of for of in (there, here)]
+    if all(isinstance(of, dict) for of in stated) and stated[0].get("jax") != stated[1].get("jax"):
+        # another version of JAX writes the same code down in another way
+        for of in stated:
+            of.pop("computes", None), of.pop("jax", None)
+    if found := differences(*stated, "network"):
+        raise RunMismatchError(
+            f"the network is not that of {run.path}. {'; '.join(found)}. Give the network that was trained, or none "
+            "where the folder holds it"
+        )

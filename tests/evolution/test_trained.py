@@ -1,13 +1,15 @@
 """Networks read from a run's folder: the ones that were measured, or an error that says what there is."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 import pytest
 
-from ntkrobust_sk import KernelEvolution, load_trained
+from ntkrobust_sk import MLP, KernelEvolution, load_trained
 from ntkrobust_sk.datasets.splits import Splits, load_splits
+from ntkrobust_sk.evolution import own_objects
 from ntkrobust_sk.evolution.run_directory import RunMismatchError
 from ntkrobust_sk.training import DamagedCheckpointError
 
@@ -27,6 +29,19 @@ FEW = KernelEvolution(
     n_features=0,
     batch_size=32,
 )
+
+
+@dataclass(frozen=True)
+class FewerRelus:
+    """A network of a user's own, with the parameters of an MLP."""
+
+    own: MLP = MLP(widths=(16,), n_outputs=10)
+
+    def init(self, key, input_shape):
+        return self.own.init(key, input_shape)
+
+    def apply(self, params, state, x, *, train=False):
+        return self.own.apply(params, state, jax.nn.relu(x), train=train)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +104,33 @@ def test_data_of_another_run_are_refused(run):
     X, y, X_test, y_test = load_splits("digits", n_train=60, n_test=40)
     with pytest.raises(RunMismatchError, match="the data are not those"):
         load_trained(run.path, "benign", splits=Splits(X / 2, y, X_test, y_test))
+
+
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (MLP(widths=(16,), activation="tanh"), "activation: 'relu' there, 'tanh' here"),
+        (MLP(widths=(8,)), "widths"),
+        ("mlp", "network: .* there, 'mlp' here"),
+        (FewerRelus(), "network"),
+    ],
+)
+def test_another_network_is_refused_even_one_with_the_same_parameters(tmp_path, network, message):
+    own = MLP(widths=(16,))
+    result = replace(FEW, network=own, regimes=("benign",), stage2_from=()).run(tmp_path / "run", progress=False)
+    X = np.full((1, 8, 8, 1), 0.5, np.float32)
+    again = load_trained(result.path, "benign", network=own)
+    np.testing.assert_array_equal(again(X), load_trained(result.path, "benign")(X))
+    with pytest.raises(RunMismatchError, match=message):
+        load_trained(result.path, "benign", network=network)
+
+
+def test_code_of_another_version_of_jax_is_taken_on_trust(tmp_path, monkeypatch):
+    own = FewerRelus()
+    result = replace(FEW, network=own, regimes=("benign",), stage2_from=()).run(tmp_path / "run", progress=False)
+    monkeypatch.setattr(jax, "__version__", "0.0")
+    monkeypatch.setattr(own_objects, "fingerprint", lambda *_: ("another way to write it down", None))
+    load_trained(result.path, "benign", network=own)
 
 
 def test_a_damaged_file_is_not_read_and_a_deleted_one_not_made_again(run, tmp_path):
