@@ -1,10 +1,11 @@
-"""AutoAttack on the networks of a run of ``ntkrobust evolve``, beside the PGD that the run was scored with.
+"""AutoAttack on the networks of a run of ``ntkrobust evolve``, beside PGD as the run was scored with it.
 
     python examples/attack_run.py runs/cifar10 -n 500 --write
 
 attacks those of stage 1 at their last epoch, and all that stage 2 has made of them, the most robust ones first.
 Each finding is kept in ``autoattack.jsonl`` in the run's folder, so a stopped run goes on; ``--known`` attacks no
-more of them; ``--write`` puts the table into ``docs/reproduction.md``.
+more of them; ``--write`` puts the table into ``docs/reproduction.md``. Both attacks begin anew here, so PGD's
+column differs a little from the run's own scores.
 """
 
 import argparse
@@ -55,6 +56,15 @@ def attacked(folder: Path, experiment, splits, n: int, seed: int, of: dict) -> d
     }
 
 
+def findings(kept: Path) -> list[dict]:
+    """Read what was found before; a line that was being written when the process ended is taken out."""
+    text = kept.read_text(encoding="utf-8") if kept.exists() else ""
+    whole, _, rest = text.rpartition("\n")
+    if rest or not text:
+        kept.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def row(found: dict) -> str:
     """Write one finding as a row of the table."""
     start = f"{found['regime']}, epoch {found['epoch']:g}, seed {found['seed']}"
@@ -75,9 +85,9 @@ def main() -> None:
     experiment = load_experiment(options.run)
     kept: Path = options.run / "autoattack.jsonl"
     splits = splits_of(experiment, None)
-    kept.touch()
-    there = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-    found = []
+    if not 1 <= options.n <= len(splits.y_test):
+        parser.error(f"-n must be between 1 and the run's {len(splits.y_test)} test examples, got {options.n}")
+    there, found = findings(kept), []
     for of in models_of(experiment):
         same = of | {"seed": options.seed, "n": options.n}
         done = next((one for one in there if one | same == one), None)

@@ -6,33 +6,40 @@ puts the tables into ``docs/reproduction.md``, in place of those of the same dat
 """
 
 import argparse
-import os
-import platform
 import re
-from importlib.metadata import version
 from pathlib import Path
 
-import jax
 from documents import DOCS, read_part, write_part
 
 from ntkrobust_sk import load_evolution
-from ntkrobust_sk.evolution.claims import check_claims
+from ntkrobust_sk.evolution.run_directory import RunDirectory
+from ntkrobust_sk.reports.evidence import learning_of, stated_claims
+
+
+def attack_in_training(experiment) -> str:
+    """Name the attack, with its steps where these are a setting."""
+    if not isinstance(experiment.attack, str):
+        return repr(experiment.attack)
+    return f"PGD-{experiment.train_steps}" if experiment.attack == "pgd" else experiment.attack
 
 
 def section(path: Path) -> str:
     """Claims and accuracies of one run."""
-    result = load_evolution(path)
-    e = result.experiment
-    where = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind} ({platform.machine()})"
+    result, run = load_evolution(path), RunDirectory(path)
+    e, learning = result.experiment, learning_of(result)
+    data = "own data" if run.going_on.get("own_data") else e.data
+    second = f"{e.stage2_epochs} of stage 2" if e.starts else "no stage 2"
     head = (
-        f"### {e.data}, {e.network}, {e.n_train:,} images\n\n{e.n_train:,} training images, {e.n_test:,} test "
-        f"images, kernels of {e.n_kernel}; epsilon {e.epsilon:.4g}, PGD-{e.train_steps} in training, "
-        f"PGD-{e.test_steps} in scoring; {e.epochs} epochs of stage 1, {e.stage2_epochs} of stage 2; seeds: "
-        f"{e.seeds}. Computed on {where}; Python {platform.python_version()}, JAX {version('jax')}.\n"
+        f"### {data}, {e.network}, {e.n_train:,} images\n\n{e.n_train:,} training images, {e.n_test:,} test "
+        f"images, kernels of {e.n_kernel}; norm {e.norm}, epsilon {e.epsilon:.4g}, {attack_in_training(e)} in "
+        f"training, PGD-{e.test_steps} in scoring; epochs: {e.epochs} of stage 1, {second}; seeds: {e.seeds}. Run "
+        f"by version {run.settings['version']} of this library.\n"
     )
+    if learning.why_not:
+        head += f"\nNo verdicts: {learning.why_not}.\n"
     claims = ["| claim | measured | | statistic |", "|---|---|---|---|"]
-    for claim in check_claims(result):
-        verdict = claim.verdict if claim.verdict == "holds" else f"**{claim.verdict}**"
+    for claim, verdict, *_ in stated_claims(result, learning):
+        verdict = verdict if verdict == "holds" else f"**{verdict}**"
         claims.append(f"| {claim.number}. {claim.text} | {claim.measured} | {verdict} | {claim.statistic} |")
     rows = [
         "| where it starts | dynamics | training | clean | robust | with restarts |",

@@ -15,8 +15,8 @@ from ..networks.model import Model
 from ..training.state import averaged
 from .experiment import load_evolution, load_experiment
 from .imported import resolved
-from .results import brief_epochs
 from .own_objects import state_network
+from .results import brief_epochs
 from .run_directory import RunDirectory, RunMismatchError, differences
 from .running import splits_of
 from .states import States
@@ -126,15 +126,15 @@ def load_trained(
 def _require_network_of(run, experiment, splits):
     """Raise unless a network is the one that a run states, by its code where that can be compared."""
     of_data = splits.X.shape[1:], int(splits.y.max()) + 1
-    there = run.settings.get("network")
-    here = json.loads(json.dumps(state_network(resolved(experiment.network), *of_data)))
-    stated = [{**of} if isinstance(of, dict) else of for of in (there, here)]
-    if all(isinstance(of, dict) for of in stated) and stated[0].get("jax") != stated[1].get("jax"):
+    there: Any = run.settings.get("network")
+    here: Any = json.loads(json.dumps(state_network(resolved(experiment.network), *of_data)))
+    if isinstance(there, dict) and isinstance(here, dict) and there.get("jax") != here.get("jax"):
         # another version of JAX writes the same code down in another way
-        for of in stated:
-            of.pop("computes", None), of.pop("jax", None)
-    if found := differences(*stated, "network"):
+        there, here = (
+            {name: part for name, part in of.items() if name not in ("computes", "jax")} for of in (there, here)
+        )
+    if found := differences(there, here, "network"):
         raise RunMismatchError(
-            f"the network is not that of {run.path}. {'; '.join(found)}. Give the network that was trained, or none "
-            "where the folder holds it"
+            f"the network is not that of {run.path}. {'; '.join(found)}. Give the network that was trained, or "
+            "none where the folder holds it"
         )

@@ -29,7 +29,7 @@ from .room import require_device_memory, require_host_room
 from .store import GramStore, open_store, stored_sizes
 from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose, verified_meanwhile
 from .whole import bind, call_key, is_small, matrix_again, small_matrix
-from .without_model import model_for
+from .without_model import model_for, require_numbers
 from .workers import count_workers, finished_tiles
 
 
@@ -216,6 +216,7 @@ def checked_sides(
     """
     of_rows, of_columns = names
     kernel = resolve_kernel(kernel)
+    require_numbers(kernel, {"model": model, of_rows: X, of_columns: Y})
     model = model_for(kernel, model, params)
     X = _inputs(of_rows, X, model, read_later)
     Y = None if Y is None else _inputs(of_columns, Y, model, read_later)

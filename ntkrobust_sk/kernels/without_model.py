@@ -1,4 +1,4 @@
-"""What stands in a model's place where a kernel is a function of the inputs alone."""
+"""Which model a matrix is of: what stands in its place where a kernel needs none, and that it has numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from .._validation import brief
 from ..networks.chosen_parameters import restricted
@@ -48,3 +49,15 @@ def model_for(kernel: Kernel, model: Any, params: Any = None) -> Model:
     if model is None and not kernel.needs_model:
         return Model(NoNetwork(), Variables(jnp.zeros(1)))
     return require_model(model)
+
+
+def require_numbers(kernel: Kernel, given: dict[str, Any]) -> None:
+    """Raise TypeError for a model or inputs, by name, that a transformation of JAX has no numbers of yet."""
+    for name, value in given.items():
+        leaves = jax.tree.leaves(value) if isinstance(value, Model) else [value]
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
+            raise TypeError(
+                f"{name} is traced by a transformation of JAX (jit, grad, vmap), and a Gram matrix is made on the "
+                f"host, tile by tile. Inside of one call the kernel itself, {kernel!r}(model, x1, x2), or call this "
+                "outside"
+            )

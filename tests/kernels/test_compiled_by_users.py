@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from ntkrobust_sk import CNN, MLP, ClassNTK, Model, PseudoNTK, TraceNTK, gram
+from ntkrobust_sk import CNN, MLP, ClassNTK, Model, PseudoNTK, TraceNTK, gram, gram_operator
 
 SIZES = (2, 25, 30, 48, 50, 64)
+NETWORK = MLP(n_outputs=2, widths=(3,))
+MODEL = Model(NETWORK, NETWORK.init(jax.random.key(0), (4,)))
 
 
 @pytest.mark.parametrize("kernel", [TraceNTK(), ClassNTK(), PseudoNTK()], ids=lambda k: type(k).__name__)
@@ -31,3 +33,16 @@ def test_a_kernel_in_a_program_of_ones_own_is_that_of_gram(kernel, network, shap
             expected = gram(kernel, model, a, other, dtype="float64")
             found, scale = compiled(model, a, other), abs(expected).max()
             np.testing.assert_allclose(found / scale, expected / scale, atol=3e-5, err_msg=f"{n} rows")
+
+
+@pytest.mark.parametrize("what", ["model", "X", "Y"])
+@pytest.mark.parametrize("function", [gram, gram_operator])
+def test_a_matrix_that_is_asked_for_inside_of_a_transformation_is_refused_with_the_way_out(function, what):
+    given = {"model": MODEL, "X": np.ones((3, 4), np.float32), "Y": np.ones((2, 4), np.float32)}
+
+    def asked(traced):
+        return function("trace", **(given | {what: traced}))
+
+    for transformed in (jax.jit(asked), jax.grad(lambda traced: asked(traced).sum())):
+        with pytest.raises(TypeError, match=rf"^{what} is traced .* TraceNTK\(\)\(model, x1, x2\)"):
+            transformed(given[what])
