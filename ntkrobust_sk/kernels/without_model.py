@@ -58,6 +58,6 @@ def require_numbers(kernel: Kernel, given: dict[str, Any]) -> None:
         if any(isinstance(leaf, Tracer) for leaf in leaves):
             raise TypeError(
                 f"{name} is traced by a transformation of JAX (jit, grad, vmap), and a Gram matrix is made on the "
-                f"host, tile by tile. Inside of one call the kernel itself, {kernel!r}(model, x1, x2), or call this "
-                "outside"
+                f"host, tile by tile. Inside of one call the kernel itself, {kernel!r}(model, x1, x2), or ask "
+                "outside of it"
             )
