@@ -20,9 +20,9 @@ class Savable:
     def save(self, path: str | os.PathLike) -> None:
         """Write this to one file, which :meth:`load` reads without running code from it.
 
-        The file is a zip archive of JSON, safetensors and checksums. It holds all parameters and fitted
-        attributes, so what is loaded gives the same answers to the bit. It is written whole or not at all, and
-        replaces a file that was there.
+        The file is a zip archive of JSON, safetensors and checksums. It holds all fitted attributes, and all
+        parameters but for ``cache`` and ``gram_store``, which name places on this machine; so what is loaded
+        gives the same answers to the bit. It is written whole or not at all, and replaces a file that was there.
 
         Parameters
         ----------

@@ -77,6 +77,9 @@ def parsed(data: bytearray) -> dict[str, np.ndarray]:
             raise ValueError(f"array {name!r} of {dtype} and shape {shape} is not what is at {first}, {last}")
         end = last
         flat = np.frombuffer(data, np.uint8, last - first, start + first)
+        if dtype.kind == "b" and flat.size and flat.max() > 1:
+            # NumPy counts what is true by adding up bytes
+            raise ValueError(f"array {name!r} of truth values holds the byte {flat.max()}")
         found[name] = flat.view(dtype).reshape(shape)
     if end != room:
         raise ValueError(f"{room - end:,} bytes belong to no array")

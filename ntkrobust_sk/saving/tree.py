@@ -34,8 +34,10 @@ ADDED = {
     if isinstance(kind, type) and issubclass(kind, np.generic)
 }
 REQUESTS = "_metadata_request"
-# Attributes of this library's estimators, and of those made of them, that no file has.
+# Of this library's estimators, and of those made of them: attributes that no file has, and parameters that say
+# where something is on one machine. A file has none of these, and chooses none where it is loaded.
 UNSAVED = ("_training", "_skl_callbacks")
+PLACES = ("cache", "gram_store")
 # Bits of an integer that Python writes and reads as text.
 LARGEST_INTEGER = 13_000
 
@@ -156,10 +158,7 @@ class Encoder:
             )
 
     def _estimator(self, value, name, at):
-        is_own = any(of.__module__.startswith(__name__.partition(".")[0] + ".") for of in type(value).mro())
-        unsaved = (REQUESTS, *UNSAVED) if is_own else (REQUESTS,)
-        # a folder is a matter of the machine on which it is
-        unsaved += () if "." in name else ("cache",)
+        unsaved = (REQUESTS, *_unsaved(type(value)))
         given = {n: held for n, held in value.get_params(deep=False).items() if n not in unsaved}
         own = {n: held for n, held in vars(value).items() if n not in (*given, *unsaved)}
         node = {
@@ -174,6 +173,12 @@ class Encoder:
                 method: self.encode(of, _within(at, REQUESTS)) for method, of in asked.items() if of
             }
         return node
+
+
+def _unsaved(kind: type) -> tuple[str, ...]:
+    """Return the names of parameters and attributes of an estimator's class that are not in files."""
+    is_own = any(of.__module__.startswith(__name__.partition(".")[0] + ".") for of in kind.mro())
+    return (*UNSAVED, *PLACES) if is_own else ()
 
 
 def _within(at: str, name: object) -> str:
@@ -253,9 +258,12 @@ class Decoder:
         return kind(**self._decoded(node["fields"]))
 
     def _estimator(self, kind, node):
-        made = kind(**self._decoded(node["params"]))
+        unsaved = _unsaved(kind)
+        made = kind(**{n: held for n, held in self._decoded(node["params"]).items() if n not in unsaved})
+        unset = (*unsaved, *made.get_params(deep=False))
         for name, value in self._decoded(node["fitted"]).items():
-            if not name.isidentifier() or name.startswith("__") or callable(getattr(kind, name, None)):
+            is_name = name.isidentifier() and not name.startswith("__")
+            if not is_name or name in unset or callable(getattr(kind, name, None)):
                 raise ValueError(f"{brief(name)} is no attribute that fit sets")
             vars(made)[name] = value
         if "requests" in node:
@@ -298,8 +306,10 @@ class Decoder:
         return values.reshape(node["shape"])
 
     def _random_state(self, node):
+        stated = self.decode(node["state"])
+        _require_twister(stated)
         state = np.random.RandomState()
-        state.set_state(self.decode(node["state"]))
+        state.set_state(stated)
         return state
 
     def _function(self, node):
@@ -307,6 +317,21 @@ class Decoder:
         if not is_function(function):
             raise ValueError(f"{node['name']!r} is no function")
         return function
+
+
+def _require_twister(stated) -> None:
+    """Raise ValueError unless this is a state of NumPy's Mersenne Twister, which takes numbers as they are."""
+    key, at = stated["state"]["key"], stated["state"]["pos"]
+    if type(key) is not np.ndarray or key.dtype != np.uint32 or key.shape != (624,):
+        raise ValueError(f"a RandomState has a key of 624 integers of 32 bits, got {brief(key)}")
+    # of zeros alone, of which only zeros come
+    if not (key[0] >> 31 or key[1:].any()):
+        raise ValueError("the key of a RandomState is zero")
+    if type(at) is not int or not 0 <= at <= 624:
+        raise ValueError(f"a RandomState is at a position of 0 to 624, got {brief(at)}")
+    held, gauss = stated["has_gauss"], stated["gauss"]
+    if type(held) is not int or held not in (0, 1) or type(gauss) is not float or not math.isfinite(gauss):
+        raise ValueError(f"a RandomState holds one finite number or none, got {brief(held)} and {brief(gauss)}")
 
 
 def _float(node):

@@ -34,12 +34,18 @@ from ntkrobust_sk import (
     Variables,
     _files,
 )
-from ntkrobust_sk.saving import SavedFileError, load
+from ntkrobust_sk.saving import SavedFileError, load, saved_as
 from ntkrobust_sk.saving.archive import ARRAYS, DOCUMENT, MEMBERS, SUMS
+from ntkrobust_sk.saving.registry import REGISTERED
 from ntkrobust_sk.saving.tensors import DTYPES, parsed, written
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = Model(MLP(n_outputs=2, widths=(3,)), MLP(n_outputs=2, widths=(3,)).init(jax.random.key(0), (4,)))
+
+
+X_FIT = np.random.default_rng(0).uniform(size=(20, 4)).astype(np.float32)
+Y_FIT = np.arange(20) % 2
+TRAINER = AdversarialKernelTrainer(MODEL, max_epochs=0).fit(X_FIT, Y_FIT)
 
 
 @pytest.fixture
@@ -385,6 +391,117 @@ def test_a_bad_file_is_refused_by_name_without_running_or_taking_anything(case, 
     finally:
         tracemalloc.stop()
     assert peak < 20 * 2**20
+
+
+@pytest.fixture
+def drawing(tmp_path):
+    """A saved trainer whose seeds come from NumPy's Mersenne Twister."""
+    trainer = AdversarialKernelTrainer(MODEL, max_epochs=0, random_state=np.random.RandomState(3))
+    trainer.fit(np.eye(4), [0, 1, 0, 1]).save(tmp_path / "t.ntk")
+    return tmp_path / "t.ntk"
+
+
+def twister(**changes):
+    """Change what a file says of a RandomState."""
+
+    def change(document):
+        state = dict(document["object"]["params"]["random_state"]["state"]["items"])
+        inner = dict(state["state"]["items"])
+        state |= {name: value for name, value in changes.items() if name in state}
+        inner |= {name: value for name, value in changes.items() if name in inner}
+        state["state"] = {"type": "dict", "items": [list(item) for item in inner.items()]}
+        node = {"type": "dict", "items": [list(item) for item in state.items()]}
+        document["object"]["params"]["random_state"]["state"] = node
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"pos": at} for at in (2**30, 625, -1, -(2**31), 2.0, True, None, "1")),
+        *({"has_gauss": held} for held in (2, -1, True, None, 0.5)),
+        *({"gauss": held} for held in (None, 1, "0", {"type": "float", "value": "nan"})),
+        *(
+            {"key": key}
+            for key in ([1] * 624, 3, {"type": "array", "key": "model_.variables.params.dense_0.bias"})
+        ),
+        {"bit_generator": "PCG64"},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_a_generator_s_state_is_looked_at_before_it_is_set(changes, drawing):
+    """NumPy takes a position as it is, and reads its memory from there."""
+    forged(drawing, twister(**changes))
+    with pytest.raises(SavedFileError, match=rf"^{drawing} cannot be loaded: "):
+        load(drawing)
+
+
+@pytest.mark.parametrize("dtype, n", [("uint32", 624), ("uint32", 10), ("uint64", 624), ("int32", 624)])
+def test_a_generator_s_key_is_looked_at_before_it_is_set(dtype, n, drawing):
+    """Of a key of zeros come zeros for ever, and a normal number never."""
+    content = members(drawing)
+    arrays = {name: np.array(held) for name, held in parsed(bytearray(content[ARRAYS])).items()}
+    (name,) = (name for name in arrays if name.endswith("key"))
+    arrays[name] = (np.arange(n) * (n != 624 or dtype != "uint32")).astype(dtype)
+    packed(drawing, sums(content | {ARRAYS: b"".join(written(arrays))}))
+    with pytest.raises(SavedFileError, match=r"a RandomState has a key|the key of a RandomState is zero"):
+        load(drawing)
+
+
+def test_a_generator_at_its_ends_and_with_a_number_held_back_is_read(drawing):
+    for changes in ({"pos": 0}, {"pos": 624}, {"has_gauss": 1, "gauss": 0.5}):
+        forged(drawing, twister(**changes))
+        assert np.isfinite(load(drawing).random_state.standard_normal())
+
+
+def test_bytes_that_are_no_truth_values_are_refused(tmp_path):
+    """NumPy counts what is true by adding up bytes, and writes as many numbers as it finds."""
+    Model(MLP(2), Variables({"mask": np.array([True, False])})).save(tmp_path / "m.ntk")
+    content = members(tmp_path / "m.ntk")
+    packed(tmp_path / "m.ntk", sums(content | {ARRAYS: content[ARRAYS][:-2] + b"\x07\x00"}))
+    with pytest.raises(SavedFileError, match=r"array 'variables\.params\.mask' of truth values holds the byte 7"):
+        load(tmp_path / "m.ntk")
+
+
+@pytest.mark.parametrize("name", ["cache", "gram_store"])
+@pytest.mark.parametrize("within", ["params", "fitted"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_file_chooses_no_folder_where_it_is_loaded(name, within, inner, tmp_path):
+    machine = EmpiricalNTKClassifier(FrozenEstimator(TRAINER), random_state=0).fit(X_FIT, Y_FIT)
+    holder = RobustFeatureSelector(machine, attack=PGD(0.1, n_steps=1), n_features=2).fit(X_FIT, Y_FIT)
+    (holder if inner else machine).save(tmp_path / "m.ntk")
+
+    def change(document):
+        at = document["object"]["params"]["estimator"] if inner else document["object"]
+        at[within][name] = str(tmp_path / "folder")
+
+    forged(tmp_path / "m.ntk", change)
+    if within == "fitted":
+        with pytest.raises(SavedFileError, match=f"'{name}' is no attribute that fit sets"):
+            load(tmp_path / "m.ntk")
+        return
+    loaded = load(tmp_path / "m.ntk")
+    assert getattr(loaded.estimator if inner else loaded, name) is None
+    (loaded.estimator_.predict if inner else loaded.predict)(X_FIT)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.ntk"]
+
+
+def test_an_estimator_made_of_ours_keeps_no_folder_in_its_file(tmp_path):
+    kind = saved_as("lab.Machine")(type("Machine", (EmpiricalNTKRegressor,), {"__module__": __name__}))
+    try:
+        kind(FrozenEstimator(TRAINER), cache=tmp_path / "folder").fit(X_FIT, X_FIT[:, 0]).save(tmp_path / "m.ntk")
+        assert load(tmp_path / "m.ntk").cache is None
+    finally:
+        REGISTERED.pop("lab.Machine")
+
+
+def test_a_parameter_is_not_set_as_if_fit_had_set_it(tmp_path):
+    machine = EmpiricalNTKRegressor(FrozenEstimator(TRAINER)).fit(X_FIT, X_FIT[:, 0])
+    machine.save(tmp_path / "m.ntk")
+    forged(tmp_path / "m.ntk", lambda document: document["object"]["fitted"].__setitem__("memory", "1TiB"))
+    with pytest.raises(SavedFileError, match="'memory' is no attribute that fit sets"):
+        load(tmp_path / "m.ntk")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
