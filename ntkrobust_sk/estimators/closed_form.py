@@ -163,7 +163,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
 # What an earlier fit with other settings may have left, and this one will not set.
 FITTED = (
     *("predictor_", "X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_", "solver_", "residual_"),
-    *("ridge_", "weight_fit_", "prior_variance_", "temperature_"),
+    *("ridge_", "weight_fit_", "prior_variance_", "_centred", "temperature_"),
     *("alpha_", "stopping_time_", "scores_", "best_score_", "left_out_", "model_", "estimator_"),
 )
 

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import flag, require_numbers
+from .._validation import fitting, flag, require_numbers
 from ..kernels.posterior import PosteriorDeviation
+from ..kernels.predictors import kernel_scores
 from ..targets.labels import weights_to_score
 from .closed_form import ClosedFormMachine
 from .inputs import as_answer, checked_weights, require_finite_targets
@@ -50,7 +51,9 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
         std : array shaped like y
             With ``return_std``: the posterior standard deviation of the function, without the noise, as
             scikit-learn's ``GaussianProcessRegressor`` has it. An observation deviates by
-            ``np.hypot(std, noise_std_)``.
+            ``np.hypot(std, noise_std_)``. Where the solver approximates ("nystrom", "eigenpro", one of your own,
+            or "cg" that has not converged), y is not the posterior mean m: then std is the root of the mean
+            squared deviation from y, √(σ² v + (m - y)²) with the posterior variance σ² v.
 
         Raises
         ------
@@ -83,9 +86,10 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
             From inputs (n, n_features) or (n, ...) to deviations (n, T). An attack on targets of zero makes the
             machine as unsure as it can.
         """
-        variance = self._variance_model(self._posterior())
-        scale = jnp.asarray(self._prior_scale(), self._working_dtype())
-        return self._as_model(PosteriorDeviation(variance, scale))
+        variance, dtype, gap = self._variance_model(self._posterior()), self._working_dtype(), self._gap()
+        scale = jnp.asarray(self._prior_scale(), dtype)
+        gap = None if gap is None else jnp.asarray(fitting("dual coefficients", gap, dtype))
+        return self._as_model(PosteriorDeviation(variance, scale, gap))
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return R² on X (n, n_features) or (n, h, w, c) and targets y (n,) or (n, T)."""
@@ -93,8 +97,11 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
 
     def _deviations(self, X: Any) -> np.ndarray:
         """Return the standard deviations (n, T) of the function at inputs."""
-        _, posterior, inputs = self._variances(X)
-        return as_answer(np.sqrt(posterior * self._prior_scale()), inputs, "standard deviations")
+        _, posterior, inputs, block = self._variances(X)
+        squares, gap = posterior * self._prior_scale(), self._gap()
+        if gap is not None:
+            squares = squares + kernel_scores(block, gap) ** 2
+        return as_answer(np.sqrt(squares), inputs, "standard deviations")
 
     def _answers(self, scores):
         return scores[:, 0] if self._one_target else scores

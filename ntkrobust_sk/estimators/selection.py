@@ -86,7 +86,9 @@ class SelectingMachine(ClosedFormMachine):
         self._keep(job, all_rows.dual(best), found.offset)
         self.left_out_ = all_rows.left_out(best)
         alpha = best.alpha if isinstance(best, Ridge) else 1 / best.time
-        self._keep_prior(targets - found.offset, alpha * found.scale, sample_weight)
+        # of gradient flow, the ridge beside it has a likelihood
+        dual = self.dual_coef_ if isinstance(best, Ridge) else all_rows.dual(Ridge(alpha))
+        self._keep_prior(targets - found.offset, alpha * found.scale, sample_weight, dual)
         if labels is not None:
             self.temperature_ = fitted_temperature(self.left_out_, labels, sample_weight)
         return self

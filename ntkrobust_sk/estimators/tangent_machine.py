@@ -23,6 +23,9 @@ from ..kernels.tiles import TileJob
 from ..kernels.verified_store import verified_gram
 from ..networks.inputs import params_dtype
 from ..solvers.choice import SOLVERS, resolve_solver
+from ..solvers.convergence import SolveReport
+from ..solvers.direct import Cholesky, Eigh
+from ..solvers.iterative import ConjugateGradient
 from ..solvers.ridge import solve
 from ..tangent.linearization import linearize
 from .attackable import GradientDescent
@@ -78,7 +81,9 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
                 f"{type(self).__name__}: {brief(form.solver)} of a kernel as {form.form}. {report.detail}".strip()
             )
         self._keep(job, to_numpy(dual), offset)
-        self._keep_prior(targets - offset, report.ridge, sample_weight)
+        self._keep_prior(
+            targets - offset, report.ridge, sample_weight, self.dual_coef_ if _is_exact(report) else None
+        )
         self._look_at_left_out(K, targets, labels, sample_weight)
         return self
 
@@ -121,3 +126,9 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
     @property
     def _rows(self) -> int:
         return network_rows() if self.solver == "sgd" else super()._rows
+
+
+def _is_exact(report: SolveReport) -> bool:
+    """Tell whether a solver has found the dual coefficients of the ridge itself, to its tolerance."""
+    direct = isinstance(report.solver, Cholesky | Eigh)
+    return direct or (isinstance(report.solver, ConjugateGradient) and report.converged)

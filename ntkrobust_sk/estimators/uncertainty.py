@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,8 @@ from ..execution.tiles import MACHINE_ROWS, Shaped, evaluate
 from ..kernels.ntk import resolve_kernel
 from ..kernels.posterior import OutOfDistribution, Posterior, PriorVariance, make_posterior
 from ..networks.inputs import host_inputs, params_dtype
+from ..solvers.copies import Copies, find_copies
+from ..solvers.direct import SingularGramError
 from .inputs import as_answer
 from .precomputed import PrecomputedMachine
 
@@ -29,14 +32,40 @@ class UncertaintyMixin(PrecomputedMachine):
 
     It is the mean of a Gaussian process with prior covariance σ² K and noise variance σ² λ / w_i, where λ is the
     ridge (``ridge_``) and w_i the sample weight; σ² (``prior_variance_``) is the maximum of the marginal
-    likelihood, in closed form: σ² = Σ_i (y_i - μ) α_i / Σ_i w_i with the dual coefficients α. It is 0 for targets
-    that do not differ.
+    likelihood, in closed form: σ² = Σ_i (y_i - μ) α_i / Σ_i w_i with the process's α = (K + λ W⁻¹)⁻¹ (y - μ). It
+    is 0 for targets that do not differ. The coefficients of a machine whose solver approximates are not this α,
+    which is then computed when it is asked for; and deviations are those from what the machine predicts.
     """
 
     X_fit_: np.ndarray
     ridge_: float
     weight_fit_: np.ndarray | None
-    prior_variance_: np.ndarray
+    # centred targets (n, T), where the solver approximates
+    _centred: np.ndarray
+
+    @cached_property
+    def prior_variance_(self) -> np.ndarray:
+        """σ² (T,) of the Gaussian process: the variance of the prior in units of the kernel's."""
+        check_is_fitted(self)
+        if "_centred" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no prior_variance_: it was not fitted in closed form")
+        if self._precomputed:
+            raise ValueError(
+                "the variance of the prior is found with the dual coefficients where these are exact: fit with "
+                "solver='cholesky', or with solver='cg' so that it converges; a precomputed kernel is not kept to "
+                "find it later"
+            )
+        posterior, copies, weight = self._posterior(), self._copies(), self._weights_of_rows()
+        means = copies.means(self._centred, weight)
+        # what copies of a row differ by is noise
+        apart = (weight[:, None] * (self._centred - means[copies.of]) ** 2).sum(0)
+        if self.ridge_ == 0 and apart.any():
+            raise SingularGramError(
+                "copies of a training row have different targets, which have no likelihood without noise: take "
+                "alpha > 0"
+            )
+        explained = posterior.regression(means[copies.of[posterior.seen]])[1]
+        return self._scale_of(explained + apart / (self.ridge_ or 1.0), self._centred)
 
     def ood_score(self, X: Any) -> np.ndarray:
         """Return how far inputs are out of distribution: the share of the prior variance that training leaves.
@@ -60,7 +89,7 @@ class UncertaintyMixin(PrecomputedMachine):
         SingularGramError
             If the Gram matrix with the ridge is singular.
         """
-        prior, posterior, inputs = self._variances(X)
+        prior, posterior, inputs, _ = self._variances(X)
         prior, posterior = prior.sum(1), posterior.sum(1)
         known = prior > 0
         return as_answer(
@@ -71,7 +100,8 @@ class UncertaintyMixin(PrecomputedMachine):
         """Return a detector of what is unlike the training data, as a function that can be attacked.
 
         Its two scores are 0 and logit(r) - logit(t): label 0 is "like the training data", label 1 "unlike". The
-        threshold t is such that a share ``level`` of the training rows, each left out in turn, counts as like.
+        threshold t is such that a share ``level`` of the training rows, each left out in turn with all of its
+        copies, counts as like. A row of weight two counts as a row that is written twice.
 
         Parameters
         ----------
@@ -86,21 +116,49 @@ class UncertaintyMixin(PrecomputedMachine):
         """
         level = number("level", level, above=0, below=1)
         posterior = self._posterior()
-        threshold = jnp.asarray(np.quantile(posterior.left_out, level), self._working_dtype())
+        threshold = jnp.asarray(posterior.threshold(level), self._working_dtype())
         return self._as_model(OutOfDistribution(self._variance_model(posterior), threshold))
 
-    def _keep_prior(self, centred: np.ndarray, ridge: float, sample_weight: np.ndarray | None) -> None:
-        """Keep what the Gaussian process needs besides dual coefficients, for centred targets (n, T)."""
-        of_targets = np.einsum("ic,ic->c", centred, self.dual_coef_)
-        total = len(centred) if sample_weight is None else np.sum(sample_weight)
-        scale = np.maximum(of_targets / total, 0)
-        seen = centred if sample_weight is None else centred[np.asarray(sample_weight) > 0]
+    def _keep_prior(
+        self, centred: np.ndarray, ridge: float, sample_weight: np.ndarray | None, dual: np.ndarray | None
+    ) -> None:
+        """Keep what the Gaussian process needs besides dual coefficients, for centred targets (n, T).
+
+        ``dual`` (n, T) is (K + λ W⁻¹)⁻¹ (y - μ), or None where the solver has not found it.
+        """
+        self.ridge_, self.weight_fit_ = float(ridge), sample_weight
+        if dual is None:
+            self._centred = centred
+        else:
+            self.prior_variance_ = self._scale_of(np.einsum("ic,ic->c", centred, dual), centred)
+
+    def _scale_of(self, explained: np.ndarray, centred: np.ndarray) -> np.ndarray:
+        """Return σ² (T,) of the products Σ_i (y_i - μ) α_i (T,)."""
+        weight = self._weights_of_rows()
+        scale = np.maximum(explained / weight.sum(), 0)
         # not what rounding of the mean leaves
-        scale = np.where(np.ptp(seen, axis=0) > 0, scale, 0.0)
+        scale = np.where(np.ptp(centred[weight > 0], axis=0) > 0, scale, 0.0)
         mixes = not self._precomputed and getattr(resolve_kernel(self.kernel), "rank", None) == 4
         # a full kernel has one prior for all targets together
-        self.prior_variance_ = np.full_like(scale, scale.mean()) if mixes else scale
-        self.ridge_, self.weight_fit_ = float(ridge), sample_weight
+        return np.full_like(scale, scale.mean()) if mixes else scale
+
+    def _weights_of_rows(self) -> np.ndarray:
+        """Return the weights (n,) of the training rows."""
+        return np.ones(len(self.dual_coef_)) if self.weight_fit_ is None else np.asarray(self.weight_fit_)
+
+    def _copies(self) -> Copies:
+        return find_copies(self.X_fit_)
+
+    def _gap(self) -> np.ndarray | None:
+        """Return dual coefficients (m, T) of the process's mean less this machine's, or None if equal."""
+        if "_centred" not in vars(self):
+            return None
+        copies, posterior = self._copies(), self._posterior()
+        at = copies.of[posterior.seen]
+        exact, _ = posterior.regression(copies.means(self._centred, self._weights_of_rows())[at])
+        own = np.zeros((len(copies.first), exact.shape[1]))
+        np.add.at(own, copies.of, self.dual_coef_)
+        return exact - own[at]
 
     def _prior_scale(self) -> np.ndarray:
         """Return σ² (T,), with a warning where targets that do not differ have made it zero."""
@@ -118,14 +176,18 @@ class UncertaintyMixin(PrecomputedMachine):
         return found
 
     def _variances(self, X):
-        """Return prior and posterior variances (n, C) or (n, 1) in double precision, and the checked inputs."""
+        """Return prior and posterior variances (n, C) or (n, 1) in double precision, and the checked inputs.
+
+        Fourth is the kernel of the inputs with the distinct training rows.
+        """
         check_is_fitted(self)
         posterior = self._posterior()
         inputs, _ = self._validated(X, reset=False)
         x = host_inputs("X", inputs, self.model_.variables.params)
         kernel = resolve_kernel(self.kernel)
         prior = evaluate(PriorVariance(kernel, self.model_), x, MACHINE_ROWS).astype(np.float64)
-        return prior, posterior.variances(prior, self._kernel_of(kernel, x, self.X_fit_)), inputs
+        block = self._kernel_of(kernel, x, self.X_fit_)[:, posterior.seen]
+        return prior, posterior.variances(prior, block), inputs, block
 
     def _posterior(self) -> Posterior:
         """Return the posterior, made of the Gram matrix when it is first asked for, and kept with the fit."""
@@ -138,8 +200,11 @@ class UncertaintyMixin(PrecomputedMachine):
             )
         known = _POSTERIORS.get(self)
         if known is None or known[0] is not self.dual_coef_:
-            K = self._kernel_of(self.kernel, self.X_fit_)
-            known = self.dual_coef_, make_posterior(K, self.ridge_, self.weight_fit_)
+            copies = self._copies()
+            weight = copies.weights(self._weights_of_rows())
+            seen = copies.first[weight > 0]
+            K = self._kernel_of(self.kernel, self.X_fit_ if len(seen) == len(self.X_fit_) else self.X_fit_[seen])
+            known = self.dual_coef_, make_posterior(K, self.ridge_, weight[weight > 0], seen)
             _POSTERIORS[self] = known
         return known[1]
 

@@ -14,6 +14,7 @@ import scipy.linalg
 from .._portable import Portable
 from ..networks.model import Model
 from ..solvers.direct import SingularGramError
+from .predictors import SCORES_OF
 
 
 @jax.tree_util.register_dataclass
@@ -40,9 +41,9 @@ class PosteriorVariance(Portable):
     kernel : callable
     model : Model
     x_fit : array (m, ...)
-        Training inputs of positive weight.
+        Distinct training inputs of positive weight.
     root : array (m,)
-        Roots of their weights.
+        Roots of their weights, those of all copies together.
     factor : array (S, N, N)
         L with L Lᵀ = W^½ K W^½ + λ, of each system.
     """
@@ -53,37 +54,44 @@ class PosteriorVariance(Portable):
     root: jax.Array | np.ndarray
     factor: jax.Array | np.ndarray
 
-    def both(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Compute prior and posterior variances of inputs (n, ...)."""
-        prior = PriorVariance(self.kernel, self.model)(x)
-        right = _by_system(self.kernel(self.model, x, self.x_fit), self.root)
-        solved = jax.scipy.linalg.solve_triangular(self.factor, right, lower=True)
+    def parts(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Compute prior and posterior variances of inputs (n, ...), and their kernel with training's."""
+        prior, block = PriorVariance(self.kernel, self.model)(x), self.kernel(self.model, x, self.x_fit)
+        solved = jax.scipy.linalg.solve_triangular(self.factor, _by_system(block, self.root), lower=True)
         explained = (solved**2).sum(1).reshape(len(self.factor), len(x), -1)
-        return prior, _posterior(jnp, prior, explained)
+        return prior, _posterior(jnp, prior, explained), block
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the variances of inputs (n, ...)."""
-        return self.both(x)[1]
+        return self.parts(x)[1]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PosteriorDeviation(Portable):
-    """The standard deviations x ↦ (n, T) of each target's function, a callable pytree.
+    """The standard deviations x ↦ (n, T) of each target's function from what is predicted, a callable pytree.
 
     Attributes
     ----------
     variance : PosteriorVariance
     scale : array (T,)
         Of each target: the variance in units of the kernel's.
+    gap : array (m, T), default=None
+        Dual coefficients of the posterior mean less what is predicted, where these are not the same.
     """
 
     variance: PosteriorVariance
     scale: jax.Array | np.ndarray
+    gap: jax.Array | np.ndarray | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the deviations of inputs (n, ...)."""
-        return jnp.sqrt(self.variance(x) * self.scale)
+        _, posterior, block = self.variance.parts(x)
+        squares = posterior * self.scale
+        if self.gap is not None:
+            off = jnp.einsum(SCORES_OF[block.ndim], block, self.gap, precision=jax.lax.Precision.HIGHEST)
+            squares = squares + off**2
+        return jnp.sqrt(squares)
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +113,7 @@ class OutOfDistribution(Portable):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the scores of inputs (n, ...)."""
-        prior, posterior = self.variance.both(x)
+        prior, posterior, _ = self.variance.parts(x)
         share = _share(jnp, prior, posterior)
         tiny = jnp.finfo(share.dtype).eps
 
@@ -121,14 +129,18 @@ class OutOfDistribution(Portable):
 class Posterior:
     """The posterior of a fitted machine in double precision, on the host.
 
+    A row that is written several times is one row with the weight of all, which is the same process.
+
     Attributes
     ----------
     factor : array (S, N, N)
+        L with L Lᵀ = W^½ K W^½ + λ, of each system.
     root : array (m,)
+        Roots of the weights of distinct training rows.
     ridge : float
         λ, the noise variance of a row of weight one in units of the prior's scale.
-    seen : bool array (n,)
-        Rows of positive weight.
+    seen : int array (m,)
+        These rows, all of positive weight, among the n training rows.
     """
 
     factor: np.ndarray
@@ -143,9 +155,9 @@ class Posterior:
         ----------
         prior : array (n, 1) or (n, C)
         block : array (n, m), (n, m, C) or (n, m, C, C)
-            With all training inputs; those of weight zero are left out here.
+            With the distinct training rows.
         """
-        right = _by_system(np.asarray(block[:, self.seen], np.float64), self.root)
+        right = _by_system(np.asarray(block, np.float64), self.root)
         options = {"lower": True, "check_finite": False}
         explained = [
             (scipy.linalg.solve_triangular(factor, of, **options) ** 2).sum(0)
@@ -153,12 +165,31 @@ class Posterior:
         ]
         return _posterior(np, prior, np.reshape(explained, (len(self.factor), len(prior), -1)))
 
+    def regression(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return α = (K + λ W⁻¹)⁻¹ y of the mean (m, T) and yᵀα (T,), of the full kernel an equal share of it.
+
+        Parameters
+        ----------
+        targets : array (m, T)
+            y, of the distinct training rows.
+        """
+        size, (m, n_targets) = self.factor.shape[-1], targets.shape
+        right = self.root[:, None] * targets
+        systems = right.T[:, :, None] if len(self.factor) > 1 else right.reshape(1, size, -1)
+        pairs = zip(self.factor, systems, strict=True)
+        found = [scipy.linalg.cho_solve((of, True), b, check_finite=False) for of, b in pairs]
+        products = np.concatenate([(x * b).sum(0) for x, b in zip(found, systems, strict=True)])
+        dual = np.hstack(found) if len(found) > 1 else found[0].reshape(m, n_targets)
+        return self.root[:, None] * dual, np.repeat(products, n_targets // len(products)) * len(
+            products
+        ) / n_targets
+
     @cached_property
     def left_out(self) -> np.ndarray:
-        """Shares (m,) of the prior variance that the others leave of each training row.
+        """Shares (m,) of the prior variance that the others leave of each distinct training row.
 
         Of A = W^½ K W^½ + λ, the inverse of the i-th diagonal block of A⁻¹ is the variance of row i's target given
-        all others; less λ it is that of its function. λ stays that of the fit.
+        all others; less λ it is that of its function. λ stays that of the fit. No copy of a row is left in.
         """
         size, m = self.factor.shape[-1], len(self.root)
         posterior = prior = np.zeros(m)
@@ -172,47 +203,61 @@ class Posterior:
             prior = prior + own.sum(1) - self.ridge * own.shape[1]
         return _share(np, prior[:, None], posterior[:, None])
 
+    def threshold(self, level: float) -> float:
+        """Return the least share that is not passed by a share ``level`` of the training rows, by their weights.
+
+        So a row of weight two counts as a row that is written twice.
+        """
+        return float(np.quantile(self.left_out, level, weights=self.root**2, method="inverted_cdf"))
+
     def pytree(self, kernel: Callable, model: Model, x_fit: np.ndarray, dtype) -> PosteriorVariance:
         """Return the same as a function of inputs in the precision of a network."""
         arrays = x_fit[self.seen], self.root.astype(dtype), self.factor.astype(dtype)
         return PosteriorVariance(kernel, model, *map(jnp.asarray, arrays))
 
 
-def make_posterior(gram: np.ndarray, ridge: float, sample_weight: np.ndarray | None = None) -> Posterior:
+def make_posterior(gram: np.ndarray, ridge: float, weight: np.ndarray, seen: np.ndarray) -> Posterior:
     """Return the posterior of a Gaussian process with this Gram matrix and noise variance.
 
     Parameters
     ----------
-    gram : array (n, n), (n, n, C) or (n, n, C, C)
-        Prior covariance of the training rows; of the class kernel outputs are independent.
+    gram : array (m, m), (m, m, C) or (m, m, C, C)
+        Prior covariance of the distinct training rows; of the class kernel outputs are independent.
     ridge : float
         Noise variance λ of a row of weight one; that of a row of weight w is λ/w.
-    sample_weight : array (n,), default=None
+    weight : array (m,)
+        Positive.
+    seen : int array (m,)
+        Which of the training rows these are.
 
     Raises
     ------
     SingularGramError
         If the matrix with the noise is not positive definite to working precision.
     """
-    weight = np.ones(len(gram)) if sample_weight is None else sample_weight
-    seen, root = weight > 0, np.sqrt(weight[weight > 0])
-    systems = _by_system(_by_rows(np.asarray(gram[seen][:, seen], np.float64), root), root)
-    factors = []
-    for system in systems:
-        system = np.ascontiguousarray(system)
-        system[np.diag_indices(len(system))] += ridge
+    root, m = np.sqrt(weight), len(gram)
+    size = m * (gram.shape[3] if gram.ndim == 4 else 1)
+    factors = np.empty((gram.shape[2] if gram.ndim == 3 else 1, size, size))
+    for i, A in enumerate(factors):
+        A[...] = (
+            gram[:, :, i]
+            if gram.ndim == 3
+            else gram.swapaxes(1, 2).reshape(size, size)
+            if gram.ndim == 4
+            else gram
+        )
+        A *= np.repeat(root, size // m)[:, None]
+        A *= np.repeat(root, size // m)
+        A[np.diag_indices(size)] += ridge
         try:
-            factors.append(scipy.linalg.cholesky(system, lower=True, overwrite_a=True, check_finite=False))
+            # the upper factor of what LAPACK sees as the transposed matrix is the lower one of this: in place
+            A[...] = scipy.linalg.cholesky(A.T, lower=False, overwrite_a=True, check_finite=False).T
         except np.linalg.LinAlgError as error:
             raise SingularGramError(
                 f"the Gram matrix with the noise variance {ridge:.3g} is not positive definite: {error}; take a "
                 "larger alpha"
             ) from error
-    return Posterior(np.stack(factors), root, ridge, seen)
-
-
-def _by_rows(block, root):
-    return block * root.reshape(-1, *[1] * (block.ndim - 1))
+    return Posterior(factors, root, ridge, seen)
 
 
 def _by_system(block, root):

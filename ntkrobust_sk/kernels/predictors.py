@@ -24,6 +24,9 @@ from .room import require_device_memory, require_host_room
 from .tiles import TileJob, own_digits
 from .without_model import model_for
 
+# Scores of a kernel's block and dual coefficients, by the block's rank.
+SCORES_OF = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -49,8 +52,10 @@ class DualPredictor(Savable, Portable):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the scores (n, C) of inputs (n, ...)."""
         block = self.kernel(self.model, x, self.x_fit)
-        equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
-        return jnp.einsum(equation, block, self.dual_coef, precision=jax.lax.Precision.HIGHEST) + self.offset
+        return (
+            jnp.einsum(SCORES_OF[block.ndim], block, self.dual_coef, precision=jax.lax.Precision.HIGHEST)
+            + self.offset
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -175,8 +180,7 @@ def make_predictor(
 
 def kernel_scores(block: np.ndarray, dual_coef: np.ndarray) -> np.ndarray:
     """Return Σ_j K(x_i, x_j) dual_j (n, T) in double precision, of a kernel's block of rank 2, 3 or 4."""
-    equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
-    return np.einsum(equation, block.astype(np.float64, copy=False), dual_coef, optimize=True)
+    return np.einsum(SCORES_OF[block.ndim], block.astype(np.float64, copy=False), dual_coef, optimize=True)
 
 
 def training_job(
