@@ -185,6 +185,34 @@ def test_scores_of_training_rows_that_are_left_out_are_those_of_refits(kernel, w
         assert found[at] == pytest.approx(refit.ood_score(X[seen[at]][None])[0], rel=1e-3)
 
 
+@pytest.mark.parametrize("kernel", ["trace", "class", "full"])
+@pytest.mark.parametrize("solver", ["cholesky", Nystrom(n_landmarks=5)], ids=["exact", "landmarks"])
+def test_a_row_of_weight_two_is_unlike_training_as_a_row_that_is_written_twice(kernel, solver):
+    labels, repeats = (X[:, 0] > 0).astype(int), WEIGHT.astype(int)
+    twice = np.repeat(X, repeats, axis=0)[::-1], np.repeat(labels, repeats)[::-1]
+    fits = [(X, labels, WEIGHT), (X, labels, 0.3 * WEIGHT), (*twice, None), (*twice, np.full(repeats.sum(), 0.1))]
+    found = []
+    for rows, y, weight in fits:
+        # one ridge for a row of weight one, whatever the unit of weights is
+        alpha = 0.05 * (1.0 if weight is None else weight.mean() / WEIGHT.mean() if len(y) == 40 else 0.1)
+        machine = EmpiricalNTKClassifier(MODEL, kernel=kernel, alpha=alpha, solver=solver).fit(rows, y, weight)
+        found.append((machine.ood_score(Z), answers(machine.ood_model(level=0.9), Z)[:, 1]))
+    for scores, unlike in found[1:]:
+        np.testing.assert_allclose(scores, found[0][0], rtol=1e-3)
+        np.testing.assert_allclose(unlike, found[0][1], atol=1e-2)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_a_stated_share_of_the_training_rows_is_like_the_others(copies):
+    rows = np.repeat(X, copies, axis=0)
+    machine = EmpiricalNTKClassifier(MODEL, alpha=0.05).fit(rows, (rows[:, 0] > 0).astype(int))
+    posterior = machine._posterior()
+    assert len(posterior.left_out) == len(X)
+    for level in (0.1, 0.5, 0.95):
+        share = np.average(posterior.left_out <= posterior.threshold(level), weights=posterior.root**2)
+        assert level - 1e-9 <= share <= level + 1 / len(X)
+
+
 @pytest.mark.slow
 def test_what_is_far_from_training_is_told_apart_and_attacks_move_it_both_ways():
     near = RANDOM.normal(size=(200, 3)).astype(np.float32) * 0.2 + [2.0, 0, 0]
