@@ -19,6 +19,7 @@ from ..solvers.copies import DistinctSpectrum, distinct_spectrum
 from ..solvers.direct import SingularGramError
 from ..solvers.filters import Filter, GradientFlow, Ridge
 from ..solvers.spectrum import spectrum
+from ..solvers.units import unit_of
 from .closed_form import ClosedFormMachine
 from .shared import allowed
 
@@ -74,6 +75,7 @@ class SelectingMachine(ClosedFormMachine):
             K = np.asarray(self._training_gram(job))
         all_rows = distinct_spectrum(K, K if self._precomputed else self.X_fit_, targets, sample_weight)
         found = all_rows.found if isinstance(all_rows, DistinctSpectrum) else all_rows
+        unit = 1.0 if self.scoring == "robust" else unit_of(targets)
         if self.scoring == "robust":
             # of folds, whose matrices are smaller, some more could be fitted
             usable = [of for of in candidates if found.holds(of)]
@@ -81,8 +83,8 @@ class SelectingMachine(ClosedFormMachine):
             known = dict(zip(usable, robust, strict=True))
             scores = [known.get(of, np.nan) for of in candidates]
         else:
-            scores = self._scores_of_each(found, all_rows, candidates, targets, labels, sample_weight)
-        best = self._chosen(candidates, np.array(scores))
+            scores = self._scores_of_each(found, all_rows, candidates, targets, labels, sample_weight, unit)
+        best = self._chosen(candidates, np.array(scores), found, unit)
         self._keep(job, all_rows.dual(best), found.offset)
         self.left_out_ = all_rows.left_out(best)
         alpha = best.alpha if isinstance(best, Ridge) else 1 / best.time
@@ -93,22 +95,35 @@ class SelectingMachine(ClosedFormMachine):
             self.temperature_ = fitted_temperature(self.left_out_, labels, sample_weight)
         return self
 
-    def _chosen(self, candidates, scores) -> Filter:
-        """Return the candidate of the highest score; of several the most regularised one."""
+    def _chosen(self, candidates, scores, found, unit) -> Filter:
+        """Return the candidate of the highest score, in squares of a unit; of several the most regularised one."""
+        beyond = [of for of in candidates if not found.in_range(of)]
+        if len(beyond) == len(candidates):
+            found.require(beyond[0])
         if np.isnan(scores).all():
             raise SingularGramError(
                 f"none of {brief(candidates)} suits this Gram matrix: small alphas and long stopping_times leave "
-                "it singular to its precision, where larger alphas or shorter times help; huge alphas overflow"
+                "it singular to its precision, where larger alphas or shorter times help"
             )
         refused = [of for of, score in zip(candidates, scores, strict=True) if np.isnan(score)]
-        if refused and (self.alphas is not None or self.stopping_times is not None):
+        weak = [of for of in refused if of not in beyond]
+        if beyond:
+            warnings.warn(f"{found.out_of_range(beyond)}, and left out", UserWarning, stacklevel=4)
+        if weak and (self.alphas is not None or self.stopping_times is not None):
             warnings.warn(
-                f"{brief(refused)} regularise too little for the precision of this Gram matrix, and are left out",
+                f"{brief(weak)} regularise too little for the precision of this Gram matrix, and are left out",
                 UserWarning,
                 stacklevel=4,
             )
-        self.scores_, self.best_score_ = scores, float(np.nanmax(scores))
-        tied = [of for of, score in zip(candidates, scores, strict=True) if score == self.best_score_]
+        tied = [of for of, score in zip(candidates, scores, strict=True) if score == np.nanmax(scores)]
+        with np.errstate(over="ignore", under="ignore"):
+            self.scores_ = scores * unit * unit
+        self.best_score_ = float(np.nanmax(self.scores_))
+        if not np.isfinite(self.scores_[~np.isnan(scores)]).all():
+            raise ValueError(
+                f"y must not be so large that squares of errors are beyond float64, but goes up to {unit:.0e} or "
+                "more: divide it by its deviation"
+            )
         if self.stopping_times is None:
             best = max(tied, key=lambda of: of.alpha)
             self.alpha_ = best.alpha
@@ -117,14 +132,15 @@ class SelectingMachine(ClosedFormMachine):
             self.stopping_time_ = best.time
         return best
 
-    def _scores_of_each(self, found, all_rows, candidates, targets, labels, sample_weight) -> list[float]:
-        """Return the score of each filter, higher is better; NaN where it regularises too little."""
+    def _scores_of_each(self, found, all_rows, candidates, targets, labels, sample_weight, unit) -> list[float]:
+        """Return the score of each filter, higher is better, in squares of a unit; NaN where it is not defined."""
         usable = [of for of in candidates if found.holds(of)]
         if self.scoring == "gcv":
-            scores = {of: -found.gcv(of) for of in usable if found.leaves_freedom(of)}
+            scores = {of: -found.gcv(of, unit) for of in usable if found.leaves_freedom(of)}
         else:
             left_out = zip(usable, all_rows.left_out_each(usable), strict=True)
-            scores = {of: self._score_of(each, targets, labels, sample_weight) for of, each in left_out}
+            weight = None if sample_weight is None else sample_weight / unit_of(sample_weight)
+            scores = {of: self._score_of(each / unit, targets / unit, labels, weight) for of, each in left_out}
         return [scores.get(of, np.nan) for of in candidates]
 
     def _score_of(self, predicted, targets, labels, sample_weight) -> float:

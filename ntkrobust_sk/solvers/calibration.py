@@ -7,6 +7,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
 from .._validation import array
+from .units import unit_of
 
 # One over the temperature is looked for between these, in units of one over the scores' deviation.
 SHARPEST, FLATTEST = 1e6, 1e-3
@@ -42,7 +43,9 @@ def fitted_temperature(scores, labels, sample_weight=None) -> float:
     scores = array("scores", scores, ndim=2, finite=True).astype(np.float64)
     n, n_classes = scores.shape
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    doubt, weight = 1 / (weight.sum() + 1), weight / weight.sum()
+    unit = unit_of(weight)
+    total = (weight / unit).sum()
+    doubt, weight = 1 / (float(total) * unit + 1), weight / unit / total
     centred = scores - scores.mean(1, keepdims=True)
     unit = float(np.sqrt(weight @ (centred**2).mean(1)))
     if unit == 0:

@@ -45,9 +45,10 @@ class Copies:
     def means(self, targets: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """Return the weighted mean of targets (n, T) of each distinct row (k, T); any where weights are zero."""
         total = self.weights(weight)[:, None]
+        share = weight[:, None] / np.where(total > 0, total, 1)[self.of]
         sums = np.zeros((len(self.first), targets.shape[1]))
-        np.add.at(sums, self.of, weight[:, None] * targets)
-        return np.where(total > 0, sums / np.where(total > 0, total, 1), targets[self.first])
+        np.add.at(sums, self.of, share * targets)
+        return np.where(total > 0, sums, targets[self.first])
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,12 @@ class DistinctSpectrum:
 
     def left_out_each(self, filters: Sequence[Filter]) -> list[np.ndarray]:
         """Return :meth:`left_out` of several filters."""
+        found = np.count_nonzero(self.found.weight)
+        if found < 2:
+            raise ValueError(
+                "rows that are equal are left out together, which needs two different rows of positive weight or "
+                f"more, got n_samples = {len(self.weight)} with {found} of them: was X filled with one value?"
+            )
         return [each[self.copies.of] for each in self.found.left_out_each(filters)]
 
     def dual(self, of: Filter) -> np.ndarray:
@@ -86,7 +93,7 @@ class DistinctSpectrum:
         with np.errstate(divide="ignore", invalid="ignore"):
             unseen = float(of(np.zeros(1), self.found.scale)[0])
         apart = self.targets - self.copies.means(self.targets, self.weight)[self.copies.of]
-        apart = self.weight[:, None] * apart * (unseen if np.isfinite(unseen) else 0.0)
+        apart = self.weight[:, None] * (unseen if np.isfinite(unseen) else 0.0) * apart
         return share[:, None] * self.found.dual(of)[self.copies.of] + apart
 
 

@@ -72,9 +72,13 @@ class Ridge:
         """Return the (γ, ζ) of g(λ) = Re Σ γ / (λ + ζ · scale)."""
         return [(1.0, self.alpha)]
 
+    def in_range(self, scale: float) -> bool:
+        """Tell whether the ridge is a number."""
+        return math.isfinite(self.alpha * scale)
+
     def holds(self, smallest: float, scale: float, rounding: float) -> bool:
         """Tell whether g is finite and positive with this smallest eigenvalue, known to within ``rounding``."""
-        return math.isfinite(self.alpha * scale) and smallest + self.alpha * scale > rounding
+        return smallest + self.alpha * scale > rounding
 
 
 @dataclass(frozen=True)
@@ -102,21 +106,32 @@ class GradientFlow:
 
     def __call__(self, eigenvalues: np.ndarray, scale: float) -> np.ndarray:
         """Return g of the eigenvalues, for a mean diagonal ``scale``."""
-        x = self.time * eigenvalues / scale
+        x = self._exponents(eigenvalues, scale)
         tiny = abs(x) < 1e-8
-        return self.time / scale * np.where(tiny, 1 - x / 2, -np.expm1(-x) / np.where(tiny, 1, x))
+        with np.errstate(over="ignore"):
+            at_zero = np.divide(self.time, scale) * (1 - np.where(tiny, x, 0) / 2)
+        return np.where(tiny, at_zero, -np.expm1(-x) / np.where(tiny, 1, eigenvalues))
 
     def left(self, eigenvalues: np.ndarray, scale: float) -> np.ndarray:
         """Return 1 - λ g(λ), the share of the targets along each eigenvector that is not fitted."""
-        return np.exp(-self.time * eigenvalues / scale)
+        return np.exp(-self._exponents(eigenvalues, scale))
+
+    def _exponents(self, eigenvalues, scale):
+        """Return t λ / s, infinite where it is beyond float64."""
+        with np.errstate(over="ignore"):
+            return self.time * (eigenvalues / scale)
 
     def resolvents(self) -> list[tuple[complex, complex]]:
         """Return the (γ, ζ) of g(λ) = Re Σ γ / (λ + ζ · scale), to 2e-12 of the largest g."""
         return list(zip(-2 * RESIDUES / POLES, POLES / self.time, strict=True))
 
+    def in_range(self, scale: float) -> bool:
+        """Tell whether the ridges of all resolvents are numbers."""
+        return math.isfinite(float(abs(POLES).max()) / self.time * max(scale, 1.0))
+
     def holds(self, smallest: float, scale: float, rounding: float) -> bool:
         """Tell whether negative eigenvalues, which rounding leaves, are still small at this time."""
-        return self.time * smallest > -LARGEST_NEGATIVE * scale
+        return scale > 0 and self.time * (smallest / scale) > -LARGEST_NEGATIVE
 
 
 Filter = Ridge | GradientFlow

@@ -140,7 +140,7 @@ def _operator_solve(gram, targets, alpha, solver, sample_weight):
     if not isinstance(solver, IterativeSolver):
         raise ValueError(
             f"{brief(solver)} needs the entries of a matrix, but gram is a linear operator; take solver='cg' or "
-            "'nystrom', or form the matrix, gram @ np.eye(len(targets))"
+            "'nystrom', or form the matrix, gram @ np.eye(gram.shape[0])"
         )
     targets = np.asarray(array("targets", targets, finite=True), np.float64)
     size = gram.shape[0]
@@ -271,10 +271,12 @@ def _mean_diagonal(gram, weight):
 def _mean(diagonal, weight):
     """Return the weighted mean."""
     xp = array_namespace(diagonal)
+    unit = unit_of(diagonal)
+    diagonal = diagonal / unit
     if weight is None:
-        return xp.mean(diagonal)
+        return xp.mean(diagonal) * unit
     weight = weight / unit_of(weight)
-    return xp.sum(weight * diagonal) / xp.sum(weight)
+    return xp.sum(weight * diagonal) / xp.sum(weight) * unit
 
 
 def _positive_scale(scale):

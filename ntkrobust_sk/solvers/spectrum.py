@@ -4,47 +4,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
-from .._arrays import eigh, to_numpy
-from .direct import EIGH_MAX_SIZE, SingularGramError
+from .._arrays import to_numpy
+from .._validation import brief
+from .decomposed_system import System, decomposed
+from .direct import InaccurateSolveError, SingularGramError
 from .filters import Filter
-from .matrices import require_symmetric, rounding, solver_array
+from .matrices import rounding, solver_array
 from .ridge import _checked_weight, _mean_diagonal, _require_kernel_system
+from .rows import block_product, blocks, real_product, sums_of_others
+from .units import unit_of
 
 # Columns of a product of eigenvectors at once: few would have the eigenvectors read again and again.
 COLUMNS = 1024
-# Numbers of a block of rows that are divided at once.
-BLOCK = 2**18
 # What is left out of the series in the rows' own ridges, relative to its sum, and from what ratio of two terms on
 # each row takes divisions of its own.
 LEFT_OF_SERIES, SLOW_SERIES = 1e-13, 0.05
-
-
-class System(NamedTuple):
-    """One system of kernel regression, W^½ K W^½ = V Λ Vᵀ.
-
-    Attributes
-    ----------
-    eigenvalues : array (N,)
-        Ascending.
-    vectors : array (N, N)
-        V: example by example, each with its b outputs.
-    targets : array (N, t)
-        Vᵀ W^½ y.
-    ones : array (N, b)
-        Vᵀ W^½ 1, with a column for each of the b outputs.
-    norm : float
-        Of the matrix, Frobenius.
-    """
-
-    eigenvalues: np.ndarray
-    vectors: np.ndarray
-    targets: np.ndarray
-    ones: np.ndarray
-    norm: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +29,8 @@ class Spectrum:
     """The eigendecomposition of kernel regression on weighted mean and kernel, from which everything follows.
 
     The regression is that of the estimators: targets less their weighted mean, ridge (or time) in units of the
-    weighted mean diagonal, and the mean added to what is predicted.
+    weighted mean diagonal, and the mean added to what is predicted. Kernel and weights are in units of their own,
+    in which they are near one: so answers are the same at any size of both.
 
     Attributes
     ----------
@@ -60,10 +38,13 @@ class Spectrum:
         One; of a class kernel one for each class.
     targets : array (n, T)
     weight : array (n,)
+        In ``weight_unit``.
     diagonal : array (n,)
-        K_ii, of class and full kernels the mean over outputs.
+        K_ii, of class and full kernels the mean over outputs, in ``kernel_unit``.
     unseen : array
         Kernel between rows of weight zero and the others, as the Gram matrix has it.
+    kernel_unit, weight_unit : float
+        Powers of four.
     """
 
     systems: list[System]
@@ -71,6 +52,8 @@ class Spectrum:
     weight: np.ndarray
     diagonal: np.ndarray
     unseen: np.ndarray
+    kernel_unit: float
+    weight_unit: float
 
     @property
     def offset(self) -> np.ndarray:
@@ -80,67 +63,111 @@ class Spectrum:
     @property
     def scale(self) -> float:
         """The weighted mean diagonal."""
-        return float(self.weight @ self.diagonal / self.weight.sum())
+        return float(self.weight @ self.diagonal / self.weight.sum()) * self.kernel_unit
+
+    @property
+    def _scale(self) -> float:
+        """The weighted mean diagonal in units of the systems, whose kernel has weights on both sides."""
+        return float(self.weight @ self.diagonal / self.weight.sum()) / self.weight_unit
+
+    def in_range(self, of: Filter) -> bool:
+        """Tell whether a filter's ridges are numbers here."""
+        return all(map(of.in_range, (self.scale, *self._extreme_scales)))
 
     def holds(self, of: Filter) -> bool:
         """Tell whether a filter is defined on these eigenvalues, which are known to rounding."""
-        return all(self._holds(of, system) for system in self.systems)
+        return self.in_range(of) and all(self._holds(of, system) for system in self.systems)
+
+    @cached_property
+    def _extreme_scales(self):
+        scales = self._scales_left_out() if np.count_nonzero(self.weight) > 1 else np.array([self._scale])
+        return float(scales.min()), float(scales.max())
 
     def _holds(self, of, system):
-        scales = self._scales_left_out() if np.count_nonzero(self.weight) > 1 else np.array([self.scale])
         unsure = rounding(len(system.eigenvalues), system.vectors) * system.norm
-        return all(of.holds(float(system.eigenvalues[0]), s, unsure) for s in (scales.min(), scales.max()))
+        return all(of.holds(float(system.eigenvalues[0]), s, unsure) for s in self._extreme_scales)
 
     def require(self, of: Filter) -> None:
-        """Raise SingularGramError unless a filter is defined on these eigenvalues."""
+        """Raise unless a filter is defined on these eigenvalues.
+
+        Raises
+        ------
+        ValueError
+            If its ridges are out of range.
+        SingularGramError
+            If it regularises too little.
+        """
+        if not self.in_range(of):
+            raise ValueError(f"{self.out_of_range([of])}: take a smaller alpha (a longer time)")
         for system in self.systems:
             if not self._holds(of, system):
-                smallest = float(system.eigenvalues[0])
+                smallest = float(system.eigenvalues[0]) * self.kernel_unit * self.weight_unit
+                largest = float(system.eigenvalues[-1]) * self.kernel_unit * self.weight_unit
                 raise SingularGramError(
                     f"{of} is too little regularisation for this Gram matrix: its smallest eigenvalue is "
-                    f"{smallest:.3g}, the largest {system.eigenvalues[-1]:.3g}, the mean diagonal {self.scale:.3g}"
+                    f"{smallest:.3g}, the largest {largest:.3g}, the mean diagonal {self.scale:.3g}"
                     ". Leave it out, or take a larger alpha (a shorter time); a Gram matrix computed in float32 "
                     f"needs alphas up to 1e-6 n = {1e-6 * len(self.targets):.0e}"
                 )
+
+    def out_of_range(self, filters: Sequence[Filter]) -> str:
+        """Say why filters are refused whose ridges are no numbers."""
+        return (
+            f"{brief(list(filters))}: alpha (or one over the time) times the mean diagonal of the Gram matrix, "
+            f"{self.scale:.3g}, over weights up to {self.weight.max() * self.weight_unit:.3g} is beyond float64"
+        )
 
     def dual(self, of: Filter) -> np.ndarray:
         """Return the dual coefficients (n, T) of all rows; those of weight zero have zeros.
 
         Raises
         ------
-        SingularGramError
+        ValueError, SingularGramError
             If the filter is not defined here.
+        InaccurateSolveError
+            If the coefficients are beyond float64.
         """
         self.require(of)
-        scale, offset = self.scale, self._columns(self.offset)
+        scale, offset = self._scale, self._columns(self.offset)
         found = []
         for system, own in zip(self.systems, offset, strict=True):
             centred = system.targets - system.ones @ own
             found.append(system.vectors @ (of(system.eigenvalues, scale)[:, None] * centred))
-        return self._in_rows([np.sqrt(self._seen)[:, None, None] * self._by_example(part) for part in found])
+        found = [np.sqrt(self._seen)[:, None, None] * self._by_example(part) for part in found]
+        with np.errstate(over="ignore"):
+            dual = self._in_rows(found) / self.kernel_unit
+        if not np.isfinite(dual).all():
+            raise InaccurateSolveError(
+                f"the dual coefficients of {of} are beyond float64: targets up to {abs(self.targets).max():.3g} "
+                f"beside a mean diagonal of {self.scale:.3g}. Divide the targets by their deviation"
+            )
+        return dual
 
     def leaves_freedom(self, of: Filter) -> bool:
         """Tell whether a filter does not fit all targets whatever they are, as a ridge of zero does."""
-        return any(of.left(system.eigenvalues, self.scale).sum() > 0 for system in self.systems)
+        return any(of.left(system.eigenvalues, self._scale).sum() > 0 for system in self.systems)
 
-    def gcv(self, of: Filter) -> float:
+    def gcv(self, of: Filter, unit: float = 1.0) -> float:
         """Return the generalised cross-validation score: the mean squared error over the freedom left.
 
         GCV = (Σ w_i ‖y_i - f(x_i)‖² / T Σ w_i) / (tr(I - H) / N)², where H is what makes fitted values of targets,
-        the mean included (Golub, Heath & Wahba 1979).
+        the mean included (Golub, Heath & Wahba 1979). Targets and errors are in the ``unit`` given.
         """
         self.require(of)
-        scale, offset = self.scale, self._columns(self.offset)
+        offset, total = self._columns(self.offset), self._seen.sum()
+        shares = [of.left(system.eigenvalues, self._scale) for system in self.systems]
+        # both sums are in the unit of the largest share, which may be too small to be squared
+        largest = max(share.max() for share in shares)
         error = left = size = 0.0
-        for system, own in zip(self.systems, offset, strict=True):
-            share = of.left(system.eigenvalues, scale)
-            error += ((share[:, None] * (system.targets - system.ones @ own)) ** 2).sum()
-            left += share.sum() - share @ (system.ones**2).sum(1) / self._seen.sum()
+        for system, own, share in zip(self.systems, offset, shares, strict=True):
+            relative = share / largest if largest > 0 else share
+            error += ((relative[:, None] * ((system.targets - system.ones @ own) / unit)) ** 2).sum()
+            left += relative.sum() - relative @ (system.ones**2).sum(1) / total
             size += len(share)
         freedom = left / size
         if not freedom > 0:
             raise SingularGramError(f"{of} leaves no freedom: the targets are fitted whatever they are")
-        return float(error / (self.targets.shape[1] * self._seen.sum()) / freedom**2)
+        return float(error / (self.targets.shape[1] * total) / freedom**2)
 
     def left_out(self, of: Filter) -> np.ndarray:
         """Return what is predicted for each row (n, T) by the regression on all other rows.
@@ -206,31 +233,35 @@ class Spectrum:
 
     def _terms(self, system, zeta, scales) -> int | None:
         """Return how many terms a series in the differences of rows' own ridges takes, or None if it is slow."""
-        nearest = abs(system.eigenvalues + zeta * self.scale).min()
-        ratio = float(abs(zeta) * abs(scales - self.scale).max() / nearest)
+        ratio = float(abs(zeta) / self._nearest(system, zeta) * abs(scales - self._scale).max())
         if ratio > SLOW_SERIES:
             return None
         return 1 if ratio < LEFT_OF_SERIES else math.ceil(math.log(LEFT_OF_SERIES) / math.log(ratio))
+
+    def _nearest(self, system, zeta):
+        """Return the least |λ + ζ s|, the unit in which resolvents have no entries above one."""
+        return abs(system.eigenvalues + zeta * self._scale).min()
 
     def _residuals_by_series(self, at, resolvents, scales, mean) -> Iterator[np.ndarray]:
         """Yield z_i less what the others predict (n, 1, t), by products of matrices alone.
 
         With d_i = ζ (s_i - s), by which a row's own ridge differs, and r = 1 / (λ + ζ s),
-        1 / (λ + ζ s + d_i) = Σ_m (-d_i)^m r^(m + 1).
+        1 / (λ + ζ s + d_i) = Σ_m (-d_i)^m r^(m + 1), all of it in units in which the largest r is one.
         """
         system = self.systems[at]
         right = np.concatenate([system.targets, system.ones], axis=1)
         n, width = right.shape
+        units = [self._nearest(system, zeta) for zeta, _ in resolvents]
         powers = [
-            (1 / (system.eigenvalues + zeta * self.scale))[:, None] ** np.arange(1, n_terms + 1)
-            for zeta, n_terms in resolvents
+            (unit / (system.eigenvalues + zeta * self._scale))[:, None] ** np.arange(1, n_terms + 1)
+            for unit, (zeta, n_terms) in zip(units, resolvents, strict=True)
         ]
         joined = np.concatenate(powers, axis=1)
-        diagonals = _real_product(self._squares[at], joined)
-        both = _real_product(system.vectors, (joined[:, :, None] * right[:, None, :]).reshape(n, -1))
+        diagonals = real_product(self._squares[at], joined)
+        both = real_product(system.vectors, (joined[:, :, None] * right[:, None, :]).reshape(n, -1))
         start = 0
-        for zeta, n_terms in resolvents:
-            steps = (-zeta * (scales - self.scale))[:, None] ** np.arange(n_terms)
+        for unit, (zeta, n_terms) in zip(units, resolvents, strict=True):
+            steps = (-zeta / unit * (scales - self._scale))[:, None] ** np.arange(n_terms)
             own = both[:, start * width : (start + n_terms) * width].reshape(n, n_terms, width)
             own = np.einsum("nm,nmc->nc", steps, own)[:, None, :]
             diagonal = np.einsum("nm,nm->n", steps, diagonals[:, start : start + n_terms])[:, None, None]
@@ -247,9 +278,10 @@ class Spectrum:
         vectors = system.vectors.reshape(len(mean), b, -1)
         right = np.concatenate([system.targets, system.ones], axis=1)
         residual = np.empty(mean.shape, np.result_type(zeta, float))
-        for rows in _blocks(len(mean), vectors[0].size):
+        unit = self._nearest(system, zeta)
+        for rows in blocks(len(mean), vectors[0].size):
             V = vectors[rows]
-            weighed = V / (system.eigenvalues + zeta * scales[rows, None])[:, None, :]
+            weighed = V * (unit / (system.eigenvalues + zeta * scales[rows, None]))[:, None, :]
             both = (weighed.reshape(-1, len(right)) @ right).reshape(len(V), b, -1)
             beside = both[..., :-b] - both[..., -b:] @ mean[rows]
             residual[rows] = np.linalg.solve(weighed @ V.transpose(0, 2, 1), beside)
@@ -264,13 +296,13 @@ class Spectrum:
         return self.targets[self.weight > 0]
 
     def _scales_left_out(self):
-        """Return the weighted mean diagonal of all others (n,), for each row that has a weight."""
+        """Return the weighted mean diagonal of all others (n,), as ``_scale``, for each row that has a weight."""
         weight, diagonal = self._seen, self.diagonal[self.weight > 0]
-        return (weight @ diagonal - weight * diagonal) / (weight.sum() - weight)
+        return sums_of_others(weight * diagonal) / sums_of_others(weight) / self.weight_unit
 
     def _means_left_out(self):
-        weight, targets = self._seen[:, None], self._seen_targets
-        return ((weight * targets).sum(0) - weight * targets) / (weight.sum() - weight)
+        weight = self._seen[:, None]
+        return sums_of_others(weight * self._seen_targets) / sums_of_others(weight)
 
     def _columns(self, values):
         """Return values (..., T) by system, as (..., b, t): b outputs that a system mixes, t that it does not."""
@@ -290,7 +322,7 @@ class Spectrum:
         result = np.zeros(self.targets.shape)
         result[self.weight > 0] = joined
         if dual is not None:
-            result[self.weight == 0] = self.offset + _product(self.unseen, dual[self.weight > 0])
+            result[self.weight == 0] = self.offset + block_product(self.unseen, dual[self.weight > 0])
         return result
 
 
@@ -333,8 +365,10 @@ def spectrum(gram, targets, sample_weight=None) -> Spectrum:
     if not np.isfinite(targets).all():
         raise ValueError("targets must be finite, but have NaN or infinity")
     weight = np.ones(n) if sample_weight is None else to_numpy(_checked_weight(sample_weight, gram))
-    _mean_diagonal(gram, weight)
-    diagonal = np.asarray(np.moveaxis(np.diagonal(gram), -1, 0), np.float64)
+    # so that the mean diagonal is below one
+    unit, weight_unit = min(4 * unit_of(np.array(_mean_diagonal(gram, weight))), 2.0**1022), unit_of(weight)
+    weight = weight / weight_unit
+    diagonal = np.asarray(np.moveaxis(np.diagonal(gram), -1, 0), np.float64) / unit
     if gram.ndim == 4:
         diagonal = np.diagonal(diagonal, axis1=1, axis2=2)
     seen = weight > 0
@@ -345,44 +379,7 @@ def spectrum(gram, targets, sample_weight=None) -> Spectrum:
     for c, matrix in enumerate(matrices):
         matrix = matrix if seen.all() else matrix[np.ix_(seen, seen)]
         columns = targets[seen, c, None] if gram.ndim == 3 else targets[seen]
-        systems.append(_decomposed(matrix, columns, root))
+        systems.append(decomposed(matrix, columns, root, unit))
     unseen = gram[np.ix_(~seen, seen)] if not seen.all() else gram[:0]
-    return Spectrum(systems, targets, weight, diagonal.reshape(n, -1).mean(1), unseen)
-
-
-def _decomposed(matrix, targets, root) -> System:
-    """Return the eigendecomposition of one system (n, n) or (n, n, C, C) with its right-hand sides."""
-    n, b = len(matrix), matrix.shape[2] if matrix.ndim == 4 else 1
-    if n * b > EIGH_MAX_SIZE:
-        raise ValueError(
-            f"an eigendecomposition takes at most {EIGH_MAX_SIZE} rows and outputs, because 32-bit LAPACK fails "
-            f"above; got {n * b}. Choose alpha by GridSearchCV, or on fewer rows"
-        )
-    A = np.empty((n, b, n, b))
-    A[...] = matrix.transpose(0, 2, 1, 3) if matrix.ndim == 4 else matrix[:, None, :, None]
-    A *= root[:, None, None, None]
-    A *= root[None, None, :, None]
-    A = A.reshape(n * b, n * b)
-    norm, _ = require_symmetric(A, "gram")
-    eigenvalues, vectors = eigh(A)
-    if not np.isfinite(eigenvalues).all():
-        raise SingularGramError("the eigenvalues of the Gram matrix are not finite")
-    right = (root[:, None] * targets).reshape(n * b, -1)
-    ones = (root[:, None, None] * np.eye(b)).reshape(n * b, b)
-    return System(eigenvalues, vectors, vectors.T @ right, vectors.T @ ones, norm)
-
-
-def _real_product(A, B):
-    """Return the product of a real matrix with one that may be complex."""
-    return A @ B.real + 1j * (A @ B.imag) if np.iscomplexobj(B) else A @ B
-
-
-def _product(block, dual):
-    equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
-    return np.einsum(equation, block.astype(np.float64), dual, optimize=True)
-
-
-def _blocks(n: int, numbers: int) -> Iterator[slice]:
-    """Yield slices of n rows of so many numbers, each of about ``BLOCK`` numbers."""
-    rows = max(1, math.ceil(BLOCK / max(numbers, 1)))
-    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+    diagonal = diagonal.reshape(n, -1).mean(1)
+    return Spectrum(systems, targets, weight, diagonal, unseen, unit, weight_unit)

@@ -188,3 +188,65 @@ def test_scorings_of_classes_are_none_of_a_regressor():
         regressor(alphas=["x"]).fit(X, TARGETS)
     with pytest.raises(ValueError, match="n_samples = 1"):
         regressor().fit(X[:1], TARGETS[:1])
+
+
+POINTS = np.random.default_rng(0).normal(size=(40, 50))
+GRAM, FIRST = POINTS @ POINTS.T, POINTS[:, 0]
+
+
+def of_matrix(K=GRAM, y=FIRST, weight=None, **settings):
+    return EmpiricalNTKRegressorCV(kernel="precomputed", **settings).fit(K, y, sample_weight=weight)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"alphas": ALPHAS}, {"alphas": ALPHAS, "scoring": "gcv"}, {"stopping_times": ALPHAS}]
+)
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-60, 1e30])
+def test_scores_are_the_same_for_kernels_of_any_size(size, settings):
+    plain, scaled = of_matrix(**settings), of_matrix(GRAM * size, **settings)
+    np.testing.assert_allclose(scaled.scores_, plain.scores_, rtol=1e-9)
+    np.testing.assert_allclose(scaled.left_out_, plain.left_out_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scoring", ["squared_error", "gcv"])
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e150])
+def test_the_choice_is_the_same_for_targets_of_any_size(size, scoring):
+    plain, scaled = (
+        of_matrix(alphas=ALPHAS, scoring=scoring),
+        of_matrix(y=FIRST * size, alphas=ALPHAS, scoring=scoring),
+    )
+    assert scaled.alpha_ == plain.alpha_ and np.isfinite(scaled.scores_).all()
+    np.testing.assert_allclose(scaled.left_out_ / size, plain.left_out_, rtol=1e-9)
+    with pytest.raises(ValueError, match="y must not be so large that squares"):
+        of_matrix(y=FIRST * 1e200, alphas=ALPHAS, scoring=scoring)
+
+
+@pytest.mark.parametrize("scoring", EmpiricalNTKClassifierCV.SCORINGS[:4])
+@pytest.mark.parametrize("weight", [1e-300, 1e-200, 1e200, 1e300])
+def test_weights_of_any_size_are_those_near_one_with_alphas_over_them(weight, scoring):
+    labels = (FIRST > 0).astype(int)
+    plain, scaled = (
+        EmpiricalNTKClassifierCV(kernel="precomputed", alphas=[0.1 * by], scoring=scoring).fit(
+            GRAM, labels, sample_weight=np.full(40, by)
+        )
+        for by in (1e3, 1e3 * weight)
+    )
+    np.testing.assert_allclose(scaled.left_out_, plain.left_out_, rtol=1e-9)
+    assert scaled.best_score_ == pytest.approx(plain.best_score_, rel=1e-2)
+
+
+def test_candidates_beyond_the_range_of_numbers_are_called_so():
+    with pytest.warns(
+        UserWarning, match=r"1e\+308.*mean diagonal of the Gram matrix, 50.*beyond float64, and left out"
+    ):
+        assert np.isnan(of_matrix(alphas=[1e308, 1.0]).scores_).tolist() == [True, False]
+    with pytest.raises(ValueError, match="beyond float64: take a smaller alpha"):
+        of_matrix(alphas=[1e308])
+    short = of_matrix(stopping_times=[1e-300])
+    expected = (FIRST.sum() - FIRST) / 39
+    np.testing.assert_allclose(short.left_out_[:, 0], expected, rtol=1e-6)
+
+
+def test_rows_that_are_all_equal_are_called_so():
+    with pytest.raises(ValueError, match=r"equal are left out together.* n_samples = 5 with 1 of them"):
+        regressor().fit(X[[0] * 5], np.arange(5.0))

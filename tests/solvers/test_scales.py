@@ -135,3 +135,17 @@ def test_conjugate_gradients_keep_the_best_that_they_have_seen():
         ridge = 1e-14 * hilbert.diagonal().mean() * found
         left = np.linalg.norm(hilbert @ found + ridge - np.sin(i)) / np.linalg.norm(np.sin(i))
         assert report.residual <= 1 and left <= 1.001
+
+
+def test_advice_for_an_operator_forms_all_of_its_rows():
+    K = FeatureGram(POINTS)
+    with pytest.raises(ValueError, match=r"gram @ np.eye\(gram.shape\[0\]\)"):
+        solve(K, POINTS[:, 0], alpha=1.0)
+    formed = K @ np.eye(K.shape[0])
+    np.testing.assert_allclose(formed, POINTS @ POINTS.T)
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_a_mean_diagonal_whose_sum_is_beyond_float64_is_a_number(solver):
+    dual = solve(1e307 * GAUSS, POINTS[:, 0], alpha=1.0, solver=solver)
+    np.testing.assert_allclose(dual * 1e307, solve(GAUSS, POINTS[:, 0], alpha=1.0), rtol=1e-3, atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ntkrobust_sk import SingularGramError, solve
+from ntkrobust_sk import InaccurateSolveError, SingularGramError, solve
 from ntkrobust_sk.solvers.filters import GradientFlow, Ridge
 from ntkrobust_sk.solvers.spectrum import spectrum
 
@@ -187,3 +187,62 @@ def test_bad_input_is_refused():
     for wrong in (0, -1, np.inf):
         with pytest.raises(ValueError, match="time must be"):
             GradientFlow(wrong)
+
+
+FILTERS = [Ridge(1e-3), Ridge(1.0), GradientFlow(1.0), GradientFlow(1e3)]
+
+
+@pytest.mark.parametrize("of", FILTERS, ids=str)
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-60, 1e160, 1e300])
+def test_answers_are_the_same_for_kernels_of_any_size(size, of):
+    plain, scaled = (spectrum(gram_of(2, 30) * by, TARGETS[:30]) for by in (1.0, size))
+    assert scaled.holds(of) and scaled.scale / size == pytest.approx(plain.scale)
+    np.testing.assert_allclose(scaled.left_out(of), plain.left_out(of), rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(scaled.dual(of) * size, plain.dual(of), rtol=1e-6, atol=1e-10)
+    assert scaled.gcv(of) == pytest.approx(plain.gcv(of), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e200, 1e300])
+def test_weights_of_any_size_are_those_near_one_with_the_ridge_over_them(size):
+    plain = spectrum(gram_of(2, 30), TARGETS[:30], WEIGHT[:30])
+    scaled = spectrum(gram_of(2, 30), TARGETS[:30], WEIGHT[:30] * size)
+    near, far = Ridge(1e-2), Ridge(1e-2 * size)
+    np.testing.assert_allclose(scaled.left_out(far), plain.left_out(near), rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(scaled.dual(far), plain.dual(near), rtol=1e-9, atol=1e-10)
+    assert scaled.gcv(far) == pytest.approx(plain.gcv(near), rel=1e-9)
+
+
+def test_the_scale_of_the_others_is_not_what_rounding_leaves_beside_a_heavy_row():
+    weight, gram = np.ones(30), np.diag(np.linspace(1, 2, 30))
+    weight[0] = 1e20
+    found = spectrum(gram, TARGETS[:30], weight).left_out(Ridge(1e8))
+    np.testing.assert_allclose(found[0], TARGETS[1:30].mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("of", [Ridge(1e300), Ridge(1e307), GradientFlow(1e-300)], ids=str)
+def test_huge_ridges_predict_the_mean_of_the_others(of):
+    found = spectrum(gram_of(2, 30), TARGETS[:30])
+    expected = (TARGETS[:30].sum(0) - TARGETS[:30]) / 29
+    np.testing.assert_allclose(found.left_out(of), expected, atol=1e-10)
+    assert found.gcv(of) == pytest.approx(found.gcv(Ridge(1e10)), rel=1e-6)
+
+
+def test_ridges_below_rounding_are_none_in_every_score():
+    found = spectrum(gram_of(2, 30) + np.eye(30), TARGETS[:30])
+    small = [Ridge(1e-200), Ridge(1e-300), GradientFlow(1e200), GradientFlow(1e308)]
+    left_out = found.left_out_each([Ridge(1e-16), *small])
+    for each in left_out[1:]:
+        np.testing.assert_allclose(each, left_out[0], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose([found.gcv(of) for of in small[:2]], found.gcv(Ridge(1e-16)), rtol=1e-9)
+
+
+def test_a_ridge_beyond_the_range_of_numbers_is_called_so():
+    found = spectrum(50 * np.eye(30), TARGETS[:30])
+    for of in (Ridge(1e308), GradientFlow(1e-308)):
+        assert not found.holds(of)
+        with pytest.raises(
+            ValueError, match=r"mean diagonal of the Gram matrix, 50.*beyond float64.*smaller alpha"
+        ):
+            found.dual(of)
+    with pytest.raises(InaccurateSolveError, match=r"dual coefficients of .* are beyond float64: targets up to"):
+        spectrum(1e-200 * np.eye(30), 1e160 * TARGETS[:30]).dual(Ridge(1.0))
