@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from .checked import INDEFINITE_TOLERANCE
+from .checked import INDEFINITE_TOLERANCE, squarable_unit
 from .sketches import Estimate, Probes, block_lanczos, checked_operator, jackknifed, products, quadrature, sketch
 
 # Nodes of a quadrature with less weight than this share are rounding.
@@ -29,12 +29,20 @@ def exact_trace(K: Any) -> float | None:
 def trace(K: LinearOperator, probes: Probes) -> Estimate:
     """Return the trace: exact where the operator has a diagonal."""
     found = exact_trace(K)
-    return jackknifed(float, sketch(probes, K=K).trace(0)) if found is None else Estimate(found)
+    if found is not None:
+        return Estimate(found)
+    made = sketch(probes, K=K)
+    return _times(jackknifed(float, made.trace(0)), made.units[0])
 
 
 def norm(K: LinearOperator, probes: Probes) -> Estimate:
     """Return the Frobenius norm."""
-    return jackknifed(math.sqrt, sketch(probes, K=K).inner(0, 0))
+    made = sketch(probes, K=K)
+    return _times(jackknifed(math.sqrt, made.inner(0, 0)), made.units[0])
+
+
+def _times(found, unit):
+    return Estimate(float(found) * unit, found.standard_error * unit)
 
 
 def participation(K: LinearOperator, probes: Probes) -> Estimate:
@@ -42,7 +50,7 @@ def participation(K: LinearOperator, probes: Probes) -> Estimate:
     made, known = sketch(probes, K=K), exact_trace(K)
     if known is None:
         return jackknifed(lambda trace, square: trace**2 / square, made.trace(0), made.inner(0, 0))
-    return jackknifed(lambda square: known**2 / square, made.inner(0, 0))
+    return jackknifed(lambda square: (known / made.units[0]) ** 2 / square, made.inner(0, 0))
 
 
 def entropy_rank(K: LinearOperator, probes: Probes) -> Estimate:
@@ -50,7 +58,8 @@ def entropy_rank(K: LinearOperator, probes: Probes) -> Estimate:
     made = sketch(probes, K=K)
     n_range = made.Q.shape[1]
     columns = np.hstack([made.Q, made.G])
-    nodes, weights = quadrature(K, columns, probes.n_steps)
+    in_unit: Any = K * (1 / made.units[0])
+    nodes, weights = quadrature(in_unit, columns, probes.n_steps)
     smallest, largest = nodes[weights > NO_WEIGHT * weights.sum(0)].min(), nodes.max()
     if not smallest >= -INDEFINITE_TOLERANCE * largest:
         raise ValueError(
@@ -83,12 +92,20 @@ def polar(K_t: Any, K_start: Any, K_end: Any, probes: Probes) -> tuple[Estimate,
     made = sketch(probes, K_t=K_t, K_start=K_start, K_end=K_end)
 
     def apart(a, b):
-        return made.inner(a, a) + made.inner(b, b) - 2 * made.inner(a, b)
+        """Return ‖K_a - K_b‖² in the larger of their units, and that unit."""
+        unit = max(made.units[a], made.units[b])
+        first, second = made.units[a] / unit, made.units[b] / unit
+        return made.inner(a, a) * first**2 + made.inner(b, b) * second**2 - 2 * made.inner(
+            a, b
+        ) * first * second, unit
 
-    whole = apart(2, 1)
-    if not whole.mean() > len(made.Q) * np.finfo(np.float64).eps * made.inner(1, 1).mean():
+    (walked, own), (whole, unit) = apart(0, 1), apart(2, 1)
+    if (
+        not whole.mean()
+        > len(made.Q) * np.finfo(np.float64).eps * made.inner(1, 1).mean() * (made.units[1] / unit) ** 2
+    ):
         raise ValueError("K_end equals K_start, so there is no path to measure a radius on")
-    radius = jackknifed(lambda now, end: math.sqrt(max(now, 0) / end), apart(0, 1), whole)
+    radius = _times(jackknifed(lambda now, end: math.sqrt(max(now, 0) / end), walked, whole), own / unit)
     sums = made.inner(0, 1), made.inner(0, 0), made.inner(1, 1)
     return radius, jackknifed(lambda *sums: math.acos(_cosine(*sums)), *sums)
 
@@ -126,7 +143,10 @@ def top_mass(K: LinearOperator, k: int, probes: Probes) -> Estimate:
     found, rng = block_lanczos(K, k, random_state=probes.random_state), np.random.default_rng(probes.random_state)
     G, Q = rng.choice([-1.0, 1.0], size=(K.shape[0], probes.n_random)), found.eigenvectors
     G -= Q @ (Q.T @ G)
-    top, rest = np.sum(found.eigenvalues**2), (products(K, G, "K") ** 2).sum(0)
+    unit = squarable_unit(found.eigenvalues)
+    top, rest = np.sum((found.eigenvalues / unit) ** 2), ((products(K, G, "K") / unit) ** 2).sum(0)
+    if not top > 0:
+        raise ValueError("K is zero, so it has no direction to compare")
     return jackknifed(lambda rest: top / (top + rest), rest)
 
 

@@ -50,7 +50,7 @@ def kernel_distance(K1: AnyArray, K2: AnyArray, *, probes: Probes = PROBES) -> f
     """
     if are_operators(probes, K1=K1, K2=K2):
         return estimates.distance(K1, K2, probes)
-    K1, norm1, K2, norm2 = checked_pair(K1=K1, K2=K2)
+    (K1, norm1, _), (K2, norm2, _) = checked_pair(K1=K1, K2=K2)
     chord = K1 / norm1
     chord -= K2 / norm2
     return min(0.5 * float(np.vdot(chord, chord)), 2.0)
@@ -129,13 +129,19 @@ def polar_dynamics(
     """
     if are_operators(probes, K_t=K_t, K_start=K_start, K_end=K_end):
         return estimates.polar(K_t, K_start, K_end, probes)
-    K_t, _, K_start, _ = checked_pair(K_t=K_t, K_start=K_start)
-    K_end, _, K_start, _ = checked_pair(K_end=K_end, K_start=K_start)
-    length = float(np.linalg.norm(K_end - K_start))
+    now, start = checked_pair(K_t=K_t, K_start=K_start)
+    end, _ = checked_pair(K_end=K_end, K_start=K_start)
+    (walked, own), (length, whole) = _apart(now, start), _apart(end, start)
     if length == 0:
         raise ValueError("K_end equals K_start, so there is no path to measure a radius on")
-    radius = float(np.linalg.norm(K_t - K_start)) / length
-    return radius, 2 * math.asin(math.sqrt(kernel_distance(K_t, K_start) / 2))
+    radius = walked / length * (own / whole)
+    return radius, 2 * math.asin(math.sqrt(kernel_distance(now.K, start.K) / 2))
+
+
+def _apart(A, B):
+    """Return ‖A - B‖ of two Gram matrices in the larger of their units, and that unit."""
+    unit = max(A.unit, B.unit)
+    return float(np.linalg.norm(A.K * (A.unit / unit) - B.K * (B.unit / unit))), unit
 
 
 def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False, *, probes: Probes = PROBES) -> float:
@@ -170,7 +176,7 @@ def kernel_alignment(K1: AnyArray, K2: AnyArray, centered: bool = False, *, prob
     """
     if are_operators(probes, K1=K1, K2=K2):
         return estimates.alignment(K1, K2, probes, centered=flag("centered", centered))
-    K1, norm1, K2, norm2 = checked_pair(centered, K1=K1, K2=K2)
+    (K1, norm1, _), (K2, norm2, _) = checked_pair(centered, K1=K1, K2=K2)
     return min(max(float(np.vdot(K1, K2)) / (norm1 * norm2), -1.0), 1.0)
 
 
@@ -210,10 +216,11 @@ def target_alignment(K: AnyArray, y: AnyArray, centered: bool = False, *, probes
     1.0
     """
     if are_operators(probes, K=K):
-        Y = checked_targets("y", y, checked_operator("K", K).shape[0], flag("centered", centered))
+        n = checked_operator("K", K).shape[0]
+        Y = checked_targets("y", y, n, flag("centered", centered), by_column=False)
         return estimates.target_alignment(K, Y, probes, centered=centered)
-    K, norm = checked_gram(K, "K", flag("centered", centered))
-    Y = checked_targets("y", y, K.shape[0], centered)
+    K, norm, _ = checked_gram(K, "K", flag("centered", centered))
+    Y = checked_targets("y", y, K.shape[0], centered, by_column=False)
     alignment = float(np.vdot(Y, K @ Y)) / (norm * float(np.linalg.norm(Y.T @ Y)))
     return min(max(alignment, -1.0), 1.0)
 
@@ -287,7 +294,7 @@ def kernel_specialization(
         shape = K_classes.shape
     if len(shape) != 3 or Y.shape != shape[1:] or 0 in shape:
         raise ValueError(f"K_classes must have shape (n, n, C) and Y (n, C); got {shape} and {Y.shape}")
-    n, Y = shape[0], checked_targets("Y", Y, shape[0], centered)
+    n, Y = shape[0], checked_targets("Y", Y, shape[0], centered, by_column=True)
     squares = np.sum(Y * Y, axis=0)
     if not np.all(squares > 0):
         raise ValueError(
@@ -301,7 +308,7 @@ def kernel_specialization(
                 estimates.alignments(estimates.OfClass(K_classes, c, shape[2]), Y, probes, centered=centered)
             )
             continue
-        K, norm = checked_gram(K_classes[:, :, c], f"K_classes[:, :, {c}]", centered)
+        K, norm, _ = checked_gram(K_classes[:, :, c], f"K_classes[:, :, {c}]", centered)
         rows.append(np.sum(Y * (K @ Y), axis=0) / (norm * squares))
     M = np.stack(rows)
     if normalization is None:

@@ -26,6 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .._validation import LARGEST_SEED, array, brief, integer
 from ..solvers.matrices import SYMMETRY_TOLERANCE, require_symmetric
+from .checked import squarable_unit
 
 # A Krylov space ends where less than this share of the matrix leads out of it.
 EXHAUSTED = 1e-7
@@ -122,7 +123,9 @@ class Sketch:
     G : array (n, r)
         Random columns less their part in Q.
     KQ, KG, of_extra : sequences of arrays
-        Products of each matrix with these columns, and with further ones.
+        Products of each matrix, in its unit, with these columns, and with further ones.
+    units : sequence of float
+        Powers of two, in which squares of these products are in range; one where they are as they are.
     """
 
     Q: np.ndarray
@@ -130,6 +133,7 @@ class Sketch:
     KQ: Sequence[np.ndarray]
     KG: Sequence[np.ndarray]
     of_extra: Sequence[np.ndarray]
+    units: Sequence[float]
 
     def inner(self, a: int, b: int) -> np.ndarray:
         """Return what each random column gives for ⟨K_a, K_b⟩, whose mean is the estimate."""
@@ -173,11 +177,13 @@ def sketch(probes: Probes, extra: np.ndarray | None = None, **kernels: Any) -> S
         G -= Q @ (Q.T @ G)
     columns = np.hstack([Q, G] if extra is None else [Q, G, extra])
     found = [products(operator, columns, name) for operator, name in zip(operators, kernels, strict=True)]
+    units = [squarable_unit(part[:, : n_range + probes.n_random]) for part in found]
+    found = [part / unit for part, unit in zip(found, units, strict=True)]
     ends = np.cumsum([n_range, probes.n_random])
     KQ, KG, of_extra = zip(*(np.split(part, ends, axis=1) for part in found), strict=True)
     for name, of_range, of_random in zip(kernels, KQ, KG, strict=True):
         _require_symmetric_products(name, Q, G, of_range, of_random)
-    return Sketch(Q, G, KQ, KG, of_extra)
+    return Sketch(Q, G, KQ, KG, of_extra, units)
 
 
 def checked_operator(name: str, K: Any) -> LinearOperator:
@@ -287,9 +293,11 @@ def block_lanczos(K: LinearOperator, k: int, *, random_state: int = 0, tol: floa
     n, rng = K.shape[0], np.random.default_rng(random_state)
     size = min(n, k + SPARE)
     block = np.linalg.qr(rng.normal(size=(n, size)))[0]
-    basis, images = np.zeros((2, n, 0))
+    basis, images, unit = np.zeros((n, 0)), np.zeros((n, 0)), 1.0
     for _ in range(STEPS):
-        basis, images = np.hstack([basis, block]), np.hstack([images, products(K, block, "K")])
+        image = products(K, block, "K")
+        unit = unit if basis.size else squarable_unit(image)
+        basis, images = np.hstack([basis, block]), np.hstack([images, image / unit])
         small = basis.T @ images
         values, vectors = np.linalg.eigh((small + small.T) / 2)
         values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
@@ -309,4 +317,4 @@ def block_lanczos(K: LinearOperator, k: int, *, random_state: int = 0, tol: floa
             ConvergenceWarning,
             stacklevel=3,
         )
-    return Eigenpairs(values, basis @ vectors, residuals)
+    return Eigenpairs(np.asarray(values * unit), basis @ vectors, np.asarray(residuals * unit))

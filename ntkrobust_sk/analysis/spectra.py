@@ -38,7 +38,8 @@ def kernel_trace(K: AnyArray, *, probes: Probes = PROBES) -> float:
     """
     if are_operators(probes, K=K):
         return estimates.trace(checked_operator("K", K), probes)
-    return float(np.trace(checked_gram(K, "K")[0]))
+    K, _, unit = checked_gram(K, "K")
+    return float(np.trace(K)) * unit
 
 
 def kernel_norm(K: AnyArray, *, probes: Probes = PROBES) -> float:
@@ -66,7 +67,8 @@ def kernel_norm(K: AnyArray, *, probes: Probes = PROBES) -> float:
     """
     if are_operators(probes, K=K):
         return estimates.norm(K, probes)
-    return checked_gram(K, "K")[1]
+    _, norm, unit = checked_gram(K, "K")
+    return norm * unit
 
 
 def top_eigenpairs(K: AnyArray, k: int, *, probes: Probes = PROBES) -> Eigenpairs:
@@ -104,11 +106,12 @@ def top_eigenpairs(K: AnyArray, k: int, *, probes: Probes = PROBES) -> Eigenpair
     if are_operators(probes, K=K):
         K = checked_operator("K", K)
         return block_lanczos(K, integer("k", k, high=K.shape[0]), random_state=probes.random_state)
-    K, _ = checked_gram(K, "K")
+    K, _, unit = checked_gram(K, "K")
     k = integer("k", k, high=len(K))
     values, vectors = np.linalg.eigh(K)
     values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
-    return Eigenpairs(values, vectors, np.linalg.norm(K @ vectors - vectors * values, axis=0))
+    residuals = np.linalg.norm(K @ vectors - vectors * values, axis=0)
+    return Eigenpairs(values * unit, vectors, residuals * unit)
 
 
 def effective_rank(K: AnyArray, kind: str = "entropy", *, probes: Probes = PROBES) -> float:
@@ -146,7 +149,7 @@ def effective_rank(K: AnyArray, kind: str = "entropy", *, probes: Probes = PROBE
     if are_operators(probes, K=K):
         return (estimates.entropy_rank if kind == "entropy" else estimates.participation)(K, probes)
     if kind == "participation":
-        K, norm = checked_gram(K, "K")
+        K, norm, _ = checked_gram(K, "K")
         if np.diagonal(K).min() < -INDEFINITE_TOLERANCE * norm:
             raise ValueError("K must be positive semidefinite, but its diagonal has negative entries")
         return float(np.trace(K) ** 2 / norm**2)

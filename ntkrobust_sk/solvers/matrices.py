@@ -9,9 +9,12 @@ from array_api_compat import array_namespace, is_cupy_array, is_numpy_array
 
 from .._arrays import AnyArray, to_solver_array
 from .._validation import array, brief
+from .units import unit_of
 
 # A Gram matrix made of float32 tiles is symmetric to about 1e-6; a wrong block or permutation misses by O(1).
 SYMMETRY_TOLERANCE = 1e-4
+# Below this a sum of squares has lost digits.
+SMALLEST_SUM = 1e-280
 _ROWS_AT_ONCE = 1024
 # Tiles of this side, and their mirror images, stay in a core's cache; more threads only wait for memory.
 _TILE = 256
@@ -64,35 +67,49 @@ def require_symmetric(A: AnyArray, name: str) -> tuple[AnyArray, float]:
     """
     require_real(A, name)
     require_square(A, name)
-    total = skew = 0.0
-    for squares, skewed in _squares_of_tiles(A) if is_numpy_array(A) else _squares_of_rows(A):
-        total += squares
-        skew += skewed
-        if not math.isfinite(total):
-            raise ValueError(f"{name} must be finite, but has NaN, infinity or entries whose squares overflow")
+    unit, (total, skew) = 1.0, _squares(A, 1.0)
+    if not SMALLEST_SUM < total < math.inf:
+        xp = array_namespace(A)
+        unit = unit_of(xp.astype(xp.stack([xp.min(A), xp.max(A)]), xp.float64))
+        total, skew = _squares(A, unit)
+    if not math.isfinite(math.sqrt(total) * unit):
+        raise ValueError(f"{name} must be finite, but has NaN, infinity or a norm beyond float64")
     asymmetry = math.sqrt(skew / total) if total > 0 else 0.0
     if not asymmetry <= SYMMETRY_TOLERANCE:
         raise ValueError(
             f"{name} must be symmetric, but ‖A - Aᵀ‖/‖A‖ = {asymmetry:.1e} exceeds {SYMMETRY_TOLERANCE:.0e}: "
             "was it computed between two different sets of samples? If it is rounding, pass (A + A.T) / 2"
         )
-    return math.sqrt(total), asymmetry
+    return math.sqrt(total) * unit, asymmetry
 
 
-def _squares_of_rows(A):
+def _squares(A, unit):
+    """Return ‖A‖² and ‖A - Aᵀ‖² in squares of a unit; ‖A‖² is infinite or NaN where it is no number."""
+    total = skew = 0.0
+    for squares, skewed in _squares_of_tiles(A, unit) if is_numpy_array(A) else _squares_of_rows(A, unit):
+        total += squares
+        skew += skewed
+        if not math.isfinite(total):
+            break
+    return total, skew
+
+
+def _squares_of_rows(A, unit):
     """Yield ‖A‖² and ‖A - Aᵀ‖² of some rows after the others."""
     xp = array_namespace(A)
     for start in range(0, A.shape[0], _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, A.shape[0])
-        rows = xp.astype(A[start:stop, :], xp.float64, copy=False)
-        skew = xp.sum((rows - xp.astype(A[:, start:stop], xp.float64, copy=False).T) ** 2)
-        yield float(xp.sum(rows * rows)), float(skew)
+        rows = xp.astype(A[start:stop, :], xp.float64, copy=False) / unit
+        with np.errstate(over="ignore", invalid="ignore"):
+            skew = xp.sum((rows - xp.astype(A[:, start:stop], xp.float64, copy=False).T / unit) ** 2)
+            found = float(xp.sum(rows * rows)), float(skew)
+        yield found
 
 
-def _squares_of_tiles(A):
+def _squares_of_tiles(A, unit):
     """Yield the same of rows of tiles with their mirror images, of which a CPU's cache holds a pair at a time."""
     tiles = [slice(start, start + _TILE) for start in range(0, A.shape[0], _TILE)]
-    rows = [(A, tile, tiles[i:]) for i, tile in enumerate(tiles)]
+    rows = [(A, unit, tile, tiles[i:]) for i, tile in enumerate(tiles)]
     if len(tiles) <= 4:
         yield from (_squares_of_row(*row) for row in rows)
         return
@@ -101,11 +118,14 @@ def _squares_of_tiles(A):
         yield from threads.map(lambda row: _squares_of_row(*row), rows)
 
 
-def _squares_of_row(A, rows, tiles):
+def _squares_of_row(A, unit, rows, tiles):
     squares = skew = 0.0
     for columns in tiles:
         upper = A[rows, columns].astype(np.float64, order="C").ravel()
         lower = A[columns, rows].T.astype(np.float64, order="C").ravel()
+        if unit != 1:
+            upper /= unit
+            lower /= unit
         times = 1 if rows == columns else 2
         squares += _square(upper) + (times - 1) * _square(lower)
         with np.errstate(over="ignore", invalid="ignore"):

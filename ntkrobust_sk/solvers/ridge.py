@@ -17,7 +17,7 @@ from .direct import InaccurateSolveError, SingularGramError
 from .iterative import IterativeSolver
 from .matrices import require_real, require_symmetric, solver_array
 from .systems import RidgeSystem
-from .units import near_one, unit_of
+from .units import unit_of
 
 
 def solve(
@@ -205,8 +205,7 @@ def _ridge_solve(gram, targets, ridge, root, solver):
         A = xp.reshape(gram, (size, size))
         if not (is_numpy_array(A) and A.dtype == np.float32):
             A = xp.astype(A, xp.float64, copy=False)
-        unit = unit_of(xp.linalg.diagonal(A))
-        require_symmetric(A if near_one(unit) else A / unit, "the matrix")
+        require_symmetric(A, "the matrix")
         _require_finite_targets(targets)
         u, report = solver.solve_system(RidgeSystem(A, ridge, root), targets)
     else:
