@@ -74,6 +74,10 @@ class InfiniteNTK:
         else:
             _require_triple(self.network)
 
+    def __deepcopy__(self, memo: dict) -> InfiniteNTK:
+        # nothing in it can change, and what is kept for it is then kept for estimators' clones
+        return self
+
     @property
     def functions(self) -> tuple[Callable, Callable, Callable]:
         """The functions ``(init_fn, apply_fn, kernel_fn)`` of the network."""

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 
 from .._validation import array, brief, number, positive_tuple
 from ..execution.memory import parse_memory
+from ..execution.precision import x64_enabled
 from ..execution.tiles import pad_rows
 from ..kernels.abstract_features import abstract_features
 from ..kernels.fingerprint import hash_arrays
@@ -27,6 +27,7 @@ from ..networks.inputs import finite_inputs, host_inputs
 from ..networks.model import Model
 from ..sklearn_models.registry import DifferentiableCovariance
 from ..tangent.gradient_lists import concatenate_tiles
+from .kept_matrices import KeptMatrices
 
 # Rows of a block of which the diagonal is taken.
 BLOCK = 64
@@ -44,8 +45,8 @@ class NTKKernel(DifferentiableCovariance, Kernel):
     this kernel, so machines on it are attacked with gradients.
 
     Inner products are taken in double precision, so that the matrix of one set of inputs is positive semidefinite
-    to rounding. The last such matrix of a model and kernel is kept while the model lives, if it fits in
-    ``memory``: a search for hyperparameters computes it once.
+    to rounding. The last matrices are kept while their models live, as many as fit in ``memory`` and 64 at most:
+    within one process a search for hyperparameters computes each fold's once.
 
     Parameters
     ----------
@@ -118,11 +119,13 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         """The scale, as scikit-learn describes a hyperparameter."""
         bounds = self.scale_bounds
         if not isinstance(bounds, str) or bounds != "fixed":
-            bounds = array("scale_bounds", bounds, ndim=1, finite=True)
+            said = f"scale_bounds must be 'fixed' or two numbers, 0 < low <= high, got {brief(bounds)}"
+            try:
+                bounds = array("scale_bounds", bounds, ndim=1, finite=True)
+            except (TypeError, ValueError) as error:
+                raise type(error)(said) from error
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-                raise ValueError(
-                    f"scale_bounds must be 'fixed' or two numbers, 0 < low <= high, got {brief(self.scale_bounds)}"
-                )
+                raise ValueError(said)
         return Hyperparameter("scale", "numeric", self.scale_bounds)
 
     def __call__(self, X: ArrayLike, Y: ArrayLike | None = None, eval_gradient: bool = False) -> Any:
@@ -146,8 +149,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
             raise ValueError("the gradient is that of the matrix of X with itself: leave Y away")
         scale, symmetric = self._scale(), Y is None or Y is X
         X = self._inputs("X", X)
-        K = self._symmetric(X) if symmetric else self._matrix(X, self._inputs("Y", Y))
-        K = scale * K
+        K = scale * self._kept_matrix(X, None if symmetric else self._inputs("Y", Y))
         if not eval_gradient:
             return K
         return K, (np.empty((*K.shape, 0)) if self.hyperparameter_scale.fixed else K[:, :, None].copy())
@@ -155,7 +157,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
     def diag(self, X: ArrayLike) -> np.ndarray:
         """Compute the kernel of each input with itself, (n,), without the whole matrix."""
         scale, X = self._scale(), self._inputs("X", X)
-        known = self._known(X)
+        known = _KEPT.get(self._owner(), self._which(X, None))
         if known is not None:
             return scale * known.diagonal()
         blocks = (self._matrix(X[at : at + BLOCK]).diagonal() for at in range(0, len(X), BLOCK))
@@ -167,7 +169,29 @@ class NTKKernel(DifferentiableCovariance, Kernel):
 
     def __repr__(self) -> str:
         model = "" if self.model is None else f"{brief(self.model)}, "
-        return f"NTKKernel({model}{self.kernel!r}, scale={self.scale:.3g})"
+        scale = f"{self.scale:.3g}" if isinstance(self.scale, float) else brief(self.scale)
+        return f"NTKKernel({model}{self.kernel!r}, scale={scale})"
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by their names, as scikit-learn does.
+
+        Raises
+        ------
+        ValueError
+            For what is no parameter, and for a part (``model__x``) of a parameter that has none; nothing is set.
+        """
+        given = self.get_params(deep=False)
+        for name in params:
+            whole, _, part = name.partition("__")
+            if whole not in given:
+                raise ValueError(
+                    f"{name!r} is no parameter of NTKKernel, whose parameters are {', '.join(sorted(given))}"
+                )
+            if part and not hasattr(given[whole], "set_params"):
+                raise ValueError(
+                    f"{name!r} is no parameter of NTKKernel: {whole}={brief(given[whole])} is set as a whole"
+                )
+        return super().set_params(**params)
 
     def as_function(self) -> Partial:
         """Return the kernel in JAX, a pytree: ``k(x, z)`` of rows (n, ...) and (m, ...), ``k(x)`` its diagonal."""
@@ -227,24 +251,21 @@ class NTKKernel(DifferentiableCovariance, Kernel):
             raise ValueError(_wrong_rank(kernel))
         return K
 
-    def _symmetric(self, X) -> np.ndarray:
-        known = self._known(X)
-        if known is not None:
-            return known
-        K = self._matrix(X)
-        if K.nbytes <= parse_memory(self.memory):
-            _KEPT.setdefault(self._owner(), {})[self._which()] = hash_arrays([X]), K
+    def _kept_matrix(self, X, Y) -> np.ndarray:
+        owner, key = self._owner(), self._which(X, Y)
+        K = _KEPT.get(owner, key)
+        if K is None:
+            K = self._matrix(X, Y)
+            _KEPT.put(owner, key, K, parse_memory(self.memory))
         return K
 
-    def _known(self, X) -> np.ndarray | None:
-        """Return the matrix of X that was computed before, if it is kept."""
-        content, K = _KEPT.get(self._owner(), {}).get(self._which(), (None, None))
-        return K if content == hash_arrays([X]) else None
-
-    def _which(self):
-        """Return what tells matrices of one owner apart: the kernel, and the parameters of the model."""
+    def _which(self, X, Y):
+        """Return what tells matrices of one owner apart: kernel, parameters of the model, inputs."""
         kernel, model = self._kernel_and_model()
-        return kernel, model.network
+        # arrays of NumPy may change in place, JAX's do not
+        changing = [leaf for leaf in jax.tree.leaves(model.variables) if not isinstance(leaf, jax.Array)]
+        sides = [None if side is None else hash_arrays([side]) for side in (X, Y)]
+        return kernel, model.network, hash_arrays(changing), x64_enabled(), *sides
 
     def _owner(self):
         """Return what matrices are kept for: the model, or a kernel that needs none."""
@@ -252,8 +273,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         return self.kernel if self.model is None else self.model
 
 
-# Of a model and a kernel, the last matrix of inputs with themselves, and the hash of the inputs.
-_KEPT: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
+_KEPT = KeptMatrices()
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from .arrays import Array, Named, fitted, namespace
-from .kernel_machines import squared_distances
+from .covariances import squared_distances
 from .registry import adapts
 
 

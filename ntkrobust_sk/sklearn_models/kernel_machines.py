@@ -10,8 +10,9 @@ from jax.tree_util import Partial
 from .._validation import array
 from ..execution.tiles import as_pytree
 from .arrays import Array, Named, dense, fitted, namespace
+from .covariances import covariance, expanded_distances, is_covariance, remembered
 from .linear import scores_of
-from .registry import MACHINES, DifferentiableCovariance, adapts
+from .registry import MACHINES, adapts
 
 
 class KernelFunction(Named):
@@ -28,19 +29,6 @@ class KernelFunction(Named):
     }
 
 
-def squared_distances(x: Array, z: Array) -> Array:
-    """Compute squared distances (n, m) of rows x (n, d), z (m, d) by differences, exact where they are close."""
-    return ((x[:, None] - z) ** 2).sum(2)
-
-
-def expanded_distances(x: Array, z: Array) -> Array:
-    """Compute them as |x|² + |z|² − 2⟨x, z⟩ from z's centre: one product, for what is smooth where they meet."""
-    centre = z.mean(0)
-    x, z = x - centre, z - centre
-    # a sum: the gradients of its parts are one array, and not a second one of the other sign
-    return (x**2).sum(1)[:, None] + (z**2).sum(1) + x @ (-2 * z).T
-
-
 def _unit(x):
     xp, squares = namespace(x), (x**2).sum(1, keepdims=True)
     return x / xp.sqrt(xp.where(squares == 0, 1, squares))
@@ -51,8 +39,8 @@ def _kernel_of(estimator, given, gamma, spare):
     own = estimator.kernel
     if given is not None:
         return as_pytree(given)
-    if isinstance(own, DifferentiableCovariance):
-        return own.as_function()
+    if is_covariance(own):
+        return _covariance_of(estimator)
     if callable(own) or own == "precomputed":
         raise TypeError(
             f"{type(estimator).__name__} has a {'callable' if callable(own) else 'precomputed'} kernel, which has "
@@ -65,6 +53,15 @@ def _kernel_of(estimator, given, gamma, spare):
     for known in (spare, stated):
         numbers |= {name: known[name] for name in numbers if known.get(name) is not None}
     return Partial(KernelFunction(own), *map(float, numbers.values()))
+
+
+def _covariance_of(estimator):
+    try:
+        return covariance(estimator.kernel)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(estimator).__name__}: {error}; give as_model(..., kernel=k) with k(x, z) -> (n, m) in JAX"
+        ) from error
 
 
 def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
@@ -86,8 +83,7 @@ def _training_inputs(estimator, kept, X_fit, n_fit, index=slice(None)):
 
 def _remembered(estimator, given, z):
     """Return training rows as the estimator's own kernel takes them fastest."""
-    own = estimator.kernel
-    return own.remembered(z) if given is None and isinstance(own, DifferentiableCovariance) else z
+    return remembered(estimator.kernel, z) if given is None and is_covariance(estimator.kernel) else z
 
 
 @adapts("SVC", "SVR", "NuSVC", "NuSVR", into=MACHINES)

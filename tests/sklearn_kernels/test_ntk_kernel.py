@@ -1,6 +1,8 @@
 """The tangent kernel in scikit-learn's form: its algebra, one call for a matrix, machines under attack."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -10,17 +12,19 @@ from sklearn.base import clone
 from sklearn.cluster import SpectralClustering
 from sklearn.decomposition import KernelPCA
 from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, PairwiseKernel, WhiteKernel
 from sklearn.kernel_approximation import Nystroem
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC, SVR
 
-from ntkrobust_sk import MLP, PGD, Model, NTKKernel, as_model, gram, perturb
+from ntkrobust_sk import MLP, PGD, InfiniteNTK, Model, NTKKernel, as_model, gram, perturb
 from ntkrobust_sk.cli.saved_models import load_estimator
 from ntkrobust_sk.sklearn_kernels import ntk_kernel
+from ntkrobust_sk.sklearn_kernels.kept_matrices import MOST
+from ntkrobust_sk.sklearn_models.covariances import covariance, remembered
 
 rng = np.random.default_rng(0)
 y = np.arange(30) % 3
@@ -131,6 +135,59 @@ def test_nystroem_takes_one_matrix_of_its_landmarks(calls):
     assert calls == [(5, None), (30, 5)]
 
 
+@pytest.mark.parametrize("n_folds", [2, 5])
+def test_a_search_computes_each_matrix_once(n_folds, calls):
+    folds = list(KFold(n_folds).split(X))
+    GridSearchCV(KernelRidge(kernel=KERNEL), {"alpha": [1e-3, 0.1, 10]}, cv=folds).fit(X, y)
+    expected = [pair for fit, test in folds for pair in ((len(fit), None), (len(test), len(fit)))]
+    assert calls == [*expected, (30, None)]
+
+
+@pytest.mark.skipif(find_spec("neural_tangents") is None, reason="neural-tangents is not installed")
+def test_a_search_computes_each_matrix_of_a_kernel_without_a_model_once(calls):
+    kernel = NTKKernel(None, InfiniteNTK(lambda stax: stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))))
+    GridSearchCV(KernelRidge(kernel=kernel + RBF()), {"alpha": [1e-3, 0.1]}, cv=KFold(2)).fit(X, y)
+    assert len(calls) == 5 == len(set(map(str, calls))) + 2
+
+
+def test_what_is_kept_stays_within_memory_and_few(calls):
+    # a matrix of 20 rows takes 3,200 bytes
+    kernel = NTKKernel(MODEL, memory=7000)
+    for rows in (X[:20], X[5:25], X[10:]):
+        kernel(rows), kernel(rows)
+    assert len(calls) == 3 and len(ntk_kernel._KEPT) == 2
+    KERNEL(X[5:25]), KERNEL(X[10:])
+    assert len(calls) == 3
+    for i in range(30):
+        KERNEL(X[i : i + 1]), KERNEL(X[i : i + 1], X), KERNEL.diag(X[i : i + 1])
+        NTKKernel(MODEL, "pseudo")(X[i : i + 1], X)
+    assert len(ntk_kernel._KEPT) == MOST
+    # of all models together
+    NTKKernel(Model(NETWORK, NETWORK.init(jax.random.key(2), (4,))), memory=7000)(X[:20])
+    assert 1 <= len(ntk_kernel._KEPT) < MOST
+
+
+def test_parameters_in_numpy_that_change_in_place_give_the_new_matrix():
+    variables = jax.tree.map(np.array, MODEL.variables)
+    model = Model(NETWORK, variables)
+    before = NTKKernel(model)(X)
+    for leaf in jax.tree.leaves(variables):
+        leaf *= 0.5
+    np.testing.assert_allclose(NTKKernel(model)(X), gram("trace", model, X, dtype="float64"), rtol=1e-6)
+    assert not np.allclose(NTKKernel(model)(X), before)
+
+
+def test_threads_share_what_is_kept():
+    rows = [X[i : i + 5] for i in range(20)]
+    kernel = NTKKernel(MODEL, memory=1800)
+    expected = [kernel(of) for of in rows]
+    ntk_kernel._KEPT.clear()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(kernel, rows * 3))
+    for one, other in zip(found, expected * 3, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_matrix_is_kept_for_its_model_kernel_and_inputs_alone(calls):
     other = Model(NETWORK, NETWORK.init(jax.random.key(1), (4,)))
     for kernel in (KERNEL, clone(KERNEL), NTKKernel(MODEL, scale=7.0)):
@@ -144,8 +201,9 @@ def test_a_matrix_is_kept_for_its_model_kernel_and_inputs_alone(calls):
         # the matrix takes 7,200 bytes
         NTKKernel(MODEL, memory=7000)(X[::-1])
     assert len(calls) == 6
+    n_kept = len(ntk_kernel._KEPT)
     del other
-    assert len(ntk_kernel._KEPT) == 1
+    assert len(ntk_kernel._KEPT) == n_kept - 1
 
 
 MACHINES = {
@@ -154,6 +212,12 @@ MACHINES = {
     "SVR": SVR(kernel=KERNEL),
     "KernelRidge": KernelRidge(kernel=KERNEL, alpha=0.1),
     "KernelPCA": KernelPCA(2, kernel=KERNEL),
+    "sum": SVC(kernel=KERNEL + RBF(2.0)),
+    "product": KernelRidge(kernel=2.0 * KERNEL * RBF(3.0) + WhiteKernel(0.1), alpha=0.1),
+    "power": SVC(kernel=KERNEL**2),
+    "sum of sums": KernelPCA(2, kernel=RBF() + (KERNEL + NTKKernel(MODEL, "pseudo")) * 0.5),
+    "Nystroem": Nystroem(KERNEL * RBF(2.0), n_components=9, random_state=0),
+    "none of ours": SVR(kernel=RBF(2.0)),
     "process": GaussianProcessRegressor(KERNEL * ConstantKernel(2.0) + RBF() + WhiteKernel(0.1), optimizer=None),
     "process of classes": GaussianProcessClassifier(KERNEL * RBF(3.0), optimizer=None),
 }
@@ -179,6 +243,25 @@ def test_a_pipeline_on_it_is_attacked_by_its_gradient():
     true = np.arange(len(y)), y
     lower = pipeline.decision_function(found)[true] < pipeline.decision_function(X)[true]
     assert lower.mean() > 0.9
+
+
+def test_machines_on_compound_kernels_are_attacked_and_remember_training_rows():
+    for kernel in (KERNEL + RBF(2.0), KERNEL * RBF(2.0), KERNEL**2):
+        machine = SVC(kernel=kernel).fit(X, y)
+        found = perturb(machine, X, y, PGD(0.3, n_steps=3, bounds=None))
+        true = np.arange(len(y)), y
+        assert (machine.decision_function(found)[true] < machine.decision_function(X)[true]).mean() > 0.9
+        k, x, z = covariance(kernel), jax.numpy.asarray(X[:3], "float32"), jax.numpy.asarray(X, "float32")
+        sides = z, remembered(kernel, X)
+        np.testing.assert_allclose(k(x, sides[1]), k(x, z), rtol=0, atol=1e-5)
+        plain, fewer = (jax.jit(k).lower(x, of).compile().cost_analysis()["flops"] for of in sides)
+        assert fewer < plain
+
+
+def test_a_compound_kernel_without_a_form_in_jax_says_what_to_do():
+    machine = SVR(kernel=KERNEL + PairwiseKernel(metric="laplacian")).fit(X, y)
+    with pytest.raises(TypeError, match=r"SVR: the kernel PairwiseKernel.* give as_model\(..., kernel=k\)"):
+        as_model(machine)
 
 
 def test_rows_are_images_of_the_shape_that_is_said():
@@ -226,10 +309,32 @@ def test_what_does_not_fit_is_said_when_it_is_called(kernel, inputs, error, said
         getattr(kernel, way)(inputs)
 
 
-@pytest.mark.parametrize("bounds", ["free", (1,), (2, 1), (0, 1), (1e-3, float("inf")), None, ("a", "b")])
+@pytest.mark.parametrize(
+    "bounds",
+    ["free", (1,), (2, 1), (0, 1), (1e-3, float("inf")), (1, float("nan")), None, ("a", "b"), 3, [[1, 2]], {}, 1j],
+    ids=str,
+)
 def test_bounds_of_the_scale_are_two_numbers_or_fixed(bounds):
-    with pytest.raises((TypeError, ValueError), match="scale_bounds must"):
+    with pytest.raises((TypeError, ValueError), match="scale_bounds must be 'fixed' or two numbers, 0 < low"):
         GaussianProcessRegressor(NTKKernel(MODEL, scale_bounds=bounds)).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "scale", ["a", None, [1], np.ones(2), np.float32(2), 10**400, 1j], ids=lambda of: str(of)[:9]
+)
+def test_it_prints_whatever_its_scale_is(scale):
+    assert repr(NTKKernel(MODEL, scale=scale)).startswith("NTKKernel(Model(")
+
+
+@pytest.mark.parametrize("name", ["model__x", "scale__x", "kernel__x", "params__x", "Model"])
+def test_what_is_no_parameter_is_said_and_nothing_is_set(name):
+    kernel = NTKKernel(MODEL)
+    with pytest.raises(ValueError, match=f"'{name}' is no parameter of NTKKernel"):
+        kernel.set_params(**{"scale": 2.0, name: 3.0})
+    assert kernel.scale == 1
+    with pytest.raises(ValueError, match=f"'{name}' is no parameter of NTKKernel"):
+        (kernel + RBF()).set_params(**{f"k1__{name}": 3.0})
+    assert kernel.set_params(scale=2.0, memory="1GiB") is kernel and kernel.scale == 2
 
 
 def test_features_of_training_rows_are_computed_once_and_give_the_same_scores_and_gradients():
