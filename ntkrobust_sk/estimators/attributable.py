@@ -94,7 +94,7 @@ class AttributableMachine(PrecomputedMachine, AttackableEstimator):
         return top_contributions(*self._machine(X), readout, k, memory=self.memory)
 
     def _machine(self, X) -> tuple[Any, Any, Any, Any, Any]:
-        return self.kernel, self.model_, X, self.X_fit_, self.dual_coef_
+        return self._fitted_kernel, self.model_, X, self.X_fit_, self.dual_coef_
 
     def _attributed_inputs(self, X) -> np.ndarray:
         check_is_fitted(self)

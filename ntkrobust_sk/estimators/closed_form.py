@@ -53,9 +53,10 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         return model
 
     def _forget(self) -> None:
-        """Delete what an earlier fit has left."""
+        """Delete what an earlier fit has left; from here on the kernel is this fit's."""
         for name in FITTED:
             vars(self).pop(name, None)
+        self.kernel_ = self.kernel
 
     def _training_job(self, kernel, X, n_targets, n_arrays) -> TileJob:
         """Return the job of the Gram matrix of inputs X, which are kept."""
@@ -87,7 +88,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
 
     def _keep(self, job: TileJob | None, dual_coef: np.ndarray, offset: np.ndarray) -> None:
         """Keep dual coefficients (n, T) and the offset (T,); without a cache, also the predictor of them."""
-        self.dual_coef_, self.intercept_ = dual_coef, offset
+        self.dual_coef_, self.intercept_, self._cached = dual_coef, offset, self._cache is not None
         if self._cache is None and not self._precomputed:
             known = {} if job is None else {"plan": job.plan, "features": job.kept or None}
             self.predictor_ = self._make_predictor(**known)
@@ -106,16 +107,19 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
             # on landmarks, the others have no say
             X, dual, known = X[used], dual[used], {}
         made_of = X, dual, self.intercept_
-        return make_predictor(resolve_kernel(self.kernel), self.model_, *made_of, memory=self.memory, **known)
+        return make_predictor(
+            resolve_kernel(self._fitted_kernel), self.model_, *made_of, memory=self.memory, **known
+        )
 
     def _scores_of(self, X):
         if self._precomputed:
             return self._precomputed_scores(X)
-        if self._cache is None or not LEAST_ROWS_KEPT <= len(X) <= len(vars(self).get("X_fit_", ())):
+        # as many as a validation fold has: what it is asked at other alphas too. By how it was fitted, so that it
+        # answers the same to the bit from a file, which has no cache
+        if not vars(self).get("_cached") or not LEAST_ROWS_KEPT <= len(X) <= len(self.X_fit_):
             return super()._scores_of(X)
-        # as many as a validation fold has: what it is asked at other alphas too
         X = host_inputs("X", X, self.model_.variables.params)
-        K = self._kernel_of(self.kernel, X, self.X_fit_)
+        K = self._kernel_of(self._fitted_kernel, X, self.X_fit_)
         with threads_for(len(self.X_fit_)):
             return kernel_scores(K, self.dual_coef_) + self.intercept_
 
@@ -150,7 +154,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         NumPy array (n, m), (n, m, C) or (n, m, C, C), by the kernel's rank
         """
         self._require_inputs("gram computes the kernel of inputs")
-        return self._gram(self.kernel, X, Y, self.memory)
+        return self._gram(self._fitted_kernel, X, Y, self.memory)
 
     def _scores(self):
         return self.predictor_
@@ -163,7 +167,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
 # What an earlier fit with other settings may have left, and this one will not set.
 FITTED = (
     *("predictor_", "X_fit_", "dual_coef_", "intercept_", "loss_curve_", "n_iter_", "solver_", "residual_"),
-    *("ridge_", "weight_fit_", "prior_variance_", "_centred", "temperature_"),
+    *("ridge_", "weight_fit_", "prior_variance_", "_centred", "_cached", "temperature_"),
     *("alpha_", "stopping_time_", "scores_", "best_score_", "left_out_", "model_", "estimator_"),
 )
 

@@ -86,6 +86,8 @@ class EmpiricalNTKClassifier(TangentClassifier, TangentMachine):
     classes_ : array (C,)
     model_ : Model
         The network whose tangent kernel this is.
+    kernel_ : str or callable
+        The kernel that was fitted; a ``kernel`` that is set later belongs to the next fit.
     predictor_ : callable pytree
         From inputs ``(n, *input_shape_)`` to scores (n, C).
     X_fit_ : array ``(n, *input_shape_)``
@@ -208,6 +210,8 @@ class EmpiricalNTKRegressor(TangentRegressor, TangentMachine):
     ----------
     model_ : Model
         The network whose tangent kernel this is.
+    kernel_ : str or callable
+        The kernel that was fitted; a ``kernel`` that is set later belongs to the next fit.
     predictor_ : callable pytree
         From inputs ``(n, *input_shape_)`` to predictions (n, T).
     X_fit_ : array ``(n, *input_shape_)``

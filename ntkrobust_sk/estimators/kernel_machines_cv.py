@@ -79,6 +79,8 @@ class EmpiricalNTKClassifierCV(TangentClassifier, SelectingMachine):
     classes_ : array (C,)
     model_ : Model
         The network whose tangent kernel this is.
+    kernel_ : str or callable
+        The kernel that was fitted; a ``kernel`` that is set later belongs to the next fit.
     predictor_ : callable pytree
         From inputs ``(n, *input_shape_)`` to scores (n, C).
     X_fit_ : array ``(n, *input_shape_)``
@@ -189,6 +191,8 @@ class EmpiricalNTKRegressorCV(TangentRegressor, SelectingMachine):
         What the chosen machine predicts for each training row without that row.
     model_ : Model
         The network whose tangent kernel this is.
+    kernel_ : str or callable
+        The kernel that was fitted; a ``kernel`` that is set later belongs to the next fit.
     predictor_ : callable pytree
         From inputs ``(n, *input_shape_)`` to predictions (n, T).
     X_fit_ : array ``(n, *input_shape_)``

@@ -37,22 +37,29 @@ class PrecomputedMachine(KernelSource):
     kernel: str | Callable = field(
         default="trace", metadata=allowed(such_as="a kernel with parameters, such as ProjectedNTK(1000)")
     )
+    kernel_: str | Callable = field(init=False)
     dual_coef_: np.ndarray = field(init=False)
     intercept_: np.ndarray = field(init=False)
 
     @property
+    def _fitted_kernel(self) -> str | Callable:
+        """Return the kernel that was fitted; before a fit, the parameter."""
+        # the first versions' files have none
+        return vars(self).get("kernel_", self.kernel)
+
+    @property
     def _precomputed(self) -> bool:
-        return isinstance(self.kernel, str) and self.kernel == PRECOMPUTED
+        return is_precomputed(self._fitted_kernel)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         # by it cross-validation splits rows and columns
-        tags.input_tags.pairwise = self._precomputed
+        tags.input_tags.pairwise = is_precomputed(self.kernel)
         return tags
 
     def _validate_params(self):
         super()._validate_params()
-        if not self._precomputed:
+        if not is_precomputed(self.kernel):
             return
         for name, nothing in NO_SAY.items():
             if (value := getattr(self, name, nothing)) is not nothing:
@@ -63,7 +70,7 @@ class PrecomputedMachine(KernelSource):
 
     def _validated(self, X: Any, y: Any = "no_validation", *, reset: bool, known_shape=None, **options):
         """Return X and y checked; a precomputed K(x, x_i) is square and symmetric where it is fitted on."""
-        if not self._precomputed:
+        if not is_precomputed(self.kernel if reset else self._fitted_kernel):
             return super()._validated(X, y, reset=reset, known_shape=known_shape, **options)
         _require_matrix(X)
         try:
@@ -104,13 +111,18 @@ class PrecomputedMachine(KernelSource):
         K = K.astype(np.float64, copy=False)
         return K[:, :, None] * self.dual_coef_ if readout is None else K * (readout @ self.dual_coef_.T)
 
-    def _require_inputs(self, what: str) -> None:
-        """Raise ValueError for what needs x itself, where only K(x, x_i) is known."""
-        if self._precomputed:
+    def _require_inputs(self, what: str, kernel: str | Callable | None = None) -> None:
+        """Raise ValueError for what needs x itself, where only K(x, x_i) is known; None is the fitted kernel."""
+        if is_precomputed(self._fitted_kernel if kernel is None else kernel):
             raise ValueError(
                 f"{what}, but kernel='precomputed' knows numbers K(x, x_i) alone; fit the machine with "
                 "kernel='trace' (or another one) and the network as estimator"
             )
+
+
+def is_precomputed(kernel: str | Callable) -> bool:
+    """Tell whether X is the kernel."""
+    return isinstance(kernel, str) and kernel == PRECOMPUTED
 
 
 def _require_matrix(X: Any) -> None:

@@ -21,6 +21,7 @@ from ..solvers.filters import Filter, GradientFlow, Ridge
 from ..solvers.spectrum import spectrum
 from ..solvers.units import unit_of
 from .closed_form import ClosedFormMachine
+from .precomputed import is_precomputed
 from .shared import allowed
 
 # From hardly to heavily regularised, two for each power of ten; precision may not allow for the first ones.
@@ -44,7 +45,7 @@ class SelectingMachine(ClosedFormMachine):
     def _validate_params(self):
         check_choice("scoring", self.scoring, self.SCORINGS)
         if self.scoring == "robust":
-            self._require_inputs("scoring='robust' attacks the inputs x")
+            self._require_inputs("scoring='robust' attacks the inputs x", self.kernel)
         super()._validate_params()
         if self.alphas is not None and self.stopping_times is not None:
             raise ValueError(
@@ -65,7 +66,7 @@ class SelectingMachine(ClosedFormMachine):
         """Fit on targets (n, T); ``labels`` are the classes' positions or None, ``given`` X and y as they came."""
         candidates = self._candidates()
         key_model, key_attack = jax.random.split(self._key())
-        if self._precomputed:
+        if is_precomputed(self.kernel):
             self._matrix_form(X, 0.0, "eigh")
             self._forget()
             job, K = None, X

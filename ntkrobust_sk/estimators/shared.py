@@ -179,9 +179,14 @@ class KernelSource(TangentEstimator):
     def _cache(self) -> ContentCache | None:
         return resolve_cache("cache", self.cache)
 
+    @property
+    def _by_tiles(self) -> bool:
+        """Whether Gram matrices have the last bits of those that a cache keeps, which is settled by the fit."""
+        return vars(self).get("_cached", self._cache is not None)
+
     def _kernel_of(self, kernel: str | Callable, X: np.ndarray, Y: np.ndarray | None = None) -> np.ndarray:
         """Return the Gram matrix of a kernel of the fitted model over inputs (n, ...), or that in the cache."""
-        if self._cache is None:
+        if not self._by_tiles:
             return np.asarray(gram(kernel, self.model_, X, Y, memory=self.memory))
         return np.asarray(cached_gram(make_job(kernel, self.model_, X, Y, self.memory), self._cache))
 

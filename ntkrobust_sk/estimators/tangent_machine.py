@@ -32,6 +32,7 @@ from .attackable import GradientDescent
 from .closed_form import ClosedFormMachine
 from .descent import fit_by_sgd
 from .kernel_forms import KernelForm, kernel_form, not_formed
+from .precomputed import is_precomputed
 from .shared import allowed, at_least
 
 NAMES = {*SOLVERS, "auto", "sgd"}
@@ -54,7 +55,7 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
         """Fit on targets (n, T) of y; ``labels`` are what a training loss takes: classes, or the targets."""
         if self.solver != "sgd":
             resolve_solver(self.solver)
-        if self._precomputed:
+        if is_precomputed(self.kernel):
             form, job, K = self._matrix_form(X, self.alpha, self.solver), None, X
             self._forget()
         else:
@@ -125,7 +126,7 @@ class TangentMachine(GradientDescent, ClosedFormMachine):
 
     @property
     def _rows(self) -> int:
-        return network_rows() if self.solver == "sgd" else super()._rows
+        return super()._rows if "dual_coef_" in vars(self) else network_rows()
 
 
 def _is_exact(report: SolveReport) -> bool:

@@ -138,7 +138,7 @@ class UncertaintyMixin(PrecomputedMachine):
         scale = np.maximum(explained / weight.sum(), 0)
         # not what rounding of the mean leaves
         scale = np.where(np.ptp(centred[weight > 0], axis=0) > 0, scale, 0.0)
-        mixes = not self._precomputed and getattr(resolve_kernel(self.kernel), "rank", None) == 4
+        mixes = not self._precomputed and getattr(resolve_kernel(self._fitted_kernel), "rank", None) == 4
         # a full kernel has one prior for all targets together
         return np.full_like(scale, scale.mean()) if mixes else scale
 
@@ -184,7 +184,7 @@ class UncertaintyMixin(PrecomputedMachine):
         posterior = self._posterior()
         inputs, _ = self._validated(X, reset=False)
         x = host_inputs("X", inputs, self.model_.variables.params)
-        kernel = resolve_kernel(self.kernel)
+        kernel = resolve_kernel(self._fitted_kernel)
         prior = evaluate(PriorVariance(kernel, self.model_), x, MACHINE_ROWS).astype(np.float64)
         block = self._kernel_of(kernel, x, self.X_fit_)[:, posterior.seen]
         return prior, posterior.variances(prior, block), inputs, block
@@ -203,13 +203,17 @@ class UncertaintyMixin(PrecomputedMachine):
             copies = self._copies()
             weight = copies.weights(self._weights_of_rows())
             seen = copies.first[weight > 0]
-            K = self._kernel_of(self.kernel, self.X_fit_ if len(seen) == len(self.X_fit_) else self.X_fit_[seen])
+            K = self._kernel_of(
+                self._fitted_kernel, self.X_fit_ if len(seen) == len(self.X_fit_) else self.X_fit_[seen]
+            )
             known = self.dual_coef_, make_posterior(K, self.ridge_, weight[weight > 0], seen)
             _POSTERIORS[self] = known
         return known[1]
 
     def _variance_model(self, posterior):
-        return posterior.pytree(resolve_kernel(self.kernel), self.model_, self.X_fit_, self._working_dtype())
+        return posterior.pytree(
+            resolve_kernel(self._fitted_kernel), self.model_, self.X_fit_, self._working_dtype()
+        )
 
     def _working_dtype(self):
         """Return the dtype of variances: that of the parameters, or single precision in place of half."""
