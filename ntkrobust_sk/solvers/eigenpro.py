@@ -1,6 +1,7 @@
 """EigenPro: stochastic gradient descent on rows of features, preconditioned by the leading eigenvectors."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -8,7 +9,7 @@ import scipy.linalg
 from .._validation import integer, number
 from .convergence import SolveReport
 from .direct import InaccurateSolveError
-from .features import FeatureGram
+from .features import FeatureGram, in_double
 from .iterative import IterativeSolver
 from .systems import RidgeSystem
 
@@ -106,25 +107,22 @@ class EigenPro(IterativeSolver):
         In each step w falls by P((n/m) Φ_Bᵀ(e_B - h_B) + H + λ w) times a step length, with errors e = Φ w - y of
         the batch, those h that each row had when it was last seen, and H = Φᵀ h.
         """
-        gram, n, size = system.gram, system.shape[0], preconditioner.batch_size
+        n, size = system.shape[0], preconditioner.batch_size
         draw = np.random.default_rng([self.seed, 1])
-        seen, weights = -B, np.zeros((gram.n_features, B.shape[1]))
-        seen_gradient = _folded(system, seen)
+        seen, weights = -B, np.zeros((system.gram.n_features, B.shape[1]))
+        seen_gradient = system.gram.fold(_rooted(system, seen))
         right = np.linalg.norm(seen_gradient)
         dual = _Dual(system, B.shape, preconditioner, scale)
-        length, residual = dual.length, 1.0 if right else 0.0
+        residual = 1.0 if right else 0.0
         for epoch in range(1, self.max_epochs + 1):
             order = draw.permutation(n)
             for first in range(0, n, size):
                 at = np.sort(order[first : first + size])
-                rows = _rooted_rows(system, at)
-                error = (rows @ weights.astype(rows.dtype)) - B[at]
-                change = error - seen[at]
-                of_batch = (rows.T @ change.astype(rows.dtype)).astype(np.float64)
+                error, of_batch = _errors(system, B, weights, at, seen)
                 gradient = (n / size) * of_batch + seen_gradient + system.ridge * weights
                 along = preconditioner.directions.T @ gradient
-                weights -= length * (gradient - preconditioner.to_weights @ along)
-                dual.move(at, seen[at], (n / size) * change, along)
+                weights -= dual.length * (gradient - preconditioner.to_weights @ along)
+                dual.move(at, seen[at], (n / size) * (error - seen[at]), along)
                 seen[at] = error
                 seen_gradient += of_batch
             found = np.linalg.norm(seen_gradient + system.ridge * weights)
@@ -134,69 +132,74 @@ class EigenPro(IterativeSolver):
                 residual = _residual(system, B, weights)
                 if residual <= self.tol:
                     break
-        return dual.finished(seen), residual, epoch
+        # zeros would be a better answer
+        return (dual.finished(seen), residual, epoch) if residual <= 1 else None
 
 
 class _Dual:
     """Dual coefficients a with w = Φᵀ a, which fall by h + λ a in each step, and in more places at the batch.
 
-    What all rows do alike is done when a row is seen again: h has not changed meanwhile.
+    What all rows do alike is done when a row is seen again: h has not changed meanwhile. What the rows of the
+    sample do besides is kept as coefficients of the eigenvectors.
     """
 
     def __init__(self, system, shape, preconditioner, scale):
         self.length = scale * preconditioner.step * preconditioner.batch_size / shape[0]
-        self._shrink = 1 - self.length * system.ridge
+        # below one, so that its powers have logarithms
+        self._decay = min(self.length * system.ridge, 1 - np.finfo(float).epsneg)
         self._coefficients, self._last, self._now = np.zeros(shape), np.zeros(shape[0], int), 0
-        self._of_sample, self._preconditioner = np.zeros((preconditioner.n_sample, shape[1])), preconditioner
+        self._along, self._preconditioner = np.zeros((preconditioner.n_eigenvectors, shape[1])), preconditioner
 
     def move(self, at, seen, change, along):
         """Take a step at rows ``at``, whose errors were ``seen`` and ``change``, and along the eigenvectors."""
         self._coefficients[at] = self._at_present(at, seen, 1) - self.length * change
         self._now += 1
         self._last[at] = self._now
-        self._of_sample = self._shrink * self._of_sample + self.length * (self._preconditioner.to_dual @ along)
+        self._along = (1 - self._decay) * self._along + self.length * along
 
     def _at_present(self, at, seen, more=0):
         """Return the coefficients of rows after the steps that they have not been told of."""
-        factor = self._shrink ** (self._now + more - self._last[at])[:, None]
         steps = (self._now + more - self._last[at])[:, None].astype(float)
-        if self._shrink != 1:
-            steps = (1 - factor) / (1 - self._shrink)
-        return factor * self._coefficients[at] - self.length * steps * seen
+        if self._decay:
+            lost = -np.expm1(steps * np.log1p(-self._decay))
+            return (1 - lost) * self._coefficients[at] - self.length * (lost / self._decay) * seen
+        return self._coefficients[at] - self.length * steps * seen
 
     def finished(self, seen):
         """Return all coefficients (n, T)."""
         found = self._at_present(slice(None), seen)
-        found[self._preconditioner.sample] += self._of_sample
+        found[self._preconditioner.sample] += self._preconditioner.to_dual @ self._along
         return found
 
 
-def _rooted_rows(system, at):
-    """Return rows of W^½ Φ."""
-    rows = system.gram.rows(at)
-    return rows if system.root is None else rows * system.root[at, None].astype(rows.dtype)
+def _rooted(system, V, at: Any = slice(None)):
+    """Compute W^½ V of some rows (m, T)."""
+    return V if system.root is None else system.root[at, None] * V
 
 
-def _folded(system, V):
-    """Compute Φᵀ W^½ V in one pass."""
-    return system.gram.fold(V if system.root is None else system.root[:, None] * V).astype(np.float64)
+def _errors(system, B, weights, at, seen):
+    """Return the errors e = W^½ Φ w - B (m, T) of rows, and Φᵀ W^½ (e - h) with those that they had, h."""
+    errors, gradient = np.empty((len(at), B.shape[1])), np.zeros_like(weights)
+    for part, rows in in_double(system.gram.rows(at)):
+        errors[part] = _rooted(system, rows @ weights, at[part]) - B[at[part]]
+        gradient += rows.T @ _rooted(system, errors[part] - seen[at[part]], at[part])
+    return errors, gradient
 
 
 def _residual(system, B, weights) -> float:
-    """Compute ‖Φᵀ(Φ w - y) + λ w‖ / ‖Φᵀ y‖ in one pass."""
+    """Compute the largest ‖Φᵀ(Φ w - y) + λ w‖ / ‖Φᵀ y‖ of all targets, in one pass."""
     gradient, right = system.ridge * weights, np.zeros_like(weights)
-    for at, rows in system.gram.blocks():
-        if system.root is not None:
-            rows = rows * system.root[at, None]
-        rows = rows.astype(np.float64, copy=False)
-        gradient = gradient + rows.T @ (rows @ weights)
-        right += rows.T @ B[at]
-    scale = np.linalg.norm(right)
-    return float(np.linalg.norm(gradient - right) / scale) if scale else float(np.linalg.norm(gradient))
+    for at, rows in system.gram.double_blocks():
+        gradient += rows.T @ (
+            rows @ weights if system.root is None else system.root[at, None] ** 2 * (rows @ weights)
+        )
+        right += rows.T @ _rooted(system, B[at], at)
+    scale = np.linalg.norm(right, axis=0)
+    return float((np.linalg.norm(gradient - right, axis=0) / np.where(scale > 0, scale, 1)).max())
 
 
 def _leading(rows):
-    """Return eigenvalues of rows (s, k) times their transpose, and eigenvectors (s, r) and (k, r) on both sides.
+    """Return eigenvalues of rows (s, k) times their transpose, and eigenvectors (s, r).
 
     From the smaller of both matrices, the largest first, without those that are zero to rounding.
     """
@@ -204,9 +207,7 @@ def _leading(rows):
     values, vectors = scipy.linalg.eigh(rows @ rows.T if n <= n_features else rows.T @ rows)
     kept = values > 1e-10 * max(values[-1], np.finfo(float).tiny)
     values, vectors = values[kept][::-1], vectors[:, kept][:, ::-1]
-    if n <= n_features:
-        return values, vectors, rows.T @ (vectors / np.sqrt(values))
-    return values, rows @ (vectors / np.sqrt(values)), vectors
+    return values, vectors if n <= n_features else rows @ (vectors / np.sqrt(values))
 
 
 class _Preconditioner:
@@ -216,40 +217,42 @@ class _Preconditioner:
         gram, n = system.gram, system.shape[0]
         draw = np.random.default_rng(solver.seed)
         usable = np.arange(n) if system.weight is None else np.flatnonzero(system.weight)
+        self._n_usable = len(usable)
         self.n_sample = min(solver.n_sample, len(usable))
         self.sample = np.sort(draw.choice(usable, self.n_sample, replace=False))
-        rows = gram.rows(self.sample).astype(np.float64)
-        if system.root is not None:
-            rows = rows * system.root[self.sample, None]
-        lengths = np.sum(rows * rows, axis=1)
-        values, vectors, directions = _leading(rows)
-        values = values * (len(usable) / self.n_sample)
+        rows = _rooted(system, gram.rows(self.sample).astype(np.float64), self.sample)
+        own, vectors = _leading(rows)
+        values = own * (len(usable) / self.n_sample)
         most = max(64, min(n // 8, 4096, 2**27 // (8 * gram.n_features)))
-        batch = min(n, most if solver.batch_size is None else solver.batch_size)
-        rank = len(values)
-        if solver.n_eigenvectors is None:
-            # further ones would allow larger batches than this: what is left of a row, without the leading ones
-            short = np.maximum(lengths.mean() - (np.cumsum(values) - values) / len(usable), 0)
-            wanted = min(int((values > (short + system.ridge) * n / batch).sum()), self.n_sample // 5)
-        else:
-            wanted = solver.n_eigenvectors
-        self.n_eigenvectors = q = min(wanted, rank)
-        own = values[:q] * self.n_sample / len(usable)
-        self.directions = directions[:, :q]
+        self.batch_size = batch = min(n, most if solver.batch_size is None else solver.batch_size)
+        q = min(self._wanted(solver, system, rows, values), len(values))
+        self.n_eigenvectors = q
+        vectors = vectors[:, :q] / np.sqrt(own[:q])
+        self.directions = rows.T @ vectors
         # other rows than those that the eigenvectors were fitted to
         others = np.setdiff1d(draw.choice(usable, min(1000, len(usable)), replace=False), self.sample)
-        seen = rows
-        if len(others):
-            more = gram.rows(others).astype(np.float64)
-            seen = np.concatenate([rows, more if system.root is None else more * system.root[others, None]])
-        squares = np.sum(seen * seen, axis=1)
+        more = _rooted(system, gram.rows(others).astype(np.float64), others) if len(others) else rows[:0]
+        seen = np.concatenate([rows, more])
         parts = (seen @ self.directions) ** 2
-        short = float(np.maximum(squares - parts.sum(axis=1), 0).max())
-        # the leading eigenvalues become this: a batch's products with them are then no larger than with one row
-        level = max(float(values[q]) if q < rank else 0.0, (short + system.ridge) * n / batch)
-        damping = np.maximum(1 - (level + system.ridge) / (values[:q] + system.ridge), 0)
-        self.to_dual = vectors[:, :q] * (damping / np.sqrt(own))
-        self.to_weights = self.directions * damping
-        largest = float(np.maximum(squares - parts @ damping, 0).max())
-        self.batch_size = batch
+        short = np.maximum(np.sum(seen * seen, axis=1) - parts.sum(axis=1), 0)
+        # the leading eigenvalues become this: a batch's products with them are then no larger than with one row;
+        # not less than the smallest of all, beside which there would be rounding alone
+        smallest = values[min(q, len(values) - 1)] if len(values) else 0.0
+        level = max(float(smallest), (float(short.max()) + system.ridge) * n / batch)
+        kept = np.minimum((level + system.ridge) / (values[:q] + system.ridge), 1)
+        self.to_dual = vectors * (1 - kept)
+        self.to_weights = self.directions * (1 - kept)
+        largest = float((short + parts @ kept).max())
         self.step = 1 / (largest + system.ridge + (batch - 1) * level / n)
+
+    def _wanted(self, solver, system, rows, values):
+        """Return how many eigenvectors are of use: further ones would allow larger batches than there are."""
+        if solver.n_eigenvectors is not None:
+            return solver.n_eigenvectors
+        # what is left of a row, without the leading ones
+        before = (np.cumsum(values) - values) / (values.sum() or 1.0)
+        short = np.maximum(1 - before, 0) * np.mean(np.sum(rows * rows, axis=1))
+        enough = int((values > (short + system.ridge) * system.shape[0] / self.batch_size).sum())
+        # those of all rows are no estimates
+        is_whole = self.n_sample == self._n_usable
+        return min(enough, max(self.n_sample // 5, 100) if is_whole else self.n_sample // 5)
