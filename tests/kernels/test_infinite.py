@@ -154,3 +154,49 @@ def test_integers_are_numbers():
     whole = rng.integers(0, 9, (5, 4))
     np.testing.assert_allclose(gram(KERNEL, None, whole), gram(KERNEL, None, whole.astype(np.float32)), rtol=1e-6)
     assert jnp.issubdtype(KERNEL(None, whole, whole).dtype, jnp.floating)
+
+
+def leaky(stax):
+    layers = stax.Dense(32), stax.LeakyRelu(0.1), stax.Dense(32), stax.Abs(), stax.Dense(3)
+    return stax.serial(*layers)
+
+
+def with_biases(stax):
+    return stax.serial(stax.Dense(32, b_std=0.1), stax.Relu(), stax.Dense(3))
+
+
+def without_activations_like_relu(stax):
+    return stax.serial(stax.Dense(32), stax.Erf(), stax.Dense(3))
+
+
+@pytest.mark.parametrize("made_of", [network, leaky])
+@pytest.mark.parametrize("size", [1e-17, 1e-12, 1e-10, 1e9, 1e12, 1e18])
+def test_inputs_of_any_size_have_the_kernel_of_those_near_one_times_their_squares(size, made_of):
+    kernel = InfiniteNTK(made_of)
+    expected = gram(kernel, None, X, X[:5], dtype="float64")
+    found = gram(kernel, None, X * np.float32(size), X[:5] * np.float32(size)).astype(float) / size**2
+    np.testing.assert_allclose(found, expected, atol=2e-3 * expected.max())
+    far = gram(kernel, None, X * np.float32(size), X[:5] / np.float32(size))
+    np.testing.assert_allclose(far, expected, atol=2e-3 * expected.max())
+
+
+def test_gradients_at_large_inputs_are_those_near_one():
+    def total(x, others):
+        return KERNEL(None, x, others).sum()
+
+    plain = quickly(jax.grad(total))(X[:2], X[3:6])
+    np.testing.assert_allclose(quickly(jax.grad(total))(X[:2] * 2.0**50, X[3:6]), plain, rtol=1e-5)
+    zero = quickly(jax.grad(total))(np.zeros((1, 4), np.float32), X[3:6])
+    assert np.isfinite(zero).all()
+
+
+@pytest.mark.parametrize("made_of", [with_biases, without_activations_like_relu])
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_networks_that_do_not_scale_with_inputs_refuse_what_single_precision_cannot_hold(size, made_of):
+    kernel = InfiniteNTK(made_of)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        gram(kernel, None, X * np.float32(size))
+    if made_of is with_biases:
+        assert np.isfinite(gram(kernel, None, X.astype(float) * size, dtype="float64")).all()
+    expected = gram(kernel, None, X, dtype="float64")
+    np.testing.assert_allclose(gram(kernel, None, X), expected, rtol=1e-3, atol=1e-3)
