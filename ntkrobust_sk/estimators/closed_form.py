@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
@@ -24,6 +23,7 @@ from ..kernels.verified_store import verified_gram
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import n_logits
 from .attributable import AttributableMachine
+from .kernel_forms import rank_of
 from .uncertainty import UncertaintyMixin
 
 # Fewer rows than these are answered by the predictor also where Gram matrices are kept: a file for each of them
@@ -67,7 +67,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         """Keep the inputs, and return them; raise if the kernel's outputs or predictions do not fit."""
         model = self.model_
         self.X_fit_ = host_inputs("X", X, model.variables.params)
-        if _rank(kernel, model, self.X_fit_) > 2:
+        if rank_of(kernel, model, self.X_fit_) > 2:
             self._require_matching_outputs(model, X.dtype, n_targets, f"kernel={self.kernel!r}")
         # before the kernel is computed in vain, this asks whether predictions fit in memory
         shape, budget = (len(X), n_targets), parse_memory(self.memory)
@@ -75,7 +75,7 @@ class ClosedFormMachine(UncertaintyMixin, AttributableMachine):
         return self.X_fit_
 
     def _kernel_rank(self, kernel, X) -> int:
-        return _rank(kernel, self.model_, host_inputs("X", X[:1], self.model_.variables.params))
+        return rank_of(kernel, self.model_, host_inputs("X", X[:1], self.model_.variables.params))
 
     def _training_gram(self, job: TileJob) -> Any:
         """Return the Gram matrix of a job: from its store, computed, or from the cache."""
@@ -170,11 +170,3 @@ FITTED = (
     *("ridge_", "weight_fit_", "prior_variance_", "_centred", "_cached", "temperature_"),
     *("alpha_", "stopping_time_", "scores_", "best_score_", "left_out_", "model_", "estimator_"),
 )
-
-
-def _rank(kernel, model, X) -> int:
-    """Return the rank of the kernel's blocks, as stated or found without computing one."""
-    if kernel.rank is not None:
-        return kernel.rank
-    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
-    return jax.eval_shape(kernel, model, x, x).ndim

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from ..kernels.feature_rows import FeatureRows
 from ..kernels.gram_rows import GramRows
 from ..kernels.ntk import Kernel
@@ -67,8 +69,7 @@ def kernel_form(
     """
     found = resolve_solver(solver)
     size = n * (n_outputs if rank == 4 else 1)
-    matrix = 4 * n**2 * n_outputs ** (rank - 2)
-    fits = matrix + 8 * size**2 <= memory
+    fits = matrix_bytes(rank, n, n_outputs) + 8 * size**2 <= memory
     has_rows = rank == 2 and kernel.is_tangent
     if found is None:
         if fits:
@@ -88,6 +89,19 @@ def kernel_form(
     if isinstance(found, IterativeSolver) and not fits:
         return KernelForm(found, "operator")
     return KernelForm(found, "matrix")
+
+
+def rank_of(kernel: Kernel, model: Model, X: Any) -> int:
+    """Return the rank of the kernel's blocks, as stated or found without computing one."""
+    if kernel.rank is not None:
+        return kernel.rank
+    x = jax.ShapeDtypeStruct((1, *X.shape[1:]), X.dtype)
+    return jax.eval_shape(kernel, model, x, x).ndim
+
+
+def matrix_bytes(rank: int, n: int, n_outputs: int) -> int:
+    """Count the bytes of the Gram matrix of n rows in single precision."""
+    return 4 * n**2 * n_outputs ** (rank - 2)
 
 
 def require_ridge(solver: Callable, alpha: float) -> None:

@@ -61,6 +61,9 @@ class TangentRegressor(RegressorMixin, MultiOutputMixin, ClosedFormMachine):
             With ``return_std``, for a machine that was fitted by gradient descent.
         SingularGramError
             With ``return_std``, if the Gram matrix with the ridge is singular.
+        MemoryError
+            With ``return_std``, if the Gram matrix and its factor do not fit: of an iterative solver in
+            ``memory``, of others in what the machine has left.
 
         Warns
         -----

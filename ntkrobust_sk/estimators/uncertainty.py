@@ -14,13 +14,16 @@ from jax.tree_util import Partial
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import number
+from ..execution.memory import host_bytes_free, parse_memory, readable
 from ..execution.tiles import MACHINE_ROWS, Shaped, evaluate
 from ..kernels.ntk import resolve_kernel
 from ..kernels.posterior import OutOfDistribution, Posterior, PriorVariance, make_posterior
 from ..networks.inputs import host_inputs, params_dtype
 from ..solvers.copies import Copies, find_copies
 from ..solvers.direct import SingularGramError
+from ..solvers.iterative import IterativeSolver
 from .inputs import as_answer
+from .kernel_forms import matrix_bytes, rank_of
 from .precomputed import PrecomputedMachine
 
 # Posteriors of machines that were asked for one, with the coefficients that they belong to.
@@ -88,6 +91,9 @@ class UncertaintyMixin(PrecomputedMachine):
             For a machine that was fitted by gradient descent.
         SingularGramError
             If the Gram matrix with the ridge is singular.
+        MemoryError
+            If the Gram matrix and its factor do not fit: of an iterative solver in ``memory``, of others in what
+            the machine has left.
         """
         prior, posterior, inputs, _ = self._variances(X)
         prior, posterior = prior.sum(1), posterior.sum(1)
@@ -203,12 +209,30 @@ class UncertaintyMixin(PrecomputedMachine):
             copies = self._copies()
             weight = copies.weights(self._weights_of_rows())
             seen = copies.first[weight > 0]
+            self._require_room_for_posterior(len(seen))
             K = self._kernel_of(
                 self._fitted_kernel, self.X_fit_ if len(seen) == len(self.X_fit_) else self.X_fit_[seen]
             )
             known = self.dual_coef_, make_posterior(K, self.ridge_, weight[weight > 0], seen)
             _POSTERIORS[self] = known
         return known[1]
+
+    def _require_room_for_posterior(self, n: int) -> None:
+        """Raise MemoryError unless the Gram matrix of n rows and its factor fit, before it is computed."""
+        rank = rank_of(resolve_kernel(self._fitted_kernel), self.model_, self.X_fit_)
+        # the factor in double precision besides the matrix
+        needed = 3 * matrix_bytes(rank, n, self.dual_coef_.shape[1])
+        if isinstance(vars(self).get("solver_"), IterativeSolver):
+            room, named = parse_memory(self.memory), f"memory={self.memory!r}"
+        else:
+            room = host_bytes_free()
+            named = "" if room is None else f"the {readable(room)} that this machine has left"
+        if room is not None and needed > room:
+            raise MemoryError(
+                f"variances need the Gram matrix of the {n:,} training rows and its factor in double precision, "
+                f"{readable(needed)}, which is more than {named}; give more memory, or ask a machine that was "
+                "fitted on fewer rows"
+            )
 
     def _variance_model(self, posterior):
         return posterior.pytree(

@@ -1,5 +1,7 @@
 """How sure kernel machines are: against scikit-learn's Gaussian process, draws of the prior, and under attack."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from ntkrobust_sk import (
     load,
     perturb,
 )
+from ntkrobust_sk.kernels.posterior import make_posterior
 from ntkrobust_sk.solvers import ConjugateGradient, EigenPro, Nystrom
 
 RANDOM = np.random.default_rng(0)
@@ -283,6 +286,49 @@ def test_bad_input_is_refused():
     flat = regressor(solver=lambda A, B: np.zeros_like(B), alpha=0.0).fit(np.r_[X, X], np.r_[TARGETS, TARGETS])
     with pytest.raises(SingularGramError, match="larger alpha"):
         flat.ood_score(Z)
+
+
+@pytest.mark.parametrize(
+    "kernel, solver", [("trace", "cg"), ("trace", "nystrom"), ("class", "cg"), ("full", "cg")]
+)
+def test_variances_keep_to_the_memory_of_an_iterative_solver(kernel, solver):
+    rows = np.random.default_rng(2).normal(size=(200, 3)).astype(np.float32)
+    targets = rows[:, :2]
+    machine = regressor(kernel=kernel, solver=solver, memory="300KB", alpha=0.5).fit(rows, targets)
+    asked = (lambda: machine.predict(Z, return_std=True), lambda: machine.ood_score(Z), machine.ood_model)
+    for ask in (*asked, machine.std_model):
+        with pytest.raises(MemoryError, match=r"200 training rows .* more than memory='300KB'"):
+            ask()
+    machine.set_params(memory="30MB")
+    exact = regressor(kernel=kernel, alpha=0.5, memory="300KB").fit(rows, targets)
+    np.testing.assert_allclose(machine.ood_score(Z), exact.ood_score(Z), rtol=1e-3)
+
+
+def test_variances_need_room_in_the_machine_which_is_said_before(monkeypatch):
+    machine = regressor().fit(X, TARGETS)
+    monkeypatch.setattr("ntkrobust_sk.estimators.uncertainty.host_bytes_free", lambda: 1000)
+    with pytest.raises(MemoryError, match="40 training rows"):
+        machine.ood_score(Z)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (100, 100, 3), (100, 100, 3, 3)])
+def test_a_posterior_takes_no_memory_but_its_factors(shape):
+    n = shape[0]
+    half = np.random.default_rng(3).normal(size=(n, n)).astype(np.float32)
+    K = half @ half.T / n
+    if len(shape) > 2:
+        K = np.stack([K, 2 * K, 3 * K], axis=2)
+    if len(shape) > 3:
+        K = K[:, :, :, None] * np.eye(3, dtype=np.float32)
+    tracemalloc.start()
+    made = make_posterior(K, 0.5, np.ones(n), np.arange(n))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.7 * made.factor.nbytes + 1e5
+    for i, factor in enumerate(made.factor):
+        A = K[:, :, i] if K.ndim == 3 else np.moveaxis(K, 1, -2).reshape(factor.shape)
+        np.testing.assert_allclose(factor @ factor.T, A + 0.5 * np.eye(len(A)), atol=1e-5)
+        assert not np.triu(factor, 1).any()
 
 
 def test_constant_targets_leave_no_doubt():
