@@ -29,7 +29,7 @@ from .room import require_device_memory, require_host_room
 from .store import GramStore, open_store, stored_sizes
 from .tiles import TileJob, compute_tiles, own_digits, own_precision, transpose, verified_meanwhile
 from .whole import bind, call_key, is_small, matrix_again, small_matrix
-from .without_model import model_for, require_numbers
+from .without_model import model_for, require_numbers, where_to_look
 from .workers import count_workers, finished_tiles
 
 
@@ -336,8 +336,8 @@ def _finite(kernel, K):
         finite = all_finite([K])
     if not finite:
         raise FloatingPointError(
-            f"the Gram matrix of {resolve_kernel(kernel)!r} has entries that are not finite; look for overflow in "
-            "the network's parameters or inputs"
+            f"the Gram matrix of {resolve_kernel(kernel)!r} has entries that are not finite; "
+            f"{where_to_look(kernel)}"
         )
     return K
 

@@ -13,7 +13,7 @@ from .._validation import brief
 from ..networks.chosen_parameters import restricted
 from ..networks.inputs import LogitsAndState, PyTree
 from ..networks.model import Model, Variables, require_model
-from .ntk import Kernel
+from .ntk import Kernel, resolve_kernel
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,13 @@ def model_for(kernel: Kernel, model: Any, params: Any = None) -> Model:
     if model is None and not kernel.needs_model:
         return Model(NoNetwork(), Variables(jnp.zeros(1)))
     return require_model(model)
+
+
+def where_to_look(kernel: Any) -> str:
+    """Say where numbers that are not finite come from."""
+    if resolve_kernel(kernel).needs_model:
+        return "look for overflow in the network's parameters or inputs"
+    return "the inputs are too large or too small for this precision: scale them, or take dtype='float64'"
 
 
 def require_numbers(kernel: Kernel, given: dict[str, Any]) -> None:
