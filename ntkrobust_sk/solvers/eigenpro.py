@@ -88,17 +88,19 @@ class EigenPro(IterativeSolver):
                 "solver='eigenpro'); for a matrix or another operator take solver='cg'"
             )
         preconditioner = _Preconditioner(self, system)
-        step = 1.0
-        for _ in range(RETRIES):
-            found = self._descend(system, B, preconditioner, step)
+        for attempt in range(RETRIES):
+            found = self._descend(system, B, preconditioner, 4.0**-attempt)
             if found is not None:
                 dual, residual, n_epochs = found
                 detail = f"{preconditioner.n_eigenvectors} eigenvectors, batches of {preconditioner.batch_size}"
                 return dual, SolveReport(self, n_epochs, residual, residual <= self.tol, system.ridge, detail)
-            step /= 4
+        squares = system.diagonal()
+        longest = squares.max() / squares.mean()
         raise InaccurateSolveError(
-            f"EigenPro diverges, also with steps of {step:.0e} of what its sample of {preconditioner.n_sample} "
-            "rows says: the features' lengths differ too much. Raise n_sample, or scale the features"
+            f"EigenPro diverges, also with steps of {4.0 ** (1 - RETRIES):.0e} of what its sample of "
+            f"{preconditioner.n_sample} rows says. The largest squared length of a row of features, with its "
+            f"weight, is {longest:.2g} times the mean: scale rows or columns that are much longer than others, "
+            "raise alpha or n_sample, or take solver='nystrom'"
         )
 
     def _descend(self, system, B, preconditioner, scale):
@@ -243,7 +245,8 @@ class _Preconditioner:
         self.to_dual = vectors * (1 - kept)
         self.to_weights = self.directions * (1 - kept)
         largest = float((short + parts @ kept).max())
-        self.step = 1 / (largest + system.ridge + (batch - 1) * level / n)
+        # half of it, where the other rows' errors are those of earlier steps
+        self.step = (1.0 if batch == n else 0.5) / (largest + system.ridge + (batch - 1) * level / n)
 
     def _wanted(self, solver, system, rows, values):
         """Return how many eigenvectors are of use: further ones would allow larger batches than there are."""

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
 from ntkrobust_sk import EmpiricalNTKClassifier, ProjectedNTK
-from ntkrobust_sk.solvers import EigenPro, FeatureGram, solve
+from ntkrobust_sk.solvers import EigenPro, FeatureGram, InaccurateSolveError, solve
 
 RNG = np.random.default_rng(0)
 GAUSSIAN = RNG.normal(size=(20_000, 20))
@@ -74,6 +74,24 @@ def test_few_rows_converge_by_default(shape, alpha):
     features, targets = rng.normal(size=shape), rng.normal(size=(shape[0], 2))
     dual, report = solve(FeatureGram(features), targets, alpha=alpha, solver="eigenpro", return_report=True)
     assert report.converged and residual_of_dual(features, targets, dual, report.ridge) <= 1e-3
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 1e-4, 1e-7, 0])
+def test_columns_that_few_rows_have_converge_by_default(alpha):
+    X, y = load_digits(return_X_y=True)
+    # corner pixels of a handful of scans
+    assert (np.count_nonzero(X, axis=0) == 1).any()
+    targets = np.eye(10)[y] - np.eye(10)[y].mean(0)
+    dual, report = solve(FeatureGram(X), targets, alpha=alpha, solver="eigenpro", return_report=True)
+    assert report.converged and residual_of_dual(X, targets, dual, report.ridge) <= 1e-3
+
+
+def test_steps_that_a_long_row_forbids_end_in_an_error_that_tells_its_length():
+    features = np.where(np.arange(5000)[:, None] == 7, 1e4, 1.0) * GAUSSIAN[:5000]
+    with pytest.raises(
+        InaccurateSolveError, match=r"a row of features, with its weight, is 5e\+03 times the mean"
+    ):
+        solve(FeatureGram(features), TARGETS[:5000], alpha=1e-9, solver="eigenpro")
 
 
 def test_machines_on_projected_features_answer_as_those_of_cholesky():
