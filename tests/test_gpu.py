@@ -26,7 +26,7 @@ from ntkrobust_sk import _arrays as _backend
 from ntkrobust_sk.analysis.eigenfeatures import leading_eigenpairs
 from ntkrobust_sk.execution import devices
 from ntkrobust_sk.execution import tiles as tiles_of_rows
-from ntkrobust_sk.kernels import gram_matrix, room
+from ntkrobust_sk.kernels import blocks, gram_matrix, room
 from ntkrobust_sk.kernels.ntk import KERNELS, TraceNTK
 from ntkrobust_sk.kernels.predictors import DualPredictor, make_predictor, require_room
 from ntkrobust_sk.networks.model import Variables
@@ -208,18 +208,18 @@ def test_accelerators_take_more_rows_of_machines_at_once_where_their_gradients_a
 @pytest.mark.parametrize("tail", [(), (2,), (2, 2)], ids=len)
 def test_blocks_are_placed_by_two_programs_whole_or_cut_off(tail):
     rng, rows = np.random.default_rng(0), 4
-    gram_matrix._place.clear_cache()
+    blocks._place.clear_cache()
     for n in (11, 3):
         found = jax.numpy.zeros((n, n, *tail))
         expected = np.zeros((n, n, *tail), np.float32)
-        before = gram_matrix._place._cache_size()
+        before = blocks._place._cache_size()
         for i in range(0, n, rows):
             for j in range(i, n, rows):
                 block = rng.normal(size=(rows, rows, *tail)).astype(np.float32)
-                found = gram_matrix._write(found, jax.numpy.asarray(block), i, j, i < j)
-                expected = gram_matrix._write(expected, block, i, j, i < j)
+                found = blocks.with_block(found, jax.numpy.asarray(block), i, j, i < j)
+                expected = blocks.with_block(expected, block, i, j, i < j)
         np.testing.assert_array_equal(found, expected)
-        assert gram_matrix._place._cache_size() - before == (2 if n > rows else 1)
+        assert blocks._place._cache_size() - before == (2 if n > rows else 1)
 
 
 def shapes_of(network, shape):

@@ -16,6 +16,7 @@ from ..execution.precision import x64_enabled
 from ..networks.inputs import host_inputs
 from ..networks.model import Model
 from ..saving.content_cache import ContentCache
+from .edited_functions import told_apart
 from .fingerprint import UNSURE, fingerprint
 from .gram_matrix import gram_of
 from .ntk import resolve_kernel
@@ -74,6 +75,7 @@ def make_job(
     kernel, budget = resolve_kernel(kernel), parse_memory(memory)
     X = host_inputs("X", X, model.variables.params)
     Y = None if Y is None else host_inputs("Y", Y, model.variables.params)
+    kernel = told_apart(kernel, model, X.shape[1:], X.dtype)
     digits, n_rows = own_digits(kernel, model), max(len(X), 0 if Y is None else len(Y))
     plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=n_rows, dtype=digits, inputs=X.dtype)
     job = TileJob(kernel, model, X, Y, plan, digits)

@@ -19,6 +19,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -105,6 +106,25 @@ def fingerprint(function: Callable, *args) -> tuple[str, Any]:
     jaxpr, shapes = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
     digest = _of(jaxpr, reading := _Reading()).hex()
     return (f"{UNSURE}{', '.join(dict.fromkeys(reading.unsure))}" if reading.unsure else digest), shapes
+
+
+def code_digest(function: Callable) -> bytes | None:
+    """Return the digest of a function's code and of all that it refers to, or None where it reads something else.
+
+    >>> factor = 2
+    >>> def scaled(x):
+    ...     return factor * x
+    >>> before = code_digest(scaled)
+    >>> factor = 3
+    >>> before == code_digest(scaled)
+    False
+    """
+    reading = _Reading(outside=True)
+    try:
+        digest = _of(function, reading)
+    except RecursionError:
+        return None
+    return None if reading.unsure else digest
 
 
 def hash_arrays(arrays: Iterable) -> str:
@@ -252,19 +272,30 @@ def _of_function(function, seen) -> bytes:
     return _joined("function", [_of(part, seen) for part in parts])
 
 
-def _names(code, seen) -> set[str]:
+def _names(code, seen) -> frozenset[str]:
     """Return the names of what code takes from outside of itself, the code of functions in it included."""
-    found = set()
+    found, doubts = _reads(code)
+    for doubt in doubts:
+        seen.doubt(doubt)
+    return found
+
+
+# code does not change, and disassembling it takes most of the time
+@lru_cache(maxsize=1024)
+def _reads(code) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the names that code takes from outside of itself, and what it does that has no fingerprint."""
+    found, doubts = set(), []
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             found.add(step.argval)
         reads = step.argval in ELSEWHERE and step.opname != "LOAD_CONST"
         if reads or step.opname in ("IMPORT_NAME", "STORE_GLOBAL"):
-            seen.doubt(f"{step.argval} in {code.co_name}")
+            doubts.append(f"{step.argval} in {code.co_name}")
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            found |= _names(inner, seen)
-    return found
+            names, more = _reads(inner)
+            found, doubts = found | names, [*doubts, *more]
+    return frozenset(found), tuple(doubts)
 
 
 def _of_jaxpr(jaxpr, seen) -> bytes:

@@ -22,6 +22,8 @@ from ..execution.tiles import one_ahead
 from ..networks.inputs import all_finite, host_inputs, params_dtype
 from ..networks.model import Model, check_model
 from .abstract_features import AbstractFeatures, abstract_features
+from .blocks import empty_matrix, with_block
+from .edited_functions import told_apart
 from .fingerprint import fingerprint
 from .ntk import Kernel, resolve_kernel
 from .plan import Plan, make_plan
@@ -61,7 +63,9 @@ def gram(
     ----------
     kernel : {"trace", "class", "full", "pseudo"} or callable
         A kernel of :mod:`ntkrobust_sk.kernels`, or any hashable ``kernel(model, x1, x2) -> block`` whose
-        block has axes (n, m, ...).
+        block has axes (n, m, ...). Its code is read in each call, with all that it refers to: edited, or with
+        another value in a field, it is another kernel. What it calls through ``jax.jit`` or ``jax.lax.scan`` is
+        what JAX has kept, until that function is defined again.
     model : Model
         Or None for a kernel that is a function of the inputs alone, such as :class:`InfiniteNTK`; one of your own
         says so by an attribute ``needs_model = False``.
@@ -195,9 +199,9 @@ def _assembled(job: TileJob, n_jobs, progress) -> list:
     finished = finished_tiles(job, tiles, n_jobs)
     for (i, j), blocks in tqdm(finished, "Gram tiles", len(tiles), disable=not progress, leave=False, unit="tile"):
         with own_precision(blocks[0]):
-            result = result or [_empty(job.shape, block) for block in blocks]
+            result = result or [empty_matrix(job.shape, block) for block in blocks]
             for k, block in enumerate(blocks):
-                result[k] = _write(result[k], block, i * rows, j * rows, job.Y is None and i < j)
+                result[k] = with_block(result[k], block, i * rows, j * rows, job.Y is None and i < j)
     return [_finite(job.kernel, K) for K in result]
 
 
@@ -229,7 +233,7 @@ def checked_sides(
         for name, x in ((of_rows, X), (of_columns, Y)):
             if x is not None and (x is X or x.dtype != X.dtype):
                 _require_logits(abstract_features(kernel, model, x.shape[1:], x.dtype), name)
-    return kernel, model, X, Y
+    return told_apart(kernel, model, X.shape[1:], X.dtype), model, X, Y
 
 
 @lru_cache(maxsize=256)
@@ -340,46 +344,6 @@ def _finite(kernel, K):
             f"{where_to_look(kernel)}"
         )
     return K
-
-
-def _empty(size, block):
-    shape = (*size, *block.shape[2:])
-    in_numpy = isinstance(block, np.ndarray) or on_host(block.devices())
-    return np.empty(shape, block.dtype) if in_numpy else jnp.zeros(shape, block.dtype)
-
-
-def _write(result, block, i, j, mirrored):
-    """Place the part of a block that lies inside the result, and its mirror image where that is wanted."""
-    if not isinstance(result, np.ndarray):
-        return _place(result, block, i, j, mirrored)
-    block = np.asarray(block)[: result.shape[0] - i, : result.shape[1] - j]
-    result[i : i + block.shape[0], j : j + block.shape[1]] = block
-    if mirrored:
-        result[j : j + block.shape[1], i : i + block.shape[0]] = transpose(block)
-    return result
-
-
-@partial(jax.jit, donate_argnums=0, static_argnums=4)
-def _place(result, block, i, j, mirrored):
-    """Place a block, whole or cut off by the result's ends: two programs serve all tiles of a matrix."""
-    result = _place_once(result, block, i, j)
-    return _place_once(result, transpose(block), j, i) if mirrored else result
-
-
-def _place_once(result, block, i, j):
-    block = block[: result.shape[0], : result.shape[1]]
-    height, width = block.shape[:2]
-    # a region of the block's size that lies inside, in whose last rows and columns the first ones of the block are
-    top, left = (
-        jnp.minimum(at, whole - size)
-        for at, whole, size in zip((i, j), result.shape, (height, width), strict=False)
-    )
-    tail = (0,) * (result.ndim - 2)
-    before = jax.lax.dynamic_slice(result, (top, left, *tail), block.shape)
-    moved = jnp.roll(block, (i - top, j - left), axis=(0, 1))
-    inside = (jnp.arange(height) >= i - top)[:, None] & (jnp.arange(width) >= j - left)
-    kept = jnp.where(inside.reshape(height, width, *(1,) * len(tail)), moved, before)
-    return jax.lax.dynamic_update_slice(result, kept, (top, left, *tail))
 
 
 def _inputs(name, X, model, read_later) -> np.ndarray:

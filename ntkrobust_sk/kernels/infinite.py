@@ -15,6 +15,7 @@ from .._validation import brief, check_choice, function
 from ..networks.adapters import StaxNetwork
 from ..networks.inputs import finite_inputs
 from ..networks.model import Model
+from .fingerprint import code_digest
 from .neural_tangents_bridge import import_neural_tangents
 
 KINDS = ("ntk", "nngp")
@@ -86,7 +87,7 @@ class InfiniteNTK:
     @property
     def functions(self) -> tuple[Callable, Callable, Callable]:
         """The functions ``(init_fn, apply_fn, kernel_fn)`` of the network."""
-        return self.network if isinstance(self.network, tuple) else _made(self.network)
+        return self.network if isinstance(self.network, tuple) else _made(self.network, code_digest(self.network))
 
     def finite(self, key: jax.Array, input_shape: tuple[int, ...]) -> Model:
         """Draw a network of the widths that its layers state, whose :class:`TraceNTK` approaches this kernel.
@@ -183,7 +184,7 @@ def _unfit(x):
 
 
 @lru_cache(maxsize=64)
-def _made(network):
+def _made(network, code):
     return _require_triple(network(import_neural_tangents().stax))
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import jax
@@ -256,9 +256,12 @@ class CallableKernel:
     ----------
     function : callable
         Hashable.
+    computes : str
+        The fingerprint of what it computes, where that is known: a function that was edited is another kernel.
     """
 
     function: Callable
+    computes: str = field(default="", init=False)
 
     has_gradients: ClassVar[bool] = False
     is_tangent: ClassVar[bool] = False
@@ -276,6 +279,12 @@ class CallableKernel:
 
     def __repr__(self) -> str:
         return repr(self.function)
+
+    def that_computes(self, computes: str) -> CallableKernel:
+        """Return the kernel with another fingerprint."""
+        kernel = CallableKernel(self.function)
+        object.__setattr__(kernel, "computes", computes)
+        return kernel
 
     def __call__(self, model: Model, x1: jax.Array, x2: jax.Array) -> jax.Array:
         """Return the block of inputs (n, ...) and (m, ...)."""

@@ -14,6 +14,7 @@ import scipy.linalg
 from .._portable import Portable
 from ..networks.model import Model
 from ..solvers.direct import SingularGramError
+from .edited_functions import known_by_code
 from .predictors import SCORES_OF
 
 
@@ -215,7 +216,7 @@ class Posterior:
     def pytree(self, kernel: Callable, model: Model, x_fit: np.ndarray, dtype) -> PosteriorVariance:
         """Return the same as a function of inputs in the precision of a network."""
         arrays = x_fit[self.seen], self.root.astype(dtype), self.factor.astype(dtype)
-        return PosteriorVariance(kernel, model, *map(jnp.asarray, arrays))
+        return PosteriorVariance(known_by_code(kernel), model, *map(jnp.asarray, arrays))
 
 
 def make_posterior(gram: np.ndarray, ridge: float, weight: np.ndarray, seen: np.ndarray) -> Posterior:

@@ -18,6 +18,7 @@ from ..networks.inputs import PyTree, host_inputs, n_params, params_dtype, requi
 from ..networks.model import Model, check_model, require_model
 from ..saving.savable import Savable
 from .abstract_features import abstract_features
+from .edited_functions import told_apart
 from .ntk import resolve_kernel
 from .plan import Plan, fixed_plan, make_plan
 from .room import require_device_memory, require_host_room
@@ -147,6 +148,7 @@ def make_predictor(
     model = require_model(model) if params is None else model_for(kernel, model, params)
     dtype = params_dtype(model.variables.params)
     X = _checked_inputs(kernel, model, X)
+    kernel = told_apart(kernel, model, X.shape[1:], X.dtype)
     dual_coef, offset = _checked_coefficients(X, dual_coef, offset)
     in_dtype, budget = fitting("dual_coef", dual_coef, dtype), parse_memory(memory)
     offset = jnp.asarray(fitting("offset", offset, dtype))
@@ -210,6 +212,7 @@ def training_job(
     """
     kernel, budget = resolve_kernel(kernel), parse_memory(memory)
     X = _checked_inputs(kernel, require_model(model), X)
+    kernel = told_apart(kernel, model, X.shape[1:], X.dtype)
     require_room(kernel, model, X.shape[1:], (len(X), n_targets), budget, X.dtype)
     digits = own_digits(kernel, model)
     plan = make_plan(kernel, model, X.shape[1:], budget, n_rows=len(X), dtype=digits, inputs=X.dtype)

@@ -19,6 +19,7 @@ from ..execution.memory import parse_memory
 from ..execution.precision import x64_enabled
 from ..execution.tiles import pad_rows
 from ..kernels.abstract_features import abstract_features
+from ..kernels.edited_functions import known_by_code, told_apart
 from ..kernels.fingerprint import hash_arrays
 from ..kernels.gram_matrix import gram
 from ..kernels.ntk import resolve_kernel
@@ -197,7 +198,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
         """Return the kernel in JAX, a pytree: ``k(x, z)`` of rows (n, ...) and (m, ...), ``k(x)`` its diagonal."""
         kernel, model = self._kernel_and_model()
         shape = None if self.input_shape is None else positive_tuple("input_shape", self.input_shape)
-        return Partial(_Covariance(kernel, shape, self.memory), model, self._scale())
+        return Partial(_Covariance(known_by_code(kernel), shape, self.memory), model, self._scale())
 
     def remembered(self, z: np.ndarray) -> Any:
         """Return rows (m, ...) with their tangent features, or as they are where these do not fit in ``memory``.
@@ -262,6 +263,7 @@ class NTKKernel(DifferentiableCovariance, Kernel):
     def _which(self, X, Y):
         """Return what tells matrices of one owner apart: kernel, parameters of the model, inputs."""
         kernel, model = self._kernel_and_model()
+        kernel = told_apart(kernel, model, X.shape[1:], host_inputs("X", X[:1], model.variables.params).dtype)
         # arrays of NumPy may change in place, JAX's do not
         changing = [leaf for leaf in jax.tree.leaves(model.variables) if not isinstance(leaf, jax.Array)]
         sides = [None if side is None else hash_arrays([side]) for side in (X, Y)]
