@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._validation import number
 from ..execution.memory import host_bytes_free, parse_memory, readable
 from ..execution.tiles import MACHINE_ROWS, Shaped, evaluate
+from ..kernels.edited_functions import told_apart
 from ..kernels.ntk import resolve_kernel
 from ..kernels.posterior import OutOfDistribution, Posterior, PriorVariance, make_posterior
 from ..networks.inputs import host_inputs, params_dtype
@@ -190,7 +191,7 @@ class UncertaintyMixin(PrecomputedMachine):
         posterior = self._posterior()
         inputs, _ = self._validated(X, reset=False)
         x = host_inputs("X", inputs, self.model_.variables.params)
-        kernel = resolve_kernel(self._fitted_kernel)
+        kernel = told_apart(resolve_kernel(self._fitted_kernel), self.model_, x.shape[1:], x.dtype)
         prior = evaluate(PriorVariance(kernel, self.model_), x, MACHINE_ROWS).astype(np.float64)
         block = self._kernel_of(kernel, x, self.X_fit_)[:, posterior.seen]
         return prior, posterior.variances(prior, block), inputs, block

@@ -47,6 +47,9 @@ def told_apart(kernel: Kernel, model: Model, input_shape: tuple[int, ...], input
 def known_by_code(kernel: Kernel) -> Kernel:
     """Return a kernel that is known by its function's code alone, where no inputs' shape is at hand.
 
+    Where the code cannot be seen whole, it is the kernel as it was: one that was edited may be taken for the one
+    before.
+
     >>> known_by_code(CallableKernel(lambda model, x, z: x @ z.T)).computes != ""
     True
     """

@@ -14,7 +14,8 @@ import scipy.linalg
 from .._portable import Portable
 from ..networks.model import Model
 from ..solvers.direct import SingularGramError
-from .edited_functions import known_by_code
+from .edited_functions import told_apart
+from .ntk import Kernel
 from .predictors import SCORES_OF
 
 
@@ -213,10 +214,11 @@ class Posterior:
         level = level * (1 - 1e-9)
         return float(np.quantile(self.left_out, level, weights=self.root**2, method="inverted_cdf"))
 
-    def pytree(self, kernel: Callable, model: Model, x_fit: np.ndarray, dtype) -> PosteriorVariance:
+    def pytree(self, kernel: Kernel, model: Model, x_fit: np.ndarray, dtype) -> PosteriorVariance:
         """Return the same as a function of inputs in the precision of a network."""
         arrays = x_fit[self.seen], self.root.astype(dtype), self.factor.astype(dtype)
-        return PosteriorVariance(known_by_code(kernel), model, *map(jnp.asarray, arrays))
+        kernel = told_apart(kernel, model, x_fit.shape[1:], x_fit.dtype)
+        return PosteriorVariance(kernel, model, *map(jnp.asarray, arrays))
 
 
 def make_posterior(gram: np.ndarray, ridge: float, weight: np.ndarray, seen: np.ndarray) -> Posterior:
