@@ -46,6 +46,8 @@ class TangentKernel:
     is_tangent: ClassVar[bool] = True
 
     needs_model: ClassVar[bool] = True
+    # What computes it, where that is a function of somebody else's.
+    function: ClassVar[None] = None
 
     @property
     def base(self) -> TangentKernel:
