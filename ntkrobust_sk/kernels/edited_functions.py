@@ -15,7 +15,7 @@ from ..execution.loops import form_of, without_numbers
 from ..execution.precision import x64_enabled
 from ..networks.model import Model
 from .fingerprint import code_digest, fingerprint
-from .ntk import CallableKernel, Kernel
+from .ntk import Kernel
 
 
 def told_apart(kernel: Kernel, model: Model, input_shape: tuple[int, ...], inputs: np.dtype) -> Kernel:
