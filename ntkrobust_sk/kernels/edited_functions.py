@@ -50,6 +50,7 @@ def known_by_code(kernel: Kernel) -> Kernel:
     Where the code cannot be seen whole, it is the kernel as it was: one that was edited may be taken for the one
     before.
 
+    >>> from ntkrobust_sk.kernels.ntk import CallableKernel
     >>> known_by_code(CallableKernel(lambda model, x, z: x @ z.T)).computes != ""
     True
     """
