@@ -113,7 +113,7 @@ def least_by_hand(K, Y):
     A.flat[:: len(A) + 1] += ridge
     L, _ = spotrf(A.T, lower=True, clean=False, overwrite_a=True)
     X, R, error, steps = np.zeros_like(Y), Y, 1.0, 0
-    while error > TOLERANCE:
+    while error > TOLERANCE and steps < 20:
         X = X + spotrs(L, np.asfortranarray(R, np.float32), lower=True)[0]
         # few rows in double precision at once, of a matrix that is not
         blocks = [K] if K.dtype == float else (K[at : at + 128].astype(float) for at in range(0, len(K), 128))

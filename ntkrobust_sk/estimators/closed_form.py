@@ -17,11 +17,12 @@ from ..execution.tiles import machine_rows
 from ..kernels.cached_gram import cached_gram
 from ..kernels.gram_matrix import gram_of
 from ..kernels.ntk import resolve_kernel
-from ..kernels.predictors import kernel_scores, make_predictor, require_room, training_job
+from ..kernels.predictors import make_predictor, require_room, training_job
 from ..kernels.tiles import TileJob
 from ..kernels.verified_store import verified_gram
 from ..networks.inputs import host_inputs, params_dtype
 from ..networks.named import n_logits
+from ..solvers.rows import kernel_scores
 from .attributable import AttributableMachine
 from .kernel_forms import rank_of
 from .uncertainty import UncertaintyMixin

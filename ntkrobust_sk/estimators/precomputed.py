@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .._validation import brief, require_unmasked
-from ..kernels.predictors import kernel_scores
 from ..kernels.room import require_host_memory
 from ..solvers.choice import resolve_solver, solver_of_matrix
 from ..solvers.eigenpro import EigenPro
 from ..solvers.matrices import require_symmetric
+from ..solvers.rows import kernel_scores
 from .inputs import as_rows
 from .kernel_forms import KernelForm, require_ridge
 from .shared import KernelSource, allowed

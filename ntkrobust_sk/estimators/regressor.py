@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._validation import fitting, flag, require_numbers
 from ..kernels.posterior import PosteriorDeviation
-from ..kernels.predictors import kernel_scores
+from ..solvers.rows import kernel_scores
 from ..targets.labels import weights_to_score
 from .closed_form import ClosedFormMachine
 from .inputs import as_answer, checked_weights, require_finite_targets

@@ -21,7 +21,7 @@ from .ntk import Kernel
 def told_apart(kernel: Kernel, model: Model, input_shape: tuple[int, ...], inputs: np.dtype) -> Kernel:
     """Return a kernel that differs from the one before, if its function now computes something else.
 
-    The function's code is read, with all that it refers to, which takes a fraction of a millisecond. It is traced
+    The function's code is read, with all that it refers to, which takes about a millisecond. It is traced
     where the code is another one, or reads what cannot be seen in it.
 
     Parameters

@@ -14,9 +14,9 @@ import scipy.linalg
 from .._portable import Portable
 from ..networks.model import Model
 from ..solvers.direct import SingularGramError
+from ..solvers.rows import SCORES_OF
 from .edited_functions import told_apart
 from .ntk import Kernel
-from .predictors import SCORES_OF
 
 
 @jax.tree_util.register_dataclass

@@ -17,6 +17,7 @@ from ..execution.precision import enable_x64
 from ..networks.inputs import PyTree, host_inputs, n_params, params_dtype, require_finite
 from ..networks.model import Model, check_model, require_model
 from ..saving.savable import Savable
+from ..solvers.rows import SCORES_OF
 from .abstract_features import abstract_features
 from .edited_functions import told_apart
 from .ntk import resolve_kernel
@@ -24,9 +25,6 @@ from .plan import Plan, fixed_plan, make_plan
 from .room import require_device_memory, require_host_room
 from .tiles import TileJob, own_digits
 from .without_model import model_for
-
-# Scores of a kernel's block and dual coefficients, by the block's rank.
-SCORES_OF = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}
 
 
 @jax.tree_util.register_dataclass
@@ -178,11 +176,6 @@ def make_predictor(
         tangents = jax.tree.unflatten(jax.tree.structure(model.variables.params), tangents)
     tangents = jax.tree.map(jnp.asarray, tangents)
     return PrimalPredictor(kernel, model, tangents, offset, moved=kernel.has_gradients)
-
-
-def kernel_scores(block: np.ndarray, dual_coef: np.ndarray) -> np.ndarray:
-    """Return Σ_j K(x_i, x_j) dual_j (n, T) in double precision, of a kernel's block of rank 2, 3 or 4."""
-    return np.einsum(SCORES_OF[block.ndim], block.astype(np.float64, copy=False), dual_coef, optimize=True)
 
 
 def training_job(

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+# Scores of a kernel's block and dual coefficients, by the block's rank.
+SCORES_OF = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}
 # Numbers of a block of rows that are divided at once.
 BLOCK = 2**18
 
@@ -27,10 +29,9 @@ def real_product(A, B):
     return A @ B.real + 1j * (A @ B.imag) if np.iscomplexobj(B) else A @ B
 
 
-def block_product(block, dual):
-    """Return the kernel block times dual coefficients (m, T), for a kernel of rank 2, 3 or 4."""
-    equation = {2: "nm,mc->nc", 3: "nmc,mc->nc", 4: "nmcd,md->nc"}[block.ndim]
-    return np.einsum(equation, block.astype(np.float64), dual, optimize=True)
+def kernel_scores(block: np.ndarray, dual_coef: np.ndarray) -> np.ndarray:
+    """Return Σ_j K(x_i, x_j) dual_j (n, T) in double precision, of a kernel's block of rank 2, 3 or 4."""
+    return np.einsum(SCORES_OF[block.ndim], block.astype(np.float64, copy=False), dual_coef, optimize=True)
 
 
 def blocks(n: int, numbers: int) -> Iterator[slice]:

@@ -14,7 +14,7 @@ from .direct import InaccurateSolveError, SingularGramError
 from .filters import Filter
 from .matrices import rounding, solver_array
 from .ridge import _checked_weight, _mean_diagonal, _require_kernel_system
-from .rows import block_product, blocks, real_product, sums_of_others
+from .rows import blocks, kernel_scores, real_product, sums_of_others
 from .units import unit_of
 
 # Columns of a product of eigenvectors at once: few would have the eigenvectors read again and again.
@@ -322,7 +322,7 @@ class Spectrum:
         result = np.zeros(self.targets.shape)
         result[self.weight > 0] = joined
         if dual is not None:
-            result[self.weight == 0] = self.offset + block_product(self.unseen, dual[self.weight > 0])
+            result[self.weight == 0] = self.offset + kernel_scores(self.unseen, dual[self.weight > 0])
         return result
 
 
